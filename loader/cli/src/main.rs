@@ -1,0 +1,3 @@
+//! The `rfork` command.
+
+fn main() {}

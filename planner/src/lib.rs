@@ -1,0 +1,1 @@
+//! The RFork planner as a library.

@@ -1,0 +1,290 @@
+//! What names a thing on the wire: the key of a set of weights, the address of a seed, a lease.
+
+use std::fmt;
+use std::net::Ipv6Addr;
+
+use sha2::{Digest, Sha256};
+
+/// The longest seed key accepted, in bytes.
+pub const MAX_SEED_KEY_BYTES: usize = 8 * 1024;
+
+/// The longest host name or address accepted as `SEED_IP`, in bytes (DNS allows 253).
+pub const MAX_SEED_HOST_BYTES: usize = 255;
+
+/// The longest lease id accepted, in bytes. Planners of ours issue 32 hex characters.
+pub const MAX_LEASE_ID_BYTES: usize = 128;
+
+/// A value that cannot be an id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IdError {
+    /// A seed key without a byte.
+    #[error("a seed key must not be empty")]
+    EmptyKey,
+    /// A seed key of more than [`MAX_SEED_KEY_BYTES`].
+    #[error("a seed key of {0} bytes is too long: at most {MAX_SEED_KEY_BYTES} are accepted")]
+    KeyTooLong(usize),
+    /// Something that could not stand as the host of a URL.
+    #[error("'{0}' cannot be the host of a URL: give an IPv4 or IPv6 address or a host name")]
+    BadHost(String),
+    /// A port outside 1 to 65535.
+    #[error("a seed port must be 1 to 65535")]
+    BadPort,
+    /// A lease id that is empty, too long or not printable ASCII.
+    #[error("a lease id must be 1 to {MAX_LEASE_ID_BYTES} printable ASCII characters")]
+    BadLease,
+}
+
+/// What weights a seed holds: the planner hands a worker only seeds of exactly the key it asked for.
+///
+/// The planner treats it as opaque bytes, compared exactly and case-sensitively and never decoded: clients
+/// in the field send Latin-1 and UTF-8 alike. Between 1 and [`MAX_SEED_KEY_BYTES`] bytes.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SeedKey(Box<[u8]>);
+
+impl SeedKey {
+    /// Takes the bytes of a key as they came.
+    ///
+    /// # Errors
+    /// [`IdError::EmptyKey`] or [`IdError::KeyTooLong`].
+    pub fn new(bytes: impl Into<Vec<u8>>) -> Result<Self, IdError> {
+        let bytes = bytes.into();
+        match bytes.len() {
+            0 => Err(IdError::EmptyKey),
+            n if n > MAX_SEED_KEY_BYTES => Err(IdError::KeyTooLong(n)),
+            _ => Ok(Self(bytes.into_boxed_slice())),
+        }
+    }
+
+    /// The bytes, as they are compared and stored.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// Whether this is a digest key (64 lower-case hex characters), as clients from 2026-08 on build them.
+    pub fn is_digest(&self) -> bool {
+        self.0.len() == 64 && self.0.iter().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+    }
+}
+
+/// For people: bytes that are not UTF-8 are shown as Latin-1, which is what Python clients mean by them.
+impl fmt::Display for SeedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match std::str::from_utf8(&self.0) {
+            Ok(text) => f.write_str(text),
+            Err(_) => self.0.iter().try_for_each(|&b| write!(f, "{}", char::from(b))),
+        }
+    }
+}
+
+impl fmt::Debug for SeedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "SeedKey({:?})", self.to_string())
+    }
+}
+
+/// Where a seed is: the address of its metadata service, and its rank.
+///
+/// Written `SEED_IP:SEED_PORT:SEED_RANK`. The host is kept as the client sent it, because that text is the
+/// identity; [`SeedIdentity::authority`] gives the form that fits in a URL.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct SeedIdentity {
+    host: String,
+    port: u16,
+    rank: u32,
+}
+
+impl SeedIdentity {
+    /// Checks and takes the three parts.
+    ///
+    /// # Errors
+    /// [`IdError::BadHost`] when `host` is not an IPv4 address, an IPv6 address (with or without brackets)
+    /// or a host name; [`IdError::BadPort`] for port 0.
+    pub fn new(host: impl Into<String>, port: u16, rank: u32) -> Result<Self, IdError> {
+        let host = host.into();
+        if !is_url_host(&host) {
+            return Err(IdError::BadHost(host));
+        }
+        if port == 0 {
+            return Err(IdError::BadPort);
+        }
+        Ok(Self { host, port, rank })
+    }
+
+    /// The host as the seed gave it.
+    pub fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The port of its metadata service.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Its rank within its instance.
+    pub fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    /// `host:port` as it stands in a URL: an IPv6 address gets its brackets.
+    pub fn authority(&self) -> String {
+        if self.host.contains(':') && !self.host.starts_with('[') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
+    }
+}
+
+impl fmt::Display for SeedIdentity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.host, self.port, self.rank)
+    }
+}
+
+/// Whether `host` could stand as the host of a URL.
+fn is_url_host(host: &str) -> bool {
+    if host.is_empty() || host.len() > MAX_SEED_HOST_BYTES {
+        return false;
+    }
+    if host.contains([':', '[', ']']) {
+        let inner = match host.strip_prefix('[') {
+            Some(rest) => match rest.strip_suffix(']') {
+                Some(inner) => inner,
+                None => return false,
+            },
+            None => host,
+        };
+        return inner.parse::<Ipv6Addr>().is_ok();
+    }
+    host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+}
+
+/// A lease: the right to read from one seed until it ends. It is a credential.
+///
+/// `Debug` and `Display` show only [`LeaseId::fingerprint`]; the secret is had with [`LeaseId::expose`].
+#[derive(Clone, PartialEq, Eq)]
+pub struct LeaseId(String);
+
+impl LeaseId {
+    /// Takes a lease id as a header carried it.
+    ///
+    /// # Errors
+    /// [`IdError::BadLease`] when it is empty, longer than [`MAX_LEASE_ID_BYTES`] or not printable ASCII.
+    pub fn new(text: impl Into<String>) -> Result<Self, IdError> {
+        let text = text.into();
+        let printable = text.bytes().all(|b| b.is_ascii_graphic());
+        if text.is_empty() || text.len() > MAX_LEASE_ID_BYTES || !printable {
+            return Err(IdError::BadLease);
+        }
+        Ok(Self(text))
+    }
+
+    /// The secret itself, for the wire only.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// SHA-256 of the id: what a planner stores, so that a copy of its database grants nothing.
+    pub fn hash(&self) -> [u8; 32] {
+        Sha256::digest(self.0.as_bytes()).into()
+    }
+
+    /// The first 12 hex characters of [`LeaseId::hash`], as vLLM Ascend's clients log it.
+    pub fn fingerprint(&self) -> String {
+        hash_fingerprint(&self.hash())
+    }
+}
+
+/// The first 12 hex characters of a lease's stored hash: its name in logs and snapshots.
+pub fn hash_fingerprint(hash: &[u8; 32]) -> String {
+    hex(&hash[..6])
+}
+
+/// Lower-case hex.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, b| {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "{b:02x}");
+        text
+    })
+}
+
+impl fmt::Debug for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "LeaseId(#{})", self.fingerprint())
+    }
+}
+
+impl fmt::Display for LeaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{}", self.fingerprint())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn hosts_that_fit_a_url() {
+        for good in ["10.0.0.7", "::1", "[::1]", "fe80::1", "node-3.rack_1.example", "h"] {
+            assert!(SeedIdentity::new(good, 1, 0).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "a@b", "a#b", "a\tb", "[::1", "::1]", "1:2", "é", "a?b", "%41"] {
+            assert!(SeedIdentity::new(bad, 1, 0).is_err(), "{bad}");
+        }
+        assert_eq!(SeedIdentity::new("h", 0, 0), Err(IdError::BadPort));
+    }
+
+    #[test]
+    fn an_ipv6_seed_has_a_url_authority() {
+        let bare = SeedIdentity::new("::1", 8000, 2).unwrap();
+        let bracketed = SeedIdentity::new("[::1]", 8000, 2).unwrap();
+        assert_eq!(bare.authority(), "[::1]:8000");
+        assert_eq!(bracketed.authority(), "[::1]:8000");
+        assert_eq!(bare.to_string(), "::1:8000:2");
+    }
+
+    #[test]
+    fn a_lease_is_never_printed_whole() {
+        let id = LeaseId::new("0123456789abcdef0123456789abcdef").unwrap();
+        for shown in [format!("{id}"), format!("{id:?}")] {
+            assert!(!shown.contains(id.expose()), "{shown}");
+            assert!(shown.contains(&id.fingerprint()), "{shown}");
+        }
+        assert_eq!(id.fingerprint().len(), 12);
+        assert!(LeaseId::new("").is_err());
+        assert!(LeaseId::new("a b").is_err());
+    }
+
+    #[test]
+    fn keys_keep_their_bytes() {
+        assert_eq!(SeedKey::new(vec![]), Err(IdError::EmptyKey));
+        assert_eq!(
+            SeedKey::new(vec![b'a'; MAX_SEED_KEY_BYTES + 1]),
+            Err(IdError::KeyTooLong(MAX_SEED_KEY_BYTES + 1))
+        );
+        assert_eq!(SeedKey::new(vec![0xe9]).unwrap().to_string(), "é");
+        assert!(SeedKey::new("a".repeat(64)).unwrap().is_digest());
+        assert!(!SeedKey::new("A".repeat(64)).unwrap().is_digest());
+    }
+
+    proptest! {
+        #[test]
+        fn any_key_is_kept_exactly(bytes in proptest::collection::vec(any::<u8>(), 1..200)) {
+            let key = SeedKey::new(bytes.clone()).unwrap();
+            prop_assert_eq!(key.as_bytes(), &bytes[..]);
+            let _ = key.to_string();
+        }
+
+        #[test]
+        fn a_host_that_is_accepted_stays_whole_in_a_url(host in "[ -~]{1,20}") {
+            if let Ok(identity) = SeedIdentity::new(host, 80, 0) {
+                let authority = identity.authority();
+                prop_assert!(!authority.contains(['/', '@', '#', '?', ' ', '%']));
+            }
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! RFork on the wire.
+//!
+//! Every format that leaves a process is typed here, once: planner and loader share these types, so
+//! neither spells a header name, a metadata field or a frame by itself. The crate does no I/O and knows
+//! no runtime, which makes each format testable with plain values.
+
+pub mod ids;
+
+pub use ids::{IdError, LeaseId, SeedIdentity, SeedKey};

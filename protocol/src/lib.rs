@@ -5,5 +5,7 @@
 //! no runtime, which makes each format testable with plain values.
 
 pub mod ids;
+pub mod manifest;
+pub mod seed_key;
 
 pub use ids::{IdError, LeaseId, SeedIdentity, SeedKey};

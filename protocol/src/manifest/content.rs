@@ -1,0 +1,155 @@
+//! The content id: one name for all bytes of a model, so that chunks of two sources are never mixed unless
+//! they are the same.
+//!
+//! It is SHA-256 over the manifest (names, counts, element sizes, shapes, dtypes and formats, but no
+//! addresses) and the digest of each chunk. The chunk digests are made once, where the bytes come from
+//! storage, and travel with the manifest from worker to worker.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+
+use super::Manifest;
+use crate::ids::hex;
+
+/// Names the bytes of a whole model; equal ids mean equal bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ContentId(pub [u8; 32]);
+
+impl fmt::Display for ContentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for ContentId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ContentId({})", hex(&self.0[..6]))
+    }
+}
+
+/// A content id that is not 64 hex characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a content id is 64 hexadecimal characters")]
+pub struct BadContentId;
+
+impl FromStr for ContentId {
+    type Err = BadContentId;
+
+    fn from_str(text: &str) -> Result<Self, BadContentId> {
+        let mut id = [0; 32];
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(BadContentId);
+        }
+        for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+            let digits = std::str::from_utf8(pair).map_err(|_| BadContentId)?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| BadContentId)?;
+        }
+        Ok(Self(id))
+    }
+}
+
+/// The digest of each chunk of a model, and how it was cut and hashed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ChunkDigests {
+    /// Name of the algorithm, for instance `crc64nvme`. Digests of 64 bits.
+    pub algorithm: String,
+    /// The size of a full chunk in bytes: a reader that cuts differently cannot compare.
+    pub chunk_bytes: u64,
+    /// One digest a chunk, in chunk order.
+    pub digests: Arc<[u64]>,
+}
+
+/// The content id of a model with that manifest and those chunks.
+pub fn content_id(manifest: &Manifest, chunks: &ChunkDigests) -> ContentId {
+    let mut hash = Sha256::new();
+    // Each text carries its length, so that no two different models feed the same bytes.
+    let text = |hash: &mut Sha256, text: &str| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    text(&mut hash, "rfork content 1");
+    hash.update((manifest.tensors().len() as u64).to_le_bytes());
+    for tensor in manifest.tensors() {
+        text(&mut hash, &tensor.name);
+        hash.update(tensor.count.to_le_bytes());
+        hash.update(tensor.element_bytes.to_le_bytes());
+        let shape = tensor.shape.as_deref().unwrap_or(&[]);
+        hash.update((shape.len() as u64).to_le_bytes());
+        for dim in shape {
+            hash.update(dim.to_le_bytes());
+        }
+        text(&mut hash, tensor.dtype.as_deref().unwrap_or(""));
+        hash.update(tensor.format.unwrap_or(i64::MIN).to_le_bytes());
+    }
+    text(&mut hash, &chunks.algorithm);
+    hash.update(chunks.chunk_bytes.to_le_bytes());
+    hash.update((chunks.digests.len() as u64).to_le_bytes());
+    for digest in chunks.digests.iter() {
+        hash.update(digest.to_le_bytes());
+    }
+    ContentId(hash.finalize().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Tensor;
+    use super::super::tests::{manifests, tensor};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn chunks(digests: &[u64]) -> ChunkDigests {
+        ChunkDigests { algorithm: "crc64nvme".into(), chunk_bytes: 262_144, digests: digests.into() }
+    }
+
+    #[test]
+    fn an_address_does_not_change_it_and_all_else_does() {
+        let base = tensor("w", &[2, 3], "bfloat16", 2);
+        let id = |tensor: Tensor, digests: &[u64]| {
+            content_id(&Manifest::new(vec![tensor]).unwrap(), &chunks(digests))
+        };
+        let original = id(base.clone(), &[1, 2]);
+        assert_eq!(id(Tensor { address: 99, ..base.clone() }, &[1, 2]), original);
+        let others = [
+            id(base.clone(), &[1, 3]),
+            id(base.clone(), &[1]),
+            id(Tensor { name: "v".into(), ..base.clone() }, &[1, 2]),
+            id(tensor("w", &[3, 2], "bfloat16", 2), &[1, 2]),
+            id(tensor("w", &[2, 3], "float16", 2), &[1, 2]),
+            id(Tensor { format: Some(29), ..base }, &[1, 2]),
+        ];
+        for other in others {
+            assert_ne!(other, original);
+        }
+    }
+
+    #[test]
+    fn it_never_changes_between_versions() {
+        // Workers of two versions must agree on it: a change here is a change of the protocol.
+        let manifest = Manifest::new(vec![tensor("w", &[2, 3], "bfloat16", 2)]).unwrap();
+        insta::assert_snapshot!(content_id(&manifest, &chunks(&[1, 2])));
+    }
+
+    proptest! {
+        #[test]
+        fn text_and_id_convert_both_ways(bytes in any::<[u8; 32]>()) {
+            let id = ContentId(bytes);
+            prop_assert_eq!(id.to_string().parse(), Ok(id));
+        }
+
+        #[test]
+        fn any_text_is_refused_or_read(text in ".{0,70}") {
+            let _ = text.parse::<ContentId>();
+        }
+
+        #[test]
+        fn every_digest_counts(manifest in manifests(), digests in prop::collection::vec(any::<u64>(), 1..9), at in 0usize..9) {
+            let mut other = digests.clone();
+            let at = at % other.len();
+            other[at] ^= 1;
+            prop_assert_ne!(content_id(&manifest, &chunks(&digests)), content_id(&manifest, &chunks(&other)));
+        }
+    }
+}

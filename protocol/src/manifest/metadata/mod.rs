@@ -1,0 +1,418 @@
+//! Seed metadata: the JSON that a seed serves on `/get_rfork_transfer_engine_info`, in every generation.
+//!
+//! | generation | entry of a tensor | shapes | version, formats |
+//! |---|---|---|---|
+//! | A (2026-03) | `[address, count, element size]` | second URL, or inline | absent |
+//! | B (2026-08) | 3 to 5 fields | in the entry, inline, or second URL | may be absent |
+//! | C (2026-09) | `[address, count, element size, shape, dtype]` | in the entry | required |
+//!
+//! All are read. Served are entries of three or five fields (see [`EntryFields`]), always with version,
+//! shapes and formats. What seeds of ours add stands under one key of its own, [`Extension`], which other
+//! readers skip.
+
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+use super::content::{ChunkDigests, ContentId};
+use super::{Manifest, ManifestError, Tensor};
+
+mod wire;
+
+use wire::{
+    DtypesOut, EntriesOut, ExtensionOut, FormatsOut, InfoDocument, InfoIn, Named, Served, ShapesIn, ShapesOut,
+};
+
+/// Path of the metadata.
+pub const INFO_PATH: &str = "/get_rfork_transfer_engine_info";
+/// Path of the shapes alone, which generations A and B ask for.
+pub const SHAPE_INFO_PATH: &str = "/get_rfork_transfer_engine_shape_info";
+/// Path that says that a process is a seed at all.
+pub const FETCH_SEED_PATH: &str = "/rfork_fetch_seed";
+/// Path that says whether a seed serves the key in its query.
+pub const HEALTH_PATH: &str = "/health_check_with_key";
+/// The one protocol version there is.
+pub const PROTOCOL_VERSION: u64 = 1;
+
+/// Metadata that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MetadataError {
+    /// Not JSON, or not of the expected form.
+    #[error("the seed's metadata is malformed: {0}")]
+    Malformed(String),
+    /// A version that this library does not speak.
+    #[error(
+        "the seed speaks RFork protocol version {0}; this worker reads version {PROTOCOL_VERSION}: use workers of one release, or another seed key"
+    )]
+    UnknownVersion(u64),
+    /// The seed answered, but not for this key.
+    #[error("the seed serves another seed key")]
+    OtherKey,
+    /// A transfer-engine session that is not `host:port`.
+    #[error("the seed's transfer-engine session '{0}' is not host:port")]
+    BadSession(String),
+    /// The tensor list contradicts itself.
+    #[error("the seed's manifest is wrong: {0}")]
+    Manifest(#[from] ManifestError),
+    /// A shape, format or dtype list that does not fit the tensors.
+    #[error("the seed's {what} list does not fit its tensors: {reason}")]
+    List {
+        /// `shape`, `format` or `dtype`.
+        what: &'static str,
+        /// Which tensor, and why.
+        reason: String,
+    },
+    /// The extension's digests are not what they should be.
+    #[error("the seed's chunk digests are malformed: {0}")]
+    BadDigests(String),
+}
+
+/// How many fields an entry has when it is served.
+///
+/// Readers of generation A take three or four, readers of generation C exactly five.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum EntryFields {
+    /// Address, count, element size.
+    #[serde(rename = "3")]
+    Three,
+    /// The three, the shape and the dtype.
+    #[serde(rename = "5")]
+    Five,
+}
+
+impl EntryFields {
+    /// What the clients that build such a key read: three fields for a readable key, five for a digest.
+    pub fn for_key(key: &crate::SeedKey) -> Self {
+        if key.is_digest() { Self::Five } else { Self::Three }
+    }
+}
+
+/// What a seed says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Metadata {
+    /// Where its transfer engine listens, `host:port`.
+    pub session: String,
+    /// Its tensors.
+    pub manifest: Manifest,
+    /// What only seeds of ours add.
+    pub extension: Option<Extension>,
+}
+
+/// What seeds of ours say beyond the protocol: their engine, and what the bytes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extension {
+    /// The transfer engine's name, as it stands in seed keys: `tcp`.
+    pub engine: String,
+    /// The name of the bytes.
+    pub content_id: ContentId,
+    /// The chunk digests that the content id is made from.
+    pub chunks: ChunkDigests,
+}
+
+impl Metadata {
+    /// Reads metadata of any generation.
+    ///
+    /// # Errors
+    /// [`MetadataError`]: malformed JSON, an unknown version, another key's answer, or lists that
+    /// contradict each other.
+    pub fn decode(json: &[u8]) -> Result<Self, MetadataError> {
+        let wire: InfoDocument =
+            serde_json::from_slice(json).map_err(|error| MetadataError::Malformed(error.to_string()))?;
+        if let Some(version) = wire.rfork_protocol_version
+            && version != PROTOCOL_VERSION
+        {
+            return Err(MetadataError::UnknownVersion(version));
+        }
+        let InfoIn(session, entries) = wire.rfork_transfer_engine_info.ok_or(MetadataError::OtherKey)?;
+        if !is_session(&session) {
+            return Err(MetadataError::BadSession(session.chars().take(120).collect()));
+        }
+        let mut manifest = Manifest::new(entries.0)?;
+        if let Some(formats) = wire.rfork_transfer_engine_format_info {
+            fill_all(&mut manifest, "format", formats, |tensor, format| tensor.format = Some(format))?;
+        }
+        if let Some(shapes) = wire.rfork_transfer_engine_shape_info {
+            manifest = with_shapes(manifest, shapes)?;
+        }
+        let extension = match wire.rfork_rs {
+            None => None,
+            Some(extension) => {
+                if let Some(dtypes) = extension.dtypes {
+                    fill_all(&mut manifest, "dtype", dtypes, |tensor, dtype| tensor.dtype = Some(dtype))?;
+                }
+                Some(Extension {
+                    engine: extension.engine,
+                    content_id: extension
+                        .content_id
+                        .parse()
+                        .map_err(|error| MetadataError::BadDigests(format!("{error}")))?,
+                    chunks: ChunkDigests {
+                        algorithm: extension.digest_algorithm,
+                        chunk_bytes: extension.chunk_bytes,
+                        digests: digests_from_hex(&extension.chunk_digests)?.into(),
+                    },
+                })
+            }
+        };
+        // The lists may have brought shapes and dtypes that the entries' own checks have not seen.
+        let manifest = Manifest::new(manifest.tensors)?;
+        Ok(Self { session, manifest, extension })
+    }
+
+    /// Adds the shapes that generations A and B serve at [`SHAPE_INFO_PATH`].
+    ///
+    /// # Errors
+    /// [`MetadataError`] when the answer is malformed, of another key, or does not fit the tensors.
+    pub fn add_shapes(&mut self, json: &[u8]) -> Result<(), MetadataError> {
+        let wire: ShapesIn =
+            serde_json::from_slice(json).map_err(|error| MetadataError::Malformed(error.to_string()))?;
+        let shapes = wire.rfork_transfer_engine_shape_info.ok_or(MetadataError::OtherKey)?;
+        self.manifest = Manifest::new(with_shapes(self.manifest.clone(), shapes)?.tensors)?;
+        Ok(())
+    }
+
+    /// Whether every tensor's shape is known; if not, [`Metadata::add_shapes`] may help.
+    pub fn has_shapes(&self) -> bool {
+        self.manifest.tensors().iter().all(|tensor| tensor.shape.is_some())
+    }
+
+    /// The JSON to serve at [`INFO_PATH`] for the right key.
+    pub fn encode(&self, fields: EntryFields) -> String {
+        let tensors = self.manifest.tensors();
+        let wire = Served {
+            rfork_protocol_version: PROTOCOL_VERSION,
+            rfork_transfer_engine_info: Some((&self.session, EntriesOut { tensors, fields })),
+            rfork_transfer_engine_shape_info: Some(ShapesOut(tensors)),
+            rfork_transfer_engine_format_info: Some(FormatsOut(tensors)),
+            rfork_rs: self.extension.as_ref().map(|extension| ExtensionOut {
+                engine: &extension.engine,
+                content_id: extension.content_id.to_string(),
+                digest_algorithm: &extension.chunks.algorithm,
+                chunk_bytes: extension.chunks.chunk_bytes,
+                chunk_digests: digests_to_hex(&extension.chunks.digests),
+                dtypes: (fields == EntryFields::Three).then_some(DtypesOut(tensors)),
+            }),
+        };
+        to_json(&wire)
+    }
+
+    /// The JSON to serve at [`SHAPE_INFO_PATH`] for the right key.
+    pub fn encode_shapes(&self) -> String {
+        to_json(&BTreeMap::from([("rfork_transfer_engine_shape_info", ShapesOut(self.manifest.tensors()))]))
+    }
+}
+
+/// The JSON to serve at [`INFO_PATH`] for a wrong key.
+pub fn encode_other_key() -> String {
+    to_json(&Served {
+        rfork_protocol_version: PROTOCOL_VERSION,
+        rfork_transfer_engine_info: None,
+        rfork_transfer_engine_shape_info: None,
+        rfork_transfer_engine_format_info: None,
+        rfork_rs: None,
+    })
+}
+
+/// The JSON to serve at [`SHAPE_INFO_PATH`] for a wrong key.
+pub fn encode_other_key_shapes() -> String {
+    r#"{"rfork_transfer_engine_shape_info":null}"#.into()
+}
+
+fn to_json(value: &impl Serialize) -> String {
+    // Maps with text keys, numbers and text always serialise.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+fn is_session(session: &str) -> bool {
+    session.rsplit_once(':').is_some_and(|(host, port)| {
+        port.parse::<u16>().is_ok_and(|port| crate::SeedIdentity::new(host, port, 0).is_ok())
+    })
+}
+
+/// Gives each tensor its value of a list that must name all of them and nothing else.
+fn fill_all<T>(
+    manifest: &mut Manifest,
+    what: &'static str,
+    list: Named<T>,
+    mut set: impl FnMut(&mut Tensor, T),
+) -> Result<(), MetadataError> {
+    let mut list = list.0;
+    list.sort_unstable_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+    let mut list = list.into_iter();
+    for tensor in &mut manifest.tensors {
+        match list.next() {
+            Some((name, value)) if name == tensor.name => set(tensor, value),
+            _ => {
+                let reason = format!("it does not name '{}' exactly once", tensor.name);
+                return Err(MetadataError::List { what, reason });
+            }
+        }
+    }
+    match list.next() {
+        None => Ok(()),
+        Some((name, _)) => {
+            Err(MetadataError::List { what, reason: format!("it names '{name}', which is no tensor") })
+        }
+    }
+}
+
+/// Adds shapes from a list; a shape that an entry already has must be the same.
+fn with_shapes(mut manifest: Manifest, shapes: Named<Vec<u64>>) -> Result<Manifest, MetadataError> {
+    let mut conflict = None;
+    fill_all(&mut manifest, "shape", shapes, |tensor, shape| {
+        if tensor.shape.as_ref().is_some_and(|own| *own != shape) && conflict.is_none() {
+            conflict = Some(format!("'{}' has {:?} in its entry", tensor.name, tensor.shape));
+        }
+        tensor.shape = Some(shape);
+    })?;
+    match conflict {
+        None => Ok(manifest),
+        Some(reason) => Err(MetadataError::List { what: "shape", reason }),
+    }
+}
+
+fn digests_to_hex(digests: &[u64]) -> String {
+    let bytes: Vec<u8> = digests.iter().flat_map(|digest| digest.to_be_bytes()).collect();
+    crate::ids::hex(&bytes)
+}
+
+fn digests_from_hex(text: &str) -> Result<Vec<u64>, MetadataError> {
+    let bad = || MetadataError::BadDigests("they must be 16 hexadecimal characters a chunk".into());
+    if !text.len().is_multiple_of(16) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(bad());
+    }
+    let one = |digits| {
+        std::str::from_utf8(digits).ok().and_then(|d| u64::from_str_radix(d, 16).ok()).ok_or_else(bad)
+    };
+    text.as_bytes().chunks_exact(16).map(one).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::content::content_id;
+    use super::super::tests::{manifests, tensor};
+    use super::*;
+    use proptest::prelude::*;
+
+    fn metadata(manifest: Manifest, with_extension: bool) -> Metadata {
+        let chunks = ChunkDigests {
+            algorithm: "crc64nvme".into(),
+            chunk_bytes: 262_144,
+            digests: [1, u64::MAX].into(),
+        };
+        let content_id = content_id(&manifest, &chunks);
+        let extension = with_extension.then_some(Extension { engine: "tcp".into(), content_id, chunks });
+        Metadata { session: "10.0.0.7:40123".into(), manifest, extension }
+    }
+
+    #[test]
+    fn the_protocol_page_s_example_is_read() {
+        let json = br#"{"rfork_protocol_version": 1,
+            "rfork_transfer_engine_info": ["10.0.0.7:40123", {"layers.0.w": [281470681743360, 4096, 2, [64, 64], "bfloat16"]}],
+            "rfork_transfer_engine_shape_info": {"layers.0.w": [64, 64]},
+            "rfork_transfer_engine_format_info": {"layers.0.w": 2}}"#;
+        let read = Metadata::decode(json).unwrap();
+        let expected =
+            Tensor { address: 281_470_681_743_360, ..tensor("layers.0.w", &[64, 64], "bfloat16", 2) };
+        assert_eq!(read.manifest.tensors(), [expected]);
+        assert_eq!((read.session.as_str(), read.extension), ("10.0.0.7:40123", None));
+    }
+
+    #[test]
+    fn generation_a_says_its_shapes_at_a_second_url() {
+        let mut read =
+            Metadata::decode(br#"{"rfork_transfer_engine_info": ["[::1]:9", {"w": [16, 6, 2]}]}"#).unwrap();
+        assert!(!read.has_shapes());
+        read.add_shapes(br#"{"rfork_transfer_engine_shape_info": {"w": [2, 3]}}"#).unwrap();
+        assert!(read.has_shapes());
+        assert_eq!(read.manifest.get("w").unwrap().shape.as_deref(), Some(&[2, 3][..]));
+        for wrong in [r#"{"w": [2, 4]}"#, r#"{"v": [2, 3]}"#, "{}", r#"{"w": [2, 3], "v": [1]}"#, "null"] {
+            let json = format!(r#"{{"rfork_transfer_engine_shape_info": {wrong}}}"#);
+            assert!(read.add_shapes(json.as_bytes()).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn generation_b_may_give_four_fields() {
+        let read = Metadata::decode(br#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, 6, 2, [6]]}]}"#);
+        assert_eq!(read.unwrap().manifest.get("w").unwrap().shape.as_deref(), Some(&[6][..]));
+    }
+
+    #[test]
+    fn what_cannot_be_used_says_why() {
+        let cases = [
+            (
+                r#"{"rfork_protocol_version": 2, "rfork_transfer_engine_info": ["h:9", {"w": [16, 6, 2]}]}"#,
+                "version 2",
+            ),
+            (r#"{"rfork_protocol_version": 1, "rfork_transfer_engine_info": null}"#, "another seed key"),
+            (r#"{"rfork_transfer_engine_info": ["h", {"w": [16, 6, 2]}]}"#, "not host:port"),
+            (r#"{"rfork_transfer_engine_info": ["h/x:9", {"w": [16, 6, 2]}]}"#, "not host:port"),
+            (r#"{"rfork_transfer_engine_info": ["h:0", {"w": [16, 6, 2]}]}"#, "not host:port"),
+            (r#"{"rfork_transfer_engine_info": ["h:9", {}]}"#, "lists no tensor"),
+            (r#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, 6]}]}"#, "at least 3 fields"),
+            (r#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, -6, 2]}]}"#, "malformed"),
+            (r#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, 6, 2, [6], "int8", 1]}]}"#, "more than 5"),
+            (
+                r#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, 6, 2], "w": [16, 6, 2]}]}"#,
+                "listed twice",
+            ),
+            (
+                r#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, 6, 2, [6]]}], "rfork_transfer_engine_shape_info": {"w": [2, 3]}}"#,
+                "in its entry",
+            ),
+            (
+                r#"{"rfork_transfer_engine_info": ["h:9", {"w": [16, 6, 2]}], "rfork_transfer_engine_format_info": {"v": 2}}"#,
+                "format list",
+            ),
+            ("5", "malformed"),
+            ("", "malformed"),
+        ];
+        for (json, expected) in cases {
+            let error = Metadata::decode(json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains(expected), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn another_key_gets_the_same_fields_as_null() {
+        assert_eq!(Metadata::decode(encode_other_key().as_bytes()), Err(MetadataError::OtherKey));
+        insta::assert_snapshot!(encode_other_key());
+    }
+
+    #[test]
+    fn each_served_form_has_its_fields() {
+        let metadata = metadata(Manifest::new(vec![tensor("w", &[2, 3], "bfloat16", 2)]).unwrap(), true);
+        insta::assert_snapshot!(metadata.encode(EntryFields::Three));
+        insta::assert_snapshot!(metadata.encode(EntryFields::Five));
+        insta::assert_snapshot!(metadata.encode_shapes());
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_served_is_read_back(manifest in manifests(), with_extension: bool) {
+            let served = metadata(manifest, with_extension);
+            let five = Metadata::decode(served.encode(EntryFields::Five).as_bytes()).unwrap();
+            prop_assert_eq!(&five, &served);
+            let three = Metadata::decode(served.encode(EntryFields::Three).as_bytes()).unwrap();
+            if with_extension {
+                prop_assert_eq!(&three, &served);
+            }
+            prop_assert!(three.has_shapes());
+            let mut shapes = three;
+            shapes.add_shapes(served.encode_shapes().as_bytes()).unwrap();
+        }
+
+        #[test]
+        fn any_bytes_are_refused_or_read(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Metadata::decode(&bytes);
+        }
+
+        #[test]
+        fn a_byte_changed_anywhere_never_panics(manifest in manifests(), at: prop::sample::Index, to: u8) {
+            let mut json = metadata(manifest, true).encode(EntryFields::Five).into_bytes();
+            let at = at.index(json.len());
+            json[at] = to;
+            let _ = Metadata::decode(&json);
+        }
+    }
+}

@@ -1,0 +1,185 @@
+//! The JSON itself, field for field: what is read ([`InfoDocument`]) and what is served ([`Served`]).
+
+use std::fmt;
+
+use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
+use serde::ser::{SerializeMap, SerializeTuple};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::super::Tensor;
+use super::EntryFields;
+
+// What is read.
+
+#[derive(Deserialize)]
+#[allow(clippy::struct_field_names)] // The protocol's names.
+pub(super) struct InfoDocument {
+    #[serde(default)]
+    pub(super) rfork_protocol_version: Option<u64>,
+    #[serde(default)]
+    pub(super) rfork_transfer_engine_info: Option<InfoIn>,
+    #[serde(default)]
+    pub(super) rfork_transfer_engine_shape_info: Option<Named<Vec<u64>>>,
+    #[serde(default)]
+    pub(super) rfork_transfer_engine_format_info: Option<Named<i64>>,
+    #[serde(default)]
+    pub(super) rfork_rs: Option<ExtensionIn>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct ShapesIn {
+    #[serde(default)]
+    pub(super) rfork_transfer_engine_shape_info: Option<Named<Vec<u64>>>,
+}
+
+#[derive(Deserialize)]
+pub(super) struct InfoIn(pub(super) String, pub(super) EntriesIn);
+
+#[derive(Deserialize)]
+pub(super) struct ExtensionIn {
+    pub(super) engine: String,
+    pub(super) content_id: String,
+    pub(super) digest_algorithm: String,
+    pub(super) chunk_bytes: u64,
+    pub(super) chunk_digests: String,
+    #[serde(default)]
+    pub(super) dtypes: Option<Named<String>>,
+}
+
+/// A JSON object as a list, so that a name that stands twice is seen.
+pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Pairs<T>(std::marker::PhantomData<T>);
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pairs<T> {
+            type Value = Named<T>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("an object with a member for each tensor")
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Named(pairs))
+            }
+        }
+        deserializer.deserialize_map(Pairs(std::marker::PhantomData))
+    }
+}
+
+/// The tensors of an info object, unsorted.
+pub(super) struct EntriesIn(pub(super) Vec<Tensor>);
+
+impl<'de> Deserialize<'de> for EntriesIn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let pairs = Named::<EntryIn>::deserialize(deserializer)?.0;
+        let tensor = |(name, entry): (String, EntryIn)| Tensor { name, ..entry.0 };
+        Ok(Self(pairs.into_iter().map(tensor).collect()))
+    }
+}
+
+/// One entry of three to five fields; its name is still empty.
+struct EntryIn(Tensor);
+
+impl<'de> Deserialize<'de> for EntryIn {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = EntryIn;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("[address, count, element size], with shape and dtype at most")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut fields: A) -> Result<EntryIn, A::Error> {
+                let required = |field: Option<u64>, at| {
+                    field.ok_or_else(|| A::Error::invalid_length(at, &"at least 3 fields"))
+                };
+                let address = required(fields.next_element()?, 0)?;
+                let count = required(fields.next_element()?, 1)?;
+                let element_bytes = required(fields.next_element()?, 2)?;
+                let shape = fields.next_element()?.flatten();
+                let dtype = fields.next_element()?.flatten();
+                if fields.next_element::<serde::de::IgnoredAny>()?.is_some() {
+                    return Err(A::Error::custom("an entry has more than 5 fields"));
+                }
+                let name = String::new();
+                Ok(EntryIn(Tensor { name, address, count, element_bytes, shape, dtype, format: None }))
+            }
+        }
+        deserializer.deserialize_seq(Fields)
+    }
+}
+
+// What is served.
+
+#[derive(Serialize)]
+#[allow(clippy::struct_field_names)] // The protocol's names.
+pub(super) struct Served<'a> {
+    pub(super) rfork_protocol_version: u64,
+    pub(super) rfork_transfer_engine_info: Option<(&'a str, EntriesOut<'a>)>,
+    pub(super) rfork_transfer_engine_shape_info: Option<ShapesOut<'a>>,
+    pub(super) rfork_transfer_engine_format_info: Option<FormatsOut<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rfork_rs: Option<ExtensionOut<'a>>,
+}
+
+#[derive(Serialize)]
+pub(super) struct ExtensionOut<'a> {
+    pub(super) engine: &'a str,
+    pub(super) content_id: String,
+    pub(super) digest_algorithm: &'a str,
+    pub(super) chunk_bytes: u64,
+    pub(super) chunk_digests: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) dtypes: Option<DtypesOut<'a>>,
+}
+
+pub(super) struct EntriesOut<'a> {
+    pub(super) tensors: &'a [Tensor],
+    pub(super) fields: EntryFields,
+}
+
+impl Serialize for EntriesOut<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.tensors.iter().map(|t| (&t.name, EntryOut(t, self.fields))))
+    }
+}
+
+struct EntryOut<'a>(&'a Tensor, EntryFields);
+
+impl Serialize for EntryOut<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Self(tensor, fields) = self;
+        let mut entry = serializer.serialize_tuple(if *fields == EntryFields::Three { 3 } else { 5 })?;
+        entry.serialize_element(&tensor.address)?;
+        entry.serialize_element(&tensor.count)?;
+        entry.serialize_element(&tensor.element_bytes)?;
+        if *fields == EntryFields::Five {
+            entry.serialize_element(&tensor.shape)?;
+            entry.serialize_element(&tensor.dtype)?;
+        }
+        entry.end()
+    }
+}
+
+/// Declares a map from tensor names to one of their properties, leaving out what is not known.
+macro_rules! property_map {
+    ($name:ident, $property:ident) => {
+        pub(super) struct $name<'a>(pub(super) &'a [Tensor]);
+        impl Serialize for $name<'_> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                let mut map = serializer.serialize_map(None)?;
+                for tensor in self.0 {
+                    if let Some(value) = &tensor.$property {
+                        map.serialize_entry(&tensor.name, value)?;
+                    }
+                }
+                map.end()
+            }
+        }
+    };
+}
+property_map!(ShapesOut, shape);
+property_map!(FormatsOut, format);
+property_map!(DtypesOut, dtype);

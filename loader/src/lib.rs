@@ -1,1 +1,11 @@
-//! The RFork loader.
+//! The RFork loader: what runs in each worker.
+//!
+//! It fetches a model's weights from a seed (a worker that already holds them), falls back to storage, and
+//! then serves them on. [`session`] is the whole of it; the other modules are its parts.
+
+pub mod advertise;
+pub mod config;
+pub mod http;
+pub mod retry;
+pub mod seed_service;
+pub mod session;

@@ -55,6 +55,22 @@ impl SeedKey {
         }
     }
 
+    /// The key that a Python client sends for `text`: Latin-1 where every character fits, else UTF-8.
+    ///
+    /// Workers of ours send the same bytes, so that both find each other's seeds.
+    ///
+    /// # Errors
+    /// As [`SeedKey::new`].
+    pub fn from_text(text: &str) -> Result<Self, IdError> {
+        let latin1: Option<Vec<u8>> = text.chars().map(|c| u8::try_from(u32::from(c)).ok()).collect();
+        Self::new(latin1.unwrap_or_else(|| text.as_bytes().to_vec()))
+    }
+
+    /// Whether `text`, as a URL's query carries it, means this key.
+    pub fn is_text(&self, text: &str) -> bool {
+        self.as_bytes() == text.as_bytes() || Self::from_text(text).is_ok_and(|key| key == *self)
+    }
+
     /// The bytes, as they are compared and stored.
     pub fn as_bytes(&self) -> &[u8] {
         &self.0
@@ -267,6 +283,8 @@ mod tests {
             Err(IdError::KeyTooLong(MAX_SEED_KEY_BYTES + 1))
         );
         assert_eq!(SeedKey::new(vec![0xe9]).unwrap().to_string(), "é");
+        assert_eq!(SeedKey::from_text("é").unwrap().as_bytes(), [0xe9]);
+        assert_eq!(SeedKey::from_text("Ā").unwrap().as_bytes(), "Ā".as_bytes());
         assert!(SeedKey::new("a".repeat(64)).unwrap().is_digest());
         assert!(!SeedKey::new("A".repeat(64)).unwrap().is_digest());
     }
@@ -277,6 +295,14 @@ mod tests {
             let key = SeedKey::new(bytes.clone()).unwrap();
             prop_assert_eq!(key.as_bytes(), &bytes[..]);
             let _ = key.to_string();
+        }
+
+        #[test]
+        fn a_key_is_recognised_by_the_text_it_shows(text in "[a-zé$ %Ā√ÿÃ©]{1,12}", other in "[a-zé]{1,3}") {
+            let key = SeedKey::from_text(&text).unwrap();
+            prop_assert!(key.is_text(&text));
+            prop_assert!(key.is_text(&key.to_string()));
+            prop_assert_eq!(key.is_text(&other), other == text || other == key.to_string());
         }
 
         #[test]

@@ -99,7 +99,7 @@ impl ReadableKey<'_> {
         parts.extend(self.ep_rank.map(|rank| format!("ep{rank}")));
         parts.extend(self.draft.then(|| "draft".to_owned()));
         parts.extend((self.engine != UNNAMED_ENGINE).then(|| self.engine.to_owned()));
-        Ok(SeedKey::new(parts.join(separator))?)
+        Ok(SeedKey::from_text(&parts.join(separator))?)
     }
 }
 

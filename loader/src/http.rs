@@ -1,0 +1,24 @@
+//! The one HTTP client of a worker, for planner and seeds.
+
+use std::time::Duration;
+
+/// A client whose requests end after `timeout` in all, name resolution included.
+///
+/// Redirects are not followed: the protocol has none, and a request carries a lease. Proxies of the
+/// environment are not used: seeds are named by address within the cluster.
+///
+/// # Errors
+/// When TLS cannot be set up.
+pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
+    // A process has one provider of cryptography. If somebody installed another before us, that one serves.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder()
+        .timeout(timeout)
+        .connect_timeout(timeout)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .pool_idle_timeout(Duration::from_secs(20))
+        .pool_max_idle_per_host(2)
+        .user_agent(concat!("rfork/", env!("CARGO_PKG_VERSION")))
+        .build()
+}

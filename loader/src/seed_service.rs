@@ -1,0 +1,346 @@
+//! The metadata service of a worker that serves its weights: what it holds, and where to read it.
+//!
+//! It answers from documents that were made once, so a request costs a copy to a socket. Slow or silent
+//! clients are closed and connections are bounded, because the process around it runs inference.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Json, Router};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use rfork_protocol::SeedKey;
+use rfork_protocol::manifest::metadata::{
+    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, Metadata, SHAPE_INFO_PATH, encode_other_key,
+    encode_other_key_shapes,
+};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// Connections served at once; more wait in the listen queue.
+const MAX_CONNECTIONS: usize = 64;
+/// How long a client may take to send a request's head.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long one connection may live; a manifest of 100,000 tensors is sent in a fraction of it.
+const CONNECTION_DEADLINE: Duration = Duration::from_secs(120);
+/// How long the service waits for requests in flight when it is stopped.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+
+/// The metadata service could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedServiceError {
+    /// The address could not be listened on.
+    #[error(
+        "the seed service cannot listen on {address}: {source}; set rfork_seed_bind_host, or another rfork_seed_port_base (without it, a free port is taken)"
+    )]
+    Bind {
+        /// Host and port that were tried.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// It listens, but does not answer.
+    #[error(
+        "the seed service on {address} did not answer its health check within {waited:?} ({last}); raise rfork_seed_timeout_sec if this machine is slow"
+    )]
+    Unhealthy {
+        /// Where it listens.
+        address: SocketAddr,
+        /// `rfork_seed_timeout_sec`.
+        waited: Duration,
+        /// What the last try said.
+        last: String,
+    },
+}
+
+/// The documents that are served.
+struct Documents {
+    key: SeedKey,
+    info: Bytes,
+    shapes: Bytes,
+}
+
+/// A running metadata service. It stops when dropped; [`SeedService::stop`] also waits for it.
+#[derive(Debug)]
+pub struct SeedService {
+    address: SocketAddr,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+impl SeedService {
+    /// Listens on `host:port` (port 0 takes a free one) and serves `metadata` to those who name `key`.
+    ///
+    /// # Errors
+    /// [`SeedServiceError::Bind`].
+    pub async fn start(
+        host: &str,
+        port: u16,
+        key: &SeedKey,
+        metadata: &Metadata,
+        fields: EntryFields,
+    ) -> Result<Self, SeedServiceError> {
+        let bare_host = host.trim_matches(['[', ']']);
+        let listener = bind(bare_host, port)
+            .await
+            .map_err(|source| SeedServiceError::Bind { address: format!("{host}:{port}"), source })?;
+        let address = listener
+            .local_addr()
+            .map_err(|source| SeedServiceError::Bind { address: format!("{host}:{port}"), source })?;
+        let documents = Arc::new(Documents {
+            key: key.clone(),
+            info: metadata.encode(fields).into(),
+            shapes: metadata.encode_shapes().into(),
+        });
+        let router = Router::new()
+            .route(INFO_PATH, get(info))
+            .route(SHAPE_INFO_PATH, get(shape_info))
+            .route(FETCH_SEED_PATH, get(|| async { Json(serde_json::json!({"status": "ok"})) }))
+            .route(HEALTH_PATH, get(health))
+            .with_state(documents);
+        let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
+        connections.spawn(accept(listener, router, stop.clone(), connections.clone()));
+        Ok(Self { address, stop, connections })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Waits until the service answers its own health check, at most `timeout`.
+    ///
+    /// # Errors
+    /// [`SeedServiceError::Unhealthy`].
+    pub async fn wait_healthy(
+        &self,
+        http: &reqwest::Client,
+        key: &SeedKey,
+        timeout: Duration,
+    ) -> Result<(), SeedServiceError> {
+        let mut local = self.address;
+        if local.ip().is_unspecified() {
+            local.set_ip(match local {
+                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+            });
+        }
+        let url = format!("http://{local}{HEALTH_PATH}");
+        let mut last = "no answer".to_owned();
+        let polling = async {
+            loop {
+                let request = http.get(&url).query(&[("seed_key", key.to_string())]);
+                match request.timeout(timeout).send().await {
+                    Ok(answer) if answer.status() == StatusCode::OK => return,
+                    Ok(answer) => last = format!("status {}", answer.status()),
+                    Err(error) => last = error.without_url().to_string(),
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        match tokio::time::timeout(timeout, polling).await {
+            Ok(()) => Ok(()),
+            Err(_) => Err(SeedServiceError::Unhealthy { address: self.address, waited: timeout, last }),
+        }
+    }
+
+    /// Stops accepting, lets requests in flight finish for a bounded time, and returns.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        self.connections.close();
+        if tokio::time::timeout(STOP_DEADLINE, self.connections.wait()).await.is_err() {
+            tracing::warn!("requests to the seed service were still running after {STOP_DEADLINE:?}");
+        }
+    }
+}
+
+impl Drop for SeedService {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+async fn bind(host: &str, port: u16) -> std::io::Result<TcpListener> {
+    // A name or an address; `lookup_host` takes both.
+    TcpListener::bind((host, port)).await
+}
+
+/// Accepts until stopped. It owns the listener; each connection owns its permit and ends with `stop`.
+async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, connections: TaskTracker) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let accepted = async {
+            let permit = permits.clone().acquire_owned().await.ok()?;
+            Some((permit, listener.accept().await))
+        };
+        let (permit, stream) = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = accepted => match accepted {
+                Some((permit, Ok((stream, _)))) => (permit, stream),
+                Some((_, Err(error))) => {
+                    // Out of file descriptors, say: not a reason to end, nor to spin.
+                    tracing::warn!(%error, "the seed service could not accept a connection");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                }
+                None => return,
+            },
+        };
+        let (service, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
+        connections.spawn(async move {
+            let _permit = permit;
+            let mut server = hyper::server::conn::http1::Builder::new();
+            server.timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
+            let connection = server.serve_connection(TokioIo::new(stream), service);
+            tokio::pin!(connection);
+            let ended = tokio::time::timeout(CONNECTION_DEADLINE, async {
+                tokio::select! {
+                    result = connection.as_mut() => return result,
+                    () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+                }
+                connection.await
+            });
+            if let Ok(Err(error)) = ended.await {
+                tracing::debug!(%error, "a connection to the seed service ended early");
+            }
+        });
+    }
+}
+
+async fn info(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> Response {
+    answer(&documents.key, query.as_deref(), || documents.info.clone(), || encode_other_key().into())
+}
+
+async fn shape_info(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> Response {
+    answer(&documents.key, query.as_deref(), || documents.shapes.clone(), || encode_other_key_shapes().into())
+}
+
+fn answer(
+    key: &SeedKey,
+    query: Option<&str>,
+    right: impl FnOnce() -> Bytes,
+    wrong: impl FnOnce() -> Bytes,
+) -> Response {
+    let Some(asked) = query.and_then(seed_key_of) else {
+        return (StatusCode::BAD_REQUEST, "missing query parameter: seed_key").into_response();
+    };
+    let body = if is_key(key, &asked) { right() } else { wrong() };
+    ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+async fn health(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> StatusCode {
+    match query.as_deref().and_then(seed_key_of) {
+        Some(asked) if is_key(&documents.key, &asked) => StatusCode::OK,
+        _ => StatusCode::BAD_REQUEST,
+    }
+}
+
+/// The bytes of the query's `seed_key`. Decoded here because a key need not be UTF-8.
+fn seed_key_of(query: &str) -> Option<Vec<u8>> {
+    let value = query.split('&').find_map(|pair| pair.strip_prefix("seed_key="))?;
+    Some(percent_encoding::percent_decode_str(&value.replace('+', " ")).collect())
+}
+
+fn is_key(key: &SeedKey, asked: &[u8]) -> bool {
+    key.as_bytes() == asked || std::str::from_utf8(asked).is_ok_and(|text| key.is_text(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rfork_protocol::manifest::metadata::MetadataError;
+    use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    fn metadata() -> Metadata {
+        let tensor = Tensor {
+            name: "w".into(),
+            address: 16,
+            count: 6,
+            element_bytes: 2,
+            shape: Some(vec![2, 3]),
+            dtype: Some("bfloat16".into()),
+            format: Some(FORMAT_ND),
+        };
+        Metadata {
+            session: "127.0.0.1:9".into(),
+            manifest: Manifest::new(vec![tensor]).unwrap(),
+            extension: None,
+        }
+    }
+
+    async fn start(key: &SeedKey) -> (SeedService, String) {
+        let service = SeedService::start("127.0.0.1", 0, key, &metadata(), EntryFields::Five).await.unwrap();
+        let base = format!("http://{}", service.address());
+        (service, base)
+    }
+
+    fn http() -> reqwest::Client {
+        crate::http::client(Duration::from_secs(5)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_right_key_gets_metadata_and_another_gets_none() {
+        let key = SeedKey::from_text("/m$s$é x").unwrap();
+        let (service, base) = start(&key).await;
+        let get = async |path: &str| {
+            let answer = http().get(format!("{base}{path}")).send().await.unwrap();
+            (answer.status().as_u16(), answer.bytes().await.unwrap())
+        };
+        for right in ["%2Fm%24s%24%C3%A9+x", "/m$s$%C3%A9%20x", "/m$s$%E9%20x"] {
+            let (status, body) = get(&format!("{INFO_PATH}?seed_key={right}")).await;
+            assert_eq!((status, Metadata::decode(&body).unwrap()), (200, metadata()), "{right}");
+            assert_eq!(get(&format!("{HEALTH_PATH}?seed_key={right}")).await.0, 200, "{right}");
+            let (_, shapes) = get(&format!("{SHAPE_INFO_PATH}?seed_key={right}")).await;
+            assert_eq!(&shapes[..], br#"{"rfork_transfer_engine_shape_info":{"w":[2,3]}}"#);
+        }
+        let (status, body) = get(&format!("{INFO_PATH}?seed_key=other")).await;
+        assert_eq!((status, Metadata::decode(&body)), (200, Err(MetadataError::OtherKey)));
+        assert_eq!(get(&format!("{HEALTH_PATH}?seed_key=other")).await.0, 400);
+        assert_eq!(get(HEALTH_PATH).await.0, 400);
+        assert_eq!(get(INFO_PATH).await.0, 400);
+        assert_eq!(get(FETCH_SEED_PATH).await, (200, Bytes::from_static(br#"{"status":"ok"}"#)));
+        service.wait_healthy(&http(), &key, Duration::from_secs(5)).await.unwrap();
+        let address = service.address();
+        service.stop().await;
+        assert!(tokio::net::TcpStream::connect(address).await.is_err(), "it still listens");
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_named() {
+        let key = SeedKey::from_text("k").unwrap();
+        let (service, _) = start(&key).await;
+        let port = service.address().port();
+        let error = SeedService::start("127.0.0.1", port, &key, &metadata(), EntryFields::Five).await;
+        assert!(error.unwrap_err().to_string().contains(&format!("127.0.0.1:{port}")));
+    }
+
+    #[tokio::test]
+    async fn a_dead_service_is_not_healthy() {
+        let key = SeedKey::from_text("k").unwrap();
+        let (service, _) = start(&key).await;
+        let other = SeedKey::from_text("other").unwrap();
+        let error = service.wait_healthy(&http(), &other, Duration::from_millis(200)).await.unwrap_err();
+        assert!(error.to_string().contains("rfork_seed_timeout_sec"), "{error}");
+        assert!(error.to_string().contains("400"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn garbage_costs_only_its_connection() {
+        let key = SeedKey::from_text("k").unwrap();
+        let (service, _) = start(&key).await;
+        let mut garbage = tokio::net::TcpStream::connect(service.address()).await.unwrap();
+        garbage.write_all(b"\x00\x01garbage\r\n\r\n").await.unwrap();
+        let mut rest = Vec::new();
+        let _ = garbage.read_to_end(&mut rest).await;
+        service.wait_healthy(&http(), &key, Duration::from_secs(5)).await.unwrap();
+    }
+}

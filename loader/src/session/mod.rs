@@ -1,0 +1,3 @@
+//! One worker's life.
+
+pub mod state;

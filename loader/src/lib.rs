@@ -5,7 +5,11 @@
 
 pub mod advertise;
 pub mod config;
+pub mod heartbeat;
 pub mod http;
+pub mod lease;
+pub mod planner_client;
 pub mod retry;
+pub mod seed_client;
 pub mod seed_service;
 pub mod session;

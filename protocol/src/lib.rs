@@ -7,5 +7,6 @@
 pub mod ids;
 pub mod manifest;
 pub mod seed_key;
+pub mod v1;
 
 pub use ids::{IdError, LeaseId, SeedIdentity, SeedKey};

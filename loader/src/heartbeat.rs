@@ -1,0 +1,89 @@
+//! Tells the planner, again and again, that this worker is a seed.
+//!
+//! Beats are timed from one start to the next, not from an answer: an answer that took its whole deadline
+//! must not push the next beat past the planner's time to live.
+
+use std::time::Duration;
+
+use rfork_protocol::{SeedIdentity, SeedKey};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::planner_client::PlannerClient;
+use crate::retry::{Backoff, jittered};
+
+/// The first pause after a beat that failed.
+const FIRST_RETRY: Duration = Duration::from_secs(1);
+
+/// A worker's heartbeat. It ends when stopped, when dropped, or when the planner refuses it for good.
+#[derive(Debug)]
+pub struct Heartbeat {
+    stop: CancellationToken,
+    task: AbortOnDropHandle<()>,
+    client: PlannerClient,
+    key: SeedKey,
+    identity: SeedIdentity,
+}
+
+impl Heartbeat {
+    /// Starts to beat about every `interval`.
+    pub fn start(client: PlannerClient, key: SeedKey, identity: SeedIdentity, interval: Duration) -> Self {
+        let stop = CancellationToken::new();
+        let beating = beat(client.clone(), key.clone(), identity.clone(), interval, stop.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(beating));
+        Self { stop, task, client, key, identity }
+    }
+
+    /// Stops beating, then takes the advertisement back, so that nobody is sent here any more. A planner that
+    /// cannot be reached forgets this seed by itself when its time to live has passed.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // A beat that is under way ends first (its request has a deadline): were it dropped, the planner
+        // might still take it, after the removal. An error means that the task panicked: nothing beats.
+        let _ = self.task.await;
+        if let Err(error) = self.client.remove_seed(&self.key, &self.identity).await {
+            tracing::warn!(%error, "the advertisement was not removed; it expires by itself");
+        }
+    }
+}
+
+async fn beat(
+    client: PlannerClient,
+    key: SeedKey,
+    identity: SeedIdentity,
+    interval: Duration,
+    stop: CancellationToken,
+) {
+    let mut backoff = Backoff::new(FIRST_RETRY, interval);
+    let mut failing = false;
+    loop {
+        let started = Instant::now();
+        let pause = match client.add_seed(&key, &identity).await {
+            Ok(()) => {
+                if failing {
+                    tracing::info!(%identity, "the planner has this seed again");
+                }
+                failing = false;
+                backoff = Backoff::new(FIRST_RETRY, interval);
+                // A tenth of the interval keeps a thousand workers that started together apart.
+                interval.mul_f64(0.9) + jittered(interval.mul_f64(0.1))
+            }
+            Err(error) if error.is_passing() => {
+                if !failing {
+                    tracing::warn!(%error, "a heartbeat failed; it is tried again");
+                }
+                failing = true;
+                backoff.pause()
+            }
+            Err(error) => {
+                tracing::error!(%error, "the planner refuses this seed: it is advertised no more");
+                return;
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep_until(started + pause) => {}
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! A lease that a worker holds: renewed while it lives, released when it is dropped, whatever dropped it.
+
+use std::time::Duration;
+
+use rfork_protocol::SeedIdentity;
+use rfork_protocol::v1::LeaseRef;
+use tokio::runtime::Handle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use crate::planner_client::{Grant, PlannerClient};
+use crate::retry::Backoff;
+
+/// A lease is renewed when this part of its time has passed, which leaves two more tries.
+const RENEW_AFTER: f64 = 1.0 / 3.0;
+
+/// A seed that this worker may read from. Dropping it releases it in the background.
+#[derive(Debug)]
+pub struct Lease {
+    reference: LeaseRef,
+    lost: CancellationToken,
+    releases: Releases,
+    _renewal: Option<AbortOnDropHandle<()>>,
+}
+
+impl Lease {
+    /// Takes a grant over and begins to renew it. Planners of the first generations do not tell a time to
+    /// live and have no renewal: their leases are held as they are.
+    ///
+    /// Must be called within a tokio runtime.
+    pub fn hold(grant: Grant, client: PlannerClient, releases: Releases) -> Self {
+        let reference = LeaseRef { identity: grant.granted.identity, lease: grant.granted.lease };
+        let lost = CancellationToken::new();
+        let renewal = grant.granted.lease_ttl_sec.map(|ttl_sec| {
+            let ttl = Duration::from_secs(ttl_sec);
+            let asked_at = Instant::from_std(grant.asked_at);
+            let renewing = renew(client, reference.clone(), ttl, asked_at, lost.clone());
+            AbortOnDropHandle::new(tokio::spawn(renewing))
+        });
+        Self { reference, lost, releases, _renewal: renewal }
+    }
+
+    /// The seed.
+    pub fn seed(&self) -> &SeedIdentity {
+        &self.reference.identity
+    }
+
+    /// Cancelled when the planner says that the lease is gone: reading must stop.
+    pub fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // A lease that is gone at the planner has nothing to release.
+        if !self.lost.is_cancelled() {
+            self.releases.begin(self.reference.clone());
+        }
+    }
+}
+
+/// Renews until dropped or lost. A planner that cannot be reached loses nothing here: bytes go on flowing,
+/// and the seed's point is at worst granted once more.
+async fn renew(
+    client: PlannerClient,
+    reference: LeaseRef,
+    ttl: Duration,
+    asked_at: Instant,
+    lost: CancellationToken,
+) {
+    let retries = || Backoff::new(ttl.mul_f64(RENEW_AFTER / 8.0), ttl.mul_f64(RENEW_AFTER));
+    let mut backoff = retries();
+    let mut next = asked_at + ttl.mul_f64(RENEW_AFTER);
+    loop {
+        tokio::time::sleep_until(next).await;
+        let sent = Instant::now();
+        match client.renew(&reference).await {
+            Ok(true) => {
+                backoff = retries();
+                // Counted from when the renewal was sent: the planner's clock restarted no earlier.
+                next = sent + ttl.mul_f64(RENEW_AFTER);
+            }
+            Ok(false) => {
+                tracing::warn!(seed = %reference.identity, lease = %reference.lease, "the lease is gone");
+                lost.cancel();
+                return;
+            }
+            Err(error) if error.is_passing() => {
+                tracing::warn!(lease = %reference.lease, %error, "a renewal failed; reading goes on");
+                next = Instant::now() + backoff.pause();
+            }
+            Err(error) => {
+                tracing::warn!(lease = %reference.lease, %error, "the planner refuses to renew the lease");
+                lost.cancel();
+                return;
+            }
+        }
+    }
+}
+
+/// Releases leases in the background, so that no release delays or fails a load.
+///
+/// Each is tried a bounded number of times; one that never succeeds ends by its time to live. Their number is
+/// bounded by the leases that a session holds: at most one more than its seeds may fail.
+#[derive(Debug, Clone)]
+pub struct Releases {
+    client: PlannerClient,
+    attempts: u32,
+    interval: Duration,
+    tasks: TaskTracker,
+    runtime: Handle,
+}
+
+impl Releases {
+    /// Tries each release up to `attempts` times, about `interval` apart. Must be called within a tokio
+    /// runtime, on which the releases then run.
+    pub fn new(client: PlannerClient, attempts: u32, interval: Duration) -> Self {
+        Self { client, attempts, interval, tasks: TaskTracker::new(), runtime: Handle::current() }
+    }
+
+    fn begin(&self, reference: LeaseRef) {
+        let (client, attempts) = (self.client.clone(), self.attempts);
+        let mut backoff = Backoff::new(self.interval, self.interval);
+        let releasing = async move {
+            for attempt in 1..=attempts {
+                match client.put_seed(&reference).await {
+                    Ok(()) => return,
+                    Err(error) if error.is_passing() && attempt < attempts => {
+                        tracing::warn!(lease = %reference.lease, %error, attempt, "a release failed; it is tried again");
+                        tokio::time::sleep(backoff.pause()).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(lease = %reference.lease, %error, "the lease was not released; it ends by itself");
+                        return;
+                    }
+                }
+            }
+        };
+        self.tasks.spawn_on(releasing, &self.runtime);
+    }
+
+    /// Waits until all releases are done, at most `timeout`.
+    pub async fn finish(&self, timeout: Duration) {
+        self.tasks.close();
+        if tokio::time::timeout(timeout, self.tasks.wait()).await.is_err() {
+            tracing::warn!("a lease was not released in time; it ends by itself");
+        }
+        self.tasks.reopen();
+    }
+}

@@ -1,0 +1,99 @@
+//! Asks a seed what it holds.
+
+use reqwest::Client;
+use rfork_protocol::manifest::metadata::{INFO_PATH, Metadata, MetadataError, SHAPE_INFO_PATH};
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+/// The longest metadata that is read; a manifest of 100,000 tensors takes about 15 MB.
+const MAX_METADATA_BYTES: usize = 256 << 20;
+
+/// A seed's metadata could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum SeedMetadataError {
+    /// No answer within the deadline.
+    #[error("the seed at {seed} did not answer: {source}")]
+    Unreachable {
+        /// `host:port` of the seed.
+        seed: String,
+        /// What failed.
+        source: reqwest::Error,
+    },
+    /// A status other than 200.
+    #[error("the seed at {seed} answered with status {status}")]
+    Status {
+        /// `host:port` of the seed.
+        seed: String,
+        /// The status.
+        status: u16,
+    },
+    /// More than is sensible.
+    #[error("the seed at {seed} sends more than {MAX_METADATA_BYTES} bytes of metadata")]
+    TooLarge {
+        /// `host:port` of the seed.
+        seed: String,
+    },
+    /// It was read, but cannot be used.
+    #[error("the seed at {seed}: {source}")]
+    Metadata {
+        /// `host:port` of the seed.
+        seed: String,
+        /// Why not.
+        source: MetadataError,
+    },
+}
+
+/// Fetches and decodes the metadata of the seed at `seed`, its shapes from the second URL where the first
+/// does not tell them.
+///
+/// # Errors
+/// [`SeedMetadataError`].
+pub async fn fetch(http: &Client, seed: &SeedIdentity, key: &SeedKey) -> Result<Metadata, SeedMetadataError> {
+    fetch_at(http, &seed.authority(), key).await
+}
+
+/// As [`fetch`], from `host:port`.
+///
+/// # Errors
+/// [`SeedMetadataError`].
+pub async fn fetch_at(http: &Client, authority: &str, key: &SeedKey) -> Result<Metadata, SeedMetadataError> {
+    let unusable = |source| SeedMetadataError::Metadata { seed: authority.to_owned(), source };
+    let info = get(http, authority, INFO_PATH, key).await?;
+    let mut metadata = Metadata::decode(&info).map_err(unusable)?;
+    if !metadata.has_shapes() && metadata.extension.is_none() {
+        match get(http, authority, SHAPE_INFO_PATH, key).await {
+            Ok(shapes) => metadata.add_shapes(&shapes).map_err(unusable)?,
+            // Seeds of the last generation do not have this URL; their entries may lack a shape all the same.
+            Err(SeedMetadataError::Status { status: 404, .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(metadata)
+}
+
+async fn get(
+    http: &Client,
+    authority: &str,
+    path: &str,
+    key: &SeedKey,
+) -> Result<Vec<u8>, SeedMetadataError> {
+    let unreachable = |source: reqwest::Error| SeedMetadataError::Unreachable {
+        seed: authority.to_owned(),
+        source: source.without_url(),
+    };
+    let request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.to_string())]);
+    let mut answer = request.send().await.map_err(unreachable)?;
+    if answer.status() != reqwest::StatusCode::OK {
+        return Err(SeedMetadataError::Status {
+            seed: authority.to_owned(),
+            status: answer.status().as_u16(),
+        });
+    }
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await.map_err(unreachable)? {
+        if body.len() + piece.len() > MAX_METADATA_BYTES {
+            return Err(SeedMetadataError::TooLarge { seed: authority.to_owned() });
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}

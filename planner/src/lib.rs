@@ -1,1 +1,74 @@
-//! The RFork planner as a library.
+//! The RFork planner: which running worker a new worker may read its weights from.
+//!
+//! Requests come in over [`http`], become [`store::Command`]s, and are applied by the writer ([`allocate`])
+//! in one transaction for all that wait. What a command means is decided by pure functions ([`domain`]);
+//! what is true is in the database ([`store`]).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub mod allocate;
+pub mod cli;
+pub mod config;
+pub mod domain;
+pub mod heartbeats;
+pub mod http;
+pub mod shutdown;
+pub mod store;
+pub mod sweeper;
+
+use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
+use store::sqlite::{OpenError, SqliteStore};
+use store::{Clock, Store};
+
+/// A planner that could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// Its database cannot be used.
+    #[error(transparent)]
+    Database(#[from] OpenError),
+    /// Its socket cannot be used.
+    #[error("the listening socket is unusable: {0}")]
+    Listener(#[from] std::io::Error),
+}
+
+/// Runs a planner on `listener` until `stop`: then it accepts no more, finishes what runs, writes the last
+/// heartbeats and returns. Two can live in one process, each with a database of its own.
+///
+/// # Errors
+/// [`RunError`], when it cannot start.
+pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationToken) -> Result<(), RunError> {
+    let address: SocketAddr = listener.local_addr()?;
+    let store: Arc<dyn Store> = match &settings.database {
+        DatabaseUrl::Sqlite(path) => {
+            Arc::new(SqliteStore::open(path, settings.rules(), Clock::Database).await?)
+        }
+    };
+    tracing::info!(
+        %address,
+        database = %settings.database,
+        heartbeat_ttl_sec = settings.heartbeat_ttl.as_secs(),
+        lease_ttl_sec = settings.lease_ttl.as_secs(),
+        resource_points = settings.default_resource_points,
+        policy = %settings.alloc_policy,
+        "the planner listens"
+    );
+    let (writer, writing) = allocate::Writer::start(store.clone(), REQUEST_DEADLINE);
+    let heartbeats = Arc::new(heartbeats::Heartbeats::new(settings.heartbeat_ttl));
+    // These two end after the requests do, so that no heartbeat that was answered is lost.
+    let requests_done = CancellationToken::new();
+    let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
+    let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
+    let api = http::Api { writer, heartbeats, store: store.clone(), lease_ttl: settings.lease_ttl };
+    http::server::serve(listener, http::router(api), stop).await;
+    requests_done.cancel();
+    // A panic in one of them was logged when it happened; the rest is still to be closed.
+    let _ = (flushing.await, sweeping.await);
+    let _ = tokio::time::timeout(REQUEST_DEADLINE, writing).await;
+    store.close().await;
+    tracing::info!("the planner has stopped");
+    Ok(())
+}

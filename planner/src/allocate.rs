@@ -1,0 +1,139 @@
+//! The writer: gathers what waits and applies it in one transaction.
+//!
+//! Every request that changes something is a [`Command`] in one bounded queue. One task owns the store's
+//! writes: it takes all that waits, whatever its kind and key, commits it together, and answers each. Under
+//! load the batches grow, so the cost of a commit is shared; without load a command is applied at once.
+//!
+//! What happens on cancel: a client that went away before its command was taken is passed over if it wanted a
+//! lease; one that went away later has its lease released at once. On kill -9: nothing was acknowledged that
+//! is not committed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rfork_protocol::SeedIdentity;
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::store::{Command, LeaseHash, MAX_BATCH, Outcome, Store, StoreError};
+
+/// Commands that may wait; beyond them a request is answered 503 at once.
+const MAX_WAITING: usize = 8 * MAX_BATCH;
+
+/// Why a command had no outcome.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum WriteError {
+    /// The queue is full.
+    #[error("too many requests are waiting for the database")]
+    Overloaded,
+    /// No outcome within the request's deadline; it may still take effect.
+    #[error("the database did not answer within {0:?}")]
+    TimedOut(Duration),
+    /// The planner is stopping.
+    #[error("the planner is stopping")]
+    Stopping,
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+struct Waiting {
+    command: Command,
+    answer: oneshot::Sender<Result<Outcome, StoreError>>,
+}
+
+/// Sends commands to the writer. Cheap to clone; the writer ends when the last one is dropped.
+#[derive(Debug, Clone)]
+pub struct Writer {
+    queue: mpsc::Sender<Waiting>,
+    deadline: Duration,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waiting")
+    }
+}
+
+impl Writer {
+    /// Starts the writer. Each command has an outcome, or an error, within `deadline`.
+    ///
+    /// The task ends by itself once every `Writer` is dropped and the queue is empty.
+    pub fn start(store: Arc<dyn Store>, deadline: Duration) -> (Self, AbortOnDropHandle<()>) {
+        let (queue, waiting) = mpsc::channel(MAX_WAITING);
+        let task = AbortOnDropHandle::new(tokio::spawn(write(store, waiting)));
+        (Self { queue, deadline }, task)
+    }
+
+    /// Applies one command.
+    ///
+    /// # Errors
+    /// [`WriteError`]. After [`WriteError::TimedOut`] the command may still be applied; a lease that it takes
+    /// is then released by the writer.
+    pub async fn submit(&self, command: Command) -> Result<Outcome, WriteError> {
+        let (answer, outcome) = oneshot::channel();
+        self.queue.try_send(Waiting { command, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => WriteError::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
+        })?;
+        match tokio::time::timeout(self.deadline, outcome).await {
+            Ok(Ok(outcome)) => Ok(outcome?),
+            Ok(Err(_)) => Err(WriteError::Stopping),
+            Err(_) => Err(WriteError::TimedOut(self.deadline)),
+        }
+    }
+}
+
+async fn write(store: Arc<dyn Store>, mut queue: mpsc::Receiver<Waiting>) {
+    let mut batch = Vec::with_capacity(MAX_BATCH);
+    // Leases whose client was gone when its answer came: given back with the next batch.
+    let mut orphans: Vec<Command> = Vec::new();
+    loop {
+        if orphans.is_empty() && queue.recv_many(&mut batch, MAX_BATCH).await == 0 {
+            return;
+        }
+        // A client that has gone away gets no lease that nobody would use.
+        batch.retain(|waiting| !(is_acquire(&waiting.command) && waiting.answer.is_closed()));
+        let mut commands: Vec<Command> = std::mem::take(&mut orphans);
+        let given_back = commands.len();
+        commands.extend(batch.iter().map(|waiting| waiting.command.clone()));
+        if commands.is_empty() {
+            continue;
+        }
+        match store.apply(&commands).await {
+            Ok(outcomes) => {
+                for (waiting, outcome) in batch.drain(..).zip(outcomes.into_iter().skip(given_back)) {
+                    if let Err(Ok(outcome)) = waiting.answer.send(Ok(outcome)) {
+                        orphans.extend(orphan(waiting.command, &outcome));
+                    }
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, commands = commands.len(), "a batch was not applied");
+                for waiting in batch.drain(..) {
+                    // A client that is gone needs no answer.
+                    let _ = waiting.answer.send(Err(error.clone()));
+                }
+                // Leases that could not be given back end by their time to live.
+            }
+        }
+    }
+}
+
+fn is_acquire(command: &Command) -> bool {
+    matches!(command, Command::Acquire { .. })
+}
+
+/// The release of a lease that was granted to a client that is gone.
+fn orphan(command: Command, outcome: &Outcome) -> Option<Command> {
+    match (command, outcome) {
+        (Command::Acquire { lease, .. }, Outcome::Acquired(Some(identity))) => {
+            Some(release(identity.clone(), lease))
+        }
+        _ => None,
+    }
+}
+
+fn release(identity: SeedIdentity, lease: LeaseHash) -> Command {
+    Command::Release { identity, lease }
+}

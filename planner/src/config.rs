@@ -1,0 +1,173 @@
+//! The planner's settings, checked before anything starts.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use crate::domain::policy::Policy;
+use crate::store::Rules;
+
+/// How long a request may take in all. Clients give up after 10 s: an answer must come before.
+pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
+
+/// Where seeds and leases are kept.
+///
+/// `Display` never shows a password.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DatabaseUrl {
+    /// A SQLite file.
+    Sqlite(PathBuf),
+}
+
+/// A database URL that cannot be used. Its text never holds a password.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be a SQLite file as sqlite:///absolute/path.db or sqlite:relative/path.db, got {0}")]
+pub struct BadDatabaseUrl(String);
+
+impl FromStr for DatabaseUrl {
+    type Err = BadDatabaseUrl;
+
+    fn from_str(text: &str) -> Result<Self, BadDatabaseUrl> {
+        let bad = |why: &str| BadDatabaseUrl(why.to_owned());
+        let Some((scheme, rest)) = text.trim().split_once(':') else {
+            return Err(bad("a text without a scheme"));
+        };
+        if scheme != "sqlite" {
+            // Only the scheme: the rest may hold a password.
+            let scheme: String = scheme.chars().take(20).collect();
+            return Err(bad(&format!("a URL with the scheme '{scheme}'")));
+        }
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        if path.is_empty() || path == ":memory:" {
+            return Err(bad("no file"));
+        }
+        if path.contains('?') {
+            return Err(bad("parameters after '?', which are not taken"));
+        }
+        Ok(Self::Sqlite(PathBuf::from(path)))
+    }
+}
+
+impl fmt::Display for DatabaseUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+        }
+    }
+}
+
+/// No place for the default database.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    /// The user has no home directory.
+    #[error("there is no data directory for this user ({0}); give --database-url sqlite:///path/planner.db")]
+    NoDataDirectory(String),
+    /// `--database-url-file` cannot be read.
+    #[error("--database-url-file {path} cannot be read: {reason}")]
+    UrlFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// What it holds is no URL of a database.
+    #[error("--database-url-file {path}: the URL in it {reason}")]
+    UrlInFile {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        reason: BadDatabaseUrl,
+    },
+}
+
+impl DatabaseUrl {
+    /// The default: `rfork/planner.db` in the platform's data directory.
+    ///
+    /// # Errors
+    /// [`DatabaseError::NoDataDirectory`].
+    pub fn default_file() -> Result<Self, DatabaseError> {
+        use etcetera::BaseStrategy;
+        let directories = etcetera::choose_base_strategy()
+            .map_err(|error| DatabaseError::NoDataDirectory(error.to_string()))?;
+        Ok(Self::Sqlite(directories.data_dir().join("rfork").join("planner.db")))
+    }
+
+    /// The URL that stands alone in a file, which keeps it out of the process list.
+    ///
+    /// # Errors
+    /// [`DatabaseError`], never with the file's content.
+    pub fn from_file(path: &Path) -> Result<Self, DatabaseError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|error| DatabaseError::UrlFile { path: path.to_owned(), reason: error.to_string() })?;
+        text.trim().parse().map_err(|reason| DatabaseError::UrlInFile { path: path.to_owned(), reason })
+    }
+}
+
+/// What a planner needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// Address to listen on.
+    pub host: IpAddr,
+    /// Port to listen on; 0 takes a free one.
+    pub port: u16,
+    /// Where seeds and leases are kept.
+    pub database: DatabaseUrl,
+    /// A seed that was silent this long is not offered.
+    pub heartbeat_ttl: Duration,
+    /// Pause between two tidyings-up.
+    pub heartbeat_sweep: Duration,
+    /// A lease that was not renewed this long is gone.
+    pub lease_ttl: Duration,
+    /// Leases that a seed may have at once.
+    pub default_resource_points: u32,
+    /// How seeds are compared.
+    pub alloc_policy: Policy,
+}
+
+impl Settings {
+    /// What a store must know of them.
+    pub fn rules(&self) -> Rules {
+        let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);
+        Rules {
+            heartbeat_ttl_ms: millis(self.heartbeat_ttl),
+            lease_ttl_ms: millis(self.lease_ttl),
+            capacity: self.default_resource_points,
+            policy: self.alloc_policy,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn sqlite_urls_name_a_file() {
+        let file = |url: &str| url.parse::<DatabaseUrl>().unwrap();
+        assert_eq!(file("sqlite:///var/lib/p.db"), DatabaseUrl::Sqlite("/var/lib/p.db".into()));
+        assert_eq!(file("sqlite:p.db"), DatabaseUrl::Sqlite("p.db".into()));
+        assert_eq!(file("sqlite://p.db").to_string(), "sqlite:p.db");
+        for bad in ["", "p.db", "sqlite:", "sqlite://", "sqlite::memory:", "sqlite:p.db?mode=ro"] {
+            assert!(bad.parse::<DatabaseUrl>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_default_is_a_file_of_the_user_s() {
+        let DatabaseUrl::Sqlite(path) = DatabaseUrl::default_file().unwrap();
+        assert!(path.ends_with("rfork/planner.db"), "{}", path.display());
+    }
+
+    proptest! {
+        #[test]
+        fn no_password_is_ever_shown(scheme in "[a-z]{1,9}", rest in "[a-z@/:]{0,12}") {
+            let url = format!("{scheme}://user:SECRET{rest}");
+            if let Err(error) = url.parse::<DatabaseUrl>() {
+                prop_assert!(!error.to_string().contains("SECRET"), "{error}");
+            }
+        }
+    }
+}

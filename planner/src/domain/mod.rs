@@ -1,0 +1,4 @@
+//! The planner's decisions, as pure functions of plain values: no database, no clock, no network.
+
+pub mod policy;
+pub mod seed;

@@ -1,0 +1,67 @@
+//! The planner's HTTP side: thin adapters between requests and the store's commands.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{StatusCode, Uri};
+use axum::routing::{MethodRouter, get, post};
+use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
+
+use crate::allocate::Writer;
+use crate::heartbeats::Heartbeats;
+use crate::store::Store;
+
+mod error;
+mod ops;
+pub mod server;
+mod v1;
+
+/// What every request may use.
+#[derive(Clone)]
+pub struct Api {
+    /// Applies commands.
+    pub writer: Writer,
+    /// Takes repeated heartbeats.
+    pub heartbeats: Arc<Heartbeats>,
+    /// Answers questions.
+    pub store: Arc<dyn Store>,
+    /// What a lease's time to live is told to be.
+    pub lease_ttl: Duration,
+}
+
+/// All routes.
+pub fn router(api: Api) -> Router {
+    Router::new()
+        .route(ADD_SEED, post(v1::add_seed))
+        .route(GET_SEED, get_only(get(v1::get_seed)))
+        .route(RENEW_SEED_LEASE, post(v1::renew_seed_lease))
+        .route(PUT_SEED, post(v1::put_seed))
+        .route(REMOVE_SEED, post(v1::remove_seed))
+        .route("/healthz", get(ops::healthz))
+        .route("/readyz", get(ops::readyz))
+        .route("/debug/snapshot", get(ops::snapshot))
+        .with_state(api)
+}
+
+/// Refuses HEAD, which axum would answer by running the GET: that one allocates.
+fn get_only(route: MethodRouter<Api>) -> MethodRouter<Api> {
+    route.head(async || StatusCode::METHOD_NOT_ALLOWED)
+}
+
+/// A base URL that ends in a slash makes clients ask for `//get_seed`: leading slashes count as one.
+fn single_slash<B>(mut request: Request<B>) -> Request<B> {
+    let path = request.uri().path();
+    if path.starts_with("//") {
+        let path = format!("/{}", path.trim_start_matches('/'));
+        let with_query = match request.uri().query() {
+            Some(query) => format!("{path}?{query}"),
+            None => path,
+        };
+        if let Ok(uri) = with_query.parse::<Uri>() {
+            *request.uri_mut() = uri;
+        }
+    }
+    request
+}

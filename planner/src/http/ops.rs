@@ -1,0 +1,95 @@
+//! For people and their tools: is it up, is it ready, what is there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use axum::Json;
+use axum::extract::State;
+use rfork_protocol::ids::hash_fingerprint;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Api;
+use super::error::ApiError;
+use crate::store::{LeaseView, SeedView, Snapshot, StoreError};
+
+/// How long the database may take to answer a question here.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// Whether the process runs; says nothing of its database.
+pub(super) async fn healthz() -> Json<Value> {
+    Json(json!({"status": "ok"}))
+}
+
+/// Whether requests can be served.
+pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
+    within(api.store.check()).await?;
+    Ok(Json(json!({"status": "ok"})))
+}
+
+#[derive(Serialize)]
+pub(super) struct SnapshotBody {
+    seed_count: u64,
+    lease_count: u64,
+    /// Whether the lists below are cut.
+    truncated: bool,
+    seeds: BTreeMap<String, SeedBody>,
+    leases: BTreeMap<String, LeaseBody>,
+}
+
+#[derive(Serialize)]
+struct SeedBody {
+    seed_key: String,
+    resource_total: u32,
+    resource_used: u32,
+    last_heartbeat_ts: f64,
+    last_used_ts: f64,
+    draining: bool,
+}
+
+#[derive(Serialize)]
+struct LeaseBody {
+    seed_identity: String,
+    seed_key: String,
+    allocated_points: u32,
+}
+
+/// What the planner knows, in the form that the example planner gives; leases are named by the first 12
+/// characters of their hash.
+pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody>, ApiError> {
+    let Snapshot { seed_count, lease_count, seeds, leases } = within(api.store.snapshot()).await?;
+    let truncated = seeds.len() as u64 != seed_count || leases.len() as u64 != lease_count;
+    let seeds = seeds.into_iter().map(|seed: SeedView| {
+        let body = SeedBody {
+            seed_key: seed.key.to_string(),
+            resource_total: seed.capacity,
+            resource_used: seed.used,
+            last_heartbeat_ts: seed.last_heartbeat_ms as f64 / 1000.0,
+            last_used_ts: seed.last_used_ms as f64 / 1000.0,
+            draining: seed.draining,
+        };
+        (seed.identity, body)
+    });
+    let leases = leases.into_iter().map(|lease: LeaseView| {
+        let body = LeaseBody {
+            seed_identity: lease.seed_identity,
+            seed_key: lease.seed_key.to_string(),
+            allocated_points: 1,
+        };
+        (hash_fingerprint(&lease.lease), body)
+    });
+    Ok(Json(SnapshotBody {
+        seed_count,
+        lease_count,
+        truncated,
+        seeds: seeds.collect(),
+        leases: leases.collect(),
+    }))
+}
+
+async fn within<T>(asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, ApiError> {
+    match tokio::time::timeout(DEADLINE, asking).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(ApiError::Unavailable(format!("the database did not answer within {DEADLINE:?}"))),
+    }
+}

@@ -1,0 +1,104 @@
+//! API v1: headers in, headers out.
+
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use rfork_protocol::LeaseId;
+use rfork_protocol::v1::{
+    AddSeed, GetSeed, Granted, LEASE_NOT_FOUND, LeaseRef, NO_AVAILABLE_SEED, RemoveSeed,
+};
+
+use super::Api;
+use super::error::ApiError;
+use crate::domain::seed::{Registration, Removal};
+use crate::store::{Command, Outcome};
+
+/// An outcome that does not belong to its command: a fault of ours, told as one.
+fn mismatched(outcome: &Outcome) -> ApiError {
+    tracing::error!(?outcome, "an outcome of another command");
+    ApiError::Unavailable("internal error".into())
+}
+
+pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+    let AddSeed { key, identity, .. } = AddSeed::decode(&headers)?;
+    let name = identity.to_string();
+    if api.heartbeats.note(&name, &key) {
+        return Ok(StatusCode::OK);
+    }
+    let command = Command::Register { identity, key: key.clone(), age_ms: 0 };
+    match api.writer.submit(command).await? {
+        Outcome::Registered(registration, seed_id) => {
+            match registration {
+                // Its heartbeats must go on asking whether it has drained.
+                Registration::Draining => api.heartbeats.forget(&name),
+                Registration::New | Registration::NewHolding => {
+                    tracing::info!(seed = %name, %key, "a seed registered");
+                    api.heartbeats.remember(name, key, seed_id);
+                }
+                Registration::Repeated => api.heartbeats.remember(name, key, seed_id),
+            }
+            Ok(StatusCode::OK)
+        }
+        outcome => Err(mismatched(&outcome)),
+    }
+}
+
+pub(super) async fn get_seed(State(api): State<Api>, headers: HeaderMap) -> Result<Response, ApiError> {
+    let GetSeed { key, .. } = GetSeed::decode(&headers)?;
+    let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
+        .map_err(|error| ApiError::Unavailable(error.to_string()))?;
+    let command = Command::Acquire { key: key.clone(), lease: lease.hash() };
+    match api.writer.submit(command).await? {
+        Outcome::Acquired(Some(identity)) => {
+            tracing::info!(seed = %identity, %key, %lease, "granted");
+            let granted = Granted { identity, lease, lease_ttl_sec: Some(api.lease_ttl.as_secs()) };
+            Ok((StatusCode::OK, granted.encode()).into_response())
+        }
+        Outcome::Acquired(None) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
+        outcome => Err(mismatched(&outcome)),
+    }
+}
+
+pub(super) async fn renew_seed_lease(
+    State(api): State<Api>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
+    let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
+    match api.writer.submit(Command::Renew { identity, lease: lease.hash() }).await? {
+        Outcome::Renewed(true) => Ok(StatusCode::OK),
+        Outcome::Renewed(false) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
+        outcome => Err(mismatched(&outcome)),
+    }
+}
+
+pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+    let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
+    let command = Command::Release { identity: identity.clone(), lease: lease.hash() };
+    match api.writer.submit(command).await? {
+        Outcome::Released(true) => {
+            tracing::info!(seed = %identity, %lease, "released");
+            Ok(StatusCode::OK)
+        }
+        Outcome::Released(false) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
+        outcome => Err(mismatched(&outcome)),
+    }
+}
+
+pub(super) async fn remove_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+    let RemoveSeed { key, identity, .. } = RemoveSeed::decode(&headers)?;
+    let name = identity.to_string();
+    // Before the database is asked: a heartbeat that comes later must ask it too.
+    api.heartbeats.forget(&name);
+    match api.writer.submit(Command::Remove { identity, key }).await? {
+        Outcome::Removed(Removal::Gone) => {
+            tracing::info!(seed = %name, "a seed was removed");
+            Ok(StatusCode::OK)
+        }
+        Outcome::Removed(Removal::Draining) => {
+            tracing::info!(seed = %name, "a seed was removed and goes with its last lease");
+            Err(ApiError::Conflict("the seed still has active leases; it is offered no more"))
+        }
+        Outcome::Removed(Removal::Unknown) => Err(ApiError::NotFound("seed not found")),
+        outcome => Err(mismatched(&outcome)),
+    }
+}

@@ -1,0 +1,242 @@
+//! The store on SQLite: one file, one planner process.
+//!
+//! All writes go over one connection, so a transaction never waits for another of ours; readers have their
+//! own, which see the last commit. `BEGIN IMMEDIATE` takes the write lock before the first read, without
+//! which a read-then-write could fail half-way.
+//!
+//! Durability: WAL with `synchronous=NORMAL`. What was acknowledged survives a crash of the planner (kill -9
+//! included); a crash of the operating system or a power cut may lose the last moments, never consistency.
+
+mod allocate;
+mod leases;
+mod seeds;
+mod sweep;
+mod view;
+
+use std::collections::HashSet;
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
+use sqlx::{Sqlite, SqliteConnection, Transaction};
+
+use super::{Beat, Clock, Command, Outcome, Rules, Snapshot, Store, StoreError, Swept};
+
+/// How long a statement waits for the file's lock, which only a foreign process could hold.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a call waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Connections that only read.
+const READERS: u32 = 2;
+
+/// A database file that could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or the file cannot be made or opened.
+    #[error("cannot open {path}: {reason}; give --database-url sqlite:///a/path/that/is/writable.db")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// Another planner uses the file.
+    #[error(
+        "{path} is in use by another planner process; a SQLite file serves one planner: stop the other, or give another --database-url"
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The file is no database of ours.
+    #[error("{path} cannot be used as the planner's database: {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        reason: String,
+    },
+}
+
+/// The store on a SQLite file. Cheap to share behind an `Arc`.
+#[derive(Debug)]
+pub struct SqliteStore {
+    writer: SqlitePool,
+    readers: SqlitePool,
+    rules: Rules,
+    clock: Clock,
+    /// Held while the store lives; the system frees it when the process ends, however it ends.
+    _lock: File,
+}
+
+impl SqliteStore {
+    /// Opens the file, makes it when it is missing, and migrates it.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open(path: &Path, rules: Rules, clock: Clock) -> Result<Self, OpenError> {
+        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
+            std::fs::create_dir_all(directory)
+                .map_err(|error| OpenError::Io { path: directory.to_owned(), reason: error.to_string() })?;
+        }
+        let lock = lock(path)?;
+        let options = SqliteConnectOptions::new()
+            .filename(path)
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal)
+            .synchronous(SqliteSynchronous::Normal)
+            .busy_timeout(BUSY_TIMEOUT)
+            .foreign_keys(true)
+            .statement_cache_capacity(64);
+        let unusable = |error: &dyn std::fmt::Display| OpenError::Unusable {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        };
+        let pool = |connections| {
+            SqlitePoolOptions::new()
+                .max_connections(connections)
+                .acquire_timeout(ACQUIRE_TIMEOUT)
+                .idle_timeout(None)
+                .max_lifetime(None)
+        };
+        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| unusable(&error))?;
+        sqlx::migrate!("../migrations/sqlite").run(&writer).await.map_err(|error| unusable(&error))?;
+        let readers =
+            pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
+        let store = Self { writer, readers, rules, clock, _lock: lock };
+        store.adopt_capacity().await.map_err(|error| unusable(&error))?;
+        Ok(store)
+    }
+
+    /// Gives seeds that were registered under another setting today's capacity. Leases on points that are no
+    /// longer offered go on until they end.
+    async fn adopt_capacity(&self) -> Result<(), StoreError> {
+        let (mut tx, now) = self.begin().await?;
+        sqlx::query("UPDATE seeds SET capacity = ?1 WHERE capacity <> ?1")
+            .bind(self.rules.capacity)
+            .execute(&mut *tx)
+            .await?;
+        seeds::offer_all_again(&mut tx, now).await?;
+        tx.commit().await?;
+        Ok(())
+    }
+
+    /// A transaction that may write, and its time.
+    async fn begin(&self) -> Result<(Transaction<'_, Sqlite>, i64), StoreError> {
+        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        let now = self.now(&mut tx).await?;
+        Ok((tx, now))
+    }
+
+    async fn now(&self, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
+        match self.clock.fixed_ms() {
+            Some(now) => Ok(now),
+            None => Ok(sqlx::query_scalar("SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)")
+                .fetch_one(connection)
+                .await?),
+        }
+    }
+}
+
+/// Takes the lock file beside the database. A lock of the system's, so that a crash leaves none behind.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|error| OpenError::Io { path: lock_path.clone(), reason: error.to_string() })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(OpenError::Io { path: lock_path, reason: error.to_string() }),
+    }
+}
+
+impl From<sqlx::Error> for StoreError {
+    fn from(error: sqlx::Error) -> Self {
+        use sqlx::Error as E;
+        match &error {
+            E::ColumnDecode { .. } | E::ColumnNotFound(_) | E::Decode(_) | E::TypeNotFound { .. } => {
+                Self::Broken(error.to_string())
+            }
+            _ => Self::Unavailable(error.to_string()),
+        }
+    }
+}
+
+/// The identity that a row spells; rows hold only what was checked when it came in.
+fn identity(host: String, port: u16, rank: u32) -> Result<rfork_protocol::SeedIdentity, StoreError> {
+    rfork_protocol::SeedIdentity::new(host, port, rank).map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+fn seed_key(bytes: Vec<u8>) -> Result<rfork_protocol::SeedKey, StoreError> {
+    rfork_protocol::SeedKey::new(bytes).map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+        let (mut tx, now) = self.begin().await?;
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; commands.len()];
+        // What frees points comes before what takes them: the commands are all under way at the same time,
+        // so any order is a right one, and this one refuses least.
+        seeds::register(&mut tx, now, self.rules, commands, &mut outcomes).await?;
+        leases::renew(&mut tx, now, self.rules, commands, &mut outcomes).await?;
+        leases::release(&mut tx, now, commands, &mut outcomes).await?;
+        seeds::remove(&mut tx, now, commands, &mut outcomes).await?;
+        allocate::acquire(&mut tx, now, self.rules, commands, &mut outcomes).await?;
+        tx.commit().await?;
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.ok_or_else(|| StoreError::Broken("a command has no outcome".into())))
+            .collect()
+    }
+
+    async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
+        let (mut tx, now) = self.begin().await?;
+        let gone = seeds::flush(&mut tx, now, beats).await?;
+        tx.commit().await?;
+        Ok(gone)
+    }
+
+    async fn sweep(&self) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        loop {
+            let (mut tx, now) = self.begin().await?;
+            let step = sweep::step(&mut tx, now, self.rules).await?;
+            tx.commit().await?;
+            swept.leases += step.swept.leases;
+            swept.seeds += step.swept.seeds;
+            swept.silenced += step.swept.silenced;
+            if !step.more {
+                return Ok(swept);
+            }
+        }
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        view::snapshot(&mut tx, now, self.rules).await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        // Takes and gives back the write lock, which a read would not prove to be available.
+        let (tx, _) = self.begin().await?;
+        tx.rollback().await?;
+        Ok(())
+    }
+
+    async fn close(&self) {
+        self.readers.close().await;
+        self.writer.close().await;
+    }
+}

@@ -1,0 +1,74 @@
+//! Tidying up, in bounded steps, so that the writer is never held for long.
+
+use sqlx::SqliteConnection;
+
+use super::super::{Rules, StoreError, Swept};
+use super::seeds::{NOT_OFFERED, offer_again};
+
+/// The most rows of a kind that one step ends.
+const STEP_ROWS: u32 = 1_000;
+
+pub(super) struct Step {
+    pub(super) swept: Swept,
+    /// Whether another step has something to do.
+    pub(super) more: bool,
+}
+
+pub(super) async fn step(
+    connection: &mut SqliteConnection,
+    now: i64,
+    rules: Rules,
+) -> Result<Step, StoreError> {
+    let freed: Vec<i64> = sqlx::query_scalar(
+        "DELETE FROM points WHERE lease_hash IN
+             (SELECT lease_hash FROM points WHERE busy_until_ms <= ?1 LIMIT ?2)
+         RETURNING seed_id",
+    )
+    .bind(now)
+    .bind(STEP_ROWS)
+    .fetch_all(&mut *connection)
+    .await?;
+    offer_again(connection, now, &freed).await?;
+    let removed = sqlx::query(
+        "DELETE FROM seeds WHERE id IN
+             (SELECT s.id FROM seeds s WHERE s.removed = 1
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1)
+              LIMIT ?2)",
+    )
+    .bind(now)
+    .bind(STEP_ROWS)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    let silent_since = now.saturating_sub(rules.heartbeat_ttl_ms);
+    let forgotten = sqlx::query(
+        "DELETE FROM seeds WHERE id IN
+             (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= ?2
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id AND p.busy_until_ms > ?1)
+              LIMIT ?3)",
+    )
+    .bind(now)
+    .bind(silent_since)
+    .bind(STEP_ROWS)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    // Out of the way of allocations, which would skip them one by one.
+    let silenced = sqlx::query(
+        "UPDATE seeds SET offer_from_ms = ?1 WHERE id IN
+             (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+              WHERE h.last_ms <= ?2 AND s.offer_from_ms < ?1 LIMIT ?3)",
+    )
+    .bind(NOT_OFFERED)
+    .bind(silent_since)
+    .bind(STEP_ROWS)
+    .execute(connection)
+    .await?
+    .rows_affected();
+    let full = u64::from(STEP_ROWS);
+    let leases = freed.len() as u64;
+    Ok(Step {
+        swept: Swept { leases, seeds: removed + forgotten, silenced },
+        more: [leases, removed, forgotten, silenced].contains(&full),
+    })
+}

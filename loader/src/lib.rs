@@ -13,3 +13,4 @@ pub mod retry;
 pub mod seed_client;
 pub mod seed_service;
 pub mod session;
+pub mod storage;

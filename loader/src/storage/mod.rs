@@ -1,0 +1,186 @@
+//! Storage: a model in safetensors form, read straight into a worker's memory.
+//!
+//! [`Checkpoint::open`] reads and checks the headers alone: afterwards it is known which tensor lies where,
+//! and that every file has exactly the bytes that its header promises. [`Checkpoint::fill`] reads chunks into
+//! place. [`model_digest`] names a whole model in a way that anyone can recompute.
+//!
+//! Everything here blocks; async callers use it through `spawn_blocking`.
+
+mod dtype;
+mod error;
+mod header;
+mod layout;
+pub mod model_digest;
+mod reader;
+
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use rfork_protocol::manifest::{Manifest, Tensor};
+
+pub use error::StorageError;
+use header::{Identity, Shard};
+use layout::{Index, Layout};
+
+/// How many headers are read at once: each may take a few hundred megabytes.
+const HEADER_THREADS: usize = 4;
+
+/// A model in storage whose headers were read and checked.
+#[derive(Debug)]
+pub struct Checkpoint {
+    path: PathBuf,
+    files: Vec<ModelFile>,
+    manifest: Manifest,
+    /// Where each tensor lies, in the order of the manifest.
+    places: Vec<Place>,
+}
+
+#[derive(Debug)]
+struct ModelFile {
+    path: PathBuf,
+    identity: Identity,
+}
+
+/// Where a tensor starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Place {
+    /// Which of the files.
+    file: usize,
+    /// The byte in it.
+    offset: u64,
+}
+
+impl Checkpoint {
+    /// Opens the model at `path`: a safetensors file, a directory with `model.safetensors.index.json`, or one
+    /// with a single safetensors file. Reads headers only.
+    ///
+    /// # Errors
+    /// [`StorageError`], naming file and tensor, if anything is missing, unreadable or contradicts itself.
+    pub fn open(path: &Path) -> Result<Self, StorageError> {
+        let shards = match layout::find(path)? {
+            Layout::Single(file) => vec![Shard::read(&file)?],
+            Layout::Sharded(index) => {
+                let shards = read_headers(&index.paths())?;
+                check_index(&index, &shards)?;
+                shards
+            }
+        };
+        let mut files = Vec::with_capacity(shards.len());
+        let mut tensors = Vec::new();
+        let mut places = Vec::new();
+        for (file, shard) in shards.into_iter().enumerate() {
+            files.push(ModelFile { path: shard.path, identity: shard.identity });
+            // A tensor without elements is legal, and there is nothing of it to load.
+            for entry in shard.entries.into_iter().filter(|entry| entry.tensor.count > 0) {
+                places.push((entry.tensor.name.clone(), Place { file, offset: entry.offset }));
+                tensors.push(entry.tensor);
+            }
+        }
+        let manifest = Manifest::new(tensors)
+            .map_err(|source| StorageError::Unusable { path: path.to_owned(), source })?;
+        // The manifest's order: the byte order of names, which are unique by now.
+        places.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        let places = places.into_iter().map(|(_, place)| place).collect();
+        Ok(Self { path: path.to_owned(), files, manifest, places })
+    }
+
+    /// What was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The files that hold tensors.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.files.iter().map(|file| file.path.as_path())
+    }
+
+    /// The tensors that have elements, in manifest order: name, shape, dtype as torch names it, sizes. Their
+    /// addresses are 0, for they are in no memory yet.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The tensor at `index` of the manifest.
+    fn tensor(&self, index: usize) -> &Tensor {
+        &self.manifest.tensors()[index]
+    }
+
+    /// The file that holds the tensor at `index`.
+    fn file_of(&self, index: usize) -> &ModelFile {
+        &self.files[self.places[index].file]
+    }
+}
+
+/// Reads the headers at `paths`, several at once, and returns them in that order.
+///
+/// The threads end with this call; the first bad file in order is the one that is reported, so that the same
+/// model always gives the same error.
+fn read_headers(paths: &[PathBuf]) -> Result<Vec<Shard>, StorageError> {
+    let next = AtomicUsize::new(0);
+    let take = || {
+        let index = next.fetch_add(1, Ordering::Relaxed);
+        paths.get(index).map(|path| (index, Shard::read(path)))
+    };
+    let worker = || std::iter::from_fn(take).collect::<Vec<_>>();
+    let mut all = std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..HEADER_THREADS.min(paths.len())).map(|_| scope.spawn(worker)).collect();
+        let mut all = worker();
+        for thread in threads {
+            match thread.join() {
+                Ok(read) => all.extend(read),
+                Err(panic) => std::panic::resume_unwind(panic),
+            }
+        }
+        all
+    });
+    all.sort_unstable_by_key(|(index, _)| *index);
+    all.into_iter().map(|(_, shard)| shard).collect()
+}
+
+/// Checks that the files hold exactly the tensors that the index says they do. `shards` are in the order of
+/// the index's files.
+fn check_index(index: &Index, shards: &[Shard]) -> Result<(), StorageError> {
+    let bad = |reason| Err(StorageError::bad_index(&index.path, reason));
+    let mut owner = HashMap::new();
+    for (file, tensors) in &index.files {
+        for tensor in tensors {
+            owner.insert(tensor.as_str(), file.as_str());
+        }
+    }
+    for ((file, tensors), shard) in index.files.iter().zip(shards) {
+        let mut listed = 0;
+        for entry in &shard.entries {
+            let name = entry.tensor.name.as_str();
+            match owner.get(name) {
+                Some(owner) if owner == file => listed += 1,
+                Some(owner) => {
+                    return bad(format!(
+                        "tensor '{name}' is in '{file}' too, while the index gives it to '{owner}'; the files \
+                         are of two different downloads: download the model again"
+                    ));
+                }
+                None => {
+                    return bad(format!(
+                        "'{file}' holds tensor '{name}', which the index does not list; index and files are of \
+                         two different downloads: download the model again"
+                    ));
+                }
+            }
+        }
+        if listed == tensors.len() {
+            continue;
+        }
+        let held: HashSet<_> = shard.entries.iter().map(|entry| entry.tensor.name.as_str()).collect();
+        if let Some(missing) = tensors.iter().find(|tensor| !held.contains(tensor.as_str())) {
+            return bad(format!(
+                "tensor '{missing}' should be in '{file}', which does not hold it; index and files are of two \
+                 different downloads: download the model again"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -4,7 +4,12 @@
 //! then serves them on. [`session`] is the whole of it; the other modules are its parts.
 
 pub mod advertise;
+pub mod chunks;
 pub mod config;
+pub mod digest;
+// Memory that peers read is handled by address here, and nowhere else.
+#[allow(unsafe_code)]
+pub mod engine;
 pub mod heartbeat;
 pub mod http;
 pub mod lease;

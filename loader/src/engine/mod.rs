@@ -1,0 +1,3 @@
+//! Moving weights between workers, behind one narrow trait.
+
+pub mod memory;

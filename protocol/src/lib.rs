@@ -4,6 +4,7 @@
 //! neither spells a header name, a metadata field or a frame by itself. The crate does no I/O and knows
 //! no runtime, which makes each format testable with plain values.
 
+pub mod frame;
 pub mod ids;
 pub mod manifest;
 pub mod seed_key;

@@ -91,7 +91,7 @@ pub enum StorageError {
     )]
     Mismatch {
         /// The chunk.
-        chunk: usize,
+        chunk: u32,
         /// The first tensor in it.
         tensor: String,
         /// The file of that tensor.
@@ -104,6 +104,12 @@ pub enum StorageError {
         path: PathBuf,
         /// How they differ.
         reason: String,
+    },
+    /// A chunk was to be read that another source is writing at the same time.
+    #[error("chunk {chunk} is being written from elsewhere; read it from storage once that has ended")]
+    Busy {
+        /// The chunk.
+        chunk: u32,
     },
     /// The load was cancelled.
     #[error("reading '{path}' was cancelled", path = path.display())]

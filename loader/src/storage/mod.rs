@@ -8,9 +8,11 @@
 
 mod dtype;
 mod error;
+mod fill;
 mod header;
 mod layout;
 pub mod model_digest;
+mod parallel;
 mod reader;
 
 use std::collections::{HashMap, HashSet};
@@ -20,8 +22,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rfork_protocol::manifest::{Manifest, Tensor};
 
 pub use error::StorageError;
+pub use fill::FillOptions;
 use header::{Identity, Shard};
 use layout::{Index, Layout};
+use parallel::on_threads;
 
 /// How many headers are read at once: each may take a few hundred megabytes.
 const HEADER_THREADS: usize = 4;
@@ -122,18 +126,9 @@ fn read_headers(paths: &[PathBuf]) -> Result<Vec<Shard>, StorageError> {
         let index = next.fetch_add(1, Ordering::Relaxed);
         paths.get(index).map(|path| (index, Shard::read(path)))
     };
-    let worker = || std::iter::from_fn(take).collect::<Vec<_>>();
-    let mut all = std::thread::scope(|scope| {
-        let threads: Vec<_> = (1..HEADER_THREADS.min(paths.len())).map(|_| scope.spawn(worker)).collect();
-        let mut all = worker();
-        for thread in threads {
-            match thread.join() {
-                Ok(read) => all.extend(read),
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        all
-    });
+    let threads = HEADER_THREADS.min(paths.len());
+    let all = on_threads(threads, || std::iter::from_fn(take).collect::<Vec<_>>());
+    let mut all: Vec<_> = all.into_iter().flatten().collect();
     all.sort_unstable_by_key(|(index, _)| *index);
     all.into_iter().map(|(_, shard)| shard).collect()
 }

@@ -13,12 +13,14 @@
 
 use std::fmt;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
-use rfork_protocol::manifest::Tensor;
+use rfork_protocol::manifest::{Manifest, Tensor};
 use sha2::{Digest, Sha256};
 
 use super::reader::Reader;
 use super::{Checkpoint, StorageError};
+use crate::engine::memory::WeightMemory;
 
 /// How much of a file is read at a time.
 const BUFFER_BYTES: usize = 1 << 20;
@@ -63,6 +65,56 @@ impl ModelHasher {
     pub fn finish(self) -> ModelDigest {
         ModelDigest(self.0.finalize().into())
     }
+}
+
+/// The digest of a model that is wholly held in memory, laid out for the tensors of `manifest`.
+///
+/// # Errors
+/// [`NotHeld`] when a chunk is missing, or the memory is of another size.
+pub fn model_digest(manifest: &Manifest, memory: &Arc<WeightMemory>) -> Result<ModelDigest, NotHeld> {
+    let plan = memory.plan();
+    if plan.total_bytes() != manifest.total_bytes() {
+        return Err(NotHeld::OtherSize { here: plan.total_bytes(), manifest: manifest.total_bytes() });
+    }
+    let mut hasher = ModelHasher::default();
+    let mut tensors = manifest.tensors().iter();
+    // Bytes of the current tensor that are still to come. Chunks cut the tensors' bytes in manifest order.
+    let mut left = 0;
+    for chunk in 0..plan.count() {
+        let reader = memory.begin_read(chunk).ok_or(NotHeld::Chunk(chunk))?;
+        reader.visit(|mut bytes| {
+            while !bytes.is_empty() {
+                if left == 0 {
+                    // Both have the same total, so there is a tensor for every byte.
+                    let Some(tensor) = tensors.next() else { return };
+                    hasher.tensor(tensor);
+                    left = tensor.bytes();
+                }
+                let (now, later) =
+                    bytes.split_at(usize::try_from(left).unwrap_or(usize::MAX).min(bytes.len()));
+                hasher.bytes(now);
+                left -= now.len() as u64;
+                bytes = later;
+            }
+        });
+    }
+    Ok(hasher.finish())
+}
+
+/// A model that is not wholly in memory has no digest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum NotHeld {
+    /// A chunk is not held.
+    #[error("chunk {0} of the model is not held yet")]
+    Chunk(u32),
+    /// The memory is for another model.
+    #[error("the memory holds {here} bytes of tensors, the model has {manifest}")]
+    OtherSize {
+        /// The memory's size.
+        here: u64,
+        /// The model's.
+        manifest: u64,
+    },
 }
 
 impl Checkpoint {

@@ -1,0 +1,205 @@
+//! Reads chunks from the files into a worker's memory.
+
+use std::num::NonZeroUsize;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use rfork_protocol::manifest::content::ChunkDigests;
+use tokio_util::sync::CancellationToken;
+
+use super::parallel::on_threads;
+use super::reader::Reader;
+use super::{Checkpoint, StorageError};
+use crate::chunks::{ChunkPlan, ChunkSet};
+use crate::digest::DigestAlgorithm;
+use crate::engine::memory::{ChunkWriter, WeightMemory};
+
+/// How much is read before it is digested: small enough to be in the cache still, large enough for a disk.
+const PIECE_BYTES: u64 = 512 << 10;
+
+/// How to read.
+#[derive(Debug, Clone)]
+pub struct FillOptions {
+    /// How many threads read at once, the calling one among them.
+    pub threads: NonZeroUsize,
+    /// How to digest the chunks.
+    pub algorithm: DigestAlgorithm,
+    /// What the digests have to be, when some of the chunks came from a seed; of `algorithm`.
+    pub expected: Option<ChunkDigests>,
+}
+
+impl Default for FillOptions {
+    fn default() -> Self {
+        Self { threads: DEFAULT_THREADS, algorithm: DigestAlgorithm::default(), expected: None }
+    }
+}
+
+/// Enough requests at once for a disk or a network file system, whatever the number of processors.
+const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
+
+impl Checkpoint {
+    /// Reads those of `chunks` that `memory` does not hold, straight into place, and returns the digest of each
+    /// that it has read, ascending by chunk. `progress` grows by the bytes of each chunk once it is held.
+    ///
+    /// `memory` must have been allocated for the tensors of [`Checkpoint::manifest`]. Blocks; the threads that
+    /// help end with the call. Cancelling takes effect after the piece that each thread is reading.
+    ///
+    /// # Errors
+    /// [`StorageError`]. Chunks that were complete before the error stay held: without expected digests they
+    /// may stem from a file that was changing, and have to be forgotten before another attempt.
+    pub fn fill(
+        &self,
+        memory: &Arc<WeightMemory>,
+        chunks: &ChunkSet,
+        options: &FillOptions,
+        cancel: &CancellationToken,
+        progress: &AtomicU64,
+    ) -> Result<Vec<(u32, u64)>, StorageError> {
+        self.check_layout(memory, options)?;
+        let order = self.reading_order(memory.plan(), chunks);
+        let fill = Fill {
+            checkpoint: self,
+            memory,
+            options,
+            cancel,
+            progress,
+            order: &order,
+            next: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        };
+        let threads = options.threads.get().min(order.len());
+        let mut digests = Vec::with_capacity(order.len());
+        for part in on_threads(threads, || fill.run()) {
+            digests.extend(part?);
+        }
+        digests.sort_unstable();
+        Ok(digests)
+    }
+
+    /// The chunks in the order in which they lie in the files, so that each file is read nearly from start to
+    /// end by all threads together.
+    fn reading_order(&self, plan: &ChunkPlan, chunks: &ChunkSet) -> Vec<u32> {
+        let mut order: Vec<u32> = chunks.iter().filter(|chunk| *chunk < plan.count()).collect();
+        order.sort_by_cached_key(|chunk| {
+            plan.segments(*chunk).next().map(|first| {
+                let place = self.places[first.tensor];
+                (place.file, place.offset + first.offset_bytes)
+            })
+        });
+        order
+    }
+
+    fn check_layout(&self, memory: &WeightMemory, options: &FillOptions) -> Result<(), StorageError> {
+        let differs = |reason: String| Err(StorageError::OtherLayout { path: self.path.clone(), reason });
+        match ChunkPlan::new(&self.manifest.tensor_bytes()) {
+            Err(error) => return differs(error.to_string()),
+            Ok(plan) if plan != *memory.plan() => {
+                return differs(format!(
+                    "it was cut for {} bytes of tensors, the model has {} bytes, or other tensors of that size",
+                    memory.plan().total_bytes(),
+                    plan.total_bytes()
+                ));
+            }
+            Ok(_) => {}
+        }
+        let Some(expected) = &options.expected else { return Ok(()) };
+        let (plan, algorithm) = (memory.plan(), options.algorithm.to_string());
+        if expected.algorithm != algorithm
+            || expected.chunk_bytes != plan.chunk_size()
+            || expected.digests.len() != plan.count() as usize
+        {
+            return differs(format!(
+                "the seed's {} digests ({}) are of chunks of {} bytes, here there are {} chunks of {} bytes ({})",
+                expected.digests.len(),
+                expected.algorithm,
+                expected.chunk_bytes,
+                plan.count(),
+                plan.chunk_size(),
+                algorithm
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// One call of [`Checkpoint::fill`], shared by its threads. Each chunk is taken by exactly one of them, through
+/// `next`, and written under that chunk's guard; a thread that leaves early drops its guard, which empties the
+/// chunk again.
+struct Fill<'a> {
+    checkpoint: &'a Checkpoint,
+    memory: &'a Arc<WeightMemory>,
+    options: &'a FillOptions,
+    cancel: &'a CancellationToken,
+    progress: &'a AtomicU64,
+    order: &'a [u32],
+    /// How many of `order` have been taken.
+    next: AtomicUsize,
+    /// Whether a thread has failed, so that the others stop too.
+    failed: AtomicBool,
+}
+
+impl Fill<'_> {
+    /// Fills chunks until none is left.
+    fn run(&self) -> Result<Vec<(u32, u64)>, StorageError> {
+        self.run_until_done().inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
+    }
+
+    fn run_until_done(&self) -> Result<Vec<(u32, u64)>, StorageError> {
+        let mut reader = Reader::new(self.checkpoint);
+        let mut digests = Vec::new();
+        while !self.failed.load(Ordering::Relaxed) {
+            let Some(&chunk) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            match self.memory.begin_write(chunk) {
+                Some(writer) => digests.push((chunk, self.fill_chunk(&mut reader, writer)?)),
+                // Held already: nothing to do. A chunk that another source is writing may still fail there.
+                None if self.memory.begin_read(chunk).is_some() => {}
+                None => return Err(StorageError::Busy { chunk }),
+            }
+        }
+        reader.finish()?;
+        Ok(digests)
+    }
+
+    fn fill_chunk(&self, reader: &mut Reader<'_>, mut writer: ChunkWriter) -> Result<u64, StorageError> {
+        let chunk = writer.chunk();
+        let mut digest = self.options.algorithm.start();
+        let mut at = 0;
+        for segment in self.memory.plan().segments(chunk) {
+            let (file, start) = reader.seek(segment.tensor)?;
+            let mut done = 0;
+            while done < segment.len_bytes {
+                if self.cancel.is_cancelled() {
+                    return Err(StorageError::Cancelled { path: self.checkpoint.path.clone() });
+                }
+                let piece = (segment.len_bytes - done).min(PIECE_BYTES);
+                // At most `PIECE_BYTES`, which fits.
+                let len = usize::try_from(piece).unwrap_or(0);
+                writer
+                    .read_file_at(file, start + segment.offset_bytes + done, at, len)
+                    .map_err(|error| Reader::error(self.checkpoint, segment.tensor, error))?;
+                writer.digest(at, len, &mut digest);
+                at += len;
+                done += piece;
+            }
+        }
+        let digest = digest.finish();
+        if let Some(expected) = &self.options.expected
+            && expected.digests.get(chunk as usize) != Some(&digest)
+        {
+            return Err(self.mismatch(chunk));
+        }
+        let bytes = writer.len() as u64;
+        writer.commit();
+        self.progress.fetch_add(bytes, Ordering::Relaxed);
+        Ok(digest)
+    }
+
+    fn mismatch(&self, chunk: u32) -> StorageError {
+        let first = self.memory.plan().segments(chunk).next().map_or(0, |segment| segment.tensor);
+        StorageError::Mismatch {
+            chunk,
+            tensor: self.checkpoint.tensor(first).name.clone(),
+            path: self.checkpoint.file_of(first).path.clone(),
+        }
+    }
+}

@@ -1,3 +1,161 @@
 //! Moving weights between workers, behind one narrow trait.
+//!
+//! The TCP engine ([`tcp`]) moves host memory on any machine. An engine for accelerator memory reads by
+//! address and sees no bytes; [`Capabilities`] is how a session tells them apart.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use async_trait::async_trait;
+use rfork_protocol::manifest::metadata::Metadata;
+use tokio_util::sync::CancellationToken;
 
 pub mod memory;
+pub mod tcp;
+
+use memory::{Content, WeightMemory};
+
+/// What an engine can do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Capabilities {
+    /// It sees the bytes that it moves, so it compares each chunk's digest. Without, equality is the peers'
+    /// promise.
+    pub verifies: bool,
+}
+
+/// A batch of chunks to be read from a seed.
+#[derive(Debug)]
+pub struct ReadRequest<'a> {
+    /// What the seed says of itself: where its engine listens, and where its tensors are.
+    pub seed: &'a Metadata,
+    /// What its bytes are; each chunk is compared with its digest.
+    pub content: &'a Content,
+    /// Where they go: every chunk that is not held yet is read.
+    pub memory: &'a Arc<WeightMemory>,
+    /// Counts bytes as they arrive, for progress; also those that are later thrown away.
+    pub arrived_bytes: &'a Arc<AtomicU64>,
+    /// Ends the read early.
+    pub cancel: &'a CancellationToken,
+}
+
+/// What a read did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReadReport {
+    /// Chunks that are now held.
+    pub chunks: u32,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Chunks whose first copy had a wrong digest and whose second was right.
+    pub corrected: u32,
+}
+
+/// A read that did not bring every chunk. Those that it brought are held.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The seed cannot be reached, went away, or was silent for too long.
+    #[error("the seed's transfer engine at {peer} was lost: {reason}")]
+    Lost {
+        /// Where it listens.
+        peer: String,
+        /// What failed.
+        reason: String,
+    },
+    /// The seed does not let this worker read.
+    #[error("the seed's transfer engine at {peer} refused: {reason}")]
+    Refused {
+        /// Where it listens.
+        peer: String,
+        /// Why.
+        reason: String,
+    },
+    /// The seed breaks the protocol.
+    #[error("the seed's transfer engine at {peer} breaks the protocol: {reason}")]
+    Protocol {
+        /// Where it listens.
+        peer: String,
+        /// How.
+        reason: String,
+    },
+    /// A chunk came with a wrong digest, twice.
+    #[error(
+        "chunk {chunk} from {peer} is corrupt: digest {got:016x}, expected {expected:016x}, on two connections"
+    )]
+    Corrupt {
+        /// Where it listens.
+        peer: String,
+        /// Which chunk.
+        chunk: u32,
+        /// The digest of what came.
+        got: u64,
+        /// What it should have been.
+        expected: u64,
+    },
+    /// The read was ended from here.
+    #[error("the read was cancelled")]
+    Cancelled,
+    /// This worker cannot read at all.
+    #[error("cannot read from {peer}: {reason}")]
+    Unusable {
+        /// Where it listens.
+        peer: String,
+        /// Why not.
+        reason: String,
+    },
+}
+
+/// An engine that cannot serve.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The address cannot be listened on.
+    #[error("the transfer engine cannot listen on {address}: {source}; set rfork_seed_bind_host")]
+    Bind {
+        /// Host and port.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Readers did not end in time; the memory stays registered.
+    #[error("{readers} reader(s) did not end within {waited_ms} ms; the memory stays registered")]
+    StillRead {
+        /// How many.
+        readers: usize,
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
+}
+
+/// Moves weights between workers.
+#[async_trait]
+pub trait TransferEngine: Send + Sync + 'static {
+    /// Its name, as it stands in seed keys.
+    fn name(&self) -> &'static str;
+
+    /// Where peers reach it, `host:port`.
+    fn session(&self) -> String;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Lets peers read from `memory`: each chunk from when it is held, under the content that the memory
+    /// names. Replaces what was registered before.
+    ///
+    /// # Errors
+    /// [`EngineError`].
+    async fn register(&self, memory: Arc<WeightMemory>) -> Result<(), EngineError>;
+
+    /// Lets nobody read any more, and returns when nobody does. On an error the memory stays registered, and
+    /// owned, because a peer may still read it.
+    ///
+    /// # Errors
+    /// [`EngineError::StillRead`].
+    async fn unregister(&self) -> Result<(), EngineError>;
+
+    /// Reads every chunk that `request.memory` misses. When it returns, nothing writes there any more.
+    ///
+    /// # Errors
+    /// [`ReadError`]; chunks that came before stay held.
+    async fn read(&self, request: ReadRequest<'_>) -> Result<ReadReport, ReadError>;
+
+    /// Ends the engine. Bounded.
+    async fn finalize(&self);
+}

@@ -1,0 +1,315 @@
+//! The reader's side: a few connections that share one queue of missing chunks.
+//!
+//! Each connection takes chunks from the queue as it has room in its window, so a slow one holds up no other.
+//! All of them are one task's children: [`read`] returns only when none is left, and dropping it stops them
+//! between two system calls, so nothing writes to the memory afterwards.
+
+use std::collections::{HashSet, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rfork_protocol::frame::{
+    ANSWER_BYTES, Answer, Failure, FrameError, Hello, MAX_CHUNKS_PER_READ, MAX_RANGES, Read, Refusal,
+    VERSION, WELCOME_BYTES, Welcome,
+};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::TcpOptions;
+use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
+use crate::digest::DigestAlgorithm;
+use crate::engine::memory::{ChunkWriter, Content, WeightMemory};
+use crate::engine::{ReadError, ReadReport, ReadRequest};
+
+/// What the connections of one read share.
+struct Shared {
+    options: TcpOptions,
+    peer: String,
+    memory: Arc<WeightMemory>,
+    content: Content,
+    algorithm: Option<DigestAlgorithm>,
+    /// Chunks that nobody has asked for yet, the next one last.
+    queue: Mutex<Vec<u32>>,
+    /// Chunks that came corrupt once.
+    suspect: Mutex<HashSet<u32>>,
+    arrived_bytes: Arc<AtomicU64>,
+    chunks: AtomicU32,
+    bytes: AtomicU64,
+    corrected: AtomicU32,
+}
+
+/// Reads every chunk that the memory misses.
+pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
+    let peer = request.seed.session.clone();
+    let unusable = |reason: String| ReadError::Unusable { peer: peer.clone(), reason };
+    let content = request.content.clone();
+    let plan = request.memory.plan();
+    if content.chunks.chunk_bytes != plan.chunk_size()
+        || content.chunks.digests.len() != plan.count() as usize
+    {
+        return Err(unusable("the seed cuts the model into other chunks: use workers of one release".into()));
+    }
+    let algorithm = content.chunks.algorithm.parse::<DigestAlgorithm>();
+    let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
+    let mut missing: Vec<u32> = request.memory.missing().iter().collect();
+    missing.reverse();
+    // A connection for less than a window of work is not worth its greeting.
+    let missing_bytes = missing.len() as u64 * plan.chunk_size();
+    let useful = usize::try_from(missing_bytes.div_ceil(options.window_bytes.max(1))).unwrap_or(usize::MAX);
+    let streams = options.streams.min(useful).max(1);
+    let shared = Arc::new(Shared {
+        options: options.clone(),
+        peer,
+        memory: request.memory.clone(),
+        content,
+        algorithm: options.verify.then_some(algorithm),
+        queue: Mutex::new(missing),
+        suspect: Mutex::new(HashSet::new()),
+        arrived_bytes: request.arrived_bytes.clone(),
+        chunks: AtomicU32::new(0),
+        bytes: AtomicU64::new(0),
+        corrected: AtomicU32::new(0),
+    });
+    let mut connections = JoinSet::new();
+    for _ in 0..streams {
+        connections.spawn(run(shared.clone(), request.cancel.clone()));
+    }
+    let (mut first_error, mut refusal) = (None, None);
+    while let Some(ended) = connections.join_next().await {
+        let error = match ended {
+            Ok(Ok(())) => continue,
+            Ok(Err(error)) => error,
+            Err(join) if join.is_cancelled() => continue,
+            Err(join) => ReadError::Unusable { peer: shared.peer.clone(), reason: join.to_string() },
+        };
+        if matches!(error, ReadError::Refused { .. }) && !connections.is_empty() {
+            // A seed with room for one connection only is read over one.
+            refusal = Some(error);
+            continue;
+        }
+        // The first failure tells why; the others only follow from it.
+        first_error.get_or_insert(error);
+        connections.abort_all();
+    }
+    // Chunks that are left over were nobody's fault but the refused connections'.
+    let left_over = refusal.filter(|_| !shared.is_done());
+    match first_error.or(left_over) {
+        Some(error) => Err(error),
+        None => Ok(ReadReport {
+            chunks: shared.chunks.load(Ordering::Relaxed),
+            bytes: shared.bytes.load(Ordering::Relaxed),
+            corrected: shared.corrected.load(Ordering::Relaxed),
+        }),
+    }
+}
+
+async fn run(shared: Arc<Shared>, cancel: CancellationToken) -> Result<(), ReadError> {
+    let reading = async {
+        // A corrupt chunk costs its connection; it is bounded by the chunks, as each may be corrupt once.
+        while !shared.is_done() {
+            match connection(&shared).await? {
+                After::Done => break,
+                After::Corrupt => {}
+            }
+        }
+        Ok(())
+    };
+    cancel.run_until_cancelled(reading).await.unwrap_or(Err(ReadError::Cancelled))
+}
+
+/// Why a connection ended well.
+enum After {
+    /// Nothing is left to ask for.
+    Done,
+    /// A chunk was corrupt for the first time: what else is in flight is asked for again, elsewhere.
+    Corrupt,
+}
+
+/// One connection, from greeting to end.
+async fn connection(shared: &Shared) -> Result<After, ReadError> {
+    let options = &shared.options;
+    let mut stream = greet(shared).await?;
+    let mut window = Window { shared, asked: VecDeque::new(), bytes: 0 };
+    let mut last_chunk = Instant::now();
+    loop {
+        let wanted = window.fill();
+        if !wanted.is_empty() {
+            let read = Read::new(&wanted).map_err(|error| shared.protocol(&error))?;
+            write_all(&mut stream, options.progress_timeout, &read.encode())
+                .await
+                .map_err(|e| shared.lost(&e))?;
+        }
+        let Some(expected) = window.asked.front().map(ChunkWriter::chunk) else { return Ok(After::Done) };
+        let head = read_exact::<ANSWER_BYTES>(&mut stream, options.progress_timeout).await;
+        let answer =
+            Answer::decode(&head.map_err(|error| shared.lost(&error))?).map_err(|e| shared.protocol(&e))?;
+        if answer.chunk() != expected {
+            return Err(shared.breaks(format!("it answered for chunk {} and not {expected}", answer.chunk())));
+        }
+        match answer {
+            Answer::Chunk { len_bytes, .. } => {
+                let Some(mut writer) = window.take() else { return Ok(After::Done) };
+                if len_bytes != writer.len() as u64 {
+                    return Err(shared.breaks(format!(
+                        "it announced {len_bytes} bytes for chunk {expected}, which has {}",
+                        writer.len()
+                    )));
+                }
+                let arrived = |bytes: usize| {
+                    shared.arrived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                };
+                let stall = options.progress_timeout;
+                let digest = receive_chunk(&stream, &mut writer, shared.algorithm, stall, arrived);
+                let digest = digest.await.map_err(|error| shared.lost(&error))?;
+                if !shared.accept(writer, digest)? {
+                    return Ok(After::Corrupt);
+                }
+                last_chunk = Instant::now();
+            }
+            Answer::NotYet { .. } if last_chunk.elapsed() < options.not_yet_timeout => {}
+            Answer::NotYet { .. } => {
+                let reason = format!("chunk {expected} did not come within {:?}", options.not_yet_timeout);
+                return Err(ReadError::Lost { peer: shared.peer.clone(), reason });
+            }
+            Answer::Failed { failure, .. } => {
+                let reason = match failure {
+                    Failure::NoSuchChunk => "it knows no such chunk",
+                    Failure::NotHeld => "it waited for the chunk in vain",
+                    Failure::Stopping => "it is going away",
+                };
+                return Err(ReadError::Lost { peer: shared.peer.clone(), reason: reason.into() });
+            }
+        }
+    }
+}
+
+/// Connects and is greeted.
+async fn greet(shared: &Shared) -> Result<TcpStream, ReadError> {
+    let deadline = shared.options.connect_timeout;
+    let connecting = within(deadline, TcpStream::connect(&shared.peer)).await;
+    let mut stream = connecting.map_err(|error| shared.lost(&error))?;
+    prepare(&stream).map_err(|error| shared.lost(&error))?;
+    let hello = Hello { version: VERSION, features: 0, content: shared.content.id, identity: Vec::new() };
+    let hello = hello.encode().map_err(|error| shared.protocol(&error))?;
+    write_all(&mut stream, deadline, &hello).await.map_err(|error| shared.lost(&error))?;
+    let welcome = read_exact::<WELCOME_BYTES>(&mut stream, deadline).await;
+    let welcome = Welcome::decode(&welcome.map_err(|error| shared.lost(&error))?)
+        .map_err(|error| shared.protocol(&error))?;
+    let reason = match welcome.refusal {
+        None => {
+            let plan = shared.memory.plan();
+            if (welcome.chunk_size, welcome.chunk_count) != (plan.chunk_size(), plan.count()) {
+                return Err(shared.breaks("it serves other chunks than its metadata says".into()));
+            }
+            return Ok(stream);
+        }
+        Some(Refusal::Version) => format!("it speaks version {} and not {VERSION}", welcome.version),
+        Some(Refusal::OtherContent) => "it holds other weights by now".into(),
+        Some(Refusal::Busy) => "it serves as many readers as it may (rfork_seed_max_readers)".into(),
+        Some(Refusal::NotAllowed) => "this worker may not read from it".into(),
+        Some(Refusal::Stopping) => "it is going away".into(),
+    };
+    Err(ReadError::Refused { peer: shared.peer.clone(), reason })
+}
+
+/// The chunks that a connection has asked for and not received. Dropped, it puts them back.
+struct Window<'a> {
+    shared: &'a Shared,
+    asked: VecDeque<ChunkWriter>,
+    bytes: u64,
+}
+
+impl Window<'_> {
+    /// Takes chunks while there is room: always one, and not more than one READ may ask for.
+    fn fill(&mut self) -> Vec<u32> {
+        let options = &self.shared.options;
+        let mut wanted = Vec::new();
+        // Asking again only when half the window is free makes fewer, larger requests.
+        if !self.asked.is_empty() && self.bytes > options.window_bytes / 2 {
+            return wanted;
+        }
+        while (self.asked.is_empty() || self.bytes < options.window_bytes)
+            && wanted.len() < MAX_RANGES.min(MAX_CHUNKS_PER_READ as usize)
+        {
+            let Some(chunk) = self.shared.queue().pop() else { break };
+            // Somebody else may have filled it; then it is not missing any more.
+            let Some(writer) = self.shared.memory.begin_write(chunk) else { continue };
+            self.bytes += writer.len() as u64;
+            self.asked.push_back(writer);
+            wanted.push(chunk);
+        }
+        wanted
+    }
+
+    fn take(&mut self) -> Option<ChunkWriter> {
+        let writer = self.asked.pop_front()?;
+        self.bytes -= writer.len() as u64;
+        Some(writer)
+    }
+}
+
+impl Drop for Window<'_> {
+    fn drop(&mut self) {
+        while let Some(writer) = self.asked.pop_back() {
+            let chunk = writer.chunk();
+            // First it must be free again, or the next who takes it from the queue would pass it over.
+            drop(writer);
+            self.shared.queue().push(chunk);
+        }
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing is left to ask for.
+    fn is_done(&self) -> bool {
+        self.queue().is_empty()
+    }
+
+    /// Holds a chunk whose digest is right. `false`: it is corrupt for the first time and asked for again.
+    fn accept(&self, writer: ChunkWriter, got: Option<u64>) -> Result<bool, ReadError> {
+        let (chunk, bytes) = (writer.chunk(), writer.len() as u64);
+        let expected = self.content.chunks.digests.get(chunk as usize).copied();
+        let mut suspect = self.suspect.lock().unwrap_or_else(PoisonError::into_inner);
+        if let (Some(got), Some(expected)) = (got, expected)
+            && got != expected
+        {
+            tracing::warn!(peer = %self.peer, chunk, "a chunk is corrupt");
+            drop(writer);
+            if !suspect.insert(chunk) {
+                return Err(ReadError::Corrupt { peer: self.peer.clone(), chunk, got, expected });
+            }
+            self.queue().push(chunk);
+            return Ok(false);
+        }
+        if suspect.contains(&chunk) {
+            self.corrected.fetch_add(1, Ordering::Relaxed);
+        }
+        writer.commit();
+        self.chunks.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    fn lost(&self, error: &io::Error) -> ReadError {
+        let reason = match error.kind() {
+            io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+            _ => error.to_string(),
+        };
+        ReadError::Lost { peer: self.peer.clone(), reason }
+    }
+
+    fn protocol(&self, error: &FrameError) -> ReadError {
+        self.breaks(error.to_string())
+    }
+
+    fn breaks(&self, reason: String) -> ReadError {
+        ReadError::Protocol { peer: self.peer.clone(), reason }
+    }
+}

@@ -1,0 +1,295 @@
+//! The seed's side: connections, each served by one task, within bounds.
+//!
+//! A task owns its connection and a permit. Whatever goes wrong on a connection (a foreign preamble, a frame
+//! that lies, a reader that takes nothing, a reader that vanishes) ends that task and frees its permit;
+//! nothing else notices. The weights are only reached through [`ChunkReader`]s, so memory is given up only
+//! when no task reads it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use rfork_protocol::frame::{
+    Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ, RANGE_BYTES, READ_BYTES,
+    Read, Refusal, VERSION, Welcome, check_magic,
+};
+use tokio::io::AsyncReadExt;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+
+use super::TcpOptions;
+use super::socket::{prepare, read_exact, send_chunk, within, write_all};
+use super::throttle::Throttle;
+use crate::engine::EngineError;
+use crate::engine::memory::{ChunkReader, WeightMemory};
+
+/// How long ending may take: a system call that runs is the longest that a task does not notice a stop.
+const STOP_DEADLINE: Duration = Duration::from_secs(5);
+/// Connections that are told that the seed is busy, at once; more are closed without a word.
+const MAX_REFUSALS: usize = 64;
+
+/// What is served, and the connections that are served it.
+#[derive(Debug)]
+struct Service {
+    memory: Arc<WeightMemory>,
+    stop: CancellationToken,
+    connections: TaskTracker,
+}
+
+#[derive(Debug)]
+struct Shared {
+    options: TcpOptions,
+    throttle: Throttle,
+    readers: Arc<Semaphore>,
+    refusals: Arc<Semaphore>,
+    served_bytes: AtomicU64,
+    /// `None` while nothing is registered.
+    service: Mutex<Option<Arc<Service>>>,
+}
+
+/// The listening side of an engine.
+#[derive(Debug)]
+pub(super) struct Server {
+    address: SocketAddr,
+    shared: Arc<Shared>,
+    accepting: AbortOnDropHandle<()>,
+}
+
+impl Server {
+    pub(super) async fn bind(options: &TcpOptions) -> Result<Self, EngineError> {
+        let failed = |source| EngineError::Bind {
+            address: format!("{}:{}", options.bind_host, options.bind_port),
+            source,
+        };
+        let host = options.bind_host.trim_matches(['[', ']']);
+        let listener = TcpListener::bind((host, options.bind_port)).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        let shared = Arc::new(Shared {
+            throttle: Throttle::new(options.max_bytes_per_sec),
+            readers: Arc::new(Semaphore::new(options.max_readers as usize)),
+            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
+            served_bytes: AtomicU64::new(0),
+            service: Mutex::new(None),
+            options: options.clone(),
+        });
+        let accepting = AbortOnDropHandle::new(tokio::spawn(accept(listener, shared.clone())));
+        Ok(Self { address, shared, accepting })
+    }
+
+    pub(super) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(super) fn served_bytes(&self) -> u64 {
+        self.shared.served_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn register(&self, memory: Arc<WeightMemory>) {
+        let service = Service { memory, stop: CancellationToken::new(), connections: TaskTracker::new() };
+        let before = self.shared.service().replace(Arc::new(service));
+        if let Some(before) = before {
+            before.stop.cancel();
+        }
+    }
+
+    pub(super) async fn unregister(&self) -> Result<(), EngineError> {
+        let Some(service) = self.shared.service().clone() else { return Ok(()) };
+        service.stop.cancel();
+        service.connections.close();
+        if tokio::time::timeout(STOP_DEADLINE, service.connections.wait()).await.is_err() {
+            let waited_ms = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
+            return Err(EngineError::StillRead { readers: service.connections.len(), waited_ms });
+        }
+        let mut registered = self.shared.service();
+        if registered.as_ref().is_some_and(|registered| Arc::ptr_eq(registered, &service)) {
+            *registered = None;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn stop(&self) {
+        self.accepting.abort();
+        if let Err(error) = self.unregister().await {
+            tracing::warn!(%error, "the transfer engine ends all the same");
+        }
+    }
+}
+
+impl Shared {
+    /// What is registered. The guard is never held across an await.
+    fn service(&self) -> std::sync::MutexGuard<'_, Option<Arc<Service>>> {
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                // Out of file descriptors, say: not a reason to end, nor to spin.
+                tracing::warn!(%error, "the transfer engine could not accept a connection");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let service = shared.service().clone();
+        let deadline = shared.options.connect_timeout;
+        match (service, shared.readers.clone().try_acquire_owned()) {
+            (Some(service), Ok(permit)) => {
+                let shared = shared.clone();
+                service.connections.clone().spawn(async move {
+                    let _permit = permit;
+                    let stop = service.stop.clone();
+                    // Cancelled between two system calls: no pointer into the memory is left.
+                    let served = stop.run_until_cancelled(serve(stream, &shared, &service)).await;
+                    if let Some(Err(error)) = served {
+                        tracing::debug!(%error, "a reader's connection ended");
+                    }
+                });
+            }
+            (None, _) => refuse(&shared, stream, Refusal::OtherContent, deadline),
+            (Some(_), Err(_)) => refuse(&shared, stream, Refusal::Busy, deadline),
+        }
+    }
+}
+
+/// Tells a reader why it is not served, in a task that ends within the deadline.
+fn refuse(shared: &Shared, mut stream: TcpStream, refusal: Refusal, deadline: Duration) {
+    let Ok(permit) = shared.refusals.clone().try_acquire_owned() else { return };
+    tokio::spawn(async move {
+        let _permit = permit;
+        let told = async {
+            hello(&mut stream, deadline).await?;
+            write_all(&mut stream, deadline, &Welcome::refuse(refusal).encode()).await?;
+            Ok::<(), Ended>(())
+        };
+        if let Err(error) = told.await {
+            tracing::debug!(%error, "a reader that is refused went away");
+        }
+    });
+}
+
+/// A connection that ended early, with why.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Frame(#[from] FrameError),
+}
+
+/// Reads a reader's first frame. The magic comes first, so that a foreign preamble is closed at once and not
+/// after a deadline for bytes that never come.
+async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ended> {
+    let reading = async {
+        let mut fixed = [0; HELLO_BYTES];
+        let mut filled = 0;
+        while filled < HELLO_BYTES {
+            let read = within(deadline, stream.read(&mut fixed[filled..])).await?;
+            if read == 0 {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
+            filled += read;
+            let seen = filled.min(MAGIC.len());
+            if fixed[..seen] != MAGIC[..seen] {
+                check_magic(&fixed)?;
+            }
+        }
+        let (mut hello, identity_len) = Hello::decode(&fixed)?;
+        hello.identity = vec![0; identity_len];
+        stream.read_exact(&mut hello.identity).await?;
+        Ok(hello)
+    };
+    match tokio::time::timeout(deadline, reading).await {
+        Ok(hello) => hello,
+        Err(_) => Err(io::Error::from(io::ErrorKind::TimedOut).into()),
+    }
+}
+
+/// Serves one reader until it goes away.
+async fn serve(mut stream: TcpStream, shared: &Shared, service: &Service) -> Result<(), Ended> {
+    prepare(&stream)?;
+    let options = &shared.options;
+    let hello = hello(&mut stream, options.connect_timeout).await?;
+    let content = service.memory.content();
+    let refusal = if hello.version == VERSION {
+        content.as_ref().is_none_or(|content| content.id != hello.content).then_some(Refusal::OtherContent)
+    } else {
+        Some(Refusal::Version)
+    };
+    let plan = service.memory.plan();
+    let welcome = match refusal {
+        Some(refusal) => Welcome::refuse(refusal),
+        None => Welcome {
+            refusal: None,
+            version: VERSION,
+            features: 0,
+            chunk_size: plan.chunk_size(),
+            chunk_count: plan.count(),
+            max_chunks_per_read: MAX_CHUNKS_PER_READ,
+        },
+    };
+    write_all(&mut stream, options.connect_timeout, &welcome.encode()).await?;
+    if refusal.is_some() {
+        return Ok(());
+    }
+    loop {
+        let head = match read_exact::<READ_BYTES>(&mut stream, options.idle_timeout).await {
+            Ok(head) => head,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+            Err(error) => return Err(error.into()),
+        };
+        let mut ranges = vec![0; Read::decode_head(&head)? * RANGE_BYTES];
+        within(options.connect_timeout, stream.read_exact(&mut ranges)).await?;
+        for chunk in Read::decode_ranges(&ranges)?.chunks() {
+            let reader = if chunk < plan.count() {
+                held(&mut stream, options, &service.memory, chunk).await?.ok_or(Failure::NotHeld)
+            } else {
+                Err(Failure::NoSuchChunk)
+            };
+            let reader = match reader {
+                Ok(reader) => reader,
+                Err(failure) => {
+                    let answer = Answer::Failed { chunk, failure };
+                    write_all(&mut stream, options.connect_timeout, &answer.encode()).await?;
+                    return Ok(());
+                }
+            };
+            let len_bytes = reader.len() as u64;
+            shared.throttle.take(len_bytes).await;
+            let head = Answer::Chunk { chunk, len_bytes }.encode();
+            let sent = send_chunk(&stream, &head, &reader, options.progress_timeout).await?;
+            shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Waits for a chunk, telling the reader now and then that it is not there yet; `None` when that took too long.
+async fn held(
+    stream: &mut TcpStream,
+    options: &TcpOptions,
+    memory: &Arc<WeightMemory>,
+    chunk: u32,
+) -> io::Result<Option<ChunkReader>> {
+    if let Some(reader) = memory.begin_read(chunk) {
+        return Ok(Some(reader));
+    }
+    let give_up = tokio::time::Instant::now() + options.held_timeout;
+    let mut not_yet = tokio::time::interval(options.not_yet_interval);
+    let arriving = memory.wait_held(chunk);
+    tokio::pin!(arriving);
+    loop {
+        tokio::select! {
+            reader = &mut arriving => return Ok(Some(reader)),
+            () = tokio::time::sleep_until(give_up) => return Ok(None),
+            _ = not_yet.tick() => {
+                write_all(stream, options.progress_timeout, &Answer::NotYet { chunk }.encode()).await?;
+            }
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! Socket work that both sides share: whole frames with a deadline, and chunks straight from or to memory.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
+use tokio::net::TcpStream;
+
+use crate::digest::{ChunkDigest, DigestAlgorithm};
+use crate::engine::memory::{ChunkReader, ChunkWriter};
+
+/// Prepares a connection: small frames are not held back.
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)
+}
+
+/// Runs `io`, and fails with `TimedOut` after `deadline`.
+pub(super) async fn within<T>(deadline: Duration, io: impl Future<Output = io::Result<T>>) -> io::Result<T> {
+    match tokio::time::timeout(deadline, io).await {
+        Ok(result) => result,
+        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, format!("nothing moved for {deadline:?}"))),
+    }
+}
+
+/// Reads exactly one frame head.
+pub(super) async fn read_exact<const N: usize>(
+    stream: &mut TcpStream,
+    deadline: Duration,
+) -> io::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    within(deadline, stream.read_exact(&mut bytes)).await?;
+    Ok(bytes)
+}
+
+/// Writes a frame.
+pub(super) async fn write_all(stream: &mut TcpStream, deadline: Duration, bytes: &[u8]) -> io::Result<()> {
+    within(deadline, stream.write_all(bytes)).await
+}
+
+/// Receives a whole chunk into place and gives its digest, computed while the bytes are in the cache; `None`
+/// when nobody wants it. `stall` is how long nothing may come. `arrived` is told of every piece.
+pub(super) async fn receive_chunk(
+    stream: &TcpStream,
+    writer: &mut ChunkWriter,
+    digest: Option<DigestAlgorithm>,
+    stall: Duration,
+    mut arrived: impl FnMut(usize),
+) -> io::Result<Option<u64>> {
+    let mut digest = digest.map(DigestAlgorithm::start);
+    let mut at = 0;
+    while at < writer.len() {
+        let receive = stream.async_io(Interest::READABLE, || writer.receive(stream.as_fd(), at));
+        let received = match within(stall, receive).await? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            received => received,
+        };
+        if let Some(digest) = &mut digest {
+            writer.digest(at, received, digest);
+        }
+        at += received;
+        arrived(received);
+    }
+    Ok(digest.map(ChunkDigest::finish))
+}
+
+/// Sends `head` and the chunk behind it. `stall` is how long the peer may take nothing. Gives the chunk's size.
+pub(super) async fn send_chunk(
+    stream: &TcpStream,
+    head: &[u8],
+    reader: &ChunkReader,
+    stall: Duration,
+) -> io::Result<usize> {
+    let total = head.len() + reader.len();
+    let mut at = 0;
+    while at < total {
+        let send = stream.async_io(Interest::WRITABLE, || reader.send(stream.as_fd(), head, at));
+        at += within(stall, send).await?;
+    }
+    Ok(reader.len())
+}

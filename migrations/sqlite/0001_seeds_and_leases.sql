@@ -1,26 +1,31 @@
 -- A seed: a worker that holds weights and lets others read them.
 CREATE TABLE seeds (
-    id            INTEGER PRIMARY KEY,
+    -- The number of one holding: a seed that comes to hold something else gets another. No number is used
+    -- twice, so what still speaks of an old one (a gathered heartbeat) meets nothing.
+    id           INTEGER PRIMARY KEY AUTOINCREMENT,
     -- host:port:rank, exactly as the seed gave it
-    identity      TEXT    NOT NULL UNIQUE,
-    host          TEXT    NOT NULL,
-    port          INTEGER NOT NULL,
-    rank          INTEGER NOT NULL,
+    identity     TEXT    NOT NULL UNIQUE,
+    host         TEXT    NOT NULL,
+    port         INTEGER NOT NULL,
+    rank         INTEGER NOT NULL,
     -- opaque bytes
-    seed_key      BLOB    NOT NULL,
+    seed_key     BLOB    NOT NULL,
     -- leases that it may have at once; points 0 to capacity - 1 are offered
-    capacity      INTEGER NOT NULL CHECK (capacity > 0),
+    capacity     INTEGER NOT NULL CHECK (capacity > 0),
     -- removed by its owner: offered no more, gone with its last lease
-    removed       INTEGER NOT NULL DEFAULT 0 CHECK (removed IN (0, 1)),
+    removed      INTEGER NOT NULL DEFAULT 0 CHECK (removed IN (0, 1)),
     -- when a point of it was last allocated, Unix milliseconds
-    last_used_ms  INTEGER NOT NULL DEFAULT 0,
-    -- where to look for free points, never later than one is free: 0 when it has one, else when its first
-    -- lease ends, else (removed or silent) the greatest integer
-    offer_from_ms INTEGER NOT NULL DEFAULT 0
+    last_used_ms INTEGER NOT NULL DEFAULT 0,
+
+    -- The next two only say where to look; they are recomputed from `points`, which decide.
+    -- Its place among the seeds of its key, least first; NULL when it is full, removed or silent.
+    offer_rank   INTEGER DEFAULT 0,
+    -- When the first of its leases ends and its place changes; NULL when it has none.
+    next_end_ms  INTEGER
 );
 
-CREATE INDEX seeds_by_offer ON seeds (seed_key, offer_from_ms, last_used_ms, identity);
-CREATE INDEX seeds_to_offer ON seeds (offer_from_ms) WHERE offer_from_ms > 0;
+CREATE INDEX seeds_by_offer ON seeds (seed_key, offer_rank, last_used_ms, identity) WHERE offer_rank IS NOT NULL;
+CREATE INDEX seeds_by_next_end ON seeds (next_end_ms) WHERE next_end_ms IS NOT NULL;
 CREATE INDEX seeds_removed ON seeds (id) WHERE removed = 1;
 
 -- The most frequent write has a table of its own.

@@ -9,16 +9,16 @@
 //! is not committed.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use rfork_protocol::SeedIdentity;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::store::{Command, LeaseHash, MAX_BATCH, Outcome, Store, StoreError};
+use crate::heartbeats::Heartbeats;
+use crate::store::{Command, MAX_BATCH, Outcome, Store, StoreError};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
-const MAX_WAITING: usize = 8 * MAX_BATCH;
+const MAX_WAITING: usize = 16 * MAX_BATCH;
 
 /// Why a command had no outcome.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -39,6 +39,7 @@ pub enum WriteError {
 
 struct Waiting {
     command: Command,
+    arrived: Instant,
     answer: oneshot::Sender<Result<Outcome, StoreError>>,
 }
 
@@ -56,12 +57,17 @@ impl std::fmt::Debug for Waiting {
 }
 
 impl Writer {
-    /// Starts the writer. Each command has an outcome, or an error, within `deadline`.
+    /// Starts the writer. Each command has an outcome, or an error, within `deadline`; `heartbeats` learns
+    /// of every registration and removal before it is acknowledged.
     ///
     /// The task ends by itself once every `Writer` is dropped and the queue is empty.
-    pub fn start(store: Arc<dyn Store>, deadline: Duration) -> (Self, AbortOnDropHandle<()>) {
+    pub fn start(
+        store: Arc<dyn Store>,
+        heartbeats: Arc<Heartbeats>,
+        deadline: Duration,
+    ) -> (Self, AbortOnDropHandle<()>) {
         let (queue, waiting) = mpsc::channel(MAX_WAITING);
-        let task = AbortOnDropHandle::new(tokio::spawn(write(store, waiting)));
+        let task = AbortOnDropHandle::new(tokio::spawn(write(store, heartbeats, waiting)));
         (Self { queue, deadline }, task)
     }
 
@@ -72,7 +78,8 @@ impl Writer {
     /// is then released by the writer.
     pub async fn submit(&self, command: Command) -> Result<Outcome, WriteError> {
         let (answer, outcome) = oneshot::channel();
-        self.queue.try_send(Waiting { command, answer }).map_err(|error| match error {
+        let waiting = Waiting { command, arrived: Instant::now(), answer };
+        self.queue.try_send(waiting).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
         })?;
@@ -84,7 +91,7 @@ impl Writer {
     }
 }
 
-async fn write(store: Arc<dyn Store>, mut queue: mpsc::Receiver<Waiting>) {
+async fn write(store: Arc<dyn Store>, heartbeats: Arc<Heartbeats>, mut queue: mpsc::Receiver<Waiting>) {
     let mut batch = Vec::with_capacity(MAX_BATCH);
     // Leases whose client was gone when its answer came: given back with the next batch.
     let mut orphans: Vec<Command> = Vec::new();
@@ -94,21 +101,23 @@ async fn write(store: Arc<dyn Store>, mut queue: mpsc::Receiver<Waiting>) {
         }
         // A client that has gone away gets no lease that nobody would use.
         batch.retain(|waiting| !(is_acquire(&waiting.command) && waiting.answer.is_closed()));
+        let given_back = orphans.len();
         let mut commands: Vec<Command> = std::mem::take(&mut orphans);
-        let given_back = commands.len();
-        commands.extend(batch.iter().map(|waiting| waiting.command.clone()));
+        commands.extend(batch.iter().map(|waiting| aged(waiting.command.clone(), waiting.arrived)));
         if commands.is_empty() {
             continue;
         }
         match store.apply(&commands).await {
             Ok(outcomes) => {
+                heartbeats.learn(commands.iter().zip(outcomes.iter().map(Some)));
                 for (waiting, outcome) in batch.drain(..).zip(outcomes.into_iter().skip(given_back)) {
                     if let Err(Ok(outcome)) = waiting.answer.send(Ok(outcome)) {
-                        orphans.extend(orphan(waiting.command, &outcome));
+                        orphans.extend(orphan(waiting.command, outcome));
                     }
                 }
             }
             Err(error) => {
+                heartbeats.learn(commands.iter().map(|command| (command, None)));
                 tracing::warn!(%error, commands = commands.len(), "a batch was not applied");
                 for waiting in batch.drain(..) {
                     // A client that is gone needs no answer.
@@ -124,16 +133,20 @@ fn is_acquire(command: &Command) -> bool {
     matches!(command, Command::Acquire { .. })
 }
 
+/// The command, told how long it has waited.
+fn aged(mut command: Command, arrived: Instant) -> Command {
+    if let Command::Register { age_ms, .. } = &mut command {
+        *age_ms = i64::try_from(arrived.elapsed().as_millis()).unwrap_or(i64::MAX);
+    }
+    command
+}
+
 /// The release of a lease that was granted to a client that is gone.
-fn orphan(command: Command, outcome: &Outcome) -> Option<Command> {
+fn orphan(command: Command, outcome: Outcome) -> Option<Command> {
     match (command, outcome) {
         (Command::Acquire { lease, .. }, Outcome::Acquired(Some(identity))) => {
-            Some(release(identity.clone(), lease))
+            Some(Command::Release { identity, lease })
         }
         _ => None,
     }
-}
-
-fn release(identity: SeedIdentity, lease: LeaseHash) -> Command {
-    Command::Release { identity, lease }
 }

@@ -4,106 +4,135 @@
 //! noted here and written within [`FLUSH_INTERVAL`], with the time that it waited. A crash may lose that
 //! last second of heartbeats, never a seed.
 //!
-//! The notes are no truth: an entry only says that the database held this seed under this key not long ago. A
-//! removal drops the entry before the database is asked, and a flush updates rows, never inserts, so nothing
-//! that was removed comes back. An entry older than [`TRUST`] is not believed: the heartbeat goes through.
+//! The notes are no truth. An entry says that the database held this seed under this key when its last
+//! heartbeat was written. Only the writer makes and drops entries, in the order of its commits, so none
+//! outlives a removal or a change of key that was acknowledged. A flush updates rows, never inserts, and
+//! names them by numbers that are not used again, so nothing that is gone comes back. An entry is believed
+//! only while the seed cannot have fallen silent; after that its heartbeat goes through.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
 use rfork_protocol::SeedKey;
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use crate::store::{Beat, Store};
+use crate::store::{Beat, Command, Outcome, Registration, Store};
 
 /// How long a noted heartbeat waits at most.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
 /// The most seeds that are remembered; heartbeats of others go through the writer.
 const MAX_KNOWN: usize = 1_000_000;
-/// A part of the heartbeat's time to live for which an entry is believed without asking the database.
-const TRUST: f64 = 0.9;
 
 #[derive(Debug)]
 struct Known {
     seed_id: i64,
-    key: SeedKey,
-    /// When the database last knew the seed to be so: a registration, or a flush.
-    confirmed: Instant,
-    /// When a heartbeat arrived that is not written yet.
+    /// SHA-256 of the key: keys may be long and entries are many.
+    key: [u8; 32],
+    /// When the last heartbeat arrived that the database has.
+    written: Instant,
+    /// When a heartbeat arrived that it does not have yet.
     waiting: Option<Instant>,
 }
 
 /// Heartbeats that wait to be written, by seed identity. Shared by all requests.
+///
+/// No guard of the map is held across an await.
 #[derive(Debug)]
 pub struct Heartbeats {
     known: DashMap<String, Known>,
+    /// How long after a written heartbeat an entry is believed. It leaves time for the next one to be written
+    /// before the seed counts as silent.
     trust: Duration,
 }
 
 impl Heartbeats {
-    /// None noted yet.
+    /// None noted yet, for seeds that are silent after `heartbeat_ttl`.
     pub fn new(heartbeat_ttl: Duration) -> Self {
-        Self { known: DashMap::new(), trust: heartbeat_ttl.mul_f64(TRUST) }
+        Self { known: DashMap::new(), trust: heartbeat_ttl.saturating_sub(2 * FLUSH_INTERVAL) }
     }
 
     /// Notes a heartbeat if it only repeats what the database knows. `false`: it must go through the writer.
     pub fn note(&self, identity: &str, key: &SeedKey) -> bool {
         let Some(mut known) = self.known.get_mut(identity) else { return false };
-        let believed = known.key == *key && known.confirmed.elapsed() < self.trust;
+        let believed = known.written.elapsed() < self.trust && known.key == digest(key);
         if believed {
             known.waiting = Some(Instant::now());
         }
         believed
     }
 
-    /// Remembers what the writer has just registered.
-    pub fn remember(&self, identity: String, key: SeedKey, seed_id: i64) {
-        if self.known.len() < MAX_KNOWN {
-            let known = Known { seed_id, key, confirmed: Instant::now(), waiting: None };
+    /// Learns from a batch that the writer has just committed, before anybody is answered. `None` for
+    /// outcomes: it is not known whether it was committed.
+    pub fn learn<'a>(&self, batch: impl Iterator<Item = (&'a Command, Option<&'a Outcome>)> + Clone) {
+        for (command, outcome) in batch.clone() {
+            let Command::Register { identity, key, age_ms } = command else { continue };
+            match outcome {
+                // One that drains must go on asking whether it may return.
+                None | Some(Outcome::Registered(Registration::Draining, _)) => {
+                    self.known.remove(&identity.to_string());
+                }
+                Some(Outcome::Registered(_, seed_id)) => {
+                    let age = Duration::from_millis(age_ms.unsigned_abs());
+                    let arrived = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+                    self.remember(identity.to_string(), key, *seed_id, arrived);
+                }
+                Some(_) => {}
+            }
+        }
+        // Within a batch a store registers before it removes.
+        for (command, _) in batch {
+            if let Command::Remove { identity, .. } = command {
+                self.known.remove(&identity.to_string());
+            }
+        }
+    }
+
+    fn remember(&self, identity: String, key: &SeedKey, seed_id: i64, arrived: Instant) {
+        if !self.trust.is_zero() && self.known.len() < MAX_KNOWN {
+            let known = Known { seed_id, key: digest(key), written: arrived, waiting: None };
             self.known.insert(identity, known);
         }
     }
 
-    /// Forgets a seed; its next heartbeat goes through the writer.
-    pub fn forget(&self, identity: &str) {
-        self.known.remove(identity);
-    }
-
     /// Writes what waits; gives the number written. On an error the heartbeats wait on.
     pub async fn flush(&self, store: &dyn Store) -> usize {
-        let mut taken = Vec::new();
-        // No guard lives across the await below: each is dropped with its turn of the loop.
-        for mut entry in self.known.iter_mut() {
-            if let Some(arrived) = entry.waiting.take() {
-                taken.push((entry.key().clone(), entry.seed_id, arrived));
+        let mut taken: HashMap<i64, (String, Instant)> = HashMap::new();
+        self.known.retain(|identity, known| {
+            if let Some(arrived) = known.waiting.take() {
+                taken.insert(known.seed_id, (identity.clone(), arrived));
+                return true;
             }
-        }
-        self.known.retain(|_, known| known.confirmed.elapsed() < self.trust);
+            known.written.elapsed() < self.trust
+        });
         if taken.is_empty() {
             return 0;
         }
         let beats: Vec<Beat> = taken
             .iter()
-            .map(|(_, seed_id, arrived)| Beat {
+            .map(|(seed_id, (_, arrived))| Beat {
                 seed_id: *seed_id,
                 age_ms: i64::try_from(arrived.elapsed().as_millis()).unwrap_or(i64::MAX),
             })
             .collect();
         match store.flush(&beats).await {
             Ok(gone) => {
-                for (identity, seed_id, _) in taken {
+                for (seed_id, (identity, arrived)) in taken {
                     if gone.contains(&seed_id) {
                         self.known.remove_if(&identity, |_, known| known.seed_id == seed_id);
-                    } else if let Some(mut known) = self.known.get_mut(&identity) {
-                        known.confirmed = Instant::now();
+                    } else if let Some(mut known) = self.known.get_mut(&identity)
+                        && known.seed_id == seed_id
+                    {
+                        known.written = known.written.max(arrived);
                     }
                 }
                 beats.len()
             }
             Err(error) => {
                 tracing::warn!(%error, heartbeats = beats.len(), "heartbeats wait for the database");
-                for (identity, seed_id, arrived) in taken {
+                for (seed_id, (identity, arrived)) in taken {
                     if let Some(mut known) = self.known.get_mut(&identity)
                         && known.seed_id == seed_id
                     {
@@ -124,4 +153,8 @@ impl Heartbeats {
         }
         self.flush(store.as_ref()).await;
     }
+}
+
+fn digest(key: &SeedKey) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
 }

@@ -56,8 +56,8 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationTo
         policy = %settings.alloc_policy,
         "the planner listens"
     );
-    let (writer, writing) = allocate::Writer::start(store.clone(), REQUEST_DEADLINE);
     let heartbeats = Arc::new(heartbeats::Heartbeats::new(settings.heartbeat_ttl));
+    let (writer, writing) = allocate::Writer::start(store.clone(), heartbeats.clone(), REQUEST_DEADLINE);
     // These two end after the requests do, so that no heartbeat that was answered is lost.
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));

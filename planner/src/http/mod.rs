@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{StatusCode, Uri};
+use axum::http::{StatusCode, Uri, header};
 use axum::routing::{MethodRouter, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
 
@@ -39,15 +39,15 @@ pub fn router(api: Api) -> Router {
         .route(RENEW_SEED_LEASE, post(v1::renew_seed_lease))
         .route(PUT_SEED, post(v1::put_seed))
         .route(REMOVE_SEED, post(v1::remove_seed))
-        .route("/healthz", get(ops::healthz))
-        .route("/readyz", get(ops::readyz))
-        .route("/debug/snapshot", get(ops::snapshot))
+        .route("/healthz", get_only(get(ops::healthz)))
+        .route("/readyz", get_only(get(ops::readyz)))
+        .route("/debug/snapshot", get_only(get(ops::snapshot)))
         .with_state(api)
 }
 
-/// Refuses HEAD, which axum would answer by running the GET: that one allocates.
+/// Refuses HEAD, which axum would answer by running the GET: that of `get_seed` allocates.
 fn get_only(route: MethodRouter<Api>) -> MethodRouter<Api> {
-    route.head(async || StatusCode::METHOD_NOT_ALLOWED)
+    route.head(async || (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")]))
 }
 
 /// A base URL that ends in a slash makes clients ask for `//get_seed`: leading slashes count as one.

@@ -31,7 +31,8 @@ pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiErr
 pub(super) struct SnapshotBody {
     seed_count: u64,
     lease_count: u64,
-    /// Whether the lists below are cut.
+    /// Whether the lists below are cut; not there otherwise.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     truncated: bool,
     seeds: BTreeMap<String, SeedBody>,
     leases: BTreeMap<String, LeaseBody>,

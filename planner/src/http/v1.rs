@@ -27,16 +27,12 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     }
     let command = Command::Register { identity, key: key.clone(), age_ms: 0 };
     match api.writer.submit(command).await? {
-        Outcome::Registered(registration, seed_id) => {
-            match registration {
-                // Its heartbeats must go on asking whether it has drained.
-                Registration::Draining => api.heartbeats.forget(&name),
-                Registration::New | Registration::NewHolding => {
-                    tracing::info!(seed = %name, %key, "a seed registered");
-                    api.heartbeats.remember(name, key, seed_id);
-                }
-                Registration::Repeated => api.heartbeats.remember(name, key, seed_id),
+        Outcome::Registered(registration, _) => {
+            if matches!(registration, Registration::New | Registration::NewHolding) {
+                tracing::info!(seed = %name, %key, "a seed registered");
             }
+            // A seed that was removed and still has leases is told 200 as well: its heartbeat is right, and
+            // one that comes after its last lease registers it anew.
             Ok(StatusCode::OK)
         }
         outcome => Err(mismatched(&outcome)),
@@ -50,7 +46,7 @@ pub(super) async fn get_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     let command = Command::Acquire { key: key.clone(), lease: lease.hash() };
     match api.writer.submit(command).await? {
         Outcome::Acquired(Some(identity)) => {
-            tracing::info!(seed = %identity, %key, %lease, "granted");
+            tracing::debug!(seed = %identity, %key, %lease, "granted");
             let granted = Granted { identity, lease, lease_ttl_sec: Some(api.lease_ttl.as_secs()) };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
@@ -76,7 +72,7 @@ pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     let command = Command::Release { identity: identity.clone(), lease: lease.hash() };
     match api.writer.submit(command).await? {
         Outcome::Released(true) => {
-            tracing::info!(seed = %identity, %lease, "released");
+            tracing::debug!(seed = %identity, %lease, "released");
             Ok(StatusCode::OK)
         }
         Outcome::Released(false) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
@@ -87,8 +83,6 @@ pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
 pub(super) async fn remove_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let RemoveSeed { key, identity, .. } = RemoveSeed::decode(&headers)?;
     let name = identity.to_string();
-    // Before the database is asked: a heartbeat that comes later must ask it too.
-    api.heartbeats.forget(&name);
     match api.writer.submit(Command::Remove { identity, key }).await? {
         Outcome::Removed(Removal::Gone) => {
             tracing::info!(seed = %name, "a seed was removed");

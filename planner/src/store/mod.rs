@@ -1,7 +1,7 @@
 //! Where seeds and leases are kept. The database is the only truth: a planner keeps nothing that matters.
 //!
 //! One call is one transaction. Times are Unix milliseconds on the database's clock; a lease or a heartbeat
-//! whose time to live has passed exactly is gone. Every store passes the same suite, [`conformance`].
+//! whose time to live has passed exactly is gone. Every store passes the same suite, `conformance`.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use crate::domain::policy::Policy;
 pub use crate::domain::seed::{Registration, Removal};
 
+#[cfg(test)]
+pub(crate) mod conformance;
 pub mod sqlite;
 
 /// The most commands that one transaction takes.
@@ -66,7 +68,7 @@ pub enum Command {
         identity: SeedIdentity,
         /// What it holds.
         key: SeedKey,
-        /// How long ago the request arrived, in milliseconds.
+        /// How long ago the request arrived, in milliseconds. The writer fills it in.
         age_ms: i64,
     },
     /// Lease a point of some seed.
@@ -102,7 +104,7 @@ pub enum Command {
 /// What became of a [`Command`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Of [`Command::Register`], with the store's number of the seed.
+    /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
     Registered(Registration, i64),
     /// Of [`Command::Acquire`]: the seed whose point is leased, or `None` when no live seed of the key has a
     /// free one.
@@ -196,7 +198,8 @@ pub enum StoreError {
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
-    /// They run side by side, so their order means nothing.
+    /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
+    /// refuses least: registrations, renewals, releases, removals, acquisitions, each kind as listed.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.

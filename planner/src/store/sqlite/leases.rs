@@ -1,9 +1,46 @@
 //! Renewing and releasing. Both act on exactly one live lease of exactly the named seed, or on nothing.
 
+use std::collections::HashSet;
+
+use rfork_protocol::SeedIdentity;
+use rfork_protocol::ids::hex;
 use sqlx::SqliteConnection;
 
-use super::super::{Command, Outcome, Rules, StoreError};
-use super::seeds::{json, offer_again};
+use super::super::{Command, LeaseHash, Outcome, Rules, StoreError};
+use super::{json, offer};
+
+/// A live lease that a command names.
+struct Named {
+    /// The command's place in the batch.
+    at: usize,
+    /// The leased point.
+    point: (i64, u32),
+}
+
+/// Finds the live leases among those that `leases` names, each with its command's place.
+async fn find_live(
+    connection: &mut SqliteConnection,
+    now: i64,
+    leases: &[(usize, &SeedIdentity, &LeaseHash)],
+) -> Result<Vec<Named>, StoreError> {
+    let named: Vec<_> =
+        leases.iter().map(|(at, identity, lease)| (at, identity.to_string(), hex(&lease[..]))).collect();
+    let rows: Vec<(i64, i64, u32)> = sqlx::query_as(
+        "SELECT named.value ->> 0, p.seed_id, p.n
+         FROM json_each(?2) named CROSS JOIN points p ON p.lease_hash = unhex(named.value ->> 2)
+         CROSS JOIN seeds s ON s.id = p.seed_id
+         WHERE p.busy_until_ms > ?1 AND s.identity = named.value ->> 1",
+    )
+    .bind(now)
+    .bind(json(&named)?)
+    .fetch_all(connection)
+    .await?;
+    let named = rows.into_iter().map(|(at, seed_id, n)| {
+        let at = usize::try_from(at).map_err(|_| StoreError::Broken("a place below 0".into()))?;
+        Ok(Named { at, point: (seed_id, n) })
+    });
+    named.collect()
+}
 
 pub(super) async fn renew(
     connection: &mut SqliteConnection,
@@ -12,62 +49,81 @@ pub(super) async fn renew(
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
-    let mut touched = Vec::new();
-    for (command, outcome) in commands.iter().zip(outcomes) {
-        let Command::Renew { identity, lease } = command else { continue };
-        let seed: Option<i64> = sqlx::query_scalar(
-            "UPDATE points SET busy_until_ms = ?1 + ?2
-             WHERE lease_hash = ?3 AND busy_until_ms > ?1
-               AND seed_id = (SELECT id FROM seeds WHERE identity = ?4)
-             RETURNING seed_id",
-        )
-        .bind(now)
-        .bind(rules.lease_ttl_ms)
-        .bind(&lease[..])
-        .bind(identity.to_string())
-        .fetch_optional(&mut *connection)
-        .await?;
-        touched.extend(seed);
-        *outcome = Some(Outcome::Renewed(seed.is_some()));
+    let mut leases = Vec::new();
+    for (at, command) in commands.iter().enumerate() {
+        if let Command::Renew { identity, lease } = command {
+            outcomes[at] = Some(Outcome::Renewed(false));
+            leases.push((at, identity, lease));
+        }
     }
-    offer_again(connection, now, &touched).await
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let live = find_live(connection, now, &leases).await?;
+    for named in &live {
+        outcomes[named.at] = Some(Outcome::Renewed(true));
+    }
+    let points: Vec<(i64, u32)> = live.iter().map(|named| named.point).collect();
+    sqlx::query(
+        "UPDATE points SET busy_until_ms = ?1 + ?2
+         WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?3))",
+    )
+    .bind(now)
+    .bind(rules.lease_ttl_ms)
+    .bind(json(&points)?)
+    .execute(&mut *connection)
+    .await?;
+    offer::refresh(connection, now, rules, &seeds_of(&points)).await
 }
 
 pub(super) async fn release(
     connection: &mut SqliteConnection,
     now: i64,
+    rules: Rules,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
-    let mut touched = Vec::new();
-    for (command, outcome) in commands.iter().zip(outcomes) {
-        let Command::Release { identity, lease } = command else { continue };
-        let seed: Option<i64> = sqlx::query_scalar(
-            "DELETE FROM points
-             WHERE lease_hash = ?2 AND busy_until_ms > ?1
-               AND seed_id = (SELECT id FROM seeds WHERE identity = ?3)
-             RETURNING seed_id",
-        )
-        .bind(now)
-        .bind(&lease[..])
-        .bind(identity.to_string())
-        .fetch_optional(&mut *connection)
-        .await?;
-        touched.extend(seed);
-        *outcome = Some(Outcome::Released(seed.is_some()));
+    let mut leases = Vec::new();
+    for (at, command) in commands.iter().enumerate() {
+        if let Command::Release { identity, lease } = command {
+            outcomes[at] = Some(Outcome::Released(false));
+            leases.push((at, identity, lease));
+        }
     }
-    if touched.is_empty() {
+    if leases.is_empty() {
         return Ok(());
     }
-    offer_again(connection, now, &touched).await?;
+    // Of two commands that release one lease, the first does.
+    let mut released = HashSet::new();
+    for named in find_live(connection, now, &leases).await? {
+        if released.insert(named.point) {
+            outcomes[named.at] = Some(Outcome::Released(true));
+        }
+    }
+    if released.is_empty() {
+        return Ok(());
+    }
+    let points: Vec<(i64, u32)> = released.into_iter().collect();
+    sqlx::query(
+        "DELETE FROM points WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?1))",
+    )
+    .bind(json(&points)?)
+    .execute(&mut *connection)
+    .await?;
+    let seeds = seeds_of(&points);
+    offer::refresh(connection, now, rules, &seeds).await?;
     // A seed that was removed goes with its last lease.
     sqlx::query(
         "DELETE FROM seeds WHERE removed = 1 AND id IN (SELECT value FROM json_each(?2))
            AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = seeds.id AND p.busy_until_ms > ?1)",
     )
     .bind(now)
-    .bind(json(&touched))
+    .bind(json(&seeds)?)
     .execute(connection)
     .await?;
     Ok(())
+}
+
+fn seeds_of(points: &[(i64, u32)]) -> Vec<i64> {
+    points.iter().map(|(seed_id, _)| *seed_id).collect()
 }

@@ -9,8 +9,11 @@
 
 mod allocate;
 mod leases;
+mod offer;
 mod seeds;
 mod sweep;
+#[cfg(test)]
+mod tests;
 mod view;
 
 use std::collections::HashSet;
@@ -79,10 +82,7 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(path: &Path, rules: Rules, clock: Clock) -> Result<Self, OpenError> {
-        if let Some(directory) = path.parent().filter(|directory| !directory.as_os_str().is_empty()) {
-            std::fs::create_dir_all(directory)
-                .map_err(|error| OpenError::Io { path: directory.to_owned(), reason: error.to_string() })?;
-        }
+        let path = &prepare(path)?;
         let lock = lock(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
@@ -93,7 +93,7 @@ impl SqliteStore {
             .foreign_keys(true)
             .statement_cache_capacity(64);
         let unusable = |error: &dyn std::fmt::Display| OpenError::Unusable {
-            path: path.to_owned(),
+            path: path.clone(),
             reason: error.to_string(),
         };
         let pool = |connections| {
@@ -104,23 +104,23 @@ impl SqliteStore {
                 .max_lifetime(None)
         };
         let writer = pool(1).connect_with(options.clone()).await.map_err(|error| unusable(&error))?;
-        sqlx::migrate!("../migrations/sqlite").run(&writer).await.map_err(|error| unusable(&error))?;
+        migrate(&writer).await.map_err(|reason| unusable(&reason))?;
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
         let store = Self { writer, readers, rules, clock, _lock: lock };
-        store.adopt_capacity().await.map_err(|error| unusable(&error))?;
+        store.adopt_rules().await.map_err(|error| unusable(&error))?;
         Ok(store)
     }
 
-    /// Gives seeds that were registered under another setting today's capacity. Leases on points that are no
-    /// longer offered go on until they end.
-    async fn adopt_capacity(&self) -> Result<(), StoreError> {
+    /// Gives seeds that were registered under other settings today's capacity and places. Leases on points that
+    /// are no longer offered go on until they end.
+    async fn adopt_rules(&self) -> Result<(), StoreError> {
         let (mut tx, now) = self.begin().await?;
         sqlx::query("UPDATE seeds SET capacity = ?1 WHERE capacity <> ?1")
             .bind(self.rules.capacity)
             .execute(&mut *tx)
             .await?;
-        seeds::offer_all_again(&mut tx, now).await?;
+        offer::refresh_all(&mut tx, now, self.rules).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -140,6 +140,44 @@ impl SqliteStore {
                 .await?),
         }
     }
+}
+
+/// Makes the file's directory, and gives the file's one true name, by which it is locked.
+fn prepare(path: &Path) -> Result<PathBuf, OpenError> {
+    let failed = |path: &Path, reason: String| OpenError::Io { path: path.to_owned(), reason };
+    if path.is_dir() {
+        return Err(failed(path, "it is a directory".into()));
+    }
+    if path.exists() {
+        return path.canonicalize().map_err(|error| failed(path, error.to_string()));
+    }
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| failed(path, "it names no file".into()))?;
+    std::fs::create_dir_all(directory)
+        .and_then(|()| directory.canonicalize())
+        .map(|directory| directory.join(name))
+        .map_err(|error| failed(directory, error.to_string()))
+}
+
+/// Brings the schema up to what this program knows. A newer one is left as it is: versions only add, and two
+/// that follow each other run on one schema.
+async fn migrate(writer: &SqlitePool) -> Result<(), String> {
+    let text = |error: &dyn std::fmt::Display| error.to_string();
+    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE type = 'table'")
+        .fetch_one(writer)
+        .await
+        .map_err(|error| text(&error))?;
+    let ours: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = '_sqlx_migrations'")
+        .fetch_one(writer)
+        .await
+        .map_err(|error| text(&error))?;
+    if tables > 0 && ours == 0 {
+        return Err("it is a database of another program".into());
+    }
+    let mut migrations = sqlx::migrate!("../migrations/sqlite");
+    migrations.set_ignore_missing(true);
+    migrations.run(writer).await.map_err(|error| text(&error))
 }
 
 /// Takes the lock file beside the database. A lock of the system's, so that a crash leaves none behind.
@@ -177,6 +215,11 @@ fn identity(host: String, port: u16, rank: u32) -> Result<rfork_protocol::SeedId
     rfork_protocol::SeedIdentity::new(host, port, rank).map_err(|error| StoreError::Broken(error.to_string()))
 }
 
+/// A list, which is how many values are bound to one parameter.
+fn json<T: serde::Serialize>(list: &[T]) -> Result<String, StoreError> {
+    serde_json::to_string(list).map_err(|error| StoreError::Broken(error.to_string()))
+}
+
 fn seed_key(bytes: Vec<u8>) -> Result<rfork_protocol::SeedKey, StoreError> {
     rfork_protocol::SeedKey::new(bytes).map_err(|error| StoreError::Broken(error.to_string()))
 }
@@ -186,11 +229,9 @@ impl Store for SqliteStore {
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
         let (mut tx, now) = self.begin().await?;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; commands.len()];
-        // What frees points comes before what takes them: the commands are all under way at the same time,
-        // so any order is a right one, and this one refuses least.
         seeds::register(&mut tx, now, self.rules, commands, &mut outcomes).await?;
         leases::renew(&mut tx, now, self.rules, commands, &mut outcomes).await?;
-        leases::release(&mut tx, now, commands, &mut outcomes).await?;
+        leases::release(&mut tx, now, self.rules, commands, &mut outcomes).await?;
         seeds::remove(&mut tx, now, commands, &mut outcomes).await?;
         allocate::acquire(&mut tx, now, self.rules, commands, &mut outcomes).await?;
         tx.commit().await?;
@@ -202,7 +243,7 @@ impl Store for SqliteStore {
 
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
         let (mut tx, now) = self.begin().await?;
-        let gone = seeds::flush(&mut tx, now, beats).await?;
+        let gone = seeds::flush(&mut tx, now, self.rules, beats).await?;
         tx.commit().await?;
         Ok(gone)
     }

@@ -3,7 +3,7 @@
 use sqlx::SqliteConnection;
 
 use super::super::{Rules, StoreError, Swept};
-use super::seeds::{NOT_OFFERED, offer_again};
+use super::offer;
 
 /// The most rows of a kind that one step ends.
 const STEP_ROWS: u32 = 1_000;
@@ -28,14 +28,14 @@ pub(super) async fn step(
     .bind(STEP_ROWS)
     .fetch_all(&mut *connection)
     .await?;
-    offer_again(connection, now, &freed).await?;
+    offer::refresh(connection, now, rules, &freed).await?;
+    // Only seeds without a row of points: what goes with a seed would not be bounded.
     let removed = sqlx::query(
         "DELETE FROM seeds WHERE id IN
              (SELECT s.id FROM seeds s WHERE s.removed = 1
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1)
-              LIMIT ?2)",
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)
+              LIMIT ?1)",
     )
-    .bind(now)
     .bind(STEP_ROWS)
     .execute(&mut *connection)
     .await?
@@ -43,11 +43,10 @@ pub(super) async fn step(
     let silent_since = now.saturating_sub(rules.heartbeat_ttl_ms);
     let forgotten = sqlx::query(
         "DELETE FROM seeds WHERE id IN
-             (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= ?2
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id AND p.busy_until_ms > ?1)
-              LIMIT ?3)",
+             (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= ?1
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)
+              LIMIT ?2)",
     )
-    .bind(now)
     .bind(silent_since)
     .bind(STEP_ROWS)
     .execute(&mut *connection)
@@ -55,11 +54,10 @@ pub(super) async fn step(
     .rows_affected();
     // Out of the way of allocations, which would skip them one by one.
     let silenced = sqlx::query(
-        "UPDATE seeds SET offer_from_ms = ?1 WHERE id IN
+        "UPDATE seeds SET offer_rank = NULL WHERE id IN
              (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
-              WHERE h.last_ms <= ?2 AND s.offer_from_ms < ?1 LIMIT ?3)",
+              WHERE h.last_ms <= ?1 AND s.offer_rank IS NOT NULL LIMIT ?2)",
     )
-    .bind(NOT_OFFERED)
     .bind(silent_since)
     .bind(STEP_ROWS)
     .execute(connection)

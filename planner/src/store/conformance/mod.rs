@@ -1,0 +1,220 @@
+//! What every store must do: one suite, run on each. The invariants are those of the architecture; each test
+//! is named after what it holds.
+//!
+//! [`conformance_suite!`] makes the tests of one store from its [`Home`]; [`histories`] runs generated ones
+//! against a model.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use async_trait::async_trait;
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use super::{
+    Beat, Clock, Command, LeaseHash, Outcome, Registration, Removal, Rules, SeedView, Snapshot, Store,
+};
+use crate::domain::policy::Policy;
+
+pub(crate) mod allocation;
+pub(crate) mod histories;
+pub(crate) mod leases;
+pub(crate) mod seeds;
+
+/// A database that a test has for itself.
+#[async_trait]
+pub(crate) trait Home: Send + Sync + Sized {
+    /// Makes an empty one.
+    async fn make() -> Self;
+    /// Opens it, again after a store on it was closed.
+    async fn open(&self, rules: Rules, clock: Clock) -> Arc<dyn Store>;
+}
+
+/// The rules of most tests.
+pub(crate) const RULES: Rules =
+    Rules { heartbeat_ttl_ms: 60_000, lease_ttl_ms: 10_000, capacity: 1, policy: Policy::Balanced };
+
+/// A store under test, on a clock that the test steps.
+pub(crate) struct Bench<H: Home> {
+    home: H,
+    pub(crate) store: Arc<dyn Store>,
+    now: Arc<AtomicI64>,
+}
+
+impl<H: Home> Bench<H> {
+    pub(crate) async fn new(rules: Rules) -> Self {
+        let home = H::make().await;
+        let now = Arc::new(AtomicI64::new(1_000_000));
+        let store = home.open(rules, Clock::Fixed(now.clone())).await;
+        Self { home, store, now }
+    }
+
+    /// Stops the store and starts another on the same database.
+    pub(crate) async fn restart(&mut self, rules: Rules) {
+        self.store.close().await;
+        // The old store goes before the new one is opened: some stores allow only one.
+        self.store = Arc::new(Closed);
+        self.store = self.home.open(rules, Clock::Fixed(self.now.clone())).await;
+    }
+
+    pub(crate) fn step(&self, ms: i64) {
+        self.now.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    pub(crate) fn now(&self) -> i64 {
+        self.now.load(Ordering::SeqCst)
+    }
+
+    pub(crate) async fn apply(&self, commands: &[Command]) -> Vec<Outcome> {
+        let outcomes = self.store.apply(commands).await.unwrap();
+        assert_eq!(outcomes.len(), commands.len());
+        outcomes
+    }
+
+    async fn one(&self, command: Command) -> Outcome {
+        self.apply(&[command]).await.remove(0)
+    }
+
+    pub(crate) async fn register(&self, seed: u8, key: &str) -> (Registration, i64) {
+        match self.one(register(seed, key)).await {
+            Outcome::Registered(registration, id) => (registration, id),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn acquire(&self, key: &str, lease: u32) -> Option<SeedIdentity> {
+        match self.one(acquire(key, lease)).await {
+            Outcome::Acquired(seed) => seed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn renew(&self, seed: u8, lease: u32) -> bool {
+        self.one(renew(seed, lease)).await == Outcome::Renewed(true)
+    }
+
+    pub(crate) async fn release(&self, seed: u8, lease: u32) -> bool {
+        self.one(release(seed, lease)).await == Outcome::Released(true)
+    }
+
+    pub(crate) async fn remove(&self, seed: u8, key: &str) -> Removal {
+        match self.one(remove(seed, key)).await {
+            Outcome::Removed(removal) => removal,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub(crate) async fn snapshot(&self) -> Snapshot {
+        self.store.snapshot().await.unwrap()
+    }
+
+    pub(crate) async fn view(&self, seed: u8) -> Option<SeedView> {
+        let name = identity(seed).to_string();
+        self.snapshot().await.seeds.into_iter().find(|view| view.identity == name)
+    }
+}
+
+pub(crate) fn identity(seed: u8) -> SeedIdentity {
+    SeedIdentity::new(format!("10.0.0.{seed}"), 8000, 0).unwrap()
+}
+
+pub(crate) fn key(text: &str) -> SeedKey {
+    SeedKey::new(text).unwrap()
+}
+
+pub(crate) fn lease(number: u32) -> LeaseHash {
+    let mut hash = [0; 32];
+    hash[..4].copy_from_slice(&number.to_be_bytes());
+    hash
+}
+
+pub(crate) fn register(seed: u8, text: &str) -> Command {
+    Command::Register { identity: identity(seed), key: key(text), age_ms: 0 }
+}
+
+pub(crate) fn acquire(text: &str, number: u32) -> Command {
+    Command::Acquire { key: key(text), lease: lease(number) }
+}
+
+pub(crate) fn renew(seed: u8, number: u32) -> Command {
+    Command::Renew { identity: identity(seed), lease: lease(number) }
+}
+
+pub(crate) fn release(seed: u8, number: u32) -> Command {
+    Command::Release { identity: identity(seed), lease: lease(number) }
+}
+
+pub(crate) fn remove(seed: u8, text: &str) -> Command {
+    Command::Remove { identity: identity(seed), key: key(text) }
+}
+
+/// What stands in for a store while it is down.
+struct Closed;
+
+#[async_trait]
+impl Store for Closed {
+    async fn apply(&self, _: &[Command]) -> Result<Vec<Outcome>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn flush(&self, _: &[Beat]) -> Result<std::collections::HashSet<i64>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn sweep(&self) -> Result<super::Swept, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn snapshot(&self) -> Result<Snapshot, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn check(&self) -> Result<(), super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn close(&self) {}
+}
+
+/// Makes the suite's tests for the store whose [`Home`] is given.
+macro_rules! conformance_suite {
+    ($home:ty) => {
+        $crate::store::conformance::conformance_suite!($home:
+            allocation: safety_a_point_is_never_leased_twice,
+            allocation: safety_holds_when_the_clock_goes_back,
+            allocation: no_false_refusal_beyond_a_page_of_candidates,
+            allocation: no_false_refusal_of_many_keys_at_once,
+            allocation: no_false_refusal_when_a_release_waits_beside_it,
+            allocation: no_false_refusal_behind_silent_seeds,
+            allocation: each_policy_keeps_its_order,
+            allocation: capacity_is_what_is_set_now,
+            allocation: another_policy_takes_effect_at_a_restart,
+            allocation: keys_are_bytes,
+            leases: no_leak_a_lease_is_gone_at_its_time_to_live,
+            leases: renewal_counts_from_itself,
+            leases: fencing_a_late_release_gives_nothing_back,
+            leases: fencing_only_the_named_seed_s_lease,
+            leases: fencing_of_two_seeds_named_in_one_batch,
+            leases: releasing_twice_is_once,
+            leases: restart_keeps_leases_and_seeds,
+            seeds: no_leak_a_silent_seed_is_not_offered,
+            seeds: a_silent_seed_drains_and_returns_with_its_leases,
+            seeds: heartbeats_and_renewals_are_independent,
+            seeds: another_key_is_a_new_holding,
+            seeds: a_removed_seed_drains_and_returns_after_its_last_lease,
+            seeds: removal_names_the_key,
+            seeds: idempotence_of_registering_and_removing,
+            seeds: a_flush_updates_and_never_inserts,
+            seeds: a_flush_carries_the_arrival_age,
+            seeds: sweeping_twice_is_once,
+            seeds: a_large_sweep_ends_everything_in_steps,
+            seeds: a_snapshot_shows_what_is_there,
+            histories: generated_histories_agree_with_the_model,
+        );
+    };
+    ($home:ty: $($module:ident: $name:ident,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                // Tests run side by side: one thread each is enough.
+                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+                runtime.block_on($crate::store::conformance::$module::$name::<$home>());
+            }
+        )*
+    };
+}
+pub(crate) use conformance_suite;

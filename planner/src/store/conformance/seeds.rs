@@ -1,0 +1,232 @@
+//! Invariants 3 and 5, of seeds: no leak, idempotence; and what registering and removing mean.
+
+use super::Registration::{New, NewHolding, Repeated};
+use super::*;
+use crate::store::Swept;
+
+pub(crate) async fn no_leak_a_silent_seed_is_not_offered<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    bench.step(RULES.heartbeat_ttl_ms - 1);
+    assert!(bench.acquire("k", 1).await.is_some());
+    assert!(bench.release(1, 1).await);
+    bench.step(1);
+    assert_eq!(bench.acquire("k", 2).await, None, "without a sweep");
+    assert!(bench.view(1).await.unwrap().draining);
+    bench.store.sweep().await.unwrap();
+    assert_eq!(bench.view(1).await, None);
+    assert_eq!(bench.register(1, "k").await.0, New);
+    assert!(bench.acquire("k", 3).await.is_some());
+}
+
+pub(crate) async fn a_silent_seed_drains_and_returns_with_its_leases<H: Home>() {
+    let rules = Rules { capacity: 2, lease_ttl_ms: 100_000, ..RULES };
+    for sweep in [false, true] {
+        let bench = Bench::<H>::new(rules).await;
+        let (_, id) = bench.register(1, "k").await;
+        assert!(bench.acquire("k", 1).await.is_some());
+        bench.step(rules.heartbeat_ttl_ms);
+        if sweep {
+            bench.store.sweep().await.unwrap();
+        }
+        let view = bench.view(1).await.unwrap();
+        assert!(view.draining && view.used == 1);
+        assert_eq!(bench.acquire("k", 2).await, None);
+        assert!(bench.renew(1, 1).await);
+        assert_eq!(bench.register(1, "k").await, (Repeated, id));
+        assert!(!bench.view(1).await.unwrap().draining);
+        assert!(bench.acquire("k", 3).await.is_some());
+        assert_eq!(bench.acquire("k", 4).await, None, "the first lease is still there");
+        // The same by a gathered heartbeat.
+        bench.step(rules.heartbeat_ttl_ms);
+        assert!(bench.release(1, 3).await);
+        bench.store.sweep().await.unwrap();
+        assert_eq!(bench.store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().len(), 0);
+        assert!(bench.acquire("k", 5).await.is_some());
+    }
+}
+
+pub(crate) async fn heartbeats_and_renewals_are_independent<H: Home>() {
+    let rules = Rules { heartbeat_ttl_ms: 10_000, lease_ttl_ms: 10_000, ..RULES };
+    let bench = Bench::<H>::new(rules).await;
+    let (_, id) = bench.register(1, "k").await;
+    bench.register(2, "l").await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    assert!(bench.acquire("l", 2).await.is_some());
+    bench.step(6_000);
+    bench.register(1, "k").await;
+    bench.store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap();
+    assert!(bench.renew(2, 2).await);
+    bench.step(4_000);
+    assert!(!bench.renew(1, 1).await, "a heartbeat renews no lease");
+    assert!(bench.view(2).await.unwrap().draining, "a renewal is no heartbeat");
+    assert!(bench.renew(2, 2).await);
+}
+
+pub(crate) async fn another_key_is_a_new_holding<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    let (_, old) = bench.register(1, "k").await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    assert!(bench.acquire("k", 2).await.is_some());
+    let (registration, new) = bench.register(1, "l").await;
+    assert_eq!(registration, NewHolding);
+    assert_ne!(old, new, "what speaks of the old holding must meet nothing");
+    assert!(!bench.renew(1, 1).await);
+    assert!(!bench.release(1, 2).await);
+    assert_eq!(bench.acquire("k", 3).await, None);
+    assert!(bench.acquire("l", 4).await.is_some());
+    assert!(bench.acquire("l", 5).await.is_some());
+    assert_eq!(bench.acquire("l", 6).await, None);
+    // Also one that was draining.
+    assert_eq!(bench.remove(1, "l").await, Removal::Draining);
+    assert_eq!(bench.register(1, "k").await.0, NewHolding);
+    assert!(bench.acquire("k", 7).await.is_some());
+}
+
+pub(crate) async fn a_removed_seed_drains_and_returns_after_its_last_lease<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    bench.register(1, "k").await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    assert_eq!(bench.remove(1, "k").await, Removal::Draining);
+    assert_eq!(bench.acquire("k", 2).await, None, "at once");
+    assert_eq!(bench.register(1, "k").await.0, Registration::Draining);
+    bench.store.sweep().await.unwrap();
+    assert_eq!(bench.acquire("k", 3).await, None);
+    assert!(bench.renew(1, 1).await, "its lease goes on");
+    assert!(bench.release(1, 1).await);
+    assert_eq!(bench.view(1).await, None, "it went with its last lease");
+    assert_eq!(bench.register(1, "k").await.0, New);
+    assert!(bench.acquire("k", 4).await.is_some());
+    // The same when the lease ends by itself, with and without a sweep.
+    for sweep in [true, false] {
+        assert_eq!(bench.remove(1, "k").await, Removal::Draining);
+        bench.step(RULES.lease_ttl_ms);
+        if sweep {
+            bench.store.sweep().await.unwrap();
+            assert_eq!(bench.view(1).await, None);
+        }
+        assert_eq!(bench.acquire("k", 5).await, None);
+        bench.register(1, "k").await;
+        assert!(bench.acquire("k", 10 + u32::from(sweep)).await.is_some());
+    }
+}
+
+pub(crate) async fn removal_names_the_key<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    assert_eq!(bench.remove(1, "l").await, Removal::Unknown);
+    assert_eq!(bench.remove(2, "k").await, Removal::Unknown);
+    assert!(bench.acquire("k", 1).await.is_some());
+}
+
+pub(crate) async fn idempotence_of_registering_and_removing<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let (first, id) = bench.register(1, "k").await;
+    assert_eq!(first, New);
+    assert!(bench.acquire("k", 1).await.is_some());
+    for _ in 0..3 {
+        assert_eq!(bench.register(1, "k").await, (Repeated, id));
+        assert_eq!(bench.acquire("k", 2).await, None, "registering again frees nothing");
+    }
+    let twice = bench.apply(&[register(5, "k"), register(5, "k"), register(5, "l"), register(5, "k")]).await;
+    let kinds = twice.iter().map(|outcome| match outcome {
+        Outcome::Registered(registration, _) => *registration,
+        other => panic!("{other:?}"),
+    });
+    assert!(kinds.eq([New, Repeated, NewHolding, NewHolding]));
+    assert_eq!(bench.remove(5, "k").await, Removal::Gone);
+    assert_eq!(bench.remove(5, "k").await, Removal::Unknown);
+    assert_eq!(bench.remove(1, "k").await, Removal::Draining);
+    assert_eq!(bench.remove(1, "k").await, Removal::Draining);
+}
+
+pub(crate) async fn a_flush_updates_and_never_inserts<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let (_, removed) = bench.register(1, "k").await;
+    let (_, moved) = bench.register(2, "k").await;
+    let (_, kept) = bench.register(3, "k").await;
+    assert_eq!(bench.remove(1, "k").await, Removal::Gone);
+    let (_, other) = bench.register(4, "m").await;
+    assert_ne!(other, removed, "no number is used again");
+    bench.register(2, "l").await;
+    bench.step(50_000);
+    let beats = [removed, moved, kept, 987_654].map(|seed_id| Beat { seed_id, age_ms: 0 });
+    let gone = bench.store.flush(&beats).await.unwrap();
+    assert_eq!(gone, [removed, moved, 987_654].into());
+    bench.step(10_000);
+    assert!(!bench.view(3).await.unwrap().draining);
+    assert!(bench.view(2).await.unwrap().draining, "the beat was of what it held before");
+    assert!(bench.view(4).await.unwrap().draining);
+    assert_eq!(bench.view(1).await, None);
+    assert_eq!(bench.store.flush(&[]).await.unwrap().len(), 0);
+}
+
+pub(crate) async fn a_flush_carries_the_arrival_age<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let (_, id) = bench.register(1, "k").await;
+    bench.step(10_000);
+    let beat = |age_ms| [Beat { seed_id: id, age_ms }];
+    bench.store.flush(&beat(900)).await.unwrap();
+    assert_eq!(bench.view(1).await.unwrap().last_heartbeat_ms, bench.now() - 900);
+    bench.store.flush(&beat(5_000)).await.unwrap();
+    assert_eq!(
+        bench.view(1).await.unwrap().last_heartbeat_ms,
+        bench.now() - 900,
+        "an older one changes nothing"
+    );
+}
+
+pub(crate) async fn sweeping_twice_is_once<H: Home>() {
+    let rules = Rules { capacity: 2, ..RULES };
+    let bench = Bench::<H>::new(rules).await;
+    bench.register(1, "k").await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    assert!(bench.acquire("k", 2).await.is_some());
+    bench.step(5_000);
+    assert!(bench.renew(1, 2).await);
+    bench.step(5_000);
+    assert_eq!(bench.store.sweep().await.unwrap().leases, 1);
+    assert_eq!(bench.store.sweep().await.unwrap(), Swept::default());
+    assert!(bench.acquire("k", 3).await.is_some(), "exactly one point came back");
+    assert_eq!(bench.acquire("k", 4).await, None);
+    assert!(bench.renew(1, 2).await, "a live lease is not swept");
+}
+
+pub(crate) async fn a_large_sweep_ends_everything_in_steps<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 50, ..RULES }).await;
+    let registrations: Vec<Command> = (0..50).map(|seed| register(seed, "k")).collect();
+    bench.apply(&registrations).await;
+    for some in 0..5 {
+        let acquisitions: Vec<Command> = (0..500).map(|number| acquire("k", some * 500 + number)).collect();
+        bench.apply(&acquisitions).await;
+    }
+    assert_eq!(bench.snapshot().await.lease_count, 2_500);
+    bench.step(RULES.heartbeat_ttl_ms);
+    let swept = bench.store.sweep().await.unwrap();
+    assert_eq!((swept.leases, swept.seeds), (2_500, 50));
+    assert_eq!(bench.snapshot().await, Snapshot::default());
+}
+
+pub(crate) async fn a_snapshot_shows_what_is_there<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    bench.register(1, "k").await;
+    let registered = bench.now();
+    bench.step(5);
+    assert!(bench.acquire("k", 1).await.is_some());
+    let Snapshot { seed_count, lease_count, seeds, leases } = bench.snapshot().await;
+    assert_eq!((seed_count, lease_count), (1, 1));
+    let expected = SeedView {
+        identity: identity(1).to_string(),
+        key: key("k"),
+        capacity: 2,
+        used: 1,
+        last_heartbeat_ms: registered,
+        last_used_ms: bench.now(),
+        draining: false,
+    };
+    assert_eq!(seeds, [expected]);
+    assert_eq!(leases.len(), 1);
+    assert_eq!(leases[0].lease, lease(1));
+    assert_eq!(leases[0].seed_identity, identity(1).to_string());
+    assert_eq!(leases[0].seed_key, key("k"));
+}

@@ -1,0 +1,97 @@
+//! The suite on SQLite, and what only this store promises.
+
+use super::*;
+use crate::store::conformance::{self, Home, RULES, acquire, register};
+
+/// A file in a directory of its own.
+struct Directory(tempfile::TempDir);
+
+impl Directory {
+    fn file(&self) -> PathBuf {
+        self.0.path().join("planner.db")
+    }
+}
+
+#[async_trait]
+impl Home for Directory {
+    async fn make() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    async fn open(&self, rules: Rules, clock: Clock) -> std::sync::Arc<dyn Store> {
+        std::sync::Arc::new(SqliteStore::open(&self.file(), rules, clock).await.unwrap())
+    }
+}
+
+conformance::conformance_suite!(Directory);
+
+async fn refusal(path: &Path) -> String {
+    SqliteStore::open(path, RULES, Clock::Database).await.unwrap_err().to_string()
+}
+
+#[tokio::test]
+async fn a_second_planner_on_the_file_is_refused_until_the_first_ends() {
+    let home = Directory::make().await;
+    let first = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let text = refusal(&home.file()).await;
+    assert!(text.contains("in use by another planner"), "{text}");
+    // Nor by another name.
+    let link = home.0.path().join("link.db");
+    std::os::unix::fs::symlink(home.file(), &link).unwrap();
+    assert!(refusal(&link).await.contains("in use by another planner"));
+    first.close().await;
+    drop(first);
+    SqliteStore::open(&link, RULES, Clock::Database).await.unwrap();
+}
+
+#[tokio::test]
+async fn files_that_cannot_be_used_are_named() {
+    let home = Directory::make().await;
+    let file = home.0.path().join("file");
+    std::fs::write(&file, b"a text, not a database, and longer than a header of one would be: ".repeat(9))
+        .unwrap();
+    let text = refusal(&file).await;
+    assert!(text.contains("file cannot be used as the planner's database"), "{text}");
+    let text = refusal(&file.join("planner.db")).await;
+    assert!(text.starts_with("cannot open ") && text.contains("--database-url"), "{text}");
+    let text = refusal(home.0.path()).await;
+    assert!(text.contains("is a directory"), "{text}");
+}
+
+#[tokio::test]
+async fn a_database_of_another_program_is_left_alone() {
+    let home = Directory::make().await;
+    let options = SqliteConnectOptions::new().filename(home.file()).create_if_missing(true);
+    let pool = SqlitePool::connect_with(options).await.unwrap();
+    sqlx::query("CREATE TABLE theirs (x)").execute(&pool).await.unwrap();
+    pool.close().await;
+    let text = refusal(&home.file()).await;
+    assert!(text.contains("of another program"), "{text}");
+}
+
+#[tokio::test]
+async fn a_locked_file_is_an_outage_that_passes() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    let foreign = SqlitePool::connect_with(SqliteConnectOptions::new().filename(home.file())).await.unwrap();
+    let tx = foreign.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    let error = store.apply(&[acquire("k", 1)]).await.unwrap_err();
+    assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+    assert!(store.check().await.is_err());
+    assert_eq!(store.snapshot().await.unwrap().seed_count, 1, "readers go on");
+    tx.rollback().await.unwrap();
+    store.check().await.unwrap();
+    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Acquired(Some(_))), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn the_database_s_clock_is_the_time_of_day() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    let heard = store.snapshot().await.unwrap().seeds[0].last_heartbeat_ms;
+    assert!(since.as_millis().abs_diff(u128::from(heard.unsigned_abs())) < 60_000);
+}

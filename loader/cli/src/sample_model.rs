@@ -264,16 +264,25 @@ fn header(shard: &[Weight]) -> Result<Vec<u8>> {
     Ok(header)
 }
 
-/// The next pseudo-random bytes: `SplitMix64`, which is fast and, being written out here, never changes.
+/// Fills the buffer with the next pseudo-random bytes. Of a last incomplete word the rest is dropped.
 fn fill(buffer: &mut [u8], state: &mut u64) {
-    for word in buffer.chunks_mut(8) {
-        *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = *state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^= z >> 31;
-        word.copy_from_slice(&z.to_le_bytes()[..word.len()]);
+    let (words, rest) = buffer.as_chunks_mut();
+    for word in words {
+        *word = next_word(state);
     }
+    let length = rest.len();
+    if length > 0 {
+        rest.copy_from_slice(&next_word(state)[..length]);
+    }
+}
+
+/// `SplitMix64`: fast, and, being written out here, it never changes.
+fn next_word(state: &mut u64) -> [u8; 8] {
+    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+    let mut word = *state;
+    word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    (word ^ (word >> 31)).to_le_bytes()
 }
 
 #[cfg(test)]

@@ -55,7 +55,8 @@ impl Checkpoint {
         cancel: &CancellationToken,
         progress: &AtomicU64,
     ) -> Result<Vec<(u32, u64)>, StorageError> {
-        self.check_layout(memory, options)?;
+        self.check_layout(memory)?;
+        self.check_expected(memory.plan(), options)?;
         let order = self.reading_order(memory.plan(), chunks);
         let fill = Fill {
             checkpoint: self,
@@ -89,26 +90,15 @@ impl Checkpoint {
         order
     }
 
-    fn check_layout(&self, memory: &WeightMemory, options: &FillOptions) -> Result<(), StorageError> {
-        let differs = |reason: String| Err(StorageError::OtherLayout { path: self.path.clone(), reason });
-        match ChunkPlan::new(&self.manifest.tensor_bytes()) {
-            Err(error) => return differs(error.to_string()),
-            Ok(plan) if plan != *memory.plan() => {
-                return differs(format!(
-                    "it was cut for {} bytes of tensors, the model has {} bytes, or other tensors of that size",
-                    memory.plan().total_bytes(),
-                    plan.total_bytes()
-                ));
-            }
-            Ok(_) => {}
-        }
+    /// Makes sure that the expected digests are of the same chunks, made the same way.
+    fn check_expected(&self, plan: &ChunkPlan, options: &FillOptions) -> Result<(), StorageError> {
         let Some(expected) = &options.expected else { return Ok(()) };
-        let (plan, algorithm) = (memory.plan(), options.algorithm.to_string());
+        let algorithm = options.algorithm.to_string();
         if expected.algorithm != algorithm
             || expected.chunk_bytes != plan.chunk_size()
             || expected.digests.len() != plan.count() as usize
         {
-            return differs(format!(
+            let reason = format!(
                 "the seed's {} digests ({}) are of chunks of {} bytes, here there are {} chunks of {} bytes ({})",
                 expected.digests.len(),
                 expected.algorithm,
@@ -116,7 +106,8 @@ impl Checkpoint {
                 plan.count(),
                 plan.chunk_size(),
                 algorithm
-            ));
+            );
+            return Err(StorageError::OtherLayout { path: self.path.clone(), reason });
         }
         Ok(())
     }

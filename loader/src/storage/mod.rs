@@ -27,6 +27,9 @@ use header::{Identity, Shard};
 use layout::{Index, Layout};
 use parallel::on_threads;
 
+use crate::chunks::ChunkPlan;
+use crate::engine::memory::WeightMemory;
+
 /// How many headers are read at once: each may take a few hundred megabytes.
 const HEADER_THREADS: usize = 4;
 
@@ -103,6 +106,36 @@ impl Checkpoint {
     /// addresses are 0, for they are in no memory yet.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
+    }
+
+    /// The same tensors at their addresses in `memory`: what a seed tells about itself.
+    ///
+    /// # Errors
+    /// [`StorageError::OtherLayout`] if the memory was allocated for other tensors.
+    pub fn manifest_in(&self, memory: &WeightMemory) -> Result<Manifest, StorageError> {
+        self.check_layout(memory)?;
+        let tensors = self.manifest.tensors().iter().enumerate();
+        let placed = tensors.map(|(index, tensor)| {
+            // The layout was compared, so there is an address for each.
+            Tensor { address: memory.tensor_address(index).unwrap_or_default(), ..tensor.clone() }
+        });
+        Manifest::new(placed.collect())
+            .map_err(|source| StorageError::Unusable { path: self.path.clone(), source })
+    }
+
+    /// Makes sure that the memory was allocated for the tensors of this model.
+    fn check_layout(&self, memory: &WeightMemory) -> Result<(), StorageError> {
+        let differs = |reason: String| StorageError::OtherLayout { path: self.path.clone(), reason };
+        let plan =
+            ChunkPlan::new(&self.manifest.tensor_bytes()).map_err(|error| differs(error.to_string()))?;
+        if plan == *memory.plan() {
+            return Ok(());
+        }
+        Err(differs(format!(
+            "it is for {} bytes of tensors, while the model has {} bytes, or as many in other tensors",
+            memory.plan().total_bytes(),
+            plan.total_bytes()
+        )))
     }
 
     /// The tensor at `index` of the manifest.

@@ -242,6 +242,8 @@ fn memory_for_other_tensors_is_refused() {
         let loading = Loading { memory, ..Loading::of(&small_model()) };
         let error = loading.fill_all().unwrap_err();
         assert!(matches!(error, StorageError::OtherLayout { .. }), "{error}");
+        let error = loading.checkpoint.manifest_in(&loading.memory).unwrap_err();
+        assert!(matches!(error, StorageError::OtherLayout { .. }), "{error}");
     }
     let other = WeightMemory::allocate(&[1]).unwrap();
     assert_eq!(
@@ -249,6 +251,17 @@ fn memory_for_other_tensors_is_refused() {
         Err(NotHeld::OtherSize { here: 1, manifest: 256 })
     );
     assert_eq!(model_digest(loading.checkpoint.manifest(), &loading.memory), Err(NotHeld::Chunk(0)));
+}
+
+#[test]
+fn a_seed_s_manifest_gives_each_tensor_its_place() {
+    let loading = Loading::of(&large_model());
+    let manifest = loading.checkpoint.manifest_in(&loading.memory).unwrap();
+    for (index, tensor) in manifest.tensors().iter().enumerate() {
+        assert_eq!(Some(tensor.address), loading.memory.tensor_address(index));
+        let on_disk = loading.checkpoint.manifest().get(&tensor.name).unwrap();
+        assert_eq!(*tensor, rfork_protocol::manifest::Tensor { address: tensor.address, ..on_disk.clone() });
+    }
 }
 
 #[test]

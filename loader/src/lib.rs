@@ -10,6 +10,7 @@ pub mod digest;
 // Memory that peers read is handled by address here, and nowhere else.
 #[allow(unsafe_code)]
 pub mod engine;
+pub mod fallback;
 pub mod heartbeat;
 pub mod http;
 pub mod lease;

@@ -1,0 +1,277 @@
+//! `rfork demo`: the main job on one machine, in separate processes.
+//!
+//! A planner on SQLite, a first worker that loads from storage, then the others, which fork from seeds. Every
+//! worker computes SHA-256 over what it holds, and the demo computes it over the files; it succeeds only if
+//! all are equal.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, ensure};
+use bytesize::ByteSize;
+use clap::Args;
+use rfork_loader::storage::Checkpoint;
+use rfork_planner::shutdown;
+use serde::Serialize;
+
+use crate::{sample_model, show};
+
+mod board;
+mod child;
+
+use board::Board;
+use child::{Child, Line};
+
+/// The seed of the sample model's pseudo-random weights; any will do.
+const SAMPLE_SEED: u64 = 1;
+
+/// Flags of `rfork demo`.
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// A model in safetensors form; without it, one is written first
+    #[arg(long, value_name = "PATH")]
+    model: Option<PathBuf>,
+
+    /// How many workers, the first among them
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..=64))]
+    workers: u64,
+
+    /// Size of the model that is written
+    #[arg(long, default_value = "512MiB", value_name = "SIZE", conflicts_with = "model")]
+    size: ByteSize,
+
+    /// Print the result as JSON
+    #[arg(long)]
+    json: bool,
+
+    /// Keep the model that is written, and the planner's database, and say where they are
+    #[arg(long)]
+    keep: bool,
+}
+
+/// The result, as `--json` prints it.
+#[derive(Debug, Serialize)]
+struct Report {
+    ok: bool,
+    workers: Vec<WorkerReport>,
+    model: ModelReport,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct WorkerReport {
+    id: usize,
+    source: String,
+    seed: Option<String>,
+    bytes: u64,
+    seconds: f64,
+    gib_per_s: f64,
+    digest: String,
+}
+
+#[derive(Debug, Serialize)]
+struct ModelReport {
+    path: PathBuf,
+    bytes: u64,
+    digest: String,
+}
+
+/// Runs the demo. Exit code 0 only if every worker holds the files' bytes.
+pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
+    let stop = shutdown::on_signal().context("signals cannot be received")?;
+    let work = async {
+        let directory = tempfile::Builder::new().prefix("rfork-demo-").tempdir();
+        let mut directory = directory
+            .context("a temporary directory cannot be made; set TMPDIR to a place that is writable")?;
+        directory.disable_cleanup(args.keep);
+        if args.keep {
+            eprintln!("everything is kept in {}", directory.path().display());
+        }
+        demonstrate(&args, directory.path()).await
+    };
+    // Dropping the work kills its children and removes its files.
+    let Some(report) = stop.run_until_cancelled(work).await else {
+        eprintln!("interrupted");
+        return Ok(ExitCode::from(130));
+    };
+    let report = report?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        print(&report);
+    }
+    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
+    let board = Board::new();
+    let path = match &args.model {
+        Some(path) => std::path::absolute(path)?,
+        None => write_model(directory, args.size.as_u64(), &board).await?,
+    };
+    let opened = path.clone();
+    let checkpoint = Arc::new(tokio::task::spawn_blocking(move || Checkpoint::open(&opened)).await??);
+    let bytes = checkpoint.manifest().total_bytes();
+    let workers = usize::try_from(args.workers)?;
+    check_memory(bytes, workers)?;
+
+    let database = directory.join("planner.db");
+    let mut planner = Child::spawn(
+        "planner",
+        ["planner", "--port", "0", "--database-url"].map(String::from),
+        [format!("sqlite:{}", database.display())],
+    )?;
+    let listening = planner.wait_for("the planner listens").await?;
+    let url = format!("http://{}", listening.text("address"));
+    board.say(&format!("the planner listens on {url}"));
+
+    let hashed = checkpoint.clone();
+    let file_digest = tokio::task::spawn_blocking(move || hashed.model_digest());
+
+    let first = Worker::spawn(1, &path, &url, &board, bytes)?;
+    let mut running = vec![first.until_serving(1).await?];
+    // All others at once, as in a scale-out: each that is done is a seed for the next.
+    let mut others = tokio::task::JoinSet::new();
+    for id in 2..=workers {
+        let worker = Worker::spawn(id, &path, &url, &board, bytes)?;
+        others.spawn(worker.until_serving(id));
+    }
+    while let Some(worker) = others.join_next().await {
+        running.push(worker??);
+    }
+    let digest = file_digest.await??.to_string();
+    board.clear();
+
+    let mut reports = Vec::new();
+    for (report, child) in running {
+        child.stop().await;
+        reports.push(report);
+    }
+    planner.stop().await;
+    reports.sort_by_key(|report| report.id);
+    let ok = reports.iter().all(|report| report.digest == digest);
+    Ok(Report { ok, workers: reports, model: ModelReport { path, bytes, digest } })
+}
+
+async fn write_model(directory: &Path, size_bytes: u64, board: &Board) -> Result<PathBuf> {
+    let (path, bar) = (directory.join("model"), board.bar("writing a model", size_bytes));
+    let written = tokio::task::spawn_blocking(move || {
+        let written = sample_model::write(&path, size_bytes, SAMPLE_SEED, |bytes| bar.set(bytes));
+        bar.finish("written");
+        written
+    });
+    let model = written.await??;
+    board.say(&format!(
+        "a model of {} was written: {} tensors in {} file(s)",
+        show::bytes(model.bytes),
+        model.tensors,
+        model.files
+    ));
+    Ok(model.path)
+}
+
+/// Every worker holds the model: refused before anything starts if that cannot fit.
+fn check_memory(bytes: u64, workers: usize) -> Result<()> {
+    let needed = bytes.saturating_mul(workers as u64);
+    let Some(available) = available_memory() else { return Ok(()) };
+    ensure!(
+        needed <= available,
+        "{workers} workers with {} each need more memory than the {} available: use fewer --workers or a smaller model",
+        show::bytes(bytes),
+        show::bytes(available)
+    );
+    Ok(())
+}
+
+/// What Linux says is available, in bytes.
+fn available_memory() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+struct Worker {
+    child: Child,
+    bar: board::Bar,
+}
+
+impl Worker {
+    fn spawn(id: usize, model: &Path, url: &str, board: &Board, bytes: u64) -> Result<Self> {
+        let flags = [
+            "worker",
+            "--digest",
+            "--progress-interval-ms=100",
+            "--model-url=demo",
+            "--model-deploy-strategy-name=demo",
+            "--rfork-seed-bind-host=127.0.0.1",
+            "--rfork-seed-wait-sec",
+            // The first has nobody to wait for.
+            if id == 1 { "0" } else { "600" },
+        ];
+        let values = [
+            format!("--rfork-scheduler-url={url}"),
+            // One argument, so that no path is taken for a flag.
+            format!("--model={}", model.display()),
+        ];
+        let child = Child::spawn(&format!("worker {id}"), flags.map(String::from), values)?;
+        Ok(Self { child, bar: board.bar(&format!("worker {id}"), bytes) })
+    }
+
+    /// Shows progress until the worker serves; gives what it said of its load.
+    async fn until_serving(mut self, id: usize) -> Result<(WorkerReport, Child)> {
+        let mut report = None;
+        loop {
+            let line = self.child.next_line().await?;
+            match line.message() {
+                "progress" => {
+                    self.bar.set(line.number("held_bytes"));
+                    self.bar.say(&line.text("phase"));
+                }
+                "loaded" => report = Some(worker_report(id, &line)),
+                "serving" => break,
+                _ => {}
+            }
+        }
+        let report = report.with_context(|| format!("worker {id} serves without having loaded"))?;
+        self.bar.set(report.bytes);
+        let from = report.seed.as_ref().map_or("storage".to_owned(), |seed| format!("seed {seed}"));
+        self.bar.finish(&format!("loaded from {from}"));
+        Ok((report, self.child))
+    }
+}
+
+fn worker_report(id: usize, line: &Line) -> WorkerReport {
+    let seed = line.text("seed");
+    WorkerReport {
+        id,
+        source: line.text("source"),
+        seed: (!seed.is_empty()).then_some(seed),
+        bytes: line.number("bytes"),
+        seconds: line.float("seconds"),
+        gib_per_s: line.float("gib_per_s"),
+        digest: line.text("digest"),
+    }
+}
+
+fn print(report: &Report) {
+    let rows = report.workers.iter().map(|worker| {
+        let source = worker.seed.as_ref().map_or(worker.source.clone(), |seed| format!("seed {seed}"));
+        let equal = if worker.digest == report.model.digest { "equal" } else { "DIFFERENT" };
+        [
+            worker.id.to_string(),
+            source,
+            show::bytes(worker.bytes),
+            format!("{:.2}", worker.seconds),
+            format!("{:.2}", worker.gib_per_s),
+            format!("{}… {equal}", worker.digest.chars().take(16).collect::<String>()),
+        ]
+    });
+    println!("{}", show::table(["worker", "source", "bytes", "seconds", "GiB/s", "digest (SHA-256)"], rows));
+    println!("files: {} at {}", show::bytes(report.model.bytes), report.model.path.display());
+    println!("digest of the files: {}", report.model.digest);
+    if report.ok {
+        println!("every worker holds the bytes of the files");
+    } else {
+        println!("a worker holds OTHER bytes than the files");
+    }
+}

@@ -1,0 +1,187 @@
+//! `rfork inspect`: what a planner or a seed says, for people or as JSON.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use clap::Subcommand;
+use rfork_loader::{http, seed_client};
+use rfork_protocol::SeedKey;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::show;
+
+/// How long an answer may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The largest answer of a planner that is read.
+const MAX_ANSWER_BYTES: usize = 64 << 20;
+
+/// What to inspect.
+#[derive(Debug, Subcommand)]
+pub(crate) enum InspectCommand {
+    /// The seeds and leases that a planner knows
+    Planner {
+        /// The planner's URL, as `http://planner:1223`
+        url: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// The tensors that a seed serves
+    Seed {
+        /// The seed's metadata URL, as `http://10.0.0.7:40123`
+        url: String,
+        /// The key that it serves
+        #[arg(long, value_name = "KEY")]
+        seed_key: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+/// Asks and prints.
+pub(crate) async fn run(command: InspectCommand) -> Result<()> {
+    match command {
+        InspectCommand::Planner { url, json } => planner(&url, json).await,
+        InspectCommand::Seed { url, seed_key, json } => seed(&url, &seed_key, json).await,
+    }
+}
+
+/// The planner's `/debug/snapshot`.
+#[derive(Debug, Serialize, Deserialize)]
+struct Snapshot {
+    seed_count: u64,
+    lease_count: u64,
+    seeds: BTreeMap<String, Seed>,
+    leases: BTreeMap<String, Lease>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+#[allow(clippy::struct_field_names)] // The planner's names.
+struct Seed {
+    seed_key: String,
+    resource_total: u64,
+    resource_used: u64,
+    last_heartbeat_ts: f64,
+    // The known example planner has neither of these.
+    #[serde(default)]
+    last_used_ts: f64,
+    #[serde(default)]
+    draining: bool,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct Lease {
+    seed_identity: String,
+    seed_key: String,
+    allocated_points: u64,
+}
+
+async fn planner(url: &str, as_json: bool) -> Result<()> {
+    let base = parse_url(url)?;
+    let asked = format!("{}/debug/snapshot", base.as_str().trim_end_matches('/'));
+    let mut answer =
+        http::client(DEADLINE)?.get(&asked).send().await.with_context(|| format!("{url} cannot be asked"))?;
+    if !answer.status().is_success() {
+        bail!("{url} answered with {}: is it a planner?", answer.status());
+    }
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        body.extend_from_slice(&piece);
+        if body.len() > MAX_ANSWER_BYTES {
+            bail!("{url} answers with more than {}", show::bytes(MAX_ANSWER_BYTES as u64));
+        }
+    }
+    if as_json {
+        let value: Value =
+            serde_json::from_slice(&body).with_context(|| format!("{url} did not answer with JSON"))?;
+        println!("{value}");
+        return Ok(());
+    }
+    let snapshot: Snapshot =
+        serde_json::from_slice(&body).with_context(|| format!("{url} did not answer like a planner"))?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
+    let ago =
+        |then: f64| if then > 0.0 { format!("{:.0} s ago", (now - then).max(0.0)) } else { "never".into() };
+    println!("{} seed(s)", snapshot.seed_count);
+    let rows = snapshot.seeds.iter().map(|(identity, seed)| {
+        [
+            identity.clone(),
+            seed.seed_key.clone(),
+            format!("{}/{}", seed.resource_used, seed.resource_total),
+            ago(seed.last_heartbeat_ts),
+            ago(seed.last_used_ts),
+            if seed.draining { "draining".into() } else { "offered".into() },
+        ]
+    });
+    if !snapshot.seeds.is_empty() {
+        println!("{}", show::table(["seed", "key", "leased", "heard", "used", "state"], rows));
+    }
+    println!("{} lease(s)", snapshot.lease_count);
+    let rows = snapshot
+        .leases
+        .iter()
+        .map(|(lease, on)| [lease.clone(), on.seed_identity.clone(), on.seed_key.clone()]);
+    if !snapshot.leases.is_empty() {
+        println!("{}", show::table(["lease (hashed)", "seed", "key"], rows));
+    }
+    Ok(())
+}
+
+async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
+    let base = parse_url(url)?;
+    let key = SeedKey::from_text(key)?;
+    let metadata = seed_client::fetch_at(&http::client(DEADLINE)?, base.authority(), &key).await?;
+    let manifest = &metadata.manifest;
+    let extension = metadata.extension.as_ref();
+    if as_json {
+        let tensors = manifest.tensors().iter().map(|tensor| {
+            json!({"name": tensor.name, "address": tensor.address, "count": tensor.count,
+                "element_bytes": tensor.element_bytes, "shape": tensor.shape, "dtype": tensor.dtype,
+                "format": tensor.format})
+        });
+        let value = json!({
+            "seed_key": key.to_string(),
+            "session": metadata.session,
+            "engine": extension.map(|extension| &extension.engine),
+            "content_id": extension.map(|extension| extension.content_id.to_string()),
+            "chunks": extension.map(|extension| extension.chunks.digests.len()),
+            "bytes": manifest.total_bytes(),
+            "tensors": tensors.collect::<Vec<_>>(),
+        });
+        println!("{value}");
+        return Ok(());
+    }
+    println!("transfer engine: {} at {}", extension.map_or("not named", |e| &e.engine), metadata.session);
+    if let Some(extension) = extension {
+        println!("content id:      {}", extension.content_id);
+        println!(
+            "chunks:          {} of {}, {} digests",
+            extension.chunks.digests.len(),
+            show::bytes(extension.chunks.chunk_bytes),
+            extension.chunks.algorithm
+        );
+    }
+    println!("tensors:         {}, {}", manifest.tensors().len(), show::bytes(manifest.total_bytes()));
+    let rows = manifest.tensors().iter().map(|tensor| {
+        [
+            tensor.name.clone(),
+            tensor.dtype.clone().unwrap_or_default(),
+            tensor.shape.as_ref().map(|shape| format!("{shape:?}")).unwrap_or_default(),
+            show::bytes(tensor.bytes()),
+        ]
+    });
+    println!("{}", show::table(["tensor", "dtype", "shape", "bytes"], rows));
+    Ok(())
+}
+
+fn parse_url(url: &str) -> Result<reqwest::Url> {
+    let parsed = reqwest::Url::parse(url)
+        .with_context(|| format!("'{url}' is not a URL; give one like http://host:port"))?;
+    if parsed.scheme() != "http" && parsed.scheme() != "https" || parsed.host_str().is_none() {
+        bail!("'{url}' is not a URL of a service; give one like http://host:port");
+    }
+    Ok(parsed)
+}

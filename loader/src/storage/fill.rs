@@ -70,7 +70,7 @@ impl Checkpoint {
         };
         let threads = options.threads.get().min(order.len());
         let mut digests = Vec::with_capacity(order.len());
-        for part in on_threads(threads, || fill.run()) {
+        for part in on_threads(threads, || fill.run(Reader::new(self))) {
             digests.extend(part?);
         }
         digests.sort_unstable();
@@ -131,12 +131,11 @@ struct Fill<'a> {
 
 impl Fill<'_> {
     /// Fills chunks until none is left.
-    fn run(&self) -> Result<Vec<(u32, u64)>, StorageError> {
-        self.run_until_done().inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
+    fn run(&self, reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
+        self.run_until_done(reader).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 
-    fn run_until_done(&self) -> Result<Vec<(u32, u64)>, StorageError> {
-        let mut reader = Reader::new(self.checkpoint);
+    fn run_until_done(&self, mut reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
         let mut digests = Vec::new();
         while !self.failed.load(Ordering::Relaxed) {
             let Some(&chunk) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
@@ -192,5 +191,52 @@ impl Fill<'_> {
             tensor: self.checkpoint.tensor(first).name.clone(),
             path: self.checkpoint.file_of(first).path.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{shard, small_directory, touch};
+    use super::*;
+
+    /// Runs `test` with a [`Fill`] of the one chunk of a model in one file, and that file.
+    fn with_fill(test: impl FnOnce(&Fill<'_>, &std::path::Path)) {
+        let directory = small_directory();
+        let path = shard(&directory, 0);
+        let checkpoint = Checkpoint::open(&path).unwrap();
+        let memory = WeightMemory::allocate(&checkpoint.manifest().tensor_bytes()).unwrap();
+        let fill = Fill {
+            checkpoint: &checkpoint,
+            memory: &memory,
+            options: &FillOptions::default(),
+            cancel: &CancellationToken::new(),
+            progress: &AtomicU64::new(0),
+            order: &[0],
+            next: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+        };
+        test(&fill, &path);
+    }
+
+    #[test]
+    fn a_file_that_is_written_to_while_it_is_read_fails_the_load() {
+        with_fill(|fill, path| {
+            let mut reader = Reader::new(fill.checkpoint);
+            // Open, and found unchanged so far.
+            reader.seek(0).unwrap();
+            touch(path);
+            let error = fill.run(reader).unwrap_err().to_string();
+            assert!(error.contains("it was written to"), "{error}");
+            assert!(fill.failed.load(Ordering::Relaxed));
+        });
+    }
+
+    #[test]
+    fn a_thread_stops_when_another_has_failed() {
+        with_fill(|fill, _| {
+            fill.failed.store(true, Ordering::Relaxed);
+            assert_eq!(fill.run(Reader::new(fill.checkpoint)).unwrap(), []);
+            assert_eq!(fill.memory.held_bytes(), 0);
+        });
     }
 }

@@ -123,9 +123,12 @@ impl Checkpoint {
     /// # Errors
     /// [`StorageError`] if a file cannot be read or is no longer the one that was opened.
     pub fn model_digest(&self) -> Result<ModelDigest, StorageError> {
+        self.digest_through(Reader::new(self))
+    }
+
+    fn digest_through(&self, mut reader: Reader<'_>) -> Result<ModelDigest, StorageError> {
         let mut hasher = ModelHasher::default();
         let mut buffer = vec![0; BUFFER_BYTES];
-        let mut reader = Reader::new(self);
         for (index, tensor) in self.manifest.tensors().iter().enumerate() {
             let (file, start) = reader.seek(index)?;
             hasher.tensor(tensor);
@@ -140,5 +143,24 @@ impl Checkpoint {
         }
         reader.finish()?;
         Ok(hasher.finish())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{shard, small_directory, touch};
+    use super::*;
+
+    #[test]
+    fn a_file_that_is_written_to_while_it_is_read_has_no_digest() {
+        let directory = small_directory();
+        let file = shard(&directory, 0);
+        let checkpoint = Checkpoint::open(&file).unwrap();
+        let mut reader = Reader::new(&checkpoint);
+        // Open, and found unchanged so far.
+        reader.seek(0).unwrap();
+        touch(&file);
+        let error = checkpoint.digest_through(reader).unwrap_err().to_string();
+        assert!(error.contains("it was written to"), "{error}");
     }
 }

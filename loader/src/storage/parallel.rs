@@ -22,3 +22,18 @@ pub(super) fn on_threads<T: Send>(threads: usize, work: impl Fn() -> T + Sync) -
         results
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Barrier;
+
+    #[test]
+    fn as_many_threads_as_asked_for_work_at_once() {
+        for threads in 1..4 {
+            let all_at_work = Barrier::new(threads);
+            let leaders = on_threads(threads, || all_at_work.wait().is_leader());
+            assert_eq!((leaders.len(), leaders.iter().filter(|leader| **leader).count()), (threads, 1));
+        }
+    }
+}

@@ -178,7 +178,7 @@ fn a_shape_that_is_not_its_size_is_refused() {
 #[test]
 fn a_name_that_occurs_twice_is_refused() {
     let twice = r#"{"a":{"dtype":"I8","shape":[4],"data_offsets":[0,4]},"a":{"dtype":"I8","shape":[4],"data_offsets":[4,8]}}"#;
-    assert_says!(refusal_of(twice, 8), "'a' is listed twice");
+    assert_says!(refusal_of(twice, 8), "not that of a safetensors file: 'a' is listed twice");
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! `rfork planner`: flags and environment to settings, and a run until a signal ends it.
 
-use std::net::IpAddr;
+use std::convert::Infallible;
+use std::fmt;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Args;
@@ -11,65 +14,97 @@ use crate::config::{DatabaseError, DatabaseUrl, Settings};
 use crate::domain::policy::Policy;
 use crate::{RunError, run, shutdown};
 
-/// The longest time that a flag takes, in seconds: ten years. More is a slip, and would overflow timers.
-const MAX_SECONDS: u64 = 10 * 365 * 86_400;
-/// The most leases that a seed may have at once.
-const MAX_POINTS: u64 = 10_000;
+/// Ten years. A longer time is a slip, and would overflow timers.
+const SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 86_400;
+/// Leases that a seed may have at once; each is a row of the database.
+const POINTS: RangeInclusive<u32> = 1..=1_000;
 
 /// Flags of `rfork planner`. Each has an environment variable `RFORK_CFG_<FLAG>`; not `RFORK_PLANNER_<FLAG>`,
 /// because Kubernetes itself sets `RFORK_PLANNER_PORT`, to a URL, for a Service named `rfork-planner`.
 #[derive(Debug, Clone, Args)]
 pub struct PlannerArgs {
-    /// Address to listen on; 0.0.0.0 for all of this machine
+    /// Address or host name to listen on; 0.0.0.0 for all addresses of this machine
     #[arg(long, env = "RFORK_CFG_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
-    host: IpAddr,
+    host: String,
 
     /// Port to listen on; 0 takes a free one and logs it
-    #[arg(long, env = "RFORK_CFG_PORT", default_value_t = 1223)]
+    #[arg(long, env = "RFORK_CFG_PORT", default_value = "1223", value_parser = whole(0..=u16::MAX))]
     port: u16,
 
     /// Where seeds and leases are kept, as `sqlite:///path/to/file.db`
     /// [default: rfork/planner.db in the user's data directory]
     #[arg(long, env = "RFORK_CFG_DATABASE_URL", value_name = "URL", hide_env_values = true)]
-    database_url: Option<DatabaseUrl>,
+    database_url: Option<Hidden>,
 
     /// A file that holds the database URL, which keeps a password out of the process list
     #[arg(long, env = "RFORK_CFG_DATABASE_URL_FILE", value_name = "FILE", conflicts_with = "database_url")]
     database_url_file: Option<PathBuf>,
 
     /// Seconds without a heartbeat after which a seed is not handed out any more
-    #[arg(long, env = "RFORK_CFG_HEARTBEAT_TTL_SEC", default_value_t = 60, value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+    #[arg(long, env = "RFORK_CFG_HEARTBEAT_TTL_SEC", default_value = "60", value_name = "SECONDS",
+        value_parser = whole(SECONDS))]
     heartbeat_ttl_sec: u64,
 
     /// Seconds between two tidyings-up of what has expired
-    #[arg(long, env = "RFORK_CFG_HEARTBEAT_SWEEP_SEC", default_value_t = 5, value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+    #[arg(long, env = "RFORK_CFG_HEARTBEAT_SWEEP_SEC", default_value = "5", value_name = "SECONDS",
+        value_parser = whole(SECONDS))]
     heartbeat_sweep_sec: u64,
 
-    /// Seconds after which a lease that was not renewed is gone
-    #[arg(long, env = "RFORK_CFG_LEASE_TTL_SEC", default_value_t = 60, value_name = "SECONDS",
-        value_parser = clap::value_parser!(u64).range(1..=MAX_SECONDS))]
+    /// Seconds after which a lease that was not renewed is gone. Older vLLM Ascend workers never renew: a
+    /// whole transfer must fit; 300 is sound for them
+    #[arg(long, env = "RFORK_CFG_LEASE_TTL_SEC", default_value = "60", value_name = "SECONDS",
+        value_parser = whole(SECONDS))]
     lease_ttl_sec: u64,
 
     /// Workers that may read from one seed at once
-    #[arg(long, env = "RFORK_CFG_DEFAULT_RESOURCE_POINTS", default_value_t = 1, value_name = "POINTS",
-        value_parser = clap::value_parser!(u64).range(1..=MAX_POINTS))]
-    default_resource_points: u64,
+    #[arg(long, env = "RFORK_CFG_DEFAULT_RESOURCE_POINTS", default_value = "1", value_name = "POINTS",
+        value_parser = whole(POINTS))]
+    default_resource_points: u32,
 
-    /// How a seed is chosen: balanced, fifo or lru
+    /// How a seed is chosen: balanced (least busy, then longest unused), fifo (longest without a heartbeat) or
+    /// lru (longest unused)
     #[arg(long, env = "RFORK_CFG_ALLOC_POLICY", default_value_t, value_name = "POLICY")]
     alloc_policy: Policy,
+}
+
+/// A text that may hold a password: neither this program nor clap shows it.
+#[derive(Clone)]
+struct Hidden(String);
+
+impl FromStr for Hidden {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+/// Reads a whole number of `accepted`, or says what is accepted.
+fn whole<T>(accepted: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: FromStr + PartialOrd + fmt::Display + Clone,
+{
+    move |text| {
+        let number = text.trim().parse().ok().filter(|number| accepted.contains(number));
+        number
+            .ok_or_else(|| format!("must be a whole number from {} to {}", accepted.start(), accepted.end()))
+    }
 }
 
 impl PlannerArgs {
     /// The settings that they mean.
     ///
     /// # Errors
-    /// [`DatabaseError`], when there is no place for the default database or the URL's file is unusable.
+    /// [`DatabaseError`], when the database URL or its file is unusable, or there is no place for a default.
     pub fn settings(self) -> Result<Settings, DatabaseError> {
         let database = match (self.database_url, &self.database_url_file) {
-            (Some(url), _) => url,
+            (Some(Hidden(url)), _) => url.parse().map_err(DatabaseError::Url)?,
             (None, Some(file)) => DatabaseUrl::from_file(file)?,
             (None, None) => DatabaseUrl::default_file()?,
         };
@@ -80,7 +115,7 @@ impl PlannerArgs {
             heartbeat_ttl: Duration::from_secs(self.heartbeat_ttl_sec),
             heartbeat_sweep: Duration::from_secs(self.heartbeat_sweep_sec),
             lease_ttl: Duration::from_secs(self.lease_ttl_sec),
-            default_resource_points: u32::try_from(self.default_resource_points).unwrap_or(1),
+            default_resource_points: self.default_resource_points,
             alloc_policy: self.alloc_policy,
         })
     }
@@ -93,10 +128,12 @@ pub enum PlannerError {
     #[error(transparent)]
     Settings(#[from] DatabaseError),
     /// The address cannot be listened on.
-    #[error("cannot listen on {address}: {source}; give another --host or --port")]
+    #[error("cannot listen on {host} port {port}: {source}; give another --host or --port")]
     Listen {
-        /// Host and port.
-        address: String,
+        /// `--host`.
+        host: String,
+        /// `--port`.
+        port: u16,
         /// What the system said.
         source: std::io::Error,
     },
@@ -115,10 +152,89 @@ pub enum PlannerError {
 pub async fn serve(args: PlannerArgs) -> Result<(), PlannerError> {
     let settings = args.settings()?;
     let stop = shutdown::on_signal().map_err(PlannerError::Signals)?;
-    let address = (settings.host, settings.port);
-    let listener = TcpListener::bind(address).await.map_err(|source| PlannerError::Listen {
-        address: std::net::SocketAddr::from(address).to_string(),
+    raise_open_files();
+    // An IPv6 address may stand in brackets, as in a URL.
+    let host = settings.host.trim_start_matches('[').trim_end_matches(']');
+    let listener = TcpListener::bind((host, settings.port)).await.map_err(|source| PlannerError::Listen {
+        host: settings.host.clone(),
+        port: settings.port,
         source,
     })?;
     Ok(run(settings, listener, stop).await?)
+}
+
+/// Lets the process have as many open files, and so connections, as the system grants. Many systems start a
+/// process with room for 1,024.
+fn raise_open_files() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        planner: PlannerArgs,
+    }
+
+    fn parse(flags: &[&str]) -> Result<Settings, String> {
+        let command = Command::try_parse_from(["planner"].iter().chain(flags));
+        command.map_err(|error| error.to_string())?.planner.settings().map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn defaults_are_those_that_people_know() {
+        let settings = parse(&[]).unwrap();
+        assert_eq!(settings, Settings::of(DatabaseUrl::default_file().unwrap()));
+        assert_eq!((settings.host.as_str(), settings.port), ("127.0.0.1", 1223));
+        assert_eq!(settings.heartbeat_ttl, Duration::from_secs(60));
+        assert_eq!(settings.heartbeat_sweep, Duration::from_secs(5));
+        assert_eq!(settings.lease_ttl, Duration::from_secs(60));
+        assert_eq!((settings.default_resource_points, settings.alloc_policy), (1, Policy::Balanced));
+    }
+
+    #[test]
+    fn a_bad_setting_is_refused_with_its_flag_and_what_it_accepts() {
+        for (flag, value, accepted) in [
+            ("--port", "tcp://10.0.0.1:1223", "0 to 65535"),
+            ("--port", "65536", "0 to 65535"),
+            ("--heartbeat-ttl-sec", "0", "1 to 315360000"),
+            ("--heartbeat-sweep-sec", "-1", "1 to 315360000"),
+            ("--lease-ttl-sec", "1.5", "1 to 315360000"),
+            ("--default-resource-points", "0", "1 to 1000"),
+            ("--alloc-policy", "random", "balanced, fifo or lru"),
+            ("--database-url", "/var/lib/planner.db", "sqlite:///"),
+            ("--database-url", "postgres://h/d", "sqlite:///"),
+            ("--database-url-file", "/no/such/file", "cannot be read"),
+        ] {
+            let refusal = parse(&[&format!("{flag}={value}")]).unwrap_err();
+            assert!(refusal.contains(flag) && refusal.contains(accepted), "{flag}={value}: {refusal}");
+        }
+        let both = parse(&["--database-url=sqlite:a.db", "--database-url-file=f"]).unwrap_err();
+        assert!(both.contains("cannot be used with"), "{both}");
+    }
+
+    #[test]
+    fn a_password_is_shown_nowhere() {
+        let flag = "--database-url=postgres://user:SECRET@host/db";
+        let refusal = parse(&[flag]).unwrap_err();
+        assert!(refusal.contains("'postgres'") && !refusal.contains("SECRET"), "{refusal}");
+        let shown = format!("{:?}", Command::try_parse_from(["planner", flag]).unwrap());
+        assert!(!shown.contains("SECRET"), "{shown}");
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "postgres://user:SECRET@host/db\n").unwrap();
+        let refusal = parse(&["--database-url-file", file.path().to_str().unwrap()]).unwrap_err();
+        assert!(refusal.contains("--database-url-file") && !refusal.contains("SECRET"), "{refusal}");
+        std::fs::write(file.path(), "sqlite:///tmp/p.db\n").unwrap();
+        let settings = parse(&["--database-url-file", file.path().to_str().unwrap()]).unwrap();
+        assert_eq!(settings.database, DatabaseUrl::Sqlite("/tmp/p.db".into()));
+    }
 }

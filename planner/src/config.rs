@@ -1,7 +1,6 @@
 //! The planner's settings, checked before anything starts.
 
 use std::fmt;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
@@ -23,7 +22,10 @@ pub enum DatabaseUrl {
 
 /// A database URL that cannot be used. Its text never holds a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be a SQLite file as sqlite:///absolute/path.db or sqlite:relative/path.db, got {0}")]
+#[error(
+    "must be a SQLite file, as sqlite:///absolute/path.db or sqlite:relative/path.db (this build takes no other \
+     database), got {0}"
+)]
 pub struct BadDatabaseUrl(String);
 
 impl FromStr for DatabaseUrl {
@@ -35,9 +37,11 @@ impl FromStr for DatabaseUrl {
             return Err(bad("a text without a scheme"));
         };
         if scheme != "sqlite" {
-            // Only the scheme: the rest may hold a password.
-            let scheme: String = scheme.chars().take(20).collect();
-            return Err(bad(&format!("a URL with the scheme '{scheme}'")));
+            // Only the scheme: the rest may hold a password. What no "//" follows may not be a scheme at all.
+            if rest.starts_with("//") && scheme.len() <= 20 {
+                return Err(bad(&format!("a URL with the scheme '{scheme}'")));
+            }
+            return Err(bad("another scheme"));
         }
         let path = rest.strip_prefix("//").unwrap_or(rest);
         if path.is_empty() || path == ":memory:" {
@@ -58,9 +62,12 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// No place for the default database.
+/// No database to use.
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
+    /// `--database-url` is no URL of a database.
+    #[error("--database-url {0}")]
+    Url(BadDatabaseUrl),
     /// The user has no home directory.
     #[error("there is no data directory for this user ({0}); give --database-url sqlite:///path/planner.db")]
     NoDataDirectory(String),
@@ -108,8 +115,8 @@ impl DatabaseUrl {
 /// What a planner needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
-    /// Address to listen on.
-    pub host: IpAddr,
+    /// Address or host name to listen on.
+    pub host: String,
     /// Port to listen on; 0 takes a free one.
     pub port: u16,
     /// Where seeds and leases are kept.
@@ -127,6 +134,20 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// The defaults, with this database.
+    pub fn of(database: DatabaseUrl) -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 1223,
+            database,
+            heartbeat_ttl: Duration::from_secs(60),
+            heartbeat_sweep: Duration::from_secs(5),
+            lease_ttl: Duration::from_secs(60),
+            default_resource_points: 1,
+            alloc_policy: Policy::default(),
+        }
+    }
+
     /// What a store must know of them.
     pub fn rules(&self) -> Rules {
         let millis = |time: Duration| i64::try_from(time.as_millis()).unwrap_or(i64::MAX);

@@ -17,6 +17,8 @@ use crate::config::REQUEST_DEADLINE;
 
 /// Connections at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 8_192;
+/// Open files that are left for the database and the rest of the process.
+const OTHER_FILES: u64 = 64;
 /// How long a client may take to send a request's head, and how long a connection may idle.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
@@ -24,7 +26,7 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 
 /// Serves until `stop`, then accepts no more and lets what runs finish within the request deadline.
 pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let permits = Arc::new(Semaphore::new(connection_limit()));
     let connections = TaskTracker::new();
     loop {
         let accepted = async {
@@ -48,6 +50,15 @@ pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToke
     if tokio::time::timeout(REQUEST_DEADLINE, connections.wait()).await.is_err() {
         tracing::warn!("requests were still running {REQUEST_DEADLINE:?} after the stop; they are dropped");
     }
+}
+
+/// [`MAX_CONNECTIONS`], or fewer where the system lets the process have fewer open files: what can be accepted
+/// can then be served.
+fn connection_limit() -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let room = files
+        .map_or(usize::MAX, |files| usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX));
+    room.clamp(1, MAX_CONNECTIONS)
 }
 
 /// One connection. It owns its permit; a stop lets the request that runs finish and closes it then.

@@ -1,0 +1,235 @@
+//! What holds of a running planner beyond single requests: concurrency, restarts, outages, stopping.
+
+mod support;
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{Connection, SqliteConnection};
+use support::{PATIENCE, Planner, Seed, raw, request};
+use tokio::io::AsyncWriteExt;
+
+const SEED: Seed<'_> = Seed { key: "k", ip: "10.0.0.7" };
+
+/// Takes the database's write lock, as a foreign process may, until the connection is closed: the planner can
+/// write nothing meanwhile.
+#[allow(clippy::unwrap_used)]
+async fn lock(database: &Path) -> SqliteConnection {
+    let options = SqliteConnectOptions::new().filename(database);
+    let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
+    sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
+    connection
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sixty_four_workers_at_once_never_exceed_the_capacity() {
+    let home = tempfile::tempdir().unwrap();
+    let planner =
+        Planner::start(&home.path().join("p.db"), |settings| settings.default_resource_points = 3).await;
+    for ip in ["10.0.0.1", "10.0.0.2"] {
+        planner.add(&Seed { ip, ..SEED }).await.is(200, "");
+    }
+    let planner = Arc::new(planner);
+    let holders: Arc<Mutex<HashMap<String, u32>>> = Arc::default();
+    let grants = Arc::new(AtomicUsize::new(0));
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..64 {
+        let (planner, holders, grants) = (planner.clone(), holders.clone(), grants.clone());
+        workers.spawn(async move {
+            // Each wants a seed twice, and asks until it gets one.
+            for _ in 0..2 {
+                let granted = loop {
+                    let answer = planner.get(SEED.key).await;
+                    match answer.status {
+                        200 => break answer,
+                        404 => tokio::task::yield_now().await,
+                        _ => panic!("{answer:?}"),
+                    }
+                };
+                grants.fetch_add(1, Ordering::SeqCst);
+                let seed = granted.header("SEED_IP").unwrap().to_owned();
+                let held = {
+                    let mut holders = holders.lock().unwrap();
+                    let held = holders.entry(seed.clone()).or_default();
+                    *held += 1;
+                    *held
+                };
+                assert!(held <= 3, "{held} leases on {seed}");
+                tokio::task::yield_now().await;
+                *holders.lock().unwrap().get_mut(&seed).unwrap() -= 1;
+                planner.put(&granted).await.is(200, "");
+            }
+        });
+    }
+    while let Some(worker) = tokio::time::timeout(PATIENCE, workers.join_next()).await.unwrap() {
+        worker.unwrap();
+    }
+    assert_eq!(grants.load(Ordering::SeqCst), 128);
+    assert_eq!(planner.snapshot().await["lease_count"], 0);
+    Arc::into_inner(planner).unwrap().stop().await;
+}
+
+#[tokio::test]
+async fn two_planners_live_in_one_process() {
+    let home = tempfile::tempdir().unwrap();
+    let first = Planner::start(&home.path().join("a.db"), |_| {}).await;
+    let second = Planner::start(&home.path().join("b.db"), |_| {}).await;
+    first.add(&SEED).await.is(200, "");
+    second.get(SEED.key).await.is(404, "no available seed");
+    first.get(SEED.key).await.is(200, "");
+    first.stop().await;
+    second.add(&SEED).await.is(200, "");
+    second.get(SEED.key).await.is(200, "");
+    second.stop().await;
+}
+
+#[tokio::test]
+async fn a_restart_keeps_seeds_leases_and_gathered_heartbeats() {
+    let home = tempfile::tempdir().unwrap();
+    let database = home.path().join("not/there/yet/p.db");
+    let planner = Planner::start(&database, |_| {}).await;
+    let heard =
+        |snapshot: &serde_json::Value| snapshot["seeds"]["10.0.0.7:8000:3"]["last_heartbeat_ts"].clone();
+    planner.add(&SEED).await.is(200, "");
+    let granted = planner.get(SEED.key).await;
+    let first = heard(&planner.snapshot().await).as_f64().unwrap();
+    planner.add(&SEED).await.is(200, "");
+    planner.stop().await;
+
+    let planner = Planner::start(&database, |_| {}).await;
+    assert!(heard(&planner.snapshot().await).as_f64().unwrap() > first, "written at the stop");
+    planner.get(SEED.key).await.is(404, "no available seed");
+    planner.ask("POST", "/renew_seed_lease", &granted.lease()).await.is(200, "");
+    planner.put(&granted).await.is(200, "");
+    planner.get(SEED.key).await.is(200, "");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn gathered_heartbeats_are_written_soon() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = Planner::start(&home.path().join("p.db"), |_| {}).await;
+    planner.add(&SEED).await.is(200, "");
+    let heard = |snapshot: &serde_json::Value| {
+        snapshot["seeds"]["10.0.0.7:8000:3"]["last_heartbeat_ts"].as_f64().unwrap()
+    };
+    let first = heard(&planner.snapshot().await);
+    planner.add(&SEED).await.is(200, "");
+    planner.until(|snapshot| heard(snapshot) > first).await;
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn short_times_to_live_are_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = Planner::start(&home.path().join("p.db"), |settings| {
+        settings.heartbeat_ttl = Duration::from_secs(1);
+        settings.heartbeat_sweep = Duration::from_secs(1);
+        settings.lease_ttl = Duration::from_secs(1);
+    })
+    .await;
+    planner.add(&SEED).await.is(200, "");
+    let granted = planner.get(SEED.key).await;
+    assert_eq!(granted.header("LEASE_TTL_SEC"), Some("1"));
+    planner.until(|snapshot| snapshot["seed_count"] == 0 && snapshot["lease_count"] == 0).await;
+    planner.put(&granted).await.is(404, "lease not found");
+    planner.get(SEED.key).await.is(404, "no available seed");
+    planner.add(&SEED).await.is(200, "");
+    planner.get(SEED.key).await.is(200, "");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn an_outage_of_the_database_is_503_and_passes() {
+    let home = tempfile::tempdir().unwrap();
+    let database = home.path().join("p.db");
+    let planner = Planner::start(&database, |_| {}).await;
+    planner.add(&SEED).await.is(200, "");
+    let granted = planner.get(SEED.key).await;
+    let away = lock(&database).await;
+    let (seed, lease, other) = (SEED.headers(), granted.lease(), Seed { ip: "10.0.0.8", ..SEED });
+    let answers = tokio::join!(
+        planner.get(SEED.key),
+        planner.add(&other),
+        planner.ask("POST", "/remove_seed", &seed),
+        planner.ask("POST", "/put_seed", &lease),
+        planner.ask("POST", "/renew_seed_lease", &lease),
+        planner.ask("GET", "/readyz", &[]),
+    );
+    for answer in [answers.0, answers.1, answers.2, answers.3, answers.4, answers.5] {
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.header("RETRY-AFTER").is_some());
+    }
+    planner.ask("GET", "/healthz", &[]).await.is(200, r#"{"status":"ok"}"#);
+    away.close().await.unwrap();
+    let back = async { while planner.ask("GET", "/readyz", &[]).await.status != 200 {} };
+    tokio::time::timeout(PATIENCE, back).await.unwrap();
+    planner.put(&granted).await.is(200, "");
+    planner.get(SEED.key).await.is(200, "");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_client_that_went_away_holds_no_lease() {
+    let home = tempfile::tempdir().unwrap();
+    let database = home.path().join("p.db");
+    let planner = Planner::start(&database, |_| {}).await;
+    planner.add(&SEED).await.is(200, "");
+    let away = lock(&database).await;
+    // Both wait for the database: one in the writer's hands, the other in the queue.
+    for _ in 0..2 {
+        let mut stream = tokio::net::TcpStream::connect(planner.address).await.unwrap();
+        stream.write_all(&request("GET", "/get_seed", &[("SEED_KEY", b"k")])).await.unwrap();
+        planner.ask("GET", "/healthz", &[]).await;
+        drop(stream);
+    }
+    away.close().await.unwrap();
+    let granted = async {
+        while planner.get(SEED.key).await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    // Far sooner than a lease's time to live.
+    tokio::time::timeout(PATIENCE, granted).await.unwrap();
+    planner.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn stopping_under_load_loses_nothing_that_was_answered() {
+    let home = tempfile::tempdir().unwrap();
+    let database = home.path().join("p.db");
+    let planner = Planner::start(&database, |settings| settings.default_resource_points = 1_000).await;
+    planner.add(&SEED).await.is(200, "");
+    let address = planner.address;
+    let mut workers = tokio::task::JoinSet::new();
+    for _ in 0..16 {
+        workers.spawn(async move {
+            let mut granted = Vec::new();
+            // Until the planner is gone. What it began to answer it answers whole.
+            while let Ok(answer) = raw(address, &request("GET", "/get_seed", &[("SEED_KEY", b"k")])).await {
+                match answer.status {
+                    200 => granted.push(answer),
+                    404 | 503 => {}
+                    _ => panic!("{answer:?}"),
+                }
+            }
+            granted
+        });
+    }
+    planner.until(|snapshot| snapshot["lease_count"].as_u64() > Some(50)).await;
+    planner.stop().await;
+    let mut granted = Vec::new();
+    while let Some(worker) = tokio::time::timeout(PATIENCE, workers.join_next()).await.unwrap() {
+        granted.extend(worker.unwrap());
+    }
+    let planner = Planner::start(&database, |settings| settings.default_resource_points = 1_000).await;
+    assert!(granted.len() > 50);
+    for lease in &granted {
+        planner.put(lease).await.is(200, "");
+    }
+    planner.stop().await;
+}

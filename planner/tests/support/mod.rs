@@ -1,0 +1,146 @@
+//! A planner on a free port, and a client that writes requests byte by byte, as clients in the field may.
+
+// Each test file uses a part of this. Clippy knows tests by their attribute, which helpers of theirs lack.
+#![allow(dead_code, clippy::unwrap_used)]
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use rfork_planner::RunError;
+use rfork_planner::config::{DatabaseUrl, Settings};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// The longest that anything here may take.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+pub(crate) struct Planner {
+    pub(crate) address: SocketAddr,
+    pub(crate) stop: CancellationToken,
+    running: JoinHandle<Result<(), RunError>>,
+}
+
+impl Planner {
+    pub(crate) async fn start(database: &Path, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::of(DatabaseUrl::Sqlite(database.to_owned()));
+        change(&mut settings);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+        Self { address, stop, running }
+    }
+
+    pub(crate) async fn stop(self) {
+        self.stop.cancel();
+        tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();
+    }
+
+    /// Sends the bytes and reads the answer up to the end of the connection.
+    pub(crate) async fn raw(&self, request: &[u8]) -> Answer {
+        raw(self.address, request).await.unwrap()
+    }
+
+    pub(crate) async fn ask(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        self.raw(&request(method, path, &headers)).await
+    }
+
+    pub(crate) async fn add(&self, seed: &Seed<'_>) -> Answer {
+        self.ask("POST", "/add_seed", &[&seed.headers()[..], &[("SEED_REFCNT", "0")]].concat()).await
+    }
+
+    pub(crate) async fn get(&self, key: &str) -> Answer {
+        self.ask("GET", "/get_seed", &[("SEED_KEY", key)]).await
+    }
+
+    pub(crate) async fn put(&self, granted: &Answer) -> Answer {
+        self.ask("POST", "/put_seed", &granted.lease()).await
+    }
+
+    pub(crate) async fn snapshot(&self) -> serde_json::Value {
+        serde_json::from_str(&self.ask("GET", "/debug/snapshot", &[]).await.body).unwrap()
+    }
+
+    /// Waits until the snapshot shows what is wanted.
+    pub(crate) async fn until(&self, shows: impl Fn(&serde_json::Value) -> bool) {
+        let waiting = async {
+            while !shows(&self.snapshot().await) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, waiting).await.unwrap();
+    }
+}
+
+pub(crate) async fn raw(address: SocketAddr, request: &[u8]) -> std::io::Result<Answer> {
+    let exchange = async {
+        let mut stream = TcpStream::connect(address).await?;
+        // A server that refuses early may close before it has read all.
+        let _ = stream.write_all(request).await;
+        let mut bytes = Vec::new();
+        let _ = stream.read_to_end(&mut bytes).await;
+        Answer::read(&bytes).ok_or_else(|| std::io::Error::from(std::io::ErrorKind::UnexpectedEof))
+    };
+    tokio::time::timeout(PATIENCE, exchange).await.unwrap()
+}
+
+pub(crate) fn request(method: &str, path: &str, headers: &[(&str, &[u8])]) -> Vec<u8> {
+    let mut bytes =
+        format!("{method} {path} HTTP/1.1\r\nHost: planner\r\nConnection: close\r\n").into_bytes();
+    for (name, value) in headers {
+        bytes.extend_from_slice(name.as_bytes());
+        bytes.extend_from_slice(b": ");
+        bytes.extend_from_slice(value);
+        bytes.extend_from_slice(b"\r\n");
+    }
+    bytes.extend_from_slice(b"\r\n");
+    bytes
+}
+
+#[derive(Clone, Copy)]
+pub(crate) struct Seed<'a> {
+    pub(crate) key: &'a str,
+    pub(crate) ip: &'a str,
+}
+
+impl<'a> Seed<'a> {
+    pub(crate) fn headers(&self) -> [(&'static str, &'a str); 4] {
+        [("SEED_KEY", self.key), ("SEED_IP", self.ip), ("SEED_PORT", "8000"), ("SEED_RANK", "3")]
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let text = String::from_utf8_lossy(bytes);
+        let (head, body) = text.split_once("\r\n\r\n")?;
+        let mut lines = head.split("\r\n");
+        let status = lines.next()?.split(' ').nth(1)?.parse().ok()?;
+        let headers = lines.filter_map(|line| line.split_once(": "));
+        let headers = headers.map(|(name, value)| (name.to_ascii_uppercase(), value.to_owned())).collect();
+        Some(Self { status, headers, body: body.to_owned() })
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The headers that name the lease of a granted answer.
+    pub(crate) fn lease(&self) -> [(&'static str, &str); 4] {
+        ["SEED_IP", "SEED_PORT", "SEED_RANK", "USER_ID"].map(|name| (name, self.header(name).unwrap()))
+    }
+
+    pub(crate) fn is(&self, status: u16, body: &str) {
+        assert_eq!((self.status, self.body.as_str()), (status, body));
+    }
+}

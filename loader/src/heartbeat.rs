@@ -20,6 +20,7 @@ const FIRST_RETRY: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Heartbeat {
     stop: CancellationToken,
+    answered: CancellationToken,
     task: AbortOnDropHandle<()>,
     client: PlannerClient,
     key: SeedKey,
@@ -29,10 +30,16 @@ pub struct Heartbeat {
 impl Heartbeat {
     /// Starts to beat about every `interval`.
     pub fn start(client: PlannerClient, key: SeedKey, identity: SeedIdentity, interval: Duration) -> Self {
-        let stop = CancellationToken::new();
-        let beating = beat(client.clone(), key.clone(), identity.clone(), interval, stop.clone());
+        let (stop, answered) = (CancellationToken::new(), CancellationToken::new());
+        let beating =
+            beat(client.clone(), key.clone(), identity.clone(), interval, stop.clone(), answered.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(beating));
-        Self { stop, task, client, key, identity }
+        Self { stop, answered, task, client, key, identity }
+    }
+
+    /// Waits until the first beat was answered or has failed, which the request's deadline bounds.
+    pub async fn first(&self) {
+        self.answered.cancelled().await;
     }
 
     /// Stops beating, then takes the advertisement back, so that nobody is sent here any more. A planner that
@@ -54,7 +61,10 @@ async fn beat(
     identity: SeedIdentity,
     interval: Duration,
     stop: CancellationToken,
+    answered: CancellationToken,
 ) {
+    // Also when the planner refuses, or the task is dropped.
+    let _answered = answered.clone().drop_guard();
     let mut backoff = Backoff::new(FIRST_RETRY, interval);
     let mut failing = false;
     loop {
@@ -81,6 +91,7 @@ async fn beat(
                 return;
             }
         };
+        answered.cancel();
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep_until(started + pause) => {}

@@ -22,3 +22,19 @@ pub fn client(timeout: Duration) -> reqwest::Result<reqwest::Client> {
         .user_agent(concat!("rfork/", env!("CARGO_PKG_VERSION")))
         .build()
 }
+
+/// What failed, with its causes: reqwest's own text leaves out the one that says why. Without the URL, which may
+/// carry a password.
+pub fn explain(error: reqwest::Error) -> String {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(next) = cause {
+        let next_text = next.to_string();
+        if !text.contains(&next_text) {
+            text = format!("{text}: {next_text}");
+        }
+        cause = next.source();
+    }
+    text
+}

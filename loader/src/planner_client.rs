@@ -24,14 +24,14 @@ pub enum PlannerError {
     #[error("cannot set up HTTP: {0}")]
     Client(#[source] reqwest::Error),
     /// Nothing came back in time.
-    #[error("the planner at {planner} did not answer {request}: {source}")]
+    #[error("the planner at {planner} did not answer {request}: {reason}")]
     Unreachable {
         /// Its base URL, without credentials.
         planner: String,
         /// The endpoint asked.
         request: &'static str,
         /// What failed.
-        source: reqwest::Error,
+        reason: String,
     },
     /// It answered with a refusal that has no meaning of its own here.
     #[error("the planner at {planner} answered {request} with {status}: {reason}")]
@@ -197,8 +197,9 @@ impl PlannerClient {
     ) -> Result<reqwest::Response, PlannerError> {
         let mut url = self.base.clone();
         url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
-        self.http.request(method, url).headers(headers).send().await.map_err(|source| {
-            PlannerError::Unreachable { planner: self.name(), request: path, source: source.without_url() }
+        self.http.request(method, url).headers(headers).send().await.map_err(|error| {
+            let reason = crate::http::explain(error);
+            PlannerError::Unreachable { planner: self.name(), request: path, reason }
         })
     }
 

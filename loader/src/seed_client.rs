@@ -11,12 +11,12 @@ const MAX_METADATA_BYTES: usize = 256 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum SeedMetadataError {
     /// No answer within the deadline.
-    #[error("the seed at {seed} did not answer: {source}")]
+    #[error("the seed at {seed} did not answer: {reason}")]
     Unreachable {
         /// `host:port` of the seed.
         seed: String,
         /// What failed.
-        source: reqwest::Error,
+        reason: String,
     },
     /// A status other than 200.
     #[error("the seed at {seed} answered with status {status}")]
@@ -76,9 +76,9 @@ async fn get(
     path: &str,
     key: &SeedKey,
 ) -> Result<Vec<u8>, SeedMetadataError> {
-    let unreachable = |source: reqwest::Error| SeedMetadataError::Unreachable {
+    let unreachable = |error: reqwest::Error| SeedMetadataError::Unreachable {
         seed: authority.to_owned(),
-        source: source.without_url(),
+        reason: crate::http::explain(error),
     };
     let request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.to_string())]);
     let mut answer = request.send().await.map_err(unreachable)?;

@@ -141,7 +141,7 @@ impl SeedService {
                 match request.timeout(timeout).send().await {
                     Ok(answer) if answer.status() == StatusCode::OK => return,
                     Ok(answer) => last = format!("status {}", answer.status()),
-                    Err(error) => last = error.without_url().to_string(),
+                    Err(error) => last = crate::http::explain(error),
                 }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }

@@ -1,1 +1,32 @@
-//! Support for the end-to-end tests.
+//! Support for the end-to-end tests: real processes, models to load, and peers that misbehave.
+//!
+//! Everything is on loopback and ends with the test. What a test waits for is a condition with a deadline,
+//! never a pause.
+
+// These are parts of tests: what fails here fails the test.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
+
+use std::time::{Duration, Instant};
+
+pub mod http;
+pub mod model;
+pub mod process;
+pub mod proxy;
+
+/// How long anything may take that a test waits for; a slow machine under load needs some of it.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Asks again and again until there is an answer.
+///
+/// # Panics
+/// When there is none within [`DEADLINE`].
+pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(begun.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}

@@ -260,7 +260,8 @@ impl Session {
         Ok(report)
     }
 
-    /// Serves what was loaded: other workers may fork from this one until it is closed.
+    /// Serves what was loaded: other workers may fork from this one until it is closed. Returns once the planner
+    /// knows of it, or could not be told; it is then told again and again.
     ///
     /// # Errors
     /// [`ServeError`]; the worker stays loaded.
@@ -274,7 +275,9 @@ impl Session {
                 self.state = step(self.state, Event::Healthy, LIMITS).0;
                 let (planner, key) = (self.planner.clone(), self.worker.key.clone());
                 let interval = self.config.heartbeat_interval;
-                self.heartbeat = Some(Heartbeat::start(planner, key, serving.identity.clone(), interval));
+                let heartbeat = Heartbeat::start(planner, key, serving.identity.clone(), interval);
+                // Kept before it is waited for: a caller that gives up here can still close everything.
+                self.heartbeat.insert(heartbeat).first().await;
                 Ok(serving)
             }
             Err(error) => {

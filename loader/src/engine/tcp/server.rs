@@ -146,10 +146,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     let _permit = permit;
                     let stop = service.stop.clone();
                     // Cancelled between two system calls: no pointer into the memory is left.
-                    let served = stop.run_until_cancelled(serve(stream, &shared, &service)).await;
-                    if let Some(Err(error)) = served {
+                    let mut sent_bytes = 0;
+                    let serving = serve(stream, &shared, &service, &mut sent_bytes);
+                    if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
                         tracing::debug!(%error, "a reader's connection ended");
                     }
+                    tracing::debug!(bytes = sent_bytes, "a reader was served");
                 });
             }
             (None, _) => refuse(&shared, stream, Refusal::OtherContent, deadline),
@@ -211,8 +213,13 @@ async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ende
     }
 }
 
-/// Serves one reader until it goes away.
-async fn serve(mut stream: TcpStream, shared: &Shared, service: &Service) -> Result<(), Ended> {
+/// Serves one reader until it goes away, counting the chunk bytes that it is sent.
+async fn serve(
+    mut stream: TcpStream,
+    shared: &Shared,
+    service: &Service,
+    sent_bytes: &mut u64,
+) -> Result<(), Ended> {
     prepare(&stream)?;
     let options = &shared.options;
     let hello = hello(&mut stream, options.connect_timeout).await?;
@@ -264,6 +271,7 @@ async fn serve(mut stream: TcpStream, shared: &Shared, service: &Service) -> Res
             shared.throttle.take(len_bytes).await;
             let head = Answer::Chunk { chunk, len_bytes }.encode();
             let sent = send_chunk(&stream, &head, &reader, options.progress_timeout).await?;
+            *sent_bytes += sent as u64;
             shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         }
     }

@@ -1,0 +1,97 @@
+//! The `rfork` command, as people use it.
+
+use std::process::{Command, Output};
+
+use rfork_tests::model::Model;
+use rfork_tests::process::{Planner, Worker, rfork};
+use serde_json::Value;
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(rfork()).args(arguments).output().unwrap()
+}
+
+fn json(output: &Output) -> Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn the_demo_forks_three_workers_with_equal_digests() {
+    let output = run(&["demo", "--size=8MiB", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report = json(&output);
+    assert_eq!(report["ok"], true);
+    let workers = report["workers"].as_array().unwrap();
+    let sources: Vec<&str> = workers.iter().map(|worker| worker["source"].as_str().unwrap()).collect();
+    assert_eq!(sources, ["storage", "seed", "seed", "seed"]);
+    for worker in workers {
+        assert_eq!(worker["digest"], report["model"]["digest"]);
+        assert_eq!(worker["bytes"], report["model"]["bytes"]);
+        assert_eq!(worker["seed"].is_string(), worker["source"] == "seed", "{worker}");
+    }
+    assert!(
+        !std::path::Path::new(report["model"]["path"].as_str().unwrap()).exists(),
+        "the model was not removed"
+    );
+}
+
+#[test]
+fn the_demo_takes_a_model_that_is_there() {
+    let model = Model::new(4, 7);
+    let path = model.path().to_str().unwrap();
+    let output = run(&["demo", "--model", path, "--workers=2", "--json"]);
+    assert_eq!(json(&output)["model"]["digest"], model.digest());
+    assert!(output.status.success() && model.file().exists());
+    let table = run(&["demo", "--model", path, "--workers=2"]);
+    let shown = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(shown.contains(&model.digest()) && shown.contains("every worker holds"), "{shown}");
+}
+
+#[test]
+fn inspect_shows_what_planner_and_seed_say() {
+    let (model, planner) = (Model::new(2, 1), Planner::start(&[]));
+    let worker = Worker::start("seed", &model, &planner.url(), &[]);
+    let serving = worker.serving();
+    let table = run(&["inspect", "planner", &planner.url()]);
+    let shown = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(
+        shown.contains(&serving.identity) && shown.contains("0/1") && shown.contains("offered"),
+        "{shown}"
+    );
+    let snapshot = json(&run(&["inspect", "planner", &planner.url(), "--json"]));
+    assert_eq!(snapshot["seeds"][&serving.identity]["seed_key"], serving.key.as_str());
+
+    let url = format!("http://{}", serving.address);
+    let table = run(&["inspect", "seed", &url, "--seed-key", &serving.key]);
+    let shown = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(shown.contains("layers.1.weight") && shown.contains("bfloat16"), "{shown}");
+    let seed = json(&run(&["inspect", "seed", &url, "--seed-key", &serving.key, "--json"]));
+    assert_eq!((seed["bytes"].as_u64(), &seed["engine"]), (Some(model.bytes), &"tcp".into()));
+
+    let wrong = run(&["inspect", "seed", &url, "--seed-key", "other"]);
+    assert!(!wrong.status.success());
+    assert!(String::from_utf8_lossy(&wrong.stderr).contains("another seed key"), "{wrong:?}");
+    assert!(!run(&["inspect", "planner", "nonsense"]).status.success());
+    assert!(!run(&["inspect", "planner", "http://127.0.0.1:9"]).status.success());
+}
+
+#[test]
+fn a_worker_s_bad_setting_is_refused_by_name() {
+    let model = Model::new(1, 1);
+    let path = model.path().to_str().unwrap();
+    let base = ["worker", "--model", path, "--model-url=m", "--model-deploy-strategy-name=s"];
+    let planner = "--rfork-scheduler-url=http://127.0.0.1:9";
+    let cases: [(&[&str], &str); 6] = [
+        (&[], "rfork_scheduler_url"),
+        (&["--rfork-scheduler-url=planner"], "rfork_scheduler_url"),
+        (&[planner, "--rfork-heartbeat-interval-sec=-1"], "--rfork-heartbeat-interval-sec"),
+        (&[planner, "--rfork-seed-port-base=0"], "--rfork-seed-port-base"),
+        (&[planner, "--rfork-seed-port-base=65000", "--tp-rank=500"], "rfork_seed_port_base"),
+        (&[planner, "--config=/no/such/file"], "--config"),
+    ];
+    for (flags, expected) in cases {
+        let output =
+            Command::new(rfork()).args(base).args(flags).env_remove("RFORK_SCHEDULER_URL").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(expected), "{flags:?}: {said}");
+    }
+}

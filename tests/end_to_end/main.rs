@@ -1,0 +1,8 @@
+//! The whole of it, as real processes on loopback.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests too.
+
+mod command;
+mod faults;
+mod forks;
+mod planner;

@@ -1,0 +1,301 @@
+//! `rfork` as a process: its log is read as it comes, and it is killed with the test.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::{Mutex, OnceLock};
+use std::time::Instant;
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::http::{Answer, request};
+use crate::model::Model;
+use crate::{DEADLINE, until};
+
+/// The `rfork` program of this tree, built if it is not up to date.
+pub fn rfork() -> &'static PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+        let built = Command::new(cargo)
+            .args(["build", "--quiet", "--locked", "--package", "rfork-cli", "--bin", "rfork"])
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(built.success(), "rfork does not build");
+        // This test's own file is in `<target>/<profile>/deps`.
+        let here = std::env::current_exe().unwrap();
+        here.parent().and_then(|deps| deps.parent()).unwrap().join("rfork")
+    })
+}
+
+/// A running `rfork`. Killed when dropped.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: Mutex<Log>,
+}
+
+#[derive(Debug)]
+struct Log {
+    lines: Receiver<Value>,
+    seen: Vec<Value>,
+}
+
+impl Process {
+    /// Starts `rfork` with these arguments, logging JSON.
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(rfork())
+            .args(["--log-format=json", "--log=info,rfork_loader=debug"])
+            .args(arguments)
+            .env_remove("RFORK_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stderr = BufReader::new(child.stderr.take().unwrap());
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in stderr.lines().map_while(Result::ok) {
+                let value = serde_json::from_str(&line).unwrap_or(Value::String(line));
+                if sender.send(value).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { name: name.to_owned(), child, log: Mutex::new(Log { lines, seen: Vec::new() }) }
+    }
+
+    /// Waits for a log line that `found` accepts; earlier lines count too.
+    ///
+    /// # Panics
+    /// When the process ends without it, or it does not come within [`DEADLINE`].
+    pub fn wait_until(&self, what: &str, found: impl Fn(&Value) -> bool) -> Value {
+        let mut log = self.log.lock().unwrap();
+        let Log { lines, seen } = &mut *log;
+        if let Some(line) = seen.iter().find(|line| found(line)) {
+            return line.clone();
+        }
+        let begun = Instant::now();
+        loop {
+            match lines.recv_timeout(DEADLINE.saturating_sub(begun.elapsed())) {
+                Ok(line) => {
+                    seen.push(line.clone());
+                    if found(&line) {
+                        return line;
+                    }
+                }
+                Err(error) => {
+                    let said: Vec<String> = seen.iter().map(ToString::to_string).collect();
+                    let how =
+                        if error == RecvTimeoutError::Timeout { "did not say" } else { "ended without" };
+                    panic!("{} {how} {what}; it said:\n{}", self.name, said.join("\n"));
+                }
+            }
+        }
+    }
+
+    /// Waits for a log line with this message.
+    pub fn wait_for(&self, message: &str) -> Value {
+        self.wait_until(message, |line| line["message"] == message)
+    }
+
+    /// Everything it has said until now.
+    pub fn log(&self) -> Vec<Value> {
+        let mut log = self.log.lock().unwrap();
+        let Log { lines, seen } = &mut *log;
+        seen.extend(lines.try_iter());
+        seen.clone()
+    }
+
+    /// The log lines with this message.
+    pub fn said(&self, message: &str) -> Vec<Value> {
+        self.log().into_iter().filter(|line| line["message"] == message).collect()
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(i32::try_from(self.pid()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+    }
+
+    /// Kills it, as kill -9 does, and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    /// Waits until it has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        until(&format!("the end of {}", self.name), || self.child.try_wait().unwrap())
+    }
+
+    /// Sends SIGTERM and waits until it has ended.
+    pub fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        // Not again what `wait_until` has shown, whose lock is poisoned then.
+        if std::thread::panicking() && !self.log.is_poisoned() {
+            let said: Vec<String> = self.log().iter().map(ToString::to_string).collect();
+            eprintln!("--- {} said:\n{}", self.name, said.join("\n"));
+        }
+    }
+}
+
+/// A planner with a database of its own.
+#[derive(Debug)]
+pub struct Planner {
+    /// The process.
+    pub process: Process,
+    /// Where it listens, as `127.0.0.1:1223`.
+    pub address: String,
+    directory: TempDir,
+    flags: Vec<String>,
+}
+
+impl Planner {
+    /// Starts one on a free port, with these flags besides.
+    pub fn start(flags: &[&str]) -> Self {
+        let directory = TempDir::with_prefix("rfork-test-planner-").unwrap();
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let (process, address) = Self::run(&directory, &flags, "0");
+        Self { process, address, directory, flags }
+    }
+
+    fn run(directory: &TempDir, flags: &[String], port: &str) -> (Process, String) {
+        let url = format!("sqlite:{}", directory.path().join("planner.db").display());
+        let mut arguments = vec!["planner", "--port", port, "--database-url", &url];
+        arguments.extend(flags.iter().map(String::as_str));
+        let process = Process::start("planner", &arguments);
+        let address = process.wait_for("the planner listens")["address"].as_str().unwrap().to_owned();
+        (process, address)
+    }
+
+    /// Kills it and starts it again, on the same port and database.
+    pub fn kill_and_restart(&mut self) {
+        self.process.kill();
+        let port = self.address.rsplit_once(':').unwrap().1.to_owned();
+        let (process, _) = Self::run(&self.directory, &self.flags, &port);
+        self.process = process;
+    }
+
+    /// Its URL.
+    pub fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    /// One request.
+    pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
+        request(&self.address, method, path, headers).unwrap()
+    }
+
+    /// What it knows.
+    pub fn snapshot(&self) -> Value {
+        self.request("GET", "/debug/snapshot", &[]).json()
+    }
+}
+
+/// A worker.
+#[derive(Debug)]
+pub struct Worker {
+    /// The process.
+    pub process: Process,
+}
+
+impl Worker {
+    /// Starts one on this model and planner, with these flags besides.
+    pub fn start(name: &str, model: &Model, planner_url: &str, flags: &[&str]) -> Self {
+        let model = format!("--model={}", model.path().display());
+        let url = format!("--rfork-scheduler-url={planner_url}");
+        let mut arguments = vec![
+            "worker",
+            "--digest",
+            "--progress-interval-ms=10",
+            "--model-url=m",
+            "--model-deploy-strategy-name=s",
+            "--rfork-seed-bind-host=127.0.0.1",
+            &model,
+            &url,
+        ];
+        arguments.extend(flags);
+        Self { process: Process::start(name, &arguments) }
+    }
+
+    /// Waits until it serves.
+    pub fn serving(&self) -> Serving {
+        let line = self.process.wait_for("serving");
+        let text = |field: &str| line[field].as_str().unwrap().to_owned();
+        Serving { identity: text("identity"), address: text("url").replace("http://", ""), key: text("key") }
+    }
+
+    /// Waits until it is loaded; gives what it says of that.
+    pub fn loaded(&self) -> Loaded {
+        let line = self.process.wait_for("loaded");
+        let shares = self.process.said("a source gave its share");
+        let share =
+            |line: &Value| (line["source"].as_str().unwrap().to_owned(), line["bytes"].as_u64().unwrap());
+        Loaded {
+            source: line["source"].as_str().unwrap().to_owned(),
+            bytes_from_seeds: line["bytes_from_seeds"].as_u64().unwrap(),
+            digest: line["digest"].as_str().unwrap().to_owned(),
+            shares: shares.iter().map(share).collect(),
+        }
+    }
+
+    /// Waits until some bytes, but not all, came from a seed; gives that seed.
+    pub fn reading_from_a_seed(&self) -> String {
+        let line = self.process.wait_until("that bytes come from a seed", |line| {
+            line["message"] == "progress"
+                && line["phase"].as_str().is_some_and(|phase| phase.starts_with("loading from seed "))
+                && line["held_bytes"].as_u64() > Some(0)
+                && line["held_bytes"].as_u64() < line["total_bytes"].as_u64()
+        });
+        line["phase"].as_str().unwrap().replace("loading from seed ", "")
+    }
+
+    /// Chunk bytes that it has sent to readers whose connections have ended.
+    pub fn served_bytes(&self) -> u64 {
+        self.process.said("a reader was served").iter().map(|line| line["bytes"].as_u64().unwrap()).sum()
+    }
+}
+
+/// Where a worker serves.
+#[derive(Debug, Clone)]
+pub struct Serving {
+    /// `ip:port:rank`.
+    pub identity: String,
+    /// `ip:port` of its metadata service.
+    pub address: String,
+    /// Its seed key.
+    pub key: String,
+}
+
+/// How a worker was loaded.
+#[derive(Debug)]
+pub struct Loaded {
+    /// `seed` or `storage`: what gave most.
+    pub source: String,
+    /// Bytes from seeds.
+    pub bytes_from_seeds: u64,
+    /// SHA-256 over what it holds.
+    pub digest: String,
+    /// Each source with the bytes that it gave.
+    pub shares: Vec<(String, u64)>,
+}

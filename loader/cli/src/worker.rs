@@ -361,8 +361,8 @@ async fn serve(
         %key,
         source = %report.main_source(),
         bytes = report.bytes,
-        seconds = rounded(report.duration.as_secs_f64()),
-        gib_per_s = rounded(gib_per_s(report.bytes, report.duration)),
+        seconds = rounded(report.transfer_duration().as_secs_f64()),
+        gib_per_s = rounded(gib_per_s(report.bytes, report.transfer_duration())),
         "serving"
     );
     stop.cancelled().await;
@@ -392,8 +392,9 @@ fn log_loaded(report: &LoadReport, digest: Option<&str>) {
         seed,
         bytes = report.bytes,
         bytes_from_seeds = report.bytes_from_seeds(),
-        seconds = report.duration.as_secs_f64(),
-        gib_per_s = rounded(gib_per_s(report.bytes, report.duration)),
+        seconds = rounded(report.transfer_duration().as_secs_f64()),
+        gib_per_s = rounded(gib_per_s(report.bytes, report.transfer_duration())),
+        waited_seconds = rounded(report.duration.saturating_sub(report.transfer_duration()).as_secs_f64()),
         content_id = %report.content,
         digest,
         "loaded"

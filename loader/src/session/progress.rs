@@ -98,6 +98,11 @@ impl LoadReport {
         most.map_or(&Source::Storage, |share| &share.source)
     }
 
+    /// How long bytes flowed, from all sources; the rest of the time went into asking and waiting.
+    pub fn transfer_duration(&self) -> Duration {
+        self.shares.iter().map(|share| share.duration).sum()
+    }
+
     /// Bytes that came from other workers.
     pub fn bytes_from_seeds(&self) -> u64 {
         let seeds = self.shares.iter().filter(|share| matches!(share.source, Source::Seed(_)));

@@ -66,6 +66,7 @@ struct WorkerReport {
     bytes: u64,
     seconds: f64,
     gib_per_s: f64,
+    waited_seconds: f64,
     digest: String,
 }
 
@@ -249,6 +250,7 @@ fn worker_report(id: usize, line: &Line) -> WorkerReport {
         bytes: line.number("bytes"),
         seconds: line.float("seconds"),
         gib_per_s: line.float("gib_per_s"),
+        waited_seconds: line.float("waited_seconds"),
         digest: line.text("digest"),
     }
 }
@@ -263,10 +265,17 @@ fn print(report: &Report) {
             show::bytes(worker.bytes),
             format!("{:.2}", worker.seconds),
             format!("{:.2}", worker.gib_per_s),
+            format!("{:.2}", worker.waited_seconds),
             format!("{}… {equal}", worker.digest.chars().take(16).collect::<String>()),
         ]
     });
-    println!("{}", show::table(["worker", "source", "bytes", "seconds", "GiB/s", "digest (SHA-256)"], rows));
+    println!(
+        "{}",
+        show::table(
+            ["worker", "source", "bytes", "seconds", "GiB/s", "waited (s)", "digest (SHA-256)"],
+            rows
+        )
+    );
     println!("files: {} at {}", show::bytes(report.model.bytes), report.model.path.display());
     println!("digest of the files: {}", report.model.digest);
     if report.ok {

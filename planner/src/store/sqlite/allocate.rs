@@ -18,6 +18,10 @@ use crate::domain::policy::{self, Candidate, Policy};
 /// The most seeds of one key that a snapshot holds.
 const PAGE: usize = 64;
 
+/// The most rounds of one batch. Each ends somebody's wait or takes a page of seeds out of the next round, so
+/// only places that are wrong again as soon as they are recomputed could need more: better 503 than no end.
+const MAX_ROUNDS: usize = 4_096;
+
 /// Workers that wait for a seed of each key, in the order of their commands.
 type Waiting<'a> = BTreeMap<&'a SeedKey, VecDeque<(usize, LeaseHash)>>;
 
@@ -41,7 +45,10 @@ pub(super) async fn acquire(
         return Ok(());
     }
     offer::refresh_ended(connection, now, rules).await?;
-    while !waiting.is_empty() {
+    for _ in 0..MAX_ROUNDS {
+        if waiting.is_empty() {
+            return Ok(());
+        }
         let Snapshot { mut seeds, identities } = snapshot(connection, now, rules, &waiting).await?;
         let mut claims: Vec<Claim> = Vec::new();
         // Seeds whose place says that they have a free point and that have none.
@@ -64,11 +71,10 @@ pub(super) async fn acquire(
         });
         claim(connection, now, rules, &claims).await?;
         let claimed: Vec<i64> = claims.iter().map(|(seed_id, ..)| *seed_id).collect();
-        // Each round ends somebody's wait, or takes a seed that cannot help out of the next one. So it ends.
         offer::refresh_used(connection, now, rules, &claimed).await?;
         offer::refresh(connection, now, rules, &misplaced).await?;
     }
-    Ok(())
+    Err(StoreError::Broken("seeds that are full keep being found as free".into()))
 }
 
 /// The first seeds that may have a free point, by key; no entry for a key that has none.

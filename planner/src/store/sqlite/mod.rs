@@ -33,6 +33,11 @@ use super::{Beat, Clock, Command, Outcome, Rules, Snapshot, Store, StoreError, S
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pages that the log gathers before they are written to their places: with more, a page that changes often is
+/// written less often, and there are fewer waits for the disk.
+const CHECKPOINT_PAGES: &str = "4000";
+/// The writer's cache, in KiB (negative means so): room for the indexes of 100,000 seeds.
+const WRITER_CACHE: &str = "-49152";
 /// Connections that only read.
 const READERS: u32 = 2;
 
@@ -91,6 +96,7 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
+            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
             .statement_cache_capacity(64);
         let unusable = |error: &dyn std::fmt::Display| OpenError::Unusable {
             path: path.clone(),
@@ -103,7 +109,8 @@ impl SqliteStore {
                 .idle_timeout(None)
                 .max_lifetime(None)
         };
-        let writer = pool(1).connect_with(options.clone()).await.map_err(|error| unusable(&error))?;
+        let writing = options.clone().pragma("cache_size", WRITER_CACHE);
+        let writer = pool(1).connect_with(writing).await.map_err(|error| unusable(&error))?;
         migrate(&writer).await.map_err(|reason| unusable(&reason))?;
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;

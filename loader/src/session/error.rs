@@ -1,0 +1,74 @@
+//! Why a session does not begin, load or serve.
+
+use rfork_protocol::manifest::ManifestError;
+
+use crate::advertise::AdvertiseError;
+use crate::config::ConfigError;
+use crate::engine::EngineError;
+use crate::engine::memory::ChunkInUse;
+use crate::fallback::FallbackError;
+use crate::planner_client::PlannerError;
+use crate::seed_service::SeedServiceError;
+
+/// A session that cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum SessionError {
+    /// A setting cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The planner cannot be spoken to at all.
+    #[error(transparent)]
+    Planner(#[from] PlannerError),
+    /// No address to advertise.
+    #[error(transparent)]
+    Advertise(#[from] AdvertiseError),
+    /// The transfer engine does not start.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// The address to advertise is not one.
+    #[error("rfork_seed_advertise_host: {0}")]
+    Host(#[from] rfork_protocol::IdError),
+}
+
+/// A worker that has no weights.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// Neither a seed nor storage gave them.
+    #[error("the weights could not be loaded: {0}")]
+    Fallback(#[from] FallbackError),
+    /// The caller ended it.
+    #[error("loading was cancelled")]
+    Cancelled,
+    /// The memory does not fit the manifest.
+    #[error("the memory was allocated for other tensors: {0}")]
+    Memory(String),
+    /// The tensors with their addresses make no manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+    /// The memory cannot be registered.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// Somebody else uses the memory.
+    #[error("the memory is in use by somebody else: {0}")]
+    InUse(#[from] ChunkInUse),
+    /// The session was loaded or closed before.
+    #[error("this session has loaded already, or was closed")]
+    NotIdle,
+}
+
+/// A worker that is loaded, but serves nobody.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// A setting cannot be used.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The metadata service does not start.
+    #[error(transparent)]
+    Service(#[from] SeedServiceError),
+    /// There is nothing to serve, or it is being served already.
+    #[error("a session serves once, after it has loaded")]
+    NotLoaded,
+    /// The address to advertise is not one.
+    #[error("rfork_seed_advertise_host: {0}")]
+    Host(#[from] rfork_protocol::IdError),
+}

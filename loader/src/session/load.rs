@@ -1,0 +1,371 @@
+//! One load: performs what [`super::state`] decides, from the first question to the last chunk.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use rfork_protocol::SeedIdentity;
+use rfork_protocol::manifest::Manifest;
+use rfork_protocol::manifest::agreement::agree;
+use rfork_protocol::manifest::content::{ChunkDigests, content_id};
+use rfork_protocol::manifest::metadata::Metadata;
+use tokio_util::sync::CancellationToken;
+
+use super::error::LoadError;
+use super::progress::{Phase, Reporter, Share, Source};
+use super::state::{Action, Event, Filling, State, step};
+use super::{LIMITS, Session, Worker};
+use crate::config::Config;
+use crate::digest::DigestAlgorithm;
+use crate::engine::memory::{Content, WeightMemory};
+use crate::engine::{ReadError, ReadRequest, TransferEngine};
+use crate::fallback::{Fallback, FallbackError, FillRequest};
+use crate::lease::{Lease, Releases};
+use crate::planner_client::PlannerClient;
+use crate::retry::Backoff;
+use crate::seed_client;
+
+/// How often one question is repeated because the planner handed out a seed that has failed already.
+const REPEATED_QUESTIONS: u32 = 4;
+/// Pauses between two questions while a worker waits for a seed: from here to there.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
+/// A load under way: what the actions act on. Dropped, it releases its leases in the background.
+pub(super) struct Load<'a> {
+    planner: &'a PlannerClient,
+    releases: &'a Releases,
+    engine: &'a dyn TransferEngine,
+    config: &'a Config,
+    worker: &'a Worker,
+    manifest: &'a Manifest,
+    memory: &'a Arc<WeightMemory>,
+    fallback: &'a dyn Fallback,
+    cancel: &'a CancellationToken,
+    reporter: Reporter,
+    /// The lease on the seed that is read.
+    lease: Option<Lease>,
+    /// Leases on seeds that failed, kept until the planner has handed out another seed.
+    condemned: Vec<Lease>,
+    failed: HashSet<SeedIdentity>,
+    /// The seed that is read: what it says, and what its bytes are.
+    source: Option<(Metadata, Content)>,
+    asking_since: Option<Instant>,
+    /// Time spent waiting for seeds before `asking_since`.
+    waited: Duration,
+    backoff: Backoff,
+    shares: Vec<Share>,
+    storage_error: Option<FallbackError>,
+}
+
+impl<'a> Load<'a> {
+    pub(super) fn new(
+        session: &'a Session,
+        manifest: &'a Manifest,
+        memory: &'a Arc<WeightMemory>,
+        fallback: &'a dyn Fallback,
+        cancel: &'a CancellationToken,
+    ) -> Self {
+        Self {
+            planner: &session.planner,
+            releases: &session.releases,
+            engine: session.engine.as_ref(),
+            config: &session.config,
+            worker: &session.worker,
+            manifest,
+            memory,
+            fallback,
+            cancel,
+            reporter: Reporter::start(session.progress.clone(), memory.clone()),
+            lease: None,
+            condemned: Vec::new(),
+            failed: HashSet::new(),
+            source: None,
+            asking_since: None,
+            waited: Duration::ZERO,
+            backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
+            shares: Vec::new(),
+            storage_error: None,
+        }
+    }
+
+    /// Goes from state to state until the weights are loaded; gives what each source gave.
+    pub(super) async fn run(mut self) -> Result<Vec<Share>, LoadError> {
+        let result = self.go().await;
+        self.reporter.phase(if result.is_ok() { Phase::Loaded } else { Phase::Failed });
+        result.map(|()| self.shares)
+    }
+
+    async fn go(&mut self) -> Result<(), LoadError> {
+        let (mut state, mut event) = (State::Idle, Event::Begin);
+        loop {
+            let (next, actions) = step(state, event, LIMITS);
+            state = next;
+            let mut outcome = None;
+            for action in actions {
+                outcome = self.perform(action).await?;
+            }
+            match (state, outcome) {
+                (State::Loaded, _) => return Ok(()),
+                (_, Some(outcome)) => event = outcome,
+                // Only `Failed` has no action with an outcome, and it follows from storage's error.
+                (_, None) => {
+                    return Err(self.storage_error.take().map_or(LoadError::Cancelled, LoadError::Fallback));
+                }
+            }
+        }
+    }
+
+    /// Performs one action; gives its outcome if it has one.
+    async fn perform(&mut self, action: Action) -> Result<Option<Event>, LoadError> {
+        if self.cancel.is_cancelled() {
+            return Err(LoadError::Cancelled);
+        }
+        let cancel = self.cancel;
+        let cancelled = || LoadError::Cancelled;
+        match action {
+            Action::Ask => {
+                self.reporter.phase(Phase::Asking);
+                cancel.run_until_cancelled(self.ask()).await.map(Some).ok_or_else(cancelled)
+            }
+            Action::Pause => {
+                let left = self.config.seed_wait.saturating_sub(self.waited_so_far());
+                let pause = self.backoff.pause().min(left);
+                let slept = cancel.run_until_cancelled(tokio::time::sleep(pause)).await;
+                slept.map(|()| Some(Event::PauseOver)).ok_or_else(cancelled)
+            }
+            Action::Check => cancel.run_until_cancelled(self.check()).await.map(Some).ok_or_else(cancelled),
+            Action::StartOver => {
+                tracing::warn!("what comes next has other bytes: the load starts over");
+                self.memory.forget_all()?;
+                self.shares.clear();
+                Ok(None)
+            }
+            Action::Read => self.read().await.map(Some),
+            Action::Condemn => {
+                if let Some(lease) = self.lease.take() {
+                    self.failed.insert(lease.seed().clone());
+                    self.condemned.push(lease);
+                }
+                Ok(None)
+            }
+            Action::Release => {
+                self.lease = None;
+                self.condemned.clear();
+                Ok(None)
+            }
+            Action::Fill(filling) => self.fill(filling).await.map(Some),
+            // These come after loading.
+            Action::StartService | Action::Advertise | Action::TakeDown => Ok(None),
+        }
+    }
+
+    fn waited_so_far(&self) -> Duration {
+        self.waited + self.asking_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
+    async fn ask(&mut self) -> Event {
+        self.asking_since.get_or_insert_with(Instant::now);
+        for _ in 0..=REPEATED_QUESTIONS {
+            match self.planner.get_seed(&self.worker.key).await {
+                Ok(Some(grant)) => {
+                    let lease = Lease::hold(grant, self.planner.clone(), self.releases.clone());
+                    if self.failed.contains(lease.seed()) {
+                        // Kept for now, so that the next answer is another seed.
+                        self.condemned.push(lease);
+                        continue;
+                    }
+                    tracing::info!(seed = %lease.seed(), "the planner granted a seed");
+                    self.lease = Some(lease);
+                    self.waited = self.waited_so_far();
+                    self.asking_since = None;
+                    self.backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+                    self.condemned.clear();
+                    return Event::Granted;
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::warn!(%error, "no seed could be asked for");
+                    break;
+                }
+            }
+        }
+        self.condemned.clear();
+        let may_wait = self.waited_so_far() < self.config.seed_wait;
+        if !may_wait {
+            tracing::info!("no seed is free: loading from storage");
+        }
+        Event::NoSeed { may_wait }
+    }
+
+    async fn check(&mut self) -> Event {
+        let Some(lease) = &self.lease else { return Event::SeedFailed };
+        let seed = lease.seed().clone();
+        self.reporter.phase(Phase::Checking(seed.clone()));
+        let fetching = seed_client::fetch(self.planner.http(), &seed, &self.worker.key);
+        let Some(metadata) = lease.lost().run_until_cancelled(fetching).await else {
+            return Event::LeaseLost;
+        };
+        let metadata = match metadata {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                tracing::warn!(%seed, %error, "the seed is passed over");
+                return Event::SeedFailed;
+            }
+        };
+        if let Err(error) = agree(self.manifest, &metadata.manifest, &self.worker.tolerance) {
+            tracing::warn!(%seed, %error, "the seed holds another model under this key: no byte is read");
+            return Event::Disagreed;
+        }
+        match self.content_of(&metadata) {
+            Ok(content) => {
+                let id = content.id;
+                self.source = Some((metadata, content));
+                Event::Agreed(id)
+            }
+            Err(reason) => {
+                tracing::warn!(%seed, reason, "the seed is passed over");
+                Event::SeedFailed
+            }
+        }
+    }
+
+    /// What the seed's bytes are, if this worker can read and verify them.
+    fn content_of(&self, metadata: &Metadata) -> Result<Content, String> {
+        let Some(extension) = &metadata.extension else {
+            return Err("it serves no chunk digests, so it is not of the TCP engine".into());
+        };
+        if extension.engine != self.engine.name() {
+            return Err(format!(
+                "its engine is {}, this worker's is {}",
+                extension.engine,
+                self.engine.name()
+            ));
+        }
+        let chunks = &extension.chunks;
+        let plan = self.memory.plan();
+        if chunks.chunk_bytes != plan.chunk_size() || chunks.digests.len() != plan.count() as usize {
+            return Err("it cuts the model into other chunks: use workers of one release".into());
+        }
+        // Our own manifest agrees with the seed's and says everything, so it gives the id that the seed must
+        // have given.
+        let id = content_id(self.manifest, chunks);
+        if id != extension.content_id {
+            return Err("its content id does not fit its manifest and digests".into());
+        }
+        Ok(Content { id, chunks: chunks.clone() })
+    }
+
+    async fn read(&mut self) -> Result<Event, LoadError> {
+        let (Some(lease), Some((metadata, content))) = (&self.lease, &self.source) else {
+            return Ok(Event::SeedFailed);
+        };
+        let seed = lease.seed().clone();
+        self.reporter.phase(Phase::Loading(Source::Seed(seed.clone())));
+        self.memory.set_content(content.clone());
+        let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
+        let stop = self.cancel.child_token();
+        let request = ReadRequest {
+            seed: metadata,
+            content,
+            memory: self.memory,
+            arrived_bytes: &Arc::new(AtomicU64::new(0)),
+            cancel: &stop,
+        };
+        let mut reading = self.engine.read(request);
+        let result = tokio::select! {
+            result = &mut reading => result,
+            // The read itself must end, so that nothing writes any more, before anything else is done.
+            () = lease.lost().cancelled() => {
+                stop.cancel();
+                reading.as_mut().await
+            }
+        };
+        drop(reading);
+        let lost = lease.lost().is_cancelled();
+        self.share(Source::Seed(seed.clone()), held_before, begun);
+        match result {
+            Ok(_) if self.memory.all_held() => Ok(Event::AllHeld),
+            Ok(_) => Ok(Event::SeedFailed),
+            Err(_) if self.cancel.is_cancelled() => Err(LoadError::Cancelled),
+            Err(ReadError::Cancelled) if lost => Ok(Event::LeaseLost),
+            Err(error) => {
+                let tensors = self.tensors_of(&error);
+                let held_bytes = self.memory.held_bytes();
+                tracing::warn!(%seed, %error, tensors, held_bytes, "the seed failed; what is held is kept");
+                Ok(Event::SeedFailed)
+            }
+        }
+    }
+
+    /// The names of the tensors in a corrupt chunk, the first few.
+    fn tensors_of(&self, error: &ReadError) -> String {
+        let ReadError::Corrupt { chunk, .. } = error else { return String::new() };
+        let segments = self.memory.plan().segments(*chunk).take(3);
+        let names = segments.filter_map(|segment| self.manifest.tensors().get(segment.tensor));
+        names.map(|tensor| tensor.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    async fn fill(&mut self, filling: Filling) -> Result<Event, LoadError> {
+        self.reporter.phase(Phase::Loading(Source::Storage));
+        let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
+        let expected = match filling {
+            Filling::Missing(_) => self.memory.content().map(|content| content.chunks.clone()),
+            Filling::All => None,
+        };
+        let request = FillRequest {
+            memory: self.memory.clone(),
+            chunks: self.memory.missing(),
+            expected,
+            filled_bytes: Arc::default(),
+            cancel: self.cancel.clone(),
+        };
+        let result = self.fallback.fill(request).await;
+        self.share(Source::Storage, held_before, begun);
+        match result {
+            Ok(digests) => {
+                if filling == Filling::All {
+                    self.name_content(&digests);
+                }
+                if self.memory.all_held() && self.memory.content().is_some() {
+                    return Ok(Event::AllHeld);
+                }
+                let missing = self.memory.missing().len();
+                let reason = format!("the fallback left {missing} chunk(s) empty");
+                self.storage_error = Some(FallbackError::Crashed(reason));
+                Ok(Event::StorageFailed)
+            }
+            Err(FallbackError::Cancelled) => Err(LoadError::Cancelled),
+            Err(error @ FallbackError::OtherBytes(_)) => {
+                tracing::warn!(%error, "storage holds other weights than the seed did");
+                self.storage_error = Some(error);
+                Ok(Event::OtherBytes)
+            }
+            Err(error) => {
+                self.storage_error = Some(error);
+                Ok(Event::StorageFailed)
+            }
+        }
+    }
+
+    /// All chunks came from storage: their digests are made here, and travel on from here.
+    fn name_content(&self, digests: &[(u32, u64)]) {
+        let plan = self.memory.plan();
+        if digests.len() == plan.count() as usize {
+            let chunks = ChunkDigests {
+                algorithm: DigestAlgorithm::default().to_string(),
+                chunk_bytes: plan.chunk_size(),
+                digests: digests.iter().map(|(_, digest)| *digest).collect(),
+            };
+            self.memory.set_content(Content { id: content_id(self.manifest, &chunks), chunks });
+        }
+    }
+
+    fn share(&mut self, source: Source, held_before: u64, begun: Instant) {
+        let bytes = self.memory.held_bytes() - held_before;
+        if bytes > 0 {
+            self.shares.push(Share { source, bytes, duration: begun.elapsed() });
+        }
+    }
+}

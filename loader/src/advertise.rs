@@ -1,50 +1,57 @@
 //! Which address other workers are told to come to.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
 
-/// No address to advertise could be found.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "cannot find the address under which other workers reach this one (route to the planner {planner}: {reason}); set rfork_seed_advertise_host"
-)]
-pub struct AdvertiseError {
-    /// The planner that a route was looked for.
-    planner: String,
-    /// What the system said.
-    reason: String,
-}
+/// How long the planner's name may take to resolve.
+const RESOLVE_DEADLINE: Duration = Duration::from_secs(5);
+/// Stands for "anywhere else" when the way to the planner is not known: an address of the documentation's, to
+/// which nothing is ever sent.
+const ELSEWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), 9);
 
 /// The host to advertise: `advertise` when it is set, else `bind` when it is one certain address, else the
 /// address from which this machine would reach the planner, since workers are in the planner's network.
 ///
-/// No packet is sent: connecting a UDP socket only asks the system for a route.
+/// Never fails, because a worker must load whatever its planner is: without a way to the planner, it is the
+/// address of the default route, and without that loopback, each with a warning.
 ///
-/// # Errors
-/// [`AdvertiseError`] when the planner's name does not resolve or no route leads to it.
-pub async fn advertised_host(
-    advertise: Option<&str>,
-    bind: &str,
-    planner: &reqwest::Url,
-) -> Result<String, AdvertiseError> {
+/// No packet is sent but for the planner's name: connecting a UDP socket only asks the system for a route.
+pub async fn advertised_host(advertise: Option<&str>, bind: &str, planner: &reqwest::Url) -> String {
     if let Some(host) = advertise {
-        return Ok(host.to_owned());
+        return host.to_owned();
     }
     match bind.parse::<IpAddr>() {
         Ok(address) if address.is_unspecified() => {}
-        _ => return Ok(bind.to_owned()),
+        _ => return bind.to_owned(),
     }
-    let failed = |reason: String| AdvertiseError { planner: planner.authority().to_owned(), reason };
+    let reason = match towards(planner).await {
+        Ok(address) => return address.to_string(),
+        Err(reason) => reason,
+    };
+    let address = source_address(ELSEWHERE).unwrap_or(Ipv4Addr::LOCALHOST.into());
+    tracing::warn!(
+        planner = planner.authority(),
+        reason,
+        %address,
+        "no way to the planner is known, so this address is advertised; set rfork_seed_advertise_host if others do not reach it"
+    );
+    address.to_string()
+}
+
+async fn towards(planner: &reqwest::Url) -> Result<IpAddr, String> {
     let host = planner.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let port = planner.port_or_known_default().unwrap_or(80);
-    let targets = tokio::net::lookup_host((host, port)).await.map_err(|error| failed(error.to_string()))?;
+    let resolving = tokio::time::timeout(RESOLVE_DEADLINE, tokio::net::lookup_host((host, port)));
+    let targets =
+        resolving.await.map_err(|_| format!("its name did not resolve within {RESOLVE_DEADLINE:?}"))?;
     let mut reason = "its name has no address".to_owned();
-    for target in targets {
+    for target in targets.map_err(|error| error.to_string())? {
         match source_address(target) {
-            Ok(address) => return Ok(address.to_string()),
+            Ok(address) => return Ok(address),
             Err(error) => reason = error.to_string(),
         }
     }
-    Err(failed(reason))
+    Err(reason)
 }
 
 fn source_address(target: SocketAddr) -> std::io::Result<IpAddr> {
@@ -61,22 +68,21 @@ fn source_address(target: SocketAddr) -> std::io::Result<IpAddr> {
 mod tests {
     use super::*;
 
-    async fn host(advertise: Option<&str>, bind: &str, planner: &str) -> Result<String, AdvertiseError> {
+    async fn host(advertise: Option<&str>, bind: &str, planner: &str) -> String {
         advertised_host(advertise, bind, &planner.parse().unwrap()).await
     }
 
     #[tokio::test]
     async fn what_is_set_wins_then_a_certain_bind_address_then_the_route() {
-        assert_eq!(host(Some("node-1"), "0.0.0.0", "http://127.0.0.1:1").await.unwrap(), "node-1");
-        assert_eq!(host(None, "127.0.0.2", "http://127.0.0.1:1").await.unwrap(), "127.0.0.2");
-        assert_eq!(host(None, "0.0.0.0", "http://127.0.0.1:1").await.unwrap(), "127.0.0.1");
-        assert_eq!(host(None, "::", "http://127.0.0.1:1").await.unwrap(), "127.0.0.1");
+        assert_eq!(host(Some("node-1"), "0.0.0.0", "http://127.0.0.1:1").await, "node-1");
+        assert_eq!(host(None, "127.0.0.2", "http://127.0.0.1:1").await, "127.0.0.2");
+        assert_eq!(host(None, "0.0.0.0", "http://127.0.0.1:1").await, "127.0.0.1");
+        assert_eq!(host(None, "::", "http://127.0.0.1:1").await, "127.0.0.1");
     }
 
     #[tokio::test]
-    async fn a_planner_without_an_address_is_named() {
-        let error = host(None, "0.0.0.0", "http://no-such-host.invalid:1223").await.unwrap_err().to_string();
-        assert!(error.contains("no-such-host.invalid:1223"), "{error}");
-        assert!(error.contains("rfork_seed_advertise_host"), "{error}");
+    async fn without_a_way_to_the_planner_there_is_an_address_all_the_same() {
+        let found = host(None, "0.0.0.0", "http://no-such-host.invalid:1223").await;
+        assert!(found.parse::<IpAddr>().is_ok_and(|address| !address.is_unspecified()), "{found}");
     }
 }

@@ -103,6 +103,8 @@ pub const FIELDS: [(&str, Option<&str>); 17] = [
 /// The longest time that a setting may give, in seconds: a year. More is a slip, and would overflow timers.
 const MAX_SECONDS: f64 = 365.0 * 86_400.0;
 
+const NOT_EMPTY: &str = "a text that is not empty";
+
 impl Config {
     /// Reads the settings from a JSON object, with `env` for the environment.
     ///
@@ -223,14 +225,18 @@ impl Reader<'_> {
     }
 
     fn text_or_env(&mut self, field: &'static str) -> Option<String> {
-        self.or_env(field, "a text that is not empty", |value| {
+        self.or_env(field, NOT_EMPTY, |value| {
             value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
         })
     }
 
     fn required_text(&mut self, field: &'static str) -> Result<String, ConfigError> {
         let env = FIELDS.iter().find(|(name, _)| *name == field).and_then(|(_, env)| *env).unwrap_or("");
-        self.text_or_env(field).ok_or(ConfigError::Missing { field, env })
+        let found = self.text_or_env(field);
+        found.ok_or_else(|| match self.given(field) {
+            None => ConfigError::Missing { field, env },
+            Some(value) => ConfigError::Bad { field, accepts: NOT_EMPTY, got: value.to_string() },
+        })
     }
 
     fn seconds_or_env(&mut self, field: &'static str, default: f64) -> Duration {
@@ -338,6 +344,8 @@ mod tests {
     fn what_is_missing_or_misspelt_is_named() {
         let error = read(&json!({}), &[]).unwrap_err().to_string();
         assert!(error.contains("model_url") && error.contains("MODEL_URL"), "{error}");
+        let error = read(&with("model_url", json!(5)), &[]).unwrap_err().to_string();
+        assert_eq!(error, "model_url must be a text that is not empty, got 5");
         assert_eq!(read(&json!([]), &[]), Err(ConfigError::NotAnObject));
         let (_, warnings) = read(&with("rfork_seed_timout_sec", json!(1)), &[]).unwrap();
         assert!(warnings[0].contains("rfork_seed_timout_sec"), "{warnings:?}");

@@ -44,8 +44,14 @@ fn a_worker_forks_from_another_and_serves_on() {
 #[test]
 fn without_a_seed_or_a_planner_a_worker_loads_from_storage() {
     let (model, planner) = (Model::new(2, 1), Planner::start(&[]));
-    for (name, url) in [("no seed", planner.url()), ("no planner", "http://127.0.0.1:9".to_owned())] {
-        let mut worker = Worker::start(name, &model, &url, &["--once"]);
+    let cases = [
+        ("no seed", planner.url(), "127.0.0.1"),
+        ("no planner", "http://127.0.0.1:9".to_owned(), "127.0.0.1"),
+        ("no such host", "http://planner.invalid:1223".to_owned(), "0.0.0.0"),
+    ];
+    for (name, url, bind) in cases {
+        let bind = format!("--rfork-seed-bind-host={bind}");
+        let mut worker = Worker::start(name, &model, &url, &["--once", &bind]);
         let loaded = worker.loaded();
         assert_eq!((loaded.source.as_str(), loaded.digest), ("storage", model.digest()), "{name}");
         assert_eq!(worker.process.wait().code(), Some(0), "{name}");

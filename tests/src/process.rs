@@ -230,10 +230,12 @@ impl Worker {
             "--progress-interval-ms=10",
             "--model-url=m",
             "--model-deploy-strategy-name=s",
-            "--rfork-seed-bind-host=127.0.0.1",
             &model,
             &url,
         ];
+        if !flags.iter().any(|flag| flag.starts_with("--rfork-seed-bind-host")) {
+            arguments.push("--rfork-seed-bind-host=127.0.0.1");
+        }
         arguments.extend(flags);
         Self { process: Process::start(name, &arguments) }
     }

@@ -2,7 +2,6 @@
 
 use rfork_protocol::manifest::ManifestError;
 
-use crate::advertise::AdvertiseError;
 use crate::config::ConfigError;
 use crate::engine::EngineError;
 use crate::engine::memory::ChunkInUse;
@@ -19,9 +18,6 @@ pub enum SessionError {
     /// The planner cannot be spoken to at all.
     #[error(transparent)]
     Planner(#[from] PlannerError),
-    /// No address to advertise.
-    #[error(transparent)]
-    Advertise(#[from] AdvertiseError),
     /// The transfer engine does not start.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -103,7 +103,7 @@ impl Session {
         let planner = PlannerClient::new(&config.scheduler_url, config.request_timeout, labels)?;
         config.seed_port(worker.rank, worker.draft)?;
         let advertise = config.seed_advertise_host.as_deref();
-        let advertise_host = advertised_host(advertise, &config.seed_bind_host, planner.base()).await?;
+        let advertise_host = advertised_host(advertise, &config.seed_bind_host, planner.base()).await;
         SeedIdentity::new(advertise_host.clone(), 1, worker.rank)?;
         let mut options = TcpOptions::new(config.seed_bind_host.clone(), advertise_host.clone());
         options.max_readers = config.seed_max_readers;

@@ -106,15 +106,17 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
 
 async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
     let board = Board::new();
-    let path = match &args.model {
-        Some(path) => std::path::absolute(path)?,
-        None => write_model(directory, args.size.as_u64(), &board).await?,
+    let path = if let Some(path) = &args.model {
+        std::path::absolute(path)?
+    } else {
+        check_memory(args.size.as_u64(), args.workers)?;
+        write_model(directory, args.size.as_u64(), &board).await?
     };
     let opened = path.clone();
     let checkpoint = Arc::new(tokio::task::spawn_blocking(move || Checkpoint::open(&opened)).await??);
     let bytes = checkpoint.manifest().total_bytes();
+    check_memory(bytes, args.workers)?;
     let workers = usize::try_from(args.workers)?;
-    check_memory(bytes, workers)?;
 
     let database = directory.join("planner.db");
     let mut planner = Child::spawn(
@@ -157,9 +159,9 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
 async fn write_model(directory: &Path, size_bytes: u64, board: &Board) -> Result<PathBuf> {
     let (path, bar) = (directory.join("model"), board.bar("writing a model", size_bytes));
     let written = tokio::task::spawn_blocking(move || {
-        let written = sample_model::write(&path, size_bytes, SAMPLE_SEED, |bytes| bar.set(bytes));
+        let written = sample_model::write(&path, size_bytes, SAMPLE_SEED, |bytes| bar.set(bytes))?;
         bar.finish("written");
-        written
+        anyhow::Ok(written)
     });
     let model = written.await??;
     board.say(&format!(
@@ -172,8 +174,8 @@ async fn write_model(directory: &Path, size_bytes: u64, board: &Board) -> Result
 }
 
 /// Every worker holds the model: refused before anything starts if that cannot fit.
-fn check_memory(bytes: u64, workers: usize) -> Result<()> {
-    let needed = bytes.saturating_mul(workers as u64);
+fn check_memory(bytes: u64, workers: u64) -> Result<()> {
+    let needed = bytes.saturating_mul(workers);
     let Some(available) = available_memory() else { return Ok(()) };
     ensure!(
         needed <= available,

@@ -1,18 +1,18 @@
 //! What a worker does next, as a pure function: `(State, Event) -> (State, Actions)`.
 //!
 //! ```text
-//!              Begin                Granted               Agreed
-//!   Idle ───────────────▶ Asking ───────────▶ Checking ───────────▶ Reading
-//!                         │ ▲  ▲                 │ │                 │ │ │
-//!               NoSeed    │ │  │  seed unusable, │ │ manifest        │ │ │ all chunks held
-//!               (may wait)│ │  │  tries left     │ │ disagrees       │ │ ▼
-//!                         ▼ │  └─────────────────┴─┼─────────────────┘ │ Loaded ◀───┐
-//!                       Waiting   seed lost, corrupt│, lease lost      │    │       │
-//!                                                  ▼                  │    │ Serve │ Filled
-//!        NoSeed, no wait left ────────────────▶ Filling ◀─────────────┘    ▼       │
-//!                                                │  │ ▲ └───────────────────────────┘
-//!                                          Failed│  └─┘ other bytes: start over
-//!                                                ▼        Serving ──Stop──▶ Stopped
+//!        Begin           Granted             Agreed            AllHeld           Serve
+//!  Idle ───────▶ Asking ─────────▶ Checking ────────▶ Reading ─────────▶ Loaded ───────▶ Starting
+//!                │ ▲ ▲ │                │                │                ▲  ▲               │ │
+//!        NoSeed, │ │ │ │                │ SeedFailed or  │                │  └ ServiceFailed ┘ │ Healthy
+//!        may     │ │ │ │                │ LeaseLost      │                │                    ▼
+//!        wait    ▼ │ │ │                ▼                ▼                │                 Serving
+//!          Waiting ┘ └─┼── tries left ──┴────────────────┤                │
+//!          PauseOver   │                                 │ no tries left; │ AllHeld
+//!                      │ NoSeed, no wait left            ▼ or Disagreed   │
+//!                      └──────────────────────────────▶ Filling ──────────┘
+//!                                                        │ ▲ │
+//!                                  OtherBytes, once only └─┘ └▶ StorageFailed: Failed
 //! ```
 //!
 //! `Stop` is taken in every state. What is held stays held across all of this; only [`Action::StartOver`]

@@ -17,7 +17,7 @@ const IN_FIRST_CHUNK: usize = 32 + 16 + 100;
 /// When the proxy flips a bit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Corrupt {
-    /// In the first connection only.
+    /// The first time only.
     Once,
     /// In every connection.
     Always,
@@ -34,7 +34,8 @@ pub fn corrupting(seed: &Serving, planner: &Planner, corrupt: Corrupt) {
         for stream in engine.incoming().map_while(Result::ok) {
             let (session, flipped) = (session.clone(), flipped.clone());
             std::thread::spawn(move || {
-                let flip = corrupt == Corrupt::Always || !flipped.swap(true, Ordering::SeqCst);
+                // Asked when the byte comes by: a connection that nothing is read from flips nothing.
+                let flip = || corrupt == Corrupt::Always || !flipped.swap(true, Ordering::SeqCst);
                 relay(&stream, &TcpStream::connect(session).unwrap(), flip);
             });
         }
@@ -70,7 +71,7 @@ fn with_session(mut metadata: Value, session: &str) -> Value {
     metadata
 }
 
-fn relay(reader: &TcpStream, seed: &TcpStream, flip: bool) {
+fn relay(reader: &TcpStream, seed: &TcpStream, flip: impl Fn() -> bool) {
     let (mut from_reader, mut to_seed) = (reader.try_clone().unwrap(), seed.try_clone().unwrap());
     std::thread::spawn(move || {
         let _ = std::io::copy(&mut from_reader, &mut to_seed);
@@ -82,7 +83,7 @@ fn relay(reader: &TcpStream, seed: &TcpStream, flip: bool) {
         if read == 0 {
             break;
         }
-        if flip && (position..position + read).contains(&IN_FIRST_CHUNK) {
+        if (position..position + read).contains(&IN_FIRST_CHUNK) && flip() {
             piece[IN_FIRST_CHUNK - position] ^= 0x10;
         }
         position += read;

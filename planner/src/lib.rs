@@ -16,6 +16,7 @@ pub mod config;
 pub mod domain;
 pub mod heartbeats;
 pub mod http;
+pub mod metrics;
 pub mod shutdown;
 pub mod store;
 pub mod sweeper;
@@ -30,6 +31,9 @@ pub enum RunError {
     /// Its database cannot be used.
     #[error(transparent)]
     Database(#[from] OpenError),
+    /// Its metrics contradict each other: a fault of this program.
+    #[error("the metrics cannot be set up: {0}")]
+    Metrics(#[from] prometheus::Error),
     /// Its socket cannot be used.
     #[error("the listening socket is unusable: {0}")]
     Listener(#[from] std::io::Error),
@@ -47,6 +51,8 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationTo
             Arc::new(SqliteStore::open(path, settings.rules(), Clock::Database).await?)
         }
     };
+    let metrics = Arc::new(metrics::Metrics::new()?);
+    let store: Arc<dyn Store> = Arc::new(metrics::MeasuredStore::new(store, metrics.clone()));
     tracing::info!(
         %address,
         database = %settings.database,
@@ -62,7 +68,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationTo
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
     let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
-    let api = http::Api { writer, heartbeats, store: store.clone(), lease_ttl: settings.lease_ttl };
+    let api = http::Api { writer, heartbeats, store: store.clone(), lease_ttl: settings.lease_ttl, metrics };
     http::server::serve(listener, http::router(api), stop).await;
     requests_done.cancel();
     // A panic in one of them was logged when it happened; the rest is still to be closed.

@@ -75,6 +75,36 @@ fn signals_end_it_with_success() {
 }
 
 #[test]
+fn metrics_count_what_happened() {
+    let planner = Planner::start(&[]);
+    assert_eq!(planner.request("POST", "/add_seed", &SEED).status, 200);
+    let granted = planner.request("GET", "/get_seed", &SEED[..1]);
+    assert_eq!(planner.request("GET", "/get_seed", &SEED[..1]).status, 404);
+    let lease = [SEED[1], SEED[2], SEED[3], ("USER_ID", granted.header("user_id"))];
+    assert_eq!(planner.request("POST", "/renew_seed_lease", &lease).status, 200);
+    assert_eq!(planner.request("GET", "/no/such/route?seed_key=k", &[]).status, 404);
+    let metrics = planner.request("GET", "/metrics", &[]);
+    assert!(metrics.header("content-type").starts_with("text/plain"));
+    let text = String::from_utf8(metrics.body).unwrap();
+    for line in [
+        r#"requests_total{route="/get_seed",status="200"} 1"#,
+        r#"requests_total{route="/get_seed",status="404"} 1"#,
+        r#"requests_total{route="other",status="404"} 1"#,
+        r#"lease_changes_total{change="granted"} 1"#,
+        r#"lease_changes_total{change="refused"} 1"#,
+        r#"lease_changes_total{change="renewed"} 1"#,
+        r#"seed_changes_total{change="new"} 1"#,
+        r#"known{what="leases"} 1"#,
+    ] {
+        assert!(text.contains(&format!("rfork_planner_{line}\n")), "{line} is not in:\n{text}");
+    }
+    assert!(
+        !text.contains("10.0.0.7") && !text.contains("no/such"),
+        "a label names what a client wrote:\n{text}"
+    );
+}
+
+#[test]
 fn a_second_planner_on_the_same_file_is_refused() {
     let directory = tempfile::TempDir::new().unwrap();
     let url = format!("sqlite:{}", directory.path().join("p.db").display());

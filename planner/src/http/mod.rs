@@ -1,16 +1,19 @@
 //! The planner's HTTP side: thin adapters between requests and the store's commands.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::{StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
 
 use crate::allocate::Writer;
 use crate::heartbeats::Heartbeats;
+use crate::metrics::Metrics;
 use crate::store::Store;
 
 mod error;
@@ -29,6 +32,8 @@ pub struct Api {
     pub store: Arc<dyn Store>,
     /// What a lease's time to live is told to be.
     pub lease_ttl: Duration,
+    /// Counts requests.
+    pub metrics: Arc<Metrics>,
 }
 
 /// All routes.
@@ -42,7 +47,18 @@ pub fn router(api: Api) -> Router {
         .route("/healthz", get_only(get(ops::healthz)))
         .route("/readyz", get_only(get(ops::readyz)))
         .route("/debug/snapshot", get_only(get(ops::snapshot)))
+        .route("/metrics", get_only(get(ops::metrics)))
+        .layer(from_fn_with_state(api.clone(), count))
         .with_state(api)
+}
+
+/// Counts each request under its route; what no route takes is counted under one name.
+async fn count(State(api): State<Api>, route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let answer = next.run(request).await;
+    let route = route.as_ref().map_or("other", MatchedPath::as_str);
+    api.metrics.request(route, answer.status().as_u16(), begun.elapsed());
+    answer
 }
 
 /// Refuses HEAD, which axum would answer by running the GET: that of `get_seed` allocates.

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
 use rfork_protocol::ids::hash_fingerprint;
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -25,6 +27,18 @@ pub(super) async fn healthz() -> Json<Value> {
 pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     within(api.store.check()).await?;
     Ok(Json(json!({"status": "ok"})))
+}
+
+/// What is counted, as Prometheus reads it. The database's counts are left as they were when it is away.
+pub(super) async fn metrics(State(api): State<Api>) -> Response {
+    match within(api.store.snapshot()).await {
+        Ok(snapshot) => api.metrics.knows(&snapshot),
+        Err(error) => tracing::debug!(?error, "the counts of seeds and leases are old"),
+    }
+    match api.metrics.encode() {
+        Ok((format, text)) => ([(header::CONTENT_TYPE, format)], text).into_response(),
+        Err(error) => ApiError::Unavailable(error.to_string()).into_response(),
+    }
 }
 
 #[derive(Serialize)]

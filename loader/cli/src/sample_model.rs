@@ -20,7 +20,7 @@ const ELEMENT_BYTES: u64 = 2;
 /// The smallest model that still has every kind of tensor.
 pub(crate) const MIN_BYTES: u64 = MIB;
 
-/// What [`write`] has written.
+/// What [`write()`] has written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SampleModel {
     /// The model's directory.

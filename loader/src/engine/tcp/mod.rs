@@ -1,7 +1,7 @@
 //! Host memory over TCP: no dependency outside Rust, any machine.
 //!
-//! A seed listens ([`server`]); a reader opens a few connections, asks for chunks and receives them straight
-//! into place ([`client`]). In user space no byte is copied on either side. The frames are
+//! A seed listens (`server`); a reader opens a few connections, asks for chunks and receives them straight
+//! into place (`client`). In user space no byte is copied on either side. The frames are
 //! [`rfork_protocol::frame`]'s.
 
 use std::net::SocketAddr;

@@ -1,0 +1,258 @@
+//! The memory that a model's weights live in: which bytes are there, who may write and who may read them.
+//!
+//! Every chunk is empty, being written by one, or held and being read by some. Those states are kept here, and
+//! bytes are touched only through [`ChunkWriter`] and [`ChunkReader`], which exist only in the right state. So
+//! that only held chunks are read, and nothing is written that somebody reads, is true in one place, and the
+//! rest of the loader needs no `unsafe`.
+//!
+//! The bytes are addressed by raw pointers: a network card, or a peer that reads by address, knows no Rust
+//! references. Slices over them exist only inside a guard, for a digest or a copy.
+
+use std::io;
+use std::ptr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use rfork_protocol::manifest::content::{ChunkDigests, ContentId};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use tokio::sync::watch;
+
+use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
+
+mod chunk;
+
+use chunk::ChunkBytes;
+pub use chunk::{ChunkReader, ChunkWriter};
+
+/// Each tensor starts at a multiple of this, which suits every vector unit and copy engine in the field.
+const TENSOR_ALIGNMENT: u64 = 256;
+
+/// A chunk that nobody has filled.
+const EMPTY: u32 = 0;
+/// A chunk that one writer fills.
+const WRITING: u32 = 1;
+/// A chunk that was held and is about to be forgotten.
+const FORGETTING: u32 = 2;
+/// A held chunk without a reader; each reader adds one.
+const HELD: u32 = 3;
+
+/// Memory that cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// The sizes make no plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The system has no such amount.
+    #[error(
+        "cannot allocate {bytes} bytes for the weights: {source}; free memory, or raise the limit of this process or container"
+    )]
+    Allocate {
+        /// How much was asked for.
+        bytes: u64,
+        /// What the system said.
+        source: io::Error,
+    },
+}
+
+/// A chunk is being written or read, so it cannot be forgotten.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("chunk {0} is in use")]
+pub struct ChunkInUse(pub u32);
+
+/// What the bytes are: set once it is known, and what the chunks are then verified against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Its name.
+    pub id: ContentId,
+    /// The digest of each chunk.
+    pub chunks: ChunkDigests,
+}
+
+/// Memory for the tensors of one model.
+///
+/// Freed when the last `Arc` is dropped: every reader and writer holds one, so memory that somebody uses is
+/// never freed.
+#[derive(Debug)]
+pub struct WeightMemory {
+    mapping: Mapping,
+    /// Where each tensor starts, from the mapping's start; in manifest order.
+    offsets: Vec<u64>,
+    plan: ChunkPlan,
+    states: Box<[AtomicU32]>,
+    held_bytes: AtomicU64,
+    /// Counts commits, for those who wait for a chunk.
+    commits: watch::Sender<u64>,
+    content: RwLock<Option<Arc<Content>>>,
+}
+
+/// An anonymous, private mapping.
+#[derive(Debug)]
+struct Mapping {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory with no tie to a thread. Access to its bytes is governed by the chunk
+// states of the `WeightMemory` that owns it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; a shared reference gives only the address.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    fn new(len: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let start = unsafe {
+            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        }?;
+        // Fewer faults and cheaper look-ups. A kernel without huge pages refuses, which costs only speed.
+        // SAFETY: the range is the mapping just made, and this advice changes no content.
+        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
+        Ok(Self { start: start.cast(), len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly what `new` mapped; the owner is being dropped, so no guard, and with
+        // it no pointer into the range, is left.
+        let _ = unsafe { munmap(self.start.cast(), self.len) };
+    }
+}
+
+impl WeightMemory {
+    /// Allocates memory for tensors of these sizes, in manifest order. Its pages are made when first touched.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn allocate(tensor_bytes: &[u64]) -> Result<Arc<Self>, MemoryError> {
+        let plan = ChunkPlan::new(tensor_bytes)?;
+        let mut offsets = Vec::with_capacity(tensor_bytes.len());
+        let mut end = 0u64;
+        for bytes in tensor_bytes {
+            let start = end.checked_next_multiple_of(TENSOR_ALIGNMENT).ok_or(PlanError::TooLarge)?;
+            offsets.push(start);
+            end = start.checked_add(*bytes).ok_or(PlanError::TooLarge)?;
+        }
+        let len = usize::try_from(end).map_err(|_| PlanError::TooLarge)?;
+        let mapping = Mapping::new(len).map_err(|source| MemoryError::Allocate { bytes: end, source })?;
+        Ok(Arc::new(Self {
+            mapping,
+            offsets,
+            states: (0..plan.count()).map(|_| AtomicU32::new(EMPTY)).collect(),
+            plan,
+            held_bytes: AtomicU64::new(0),
+            commits: watch::Sender::new(0),
+            content: RwLock::new(None),
+        }))
+    }
+
+    /// How the model is cut.
+    pub fn plan(&self) -> &ChunkPlan {
+        &self.plan
+    }
+
+    /// Where a tensor starts; `None` when there is no such tensor.
+    pub fn tensor_address(&self, tensor: usize) -> Option<u64> {
+        self.offsets.get(tensor).map(|offset| self.mapping.start as u64 + offset)
+    }
+
+    /// Makes all pages now, so that whoever fills the memory does not wait for them.
+    ///
+    /// # Errors
+    /// When the system has no memory left, or no such call (Linux before 5.14).
+    pub fn prefault(&self) -> io::Result<()> {
+        // SAFETY: the range is our mapping; populating for writing keeps its content.
+        unsafe { madvise(self.mapping.start.cast(), self.mapping.len, Advice::LinuxPopulateWrite) }?;
+        Ok(())
+    }
+
+    /// Takes an empty chunk to fill it. `None` when it is held, or somebody else fills it.
+    pub fn begin_write(self: &Arc<Self>, chunk: u32) -> Option<ChunkWriter> {
+        let state = self.states.get(chunk as usize)?;
+        state.compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed).ok()?;
+        Some(ChunkWriter(ChunkBytes::new(self, chunk)))
+    }
+
+    /// Takes a held chunk to read it. `None` when it is not held (yet).
+    pub fn begin_read(self: &Arc<Self>, chunk: u32) -> Option<ChunkReader> {
+        let state = self.states.get(chunk as usize)?;
+        state
+            .fetch_update(Ordering::Acquire, Ordering::Relaxed, |state| {
+                (HELD..u32::MAX).contains(&state).then(|| state + 1)
+            })
+            .ok()?;
+        Some(ChunkReader(ChunkBytes::new(self, chunk)))
+    }
+
+    /// Waits until a chunk is held and takes it to read it. Never returns for a chunk that nobody fills.
+    pub async fn wait_held(self: &Arc<Self>, chunk: u32) -> ChunkReader {
+        // Subscribed before the first look, so a commit in between is seen.
+        let mut commits = self.commits.subscribe();
+        loop {
+            if let Some(reader) = self.begin_read(chunk) {
+                return reader;
+            }
+            // The sender lives in `self`, which lives while this future does.
+            let _ = commits.changed().await;
+        }
+    }
+
+    /// The chunks that are not held.
+    pub fn missing(&self) -> ChunkSet {
+        let mut missing = ChunkSet::none(self.plan.count());
+        for (chunk, state) in (0..).zip(self.states.iter()) {
+            if state.load(Ordering::Acquire) < HELD {
+                missing.insert(chunk);
+            }
+        }
+        missing
+    }
+
+    /// Whether every chunk is held.
+    pub fn all_held(&self) -> bool {
+        self.states.iter().all(|state| state.load(Ordering::Acquire) >= HELD)
+    }
+
+    /// The bytes in held chunks.
+    pub fn held_bytes(&self) -> u64 {
+        self.held_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Forgets every chunk and the content, to start over with other bytes.
+    ///
+    /// # Errors
+    /// [`ChunkInUse`], and nothing is forgotten, while anybody reads or writes.
+    pub fn forget_all(&self) -> Result<(), ChunkInUse> {
+        // First every held chunk is closed to readers; only if that succeeds for all, they are forgotten.
+        let end = self.states.iter().position(|state| {
+            state
+                .compare_exchange(HELD, FORGETTING, Ordering::Acquire, Ordering::Acquire)
+                .is_err_and(|other| other != EMPTY)
+        });
+        let next = if end.is_some() { HELD } else { EMPTY };
+        if end.is_none() {
+            *self.content.write().unwrap_or_else(PoisonError::into_inner) = None;
+            self.held_bytes.store(0, Ordering::Relaxed);
+        }
+        for state in &self.states {
+            let _ = state.compare_exchange(FORGETTING, next, Ordering::Release, Ordering::Relaxed);
+        }
+        match end {
+            None => Ok(()),
+            Some(at) => Err(ChunkInUse(u32::try_from(at).unwrap_or(u32::MAX))),
+        }
+    }
+
+    /// What the bytes are, once it is known.
+    pub fn content(&self) -> Option<Arc<Content>> {
+        self.content.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says what the bytes are.
+    pub fn set_content(&self, content: Content) {
+        *self.content.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(content));
+    }
+}
+
+#[cfg(test)]
+mod tests;

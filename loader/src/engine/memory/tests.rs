@@ -1,0 +1,112 @@
+//! States of chunks, and bytes in and out.
+
+use super::*;
+use crate::chunks::MIN_CHUNK_BYTES;
+use crate::digest::DigestAlgorithm;
+use proptest::prelude::*;
+use std::fs::File;
+use std::io::Write;
+
+fn file_with(bytes: &[u8]) -> File {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file
+}
+
+fn memory(tensors: &[u64]) -> Arc<WeightMemory> {
+    WeightMemory::allocate(tensors).unwrap()
+}
+
+#[test]
+fn a_chunk_has_one_writer_and_no_reader_before_it_is_held() {
+    let memory = memory(&[1_000]);
+    let writer = memory.begin_write(0).unwrap();
+    assert!(memory.begin_write(0).is_none() && memory.begin_read(0).is_none());
+    drop(writer);
+    let writer = memory.begin_write(0).expect("a dropped writer leaves the chunk empty");
+    assert_eq!((memory.held_bytes(), memory.all_held(), memory.missing().len()), (0, false, 1));
+    writer.commit();
+    assert!(memory.begin_write(0).is_none(), "a held chunk is not written");
+    let (one, two) = (memory.begin_read(0).unwrap(), memory.begin_read(0).unwrap());
+    assert_eq!((memory.held_bytes(), memory.all_held(), memory.missing().len()), (1_000, true, 0));
+    assert_eq!(memory.forget_all(), Err(ChunkInUse(0)));
+    drop((one, two));
+    assert_eq!(memory.forget_all(), Ok(()));
+    assert_eq!((memory.held_bytes(), memory.all_held()), (0, false));
+    assert!(memory.begin_write(1).is_none() && memory.begin_read(1).is_none(), "no such chunk");
+}
+
+#[test]
+fn nothing_is_forgotten_while_one_chunk_is_in_use() {
+    let memory = memory(&[3 * MIN_CHUNK_BYTES]);
+    for chunk in 0..2 {
+        memory.begin_write(chunk).unwrap().commit();
+    }
+    let writer = memory.begin_write(2).unwrap();
+    assert_eq!(memory.forget_all(), Err(ChunkInUse(2)));
+    assert!(memory.begin_read(0).is_some() && memory.begin_read(1).is_some());
+    drop(writer);
+    assert_eq!(memory.forget_all(), Ok(()));
+    assert_eq!(memory.missing().len(), 3);
+}
+
+#[test]
+fn too_much_memory_is_an_error() {
+    let error = WeightMemory::allocate(&[1 << 52]).unwrap_err().to_string();
+    assert!(error.contains("cannot allocate 4503599627370496 bytes"), "{error}");
+}
+
+#[test]
+fn a_file_that_ends_early_is_an_error() {
+    let memory = memory(&[1_000]);
+    let mut writer = memory.begin_write(0).unwrap();
+    let error = writer.read_file_at(&file_with(&[7; 999]), 0, 0, 1_000).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof);
+}
+
+#[tokio::test]
+async fn who_waits_for_a_chunk_gets_it_when_it_comes() {
+    let memory = memory(&[2 * MIN_CHUNK_BYTES]);
+    let waiting = tokio::spawn({
+        let memory = memory.clone();
+        async move { memory.wait_held(1).await.len() }
+    });
+    memory.begin_write(0).unwrap().commit();
+    tokio::task::yield_now().await;
+    assert!(!waiting.is_finished());
+    memory.begin_write(1).unwrap().commit();
+    assert_eq!(waiting.await.unwrap() as u64, MIN_CHUNK_BYTES);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(32))]
+    #[test]
+    fn what_is_written_is_read_back(sizes in prop::collection::vec(1u64..400_000, 1..8), cut in 1usize..300_000) {
+        let total: u64 = sizes.iter().sum();
+        let bytes: Vec<u8> = (0..total).map(|at| (at % 251) as u8).collect();
+        let file = file_with(&bytes);
+        let memory = memory(&sizes);
+        let mut offset = 0;
+        let mut read_back = Vec::new();
+        for chunk in 0..memory.plan().count() {
+            let mut writer = memory.begin_write(chunk).unwrap();
+            let first = cut.min(writer.len());
+            writer.read_file_at(&file, offset, 0, first).unwrap();
+            let rest = writer.len() - first;
+            writer.read_file_at(&file, offset + first as u64, first, rest).unwrap();
+            offset += writer.len() as u64;
+            let mut written = DigestAlgorithm::default().start();
+            let len = writer.len();
+            writer.digest(0, first, &mut written);
+            writer.digest(first, len - first, &mut written);
+            writer.commit();
+            let mut read = DigestAlgorithm::default().start();
+            memory.begin_read(chunk).unwrap().visit(|piece| { read.update(piece); read_back.extend_from_slice(piece); });
+            prop_assert_eq!(written.finish(), read.finish());
+        }
+        prop_assert!(read_back == bytes);
+        for (tensor, _) in sizes.iter().enumerate() {
+            prop_assert_eq!(memory.tensor_address(tensor).unwrap() % TENSOR_ALIGNMENT, 0);
+        }
+    }
+}

@@ -5,8 +5,8 @@
 //! load the batches grow, so the cost of a commit is shared; without load a command is applied at once.
 //!
 //! What happens on cancel: a client that went away before its command was taken is passed over if it wanted a
-//! lease; one that went away later has its lease released at once. On kill -9: nothing was acknowledged that
-//! is not committed.
+//! lease; one that went away later, before its answer was taken, has its lease released at once. On kill -9:
+//! nothing was acknowledged that is not committed.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,15 +78,46 @@ impl Writer {
     /// is then released by the writer.
     pub async fn submit(&self, command: Command) -> Result<Outcome, WriteError> {
         let (answer, outcome) = oneshot::channel();
+        let mut awaited = Awaited { outcome, command: command.clone(), writer: self };
+        self.enqueue(command, answer)?;
+        match tokio::time::timeout(self.deadline, &mut awaited.outcome).await {
+            Ok(Ok(outcome)) => Ok(outcome?),
+            Ok(Err(_)) => Err(WriteError::Stopping),
+            Err(_) => Err(WriteError::TimedOut(self.deadline)),
+        }
+    }
+
+    fn enqueue(
+        &self,
+        command: Command,
+        answer: oneshot::Sender<Result<Outcome, StoreError>>,
+    ) -> Result<(), WriteError> {
         let waiting = Waiting { command, arrived: Instant::now(), answer };
         self.queue.try_send(waiting).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
-        })?;
-        match tokio::time::timeout(self.deadline, outcome).await {
-            Ok(Ok(outcome)) => Ok(outcome?),
-            Ok(Err(_)) => Err(WriteError::Stopping),
-            Err(_) => Err(WriteError::TimedOut(self.deadline)),
+        })
+    }
+}
+
+/// An outcome that somebody waits for. Dropped before it was taken, it gives a lease in it back.
+///
+/// Closing comes first: an outcome is then either here, or still with the writer, which sees that nobody waits.
+struct Awaited<'a> {
+    outcome: oneshot::Receiver<Result<Outcome, StoreError>>,
+    command: Command,
+    writer: &'a Writer,
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.outcome.close();
+        // Taken before, there is nothing here any more.
+        if let Ok(Ok(outcome)) = self.outcome.try_recv()
+            && let Some(release) = orphan(self.command.clone(), outcome)
+        {
+            // Nobody waits for this. If the queue is full, the lease ends by its time to live.
+            let _ = self.writer.enqueue(release, oneshot::channel().0);
         }
     }
 }
@@ -148,5 +179,49 @@ fn orphan(command: Command, outcome: Outcome) -> Option<Command> {
             Some(Command::Release { identity, lease })
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    use rfork_protocol::{SeedIdentity, SeedKey};
+
+    use super::*;
+    use crate::config::{DatabaseUrl, Settings};
+    use crate::store::Clock;
+    use crate::store::sqlite::SqliteStore;
+
+    #[tokio::test]
+    async fn a_lease_whose_client_left_with_the_answer_on_its_way_is_given_back() {
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("p.db");
+        let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::Database).await.unwrap());
+        let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
+        let (writer, _writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
+        let key = SeedKey::new(*b"k").unwrap();
+        let identity = SeedIdentity::new("h", 1, 0).unwrap();
+        writer.submit(Command::Register { identity, key: key.clone(), age_ms: 0 }).await.unwrap();
+
+        let leases = async |count: u64| {
+            while store.snapshot().await.unwrap().lease_count != count {
+                tokio::task::yield_now().await;
+            }
+        };
+        {
+            let mut asking = pin!(writer.submit(Command::Acquire { key, lease: [7; 32] }));
+            let polled = asking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+            assert!(matches!(polled, Poll::Pending), "{polled:?}");
+            // Granted; the writer, which runs on this thread too, answers when it is given a turn.
+            leases(1).await;
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            // The client leaves before it looks.
+        }
+        tokio::time::timeout(Duration::from_secs(30), leases(0)).await.expect("the lease is given back");
     }
 }

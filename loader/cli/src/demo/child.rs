@@ -1,6 +1,7 @@
 //! The demo's processes: this program again, with its log read line by line.
 
 use std::collections::VecDeque;
+use std::ffi::OsString;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -51,17 +52,21 @@ pub(super) struct Child {
 }
 
 impl Child {
-    /// Starts this program with these arguments.
-    pub(super) fn spawn(
-        name: &str,
-        arguments: impl IntoIterator<Item = String>,
-        more: impl IntoIterator<Item = String>,
-    ) -> Result<Self> {
+    /// Starts this program with these arguments, and without the settings in this process's environment: the
+    /// demo is the same whatever its user has set for real workers.
+    pub(super) fn spawn(name: &str, arguments: &[&str], last: OsString) -> Result<Self> {
         let program = std::env::current_exe().context("this program's own file cannot be found")?;
-        let mut process = Command::new(&program)
+        let mut command = Command::new(&program);
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            if text.starts_with("RFORK_") || text.starts_with("MODEL_") {
+                command.env_remove(&name);
+            }
+        }
+        let mut process = command
             .args(["--end-with-stdin", "--log=info", "--log-format=json"])
             .args(arguments)
-            .args(more)
+            .arg(last)
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -4,6 +4,7 @@
 //! worker computes SHA-256 over what it holds, and the demo computes it over the files; it succeeds only if
 //! all are equal.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -119,11 +120,8 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
     let workers = usize::try_from(args.workers)?;
 
     let database = directory.join("planner.db");
-    let mut planner = Child::spawn(
-        "planner",
-        ["planner", "--port", "0", "--database-url"].map(String::from),
-        [format!("sqlite:{}", database.display())],
-    )?;
+    let url = joined("--database-url=sqlite:", &database);
+    let mut planner = Child::spawn("planner", &["planner", "--port=0"], url)?;
     let listening = planner.wait_for("the planner listens").await?;
     let url = format!("http://{}", listening.text("address"));
     board.say(&format!("the planner listens on {url}"));
@@ -193,6 +191,13 @@ fn available_memory() -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// A flag and a path as one argument, so that no path is taken for a flag.
+fn joined(flag: &str, path: &Path) -> OsString {
+    let mut argument = OsString::from(flag);
+    argument.push(path);
+    argument
+}
+
 struct Worker {
     child: Child,
     bar: board::Bar,
@@ -200,6 +205,7 @@ struct Worker {
 
 impl Worker {
     fn spawn(id: usize, model: &Path, url: &str, board: &Board, bytes: u64) -> Result<Self> {
+        let url = format!("--rfork-scheduler-url={url}");
         let flags = [
             "worker",
             "--digest",
@@ -207,16 +213,11 @@ impl Worker {
             "--model-url=demo",
             "--model-deploy-strategy-name=demo",
             "--rfork-seed-bind-host=127.0.0.1",
-            "--rfork-seed-wait-sec",
             // The first has nobody to wait for.
-            if id == 1 { "0" } else { "600" },
+            if id == 1 { "--rfork-seed-wait-sec=0" } else { "--rfork-seed-wait-sec=600" },
+            &url,
         ];
-        let values = [
-            format!("--rfork-scheduler-url={url}"),
-            // One argument, so that no path is taken for a flag.
-            format!("--model={}", model.display()),
-        ];
-        let child = Child::spawn(&format!("worker {id}"), flags.map(String::from), values)?;
+        let child = Child::spawn(&format!("worker {id}"), &flags, joined("--model=", model))?;
         Ok(Self { child, bar: board.bar(&format!("worker {id}"), bytes) })
     }
 

@@ -1,0 +1,168 @@
+//! The reader's process: the interleaved runs, and the peak memory of a read.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rfork_loader::digest::{DigestAlgorithm, of_memory};
+use rfork_loader::engine::memory::{Content, WeightMemory};
+use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
+use rfork_loader::engine::{ReadRequest, TransferEngine};
+use rfork_protocol::manifest::metadata::Metadata;
+use serde::{Deserialize, Serialize};
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
+
+use crate::beside::{self, Beside};
+use crate::{Result, SeedAddress, Setup};
+
+/// Sizes of a piece that the bare loop is tried with; it runs with the best.
+const BARE_PIECES: [usize; 6] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 4 << 20];
+/// Runs of each size.
+const BARE_TRIALS: usize = 3;
+
+/// Seconds of each run, and what stands beside them.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Measured {
+    /// The size of a piece in the bare loop.
+    pub(crate) bare_piece_bytes: usize,
+    pub(crate) bare: Vec<f64>,
+    pub(crate) without_digests: Vec<f64>,
+    pub(crate) with_digests: Vec<f64>,
+    /// The engine into memory whose pages are not made yet, with digests.
+    pub(crate) into_fresh_memory: Vec<f64>,
+    pub(crate) beside: Beside,
+}
+
+/// Everything that a reader measures.
+pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Measured> {
+    let engines = Engines::new(setup, address)?;
+    let memory = WeightMemory::allocate(&setup.tensor_bytes())?;
+    memory.prefault()?;
+    // Written once, so its pages are there.
+    let mut flat = vec![1; usize::try_from(setup.bytes)?];
+
+    // The first run of each kind finds no right byte in its memory, so equality afterwards is its work.
+    let (mut best, mut bare_piece_bytes) = (f64::INFINITY, BARE_PIECES[0]);
+    bare(address, BARE_PIECES[0], &mut flat)?;
+    engines.read(&memory, false)?;
+    check(&memory, &engines.content, &flat)?;
+    memory.forget_all()?;
+    for piece in BARE_PIECES {
+        let trials: Result<Vec<f64>> = (0..BARE_TRIALS).map(|_| bare(address, piece, &mut flat)).collect();
+        let seconds = median(&trials?);
+        if seconds < best {
+            (best, bare_piece_bytes) = (seconds, piece);
+        }
+    }
+
+    let (mut bare_runs, mut without_digests, mut with_digests) = (Vec::new(), Vec::new(), Vec::new());
+    let mut into_fresh_memory = Vec::new();
+    for _ in 0..setup.rounds {
+        bare_runs.push(bare(address, bare_piece_bytes, &mut flat)?);
+        for (verify, seconds) in [(false, &mut without_digests), (true, &mut with_digests)] {
+            memory.forget_all()?;
+            seconds.push(engines.read(&memory, verify)?);
+        }
+    }
+    check(&memory, &engines.content, &flat)?;
+    for _ in 0..setup.rounds {
+        let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
+        into_fresh_memory.push(engines.read(&fresh, true)?);
+        check(&fresh, &engines.content, &flat)?;
+    }
+    Ok(Measured {
+        bare_piece_bytes,
+        bare: bare_runs,
+        without_digests,
+        with_digests,
+        into_fresh_memory,
+        beside: beside::measure(setup, &memory, &mut flat)?,
+    })
+}
+
+/// The peak memory of a process that does nothing but one read with digests, in bytes.
+pub(crate) fn peak_memory(setup: &Setup, address: &SeedAddress) -> Result<u64> {
+    let engines = Engines::new(setup, address)?;
+    let memory = WeightMemory::allocate(&setup.tensor_bytes())?;
+    engines.read(&memory, true)?;
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let peak =
+        status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")?.trim().parse().ok());
+    Ok(peak.map(|kib: u64| kib << 10).ok_or("this system does not tell a process's peak memory")?)
+}
+
+/// One run of the bare loop, in seconds.
+fn bare(address: &SeedAddress, piece_bytes: usize, to: &mut [u8]) -> Result<f64> {
+    let begun = Instant::now();
+    let mut stream = TcpStream::connect(&address.bare)?;
+    stream.write_all(&(piece_bytes as u64).to_le_bytes())?;
+    let mut at = 0;
+    while at < to.len() {
+        let end = to.len().min(at + piece_bytes);
+        match stream.read(&mut to[at..end])? {
+            0 => return Err("the bare loop's seed closed early".into()),
+            read => at += read,
+        }
+    }
+    Ok(begun.elapsed().as_secs_f64())
+}
+
+/// The engine, with digests and without.
+struct Engines {
+    runtime: Runtime,
+    with_digests: TcpEngine,
+    without_digests: TcpEngine,
+    seed: Metadata,
+    content: Content,
+}
+
+impl Engines {
+    fn new(setup: &Setup, address: &SeedAddress) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let engine =
+            |verify| runtime.block_on(TcpEngine::bind(TcpOptions { verify, ..setup.options.clone() }));
+        let (with_digests, without_digests) = (engine(true)?, engine(false)?);
+        let seed = Metadata { session: address.engine.clone(), manifest: setup.manifest()?, extension: None };
+        Ok(Self { runtime, with_digests, without_digests, seed, content: setup.content(&address.digests)? })
+    }
+
+    /// One run of the engine, in seconds.
+    fn read(&self, memory: &Arc<WeightMemory>, verify: bool) -> Result<f64> {
+        let engine = if verify { &self.with_digests } else { &self.without_digests };
+        let request = ReadRequest {
+            seed: &self.seed,
+            content: &self.content,
+            memory,
+            arrived_bytes: &Arc::default(),
+            cancel: &CancellationToken::new(),
+        };
+        let begun = Instant::now();
+        let report = self.runtime.block_on(engine.read(request))?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let whole = report.bytes == memory.plan().total_bytes() && memory.all_held();
+        whole.then_some(seconds).ok_or_else(|| "the engine did not bring every chunk".into())
+    }
+}
+
+/// Both ways brought the seed's bytes.
+fn check(memory: &Arc<WeightMemory>, content: &Content, flat: &[u8]) -> Result<()> {
+    let digests = of_memory(memory, DigestAlgorithm::default());
+    let (mut at, mut equal) = (0, digests.as_ref() == Some(&content.chunks));
+    for chunk in 0..memory.plan().count() {
+        let reader = memory.begin_read(chunk).ok_or("a chunk is not held")?;
+        reader.visit(|piece| {
+            equal &= flat.get(at..at + piece.len()) == Some(piece);
+            at += piece.len();
+        });
+    }
+    (equal && at == flat.len()).then_some(()).ok_or_else(|| "the bytes that came are not the seed's".into())
+}
+
+/// The middle of these; 0 for none.
+pub(crate) fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}

@@ -1,0 +1,70 @@
+//! The seed's process: the same bytes behind the engine and behind a bare loop.
+
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+
+use rfork_loader::digest::{DigestAlgorithm, of_memory};
+use rfork_loader::engine::TransferEngine;
+use rfork_loader::engine::memory::WeightMemory;
+use rfork_loader::engine::tcp::TcpEngine;
+
+use crate::{Result, SeedAddress, Setup, answer};
+
+/// Serves until its standard input closes.
+pub(crate) fn run(setup: &Setup) -> Result<()> {
+    let memory = WeightMemory::allocate(&setup.tensor_bytes())?;
+    memory.prefault()?;
+    let mut flat = vec![0; usize::try_from(setup.bytes)?];
+    fastrand::Rng::with_seed(7).fill(&mut flat);
+    fill(&memory, &flat)?;
+    let digests = of_memory(&memory, DigestAlgorithm::default()).ok_or("a chunk is not held")?.digests;
+    memory.set_content(setup.content(&digests)?);
+
+    let listener = TcpListener::bind("127.0.0.1:0")?;
+    let bare = listener.local_addr()?.to_string();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            if let Err(error) = stream.map_err(Into::into).and_then(|stream| serve(stream, &flat)) {
+                eprintln!("the bare loop's seed: {error}");
+            }
+        }
+    });
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let engine = TcpEngine::bind(setup.options.clone()).await?;
+        engine.register(memory).await?;
+        answer(&SeedAddress { bare, engine: engine.session(), digests: digests.to_vec() })?;
+        // The main thread only waits; the runtime's own threads serve.
+        std::io::stdin().lock().read_to_end(&mut Vec::new())?;
+        engine.finalize().await;
+        Ok(())
+    })
+}
+
+/// The bare loop: writes everything in pieces of the size that the reader names.
+fn serve(mut stream: TcpStream, bytes: &[u8]) -> Result<()> {
+    let mut size = [0; 8];
+    stream.read_exact(&mut size)?;
+    for piece in bytes.chunks(usize::try_from(u64::from_le_bytes(size))?) {
+        stream.write_all(piece)?;
+    }
+    Ok(())
+}
+
+/// Fills every chunk, from a small file: memory of the loader is filled by files and sockets only.
+fn fill(memory: &Arc<WeightMemory>, flat: &[u8]) -> Result<()> {
+    let mut rest = flat;
+    for chunk in 0..memory.plan().count() {
+        let mut writer = memory.begin_write(chunk).ok_or("a chunk is not empty")?;
+        let (bytes, after) =
+            rest.split_at_checked(writer.len()).ok_or("the model is larger than its plan")?;
+        let mut file = tempfile::tempfile()?;
+        file.write_all(bytes)?;
+        writer.read_file_at(&file, 0, 0, bytes.len())?;
+        writer.commit();
+        rest = after;
+    }
+    Ok(())
+}

@@ -10,13 +10,12 @@ use rfork_loader::digest::{DigestAlgorithm, of_memory};
 use rfork_loader::engine::memory::WeightMemory;
 use serde::{Deserialize, Serialize};
 
-use crate::reader::median;
 use crate::{Result, Setup};
 
 /// How long iperf3's server may take to listen.
 const IPERF3_DEADLINE: Duration = Duration::from_secs(5);
 
-/// Seconds for the model's bytes, medians.
+/// Seconds for the model's bytes, one run each.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Beside {
     /// A copy from one buffer to another, both with their pages made.
@@ -33,53 +32,37 @@ pub(crate) struct Beside {
     pub(crate) huge_page_bytes: u64,
 }
 
-pub(crate) fn measure(setup: &Setup, memory: &Arc<WeightMemory>, flat: &mut Vec<u8>) -> Result<Beside> {
+pub(crate) fn measure(setup: &Setup, memory: &Arc<WeightMemory>, flat: Vec<u8>) -> Result<Beside> {
     let huge_page_bytes = huge_page_bytes()?;
     let mut other = vec![1; flat.len()];
-    let (mut memcpy, mut digests) = (Vec::new(), Vec::new());
-    for _ in 0..setup.rounds {
-        memcpy.push(seconds(|| {
-            other.copy_from_slice(flat);
-            Ok(())
-        })?);
-        digests.push(seconds(|| {
-            of_memory(memory, DigestAlgorithm::default())
-                .map(drop)
-                .ok_or_else(|| "a chunk is not held".into())
-        })?);
-    }
+    let memcpy = seconds(|| {
+        other.copy_from_slice(&flat);
+        Ok(())
+    })?;
+    let digests = seconds(|| {
+        of_memory(memory, DigestAlgorithm::default()).map(drop).ok_or_else(|| "a chunk is not held".into())
+    })?;
+
     let chunk_bytes = usize::try_from(memory.plan().chunk_size())?;
     let mut cached = tempfile::tempfile()?;
     cached.write_all(&flat[..chunk_bytes.min(flat.len())])?;
-    drop(std::mem::take(flat));
-    drop(other);
-
-    let (mut fill_fresh, mut fill_prefaulted, mut prefault) = (Vec::new(), Vec::new(), Vec::new());
-    for _ in 0..setup.rounds {
-        let fill = |memory: Arc<WeightMemory>| {
-            for chunk in 0..memory.plan().count() {
-                let mut writer = memory.begin_write(chunk).ok_or("a chunk is not empty")?;
-                let len = writer.len();
-                writer.read_file_at(&cached, 0, 0, len)?;
-                writer.commit();
-            }
-            Ok(())
-        };
-        let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
-        fill_fresh.push(seconds(|| fill(fresh.clone()))?);
-        drop(fresh);
-        let prefaulted = WeightMemory::allocate(&setup.tensor_bytes())?;
-        prefault.push(seconds(|| Ok(prefaulted.prefault()?))?);
-        fill_prefaulted.push(seconds(|| fill(prefaulted.clone()))?);
-    }
-    Ok(Beside {
-        memcpy: median(&memcpy),
-        digests: median(&digests),
-        fill_fresh: median(&fill_fresh),
-        fill_prefaulted: median(&fill_prefaulted),
-        prefault: median(&prefault),
-        huge_page_bytes,
-    })
+    drop((flat, other));
+    let fill = |memory: &Arc<WeightMemory>| {
+        for chunk in 0..memory.plan().count() {
+            let mut writer = memory.begin_write(chunk).ok_or("a chunk is not empty")?;
+            let len = writer.len();
+            writer.read_file_at(&cached, 0, 0, len)?;
+            writer.commit();
+        }
+        Ok(())
+    };
+    let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
+    let fill_fresh = seconds(|| fill(&fresh))?;
+    drop(fresh);
+    let prefaulted = WeightMemory::allocate(&setup.tensor_bytes())?;
+    let prefault = seconds(|| Ok(prefaulted.prefault()?))?;
+    let fill_prefaulted = seconds(|| fill(&prefaulted))?;
+    Ok(Beside { memcpy, digests, fill_fresh, fill_prefaulted, prefault, huge_page_bytes })
 }
 
 fn seconds(work: impl FnOnce() -> Result<()>) -> Result<f64> {
@@ -94,29 +77,26 @@ fn huge_page_bytes() -> Result<u64> {
     Ok(line.and_then(|kib| kib.trim().parse::<u64>().ok()).unwrap_or(0) << 10)
 }
 
-/// iperf3's rate in bytes a second for as many bytes, the median; `None` when it is not installed.
+/// iperf3's seconds for as many bytes; `None` when it is not installed.
 pub(crate) fn iperf3(setup: &Setup) -> Result<Option<f64>> {
-    let mut rates = Vec::new();
-    for _ in 0..setup.rounds {
-        // Free now; should somebody take it before iperf3 does, that run fails with iperf3's own words.
-        let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
-        let server = Command::new("iperf3")
-            .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
-            .stdout(Stdio::null())
-            .spawn();
-        let mut server = match server {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            server => server?,
-        };
-        let rate = iperf3_rate(&port, setup.bytes);
-        // It ends by itself after one client; after none, it must be ended.
-        server.kill()?;
-        server.wait()?;
-        rates.push(rate?);
-    }
-    Ok(Some(median(&rates)))
+    // Free now; should somebody take it before iperf3 does, the run fails with iperf3's own words.
+    let port = TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string();
+    let server = Command::new("iperf3")
+        .args(["-s", "-1", "-B", "127.0.0.1", "-p", &port])
+        .stdout(Stdio::null())
+        .spawn();
+    let mut server = match server {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        server => server?,
+    };
+    let rate = iperf3_rate(&port, setup.bytes);
+    // It ends by itself after one client; after none, it must be ended.
+    server.kill()?;
+    server.wait()?;
+    Ok(Some(setup.bytes as f64 / rate?))
 }
 
+/// Bytes a second.
 fn iperf3_rate(port: &str, bytes: u64) -> Result<f64> {
     let begun = Instant::now();
     loop {

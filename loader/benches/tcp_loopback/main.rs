@@ -1,8 +1,8 @@
 //! What the TCP engine costs beside a bare write/read loop, over loopback, between two processes.
 //!
 //! `cargo bench -p rfork-loader --bench tcp_loopback [-- --json]`. The method, and results, are in
-//! `docs/tcp-engine.md`. This process starts a seed, then a reader that measures, then a fresh reader for its
-//! peak memory. Sizes come from the environment, see [`Setup`].
+//! `docs/tcp-engine.md`. In each round this process starts a seed, a reader that measures, and a reader for its peak
+//! memory alone. Sizes come from the environment, see [`Setup`].
 
 use std::error::Error;
 use std::io::{BufRead, BufReader, Write};
@@ -36,14 +36,8 @@ fn main() -> Result<()> {
         Ok("reader") => answer(&reader::measure(&setup, &read_line(std::io::stdin().lock())?)?),
         Ok("fresh reader") => answer(&reader::peak_memory(&setup, &read_line(std::io::stdin().lock())?)?),
         _ => {
-            let seed = Role::start(&setup, "seed")?;
-            let (mut seed, address) = seed.answer::<SeedAddress>()?;
-            let measured = Role::ask(&setup, "reader", &address)?;
-            let peak = Role::ask(&setup, "fresh reader", &address)?;
-            drop(seed.stdin.take());
-            seed.child.wait()?;
-            let iperf3 = beside::iperf3(&setup)?;
-            let report = report::Report::new(&setup, measured, peak, iperf3);
+            let rounds: Result<Vec<Round>> = (0..setup.rounds).map(|_| Round::run(&setup)).collect();
+            let report = report::Report::new(&setup, &rounds?);
             if std::env::args().any(|arg| arg == "--json") {
                 answer(&report)
             } else {
@@ -54,6 +48,28 @@ fn main() -> Result<()> {
     }
 }
 
+/// One run of everything.
+struct Round {
+    runs: reader::Runs,
+    /// The peak memory of a reader that does nothing else, in bytes.
+    peak_bytes: u64,
+    /// Seconds; `None` when it is not installed.
+    iperf3: Option<f64>,
+}
+
+impl Round {
+    /// Runs in new processes: where in the machine's memory a buffer lies makes a difference of up to a third,
+    /// for as long as the buffer lives, and must not decide every round alike.
+    fn run(setup: &Setup) -> Result<Self> {
+        let (mut seed, address) = Role::start(setup, "seed")?.answer::<SeedAddress>()?;
+        let runs = Role::ask(setup, "reader", &address)?;
+        let peak_bytes = Role::ask(setup, "fresh reader", &address)?;
+        drop(seed.stdin.take());
+        seed.child.wait()?;
+        Ok(Self { runs, peak_bytes, iperf3: beside::iperf3(setup)? })
+    }
+}
+
 /// How much is moved, and how often.
 #[derive(Debug, Clone)]
 struct Setup {
@@ -61,7 +77,7 @@ struct Setup {
     bytes: u64,
     /// `RFORK_BENCH_TENSORS`: its tensors; 400.
     tensors: u64,
-    /// `RFORK_BENCH_ROUNDS`: runs of each kind, one after the other in turn; 7.
+    /// `RFORK_BENCH_ROUNDS`: runs of each kind, in turn; 7.
     rounds: usize,
     /// `RFORK_BENCH_STREAMS`, `RFORK_BENCH_WINDOW`: the engine's settings of these names; its defaults.
     options: TcpOptions,

@@ -17,69 +17,51 @@ use tokio_util::sync::CancellationToken;
 use crate::beside::{self, Beside};
 use crate::{Result, SeedAddress, Setup};
 
-/// Sizes of a piece that the bare loop is tried with; it runs with the best.
-const BARE_PIECES: [usize; 6] = [64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20, 4 << 20];
-/// Runs of each size.
-const BARE_TRIALS: usize = 3;
+/// Sizes of a piece that the bare loop runs with; the better counts. Smaller ones are slower.
+pub(crate) const BARE_PIECES: [usize; 2] = [1 << 20, 4 << 20];
 
-/// Seconds of each run, and what stands beside them.
+/// Seconds for the model's bytes, one run each.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Measured {
-    /// The size of a piece in the bare loop.
-    pub(crate) bare_piece_bytes: usize,
-    pub(crate) bare: Vec<f64>,
-    pub(crate) without_digests: Vec<f64>,
-    pub(crate) with_digests: Vec<f64>,
-    /// The engine into memory whose pages are not made yet, with digests.
-    pub(crate) into_fresh_memory: Vec<f64>,
+pub(crate) struct Runs {
+    /// The bare loop, for each of [`BARE_PIECES`].
+    pub(crate) bare: [f64; 2],
+    pub(crate) without_digests: f64,
+    pub(crate) with_digests: f64,
+    /// The engine, with digests, into memory whose pages are not made yet.
+    pub(crate) into_fresh_memory: f64,
     pub(crate) beside: Beside,
 }
 
-/// Everything that a reader measures.
-pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Measured> {
+/// One run of each kind, one after the other.
+pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     let engines = Engines::new(setup, address)?;
     let memory = WeightMemory::allocate(&setup.tensor_bytes())?;
     memory.prefault()?;
     // Written once, so its pages are there.
     let mut flat = vec![1; usize::try_from(setup.bytes)?];
 
-    // The first run of each kind finds no right byte in its memory, so equality afterwards is its work.
-    let (mut best, mut bare_piece_bytes) = (f64::INFINITY, BARE_PIECES[0]);
+    // A run of each that does not count. It finds no right byte in its memory, so equality is its work.
     bare(address, BARE_PIECES[0], &mut flat)?;
     engines.read(&memory, false)?;
     check(&memory, &engines.content, &flat)?;
-    memory.forget_all()?;
-    for piece in BARE_PIECES {
-        let trials: Result<Vec<f64>> = (0..BARE_TRIALS).map(|_| bare(address, piece, &mut flat)).collect();
-        let seconds = median(&trials?);
-        if seconds < best {
-            (best, bare_piece_bytes) = (seconds, piece);
-        }
-    }
 
-    let (mut bare_runs, mut without_digests, mut with_digests) = (Vec::new(), Vec::new(), Vec::new());
-    let mut into_fresh_memory = Vec::new();
-    for _ in 0..setup.rounds {
-        bare_runs.push(bare(address, bare_piece_bytes, &mut flat)?);
-        for (verify, seconds) in [(false, &mut without_digests), (true, &mut with_digests)] {
-            memory.forget_all()?;
-            seconds.push(engines.read(&memory, verify)?);
-        }
-    }
+    let engine = |verify| {
+        memory.forget_all()?;
+        engines.read(&memory, verify)
+    };
+    let mut bare = |piece| bare(address, piece, &mut flat);
+    let first = bare(BARE_PIECES[0])?;
+    let without_digests = engine(false)?;
+    let with_digests = engine(true)?;
+    let runs = [first, bare(BARE_PIECES[1])?];
     check(&memory, &engines.content, &flat)?;
-    for _ in 0..setup.rounds {
-        let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
-        into_fresh_memory.push(engines.read(&fresh, true)?);
-        check(&fresh, &engines.content, &flat)?;
-    }
-    Ok(Measured {
-        bare_piece_bytes,
-        bare: bare_runs,
-        without_digests,
-        with_digests,
-        into_fresh_memory,
-        beside: beside::measure(setup, &memory, &mut flat)?,
-    })
+
+    let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
+    let into_fresh_memory = engines.read(&fresh, true)?;
+    check(&fresh, &engines.content, &flat)?;
+    drop(fresh);
+    let beside = beside::measure(setup, &memory, flat)?;
+    Ok(Runs { bare: runs, without_digests, with_digests, into_fresh_memory, beside })
 }
 
 /// The peak memory of a process that does nothing but one read with digests, in bytes.
@@ -158,11 +140,4 @@ fn check(memory: &Arc<WeightMemory>, content: &Content, flat: &[u8]) -> Result<(
         });
     }
     (equal && at == flat.len()).then_some(()).ok_or_else(|| "the bytes that came are not the seed's".into())
-}
-
-/// The middle of these; 0 for none.
-pub(crate) fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
 }

@@ -4,8 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
-use crate::Setup;
-use crate::reader::{Measured, median};
+use crate::reader::{BARE_PIECES, Runs};
+use crate::{Round, Setup};
 
 /// What the engine must reach of the bare loop's rate, without digests and with them.
 const BARS: [f64; 2] = [0.85, 0.75];
@@ -14,7 +14,7 @@ const PEAK_BAR_BYTES: u64 = 64 << 20;
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1024.0 * MIB;
 
-/// Everything that was measured. Rates are medians in GiB/s.
+/// Everything that was measured.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     model_bytes: u64,
@@ -23,6 +23,7 @@ pub(crate) struct Report {
     streams: usize,
     cores: usize,
     bare: Rate,
+    bare_piece_bytes: usize,
     without_digests: Rate,
     with_digests: Rate,
     /// Of the medians; the second counts digests in.
@@ -30,18 +31,18 @@ pub(crate) struct Report {
     bars_met: [bool; 2],
     peak_beside_model_bytes: u64,
     peak_bar_met: bool,
-    memcpy: f64,
-    digests: f64,
-    /// `None`: not installed.
-    iperf3: Option<f64>,
     into_fresh_memory: Rate,
-    /// What first touching the pages costs, in seconds for the whole model.
-    first_touch_seconds: f64,
+    memcpy: Rate,
+    digests: Rate,
+    /// `None`: not installed.
+    iperf3: Option<Rate>,
+    fill_fresh_seconds: f64,
+    fill_prefaulted_seconds: f64,
     prefault_seconds: f64,
-    #[serde(skip)]
-    notes: Notes,
+    huge_page_bytes: u64,
 }
 
+/// In GiB/s.
 #[derive(Debug, Clone, Copy, Serialize)]
 struct Rate {
     median: f64,
@@ -49,27 +50,25 @@ struct Rate {
     max: f64,
 }
 
-#[derive(Debug)]
-struct Notes {
-    bare_piece_kib: usize,
-    fill_fresh: f64,
-    fill_prefaulted: f64,
-    huge_gib: f64,
-}
-
 impl Report {
-    pub(crate) fn new(setup: &Setup, measured: Measured, peak_bytes: u64, iperf3: Option<f64>) -> Self {
+    pub(crate) fn new(setup: &Setup, rounds: &[Round]) -> Self {
         let gib = setup.gib();
-        let rate = |seconds: &[f64]| Rate {
-            median: gib / median(seconds),
-            min: gib / seconds.iter().copied().fold(0.0, f64::max),
-            max: gib / seconds.iter().copied().fold(f64::INFINITY, f64::min),
+        let all = |seconds: &dyn Fn(&Runs) -> f64| -> Vec<f64> {
+            rounds.iter().map(|round| seconds(&round.runs)).collect()
         };
-        let (bare, without_digests, with_digests) =
-            (rate(&measured.bare), rate(&measured.without_digests), rate(&measured.with_digests));
+        let rate = |seconds: &dyn Fn(&Runs) -> f64| Rate::of(gib, &all(seconds));
+        let middle = |seconds: &dyn Fn(&Runs) -> f64| median(&all(seconds));
+        let (one, two) = (rate(&|runs| runs.bare[0]), rate(&|runs| runs.bare[1]));
+        let (bare, bare_piece_bytes) =
+            if one.median > two.median { (one, BARE_PIECES[0]) } else { (two, BARE_PIECES[1]) };
+        let (without_digests, with_digests) =
+            (rate(&|runs| runs.without_digests), rate(&|runs| runs.with_digests));
         let ratios = [without_digests.median / bare.median, with_digests.median / bare.median];
+        let peak_bytes = rounds.iter().map(|round| round.peak_bytes).max().unwrap_or(0);
         let peak_beside_model_bytes = peak_bytes.saturating_sub(setup.bytes);
-        let beside = measured.beside;
+        let iperf3: Option<Vec<f64>> = rounds.iter().map(|round| round.iperf3).collect();
+        let (fill_fresh, fill_prefaulted) =
+            (middle(&|runs| runs.beside.fill_fresh), middle(&|runs| runs.beside.fill_prefaulted));
         Self {
             model_bytes: setup.bytes,
             tensors: setup.tensors,
@@ -77,31 +76,45 @@ impl Report {
             streams: setup.options.streams,
             cores: std::thread::available_parallelism().map_or(0, Into::into),
             bare,
+            bare_piece_bytes,
             without_digests,
             with_digests,
             ratios,
             bars_met: [ratios[0] >= BARS[0], ratios[1] >= BARS[1]],
             peak_beside_model_bytes,
             peak_bar_met: peak_beside_model_bytes <= PEAK_BAR_BYTES,
-            memcpy: gib / beside.memcpy,
-            digests: gib / beside.digests,
-            iperf3: iperf3.map(|rate| rate / GIB),
-            into_fresh_memory: rate(&measured.into_fresh_memory),
-            first_touch_seconds: beside.fill_fresh - beside.fill_prefaulted,
-            prefault_seconds: beside.prefault,
-            notes: Notes {
-                bare_piece_kib: measured.bare_piece_bytes >> 10,
-                fill_fresh: beside.fill_fresh,
-                fill_prefaulted: beside.fill_prefaulted,
-                huge_gib: beside.huge_page_bytes as f64 / GIB,
-            },
+            into_fresh_memory: rate(&|runs| runs.into_fresh_memory),
+            iperf3: iperf3.map(|seconds| Rate::of(gib, &seconds)),
+            memcpy: rate(&|runs| runs.beside.memcpy),
+            digests: rate(&|runs| runs.beside.digests),
+            fill_fresh_seconds: fill_fresh,
+            fill_prefaulted_seconds: fill_prefaulted,
+            prefault_seconds: middle(&|runs| runs.beside.prefault),
+            huge_page_bytes: rounds.iter().map(|round| round.runs.beside.huge_page_bytes).min().unwrap_or(0),
         }
     }
 }
 
+impl Rate {
+    fn of(gib: f64, seconds: &[f64]) -> Self {
+        Self {
+            median: gib / median(seconds),
+            min: gib / seconds.iter().copied().fold(0.0, f64::max),
+            max: gib / seconds.iter().copied().fold(f64::INFINITY, f64::min),
+        }
+    }
+}
+
+/// The middle of these; 0 for none.
+fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+}
+
 impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (notes, verdict) = (&self.notes, |met| if met { "met" } else { "MISSED" });
+        let verdict = |met| if met { "met" } else { "MISSED" };
         writeln!(
             f,
             "{:.3} GiB in {} tensors over loopback, two processes, {} cores, {} streams; median of {} (min to max), GiB/s",
@@ -114,25 +127,26 @@ impl fmt::Display for Report {
         let mut row = |name: &str, rate: Rate, more: String| {
             writeln!(f, "  {name:<32}{:>7.2}  ({:.2} to {:.2}){more}", rate.median, rate.min, rate.max)
         };
-        let kept = |at: usize| {
+        let share = |at: usize| {
             format!("  {:.3} of bare, bar {:.2}: {}", self.ratios[at], BARS[at], verdict(self.bars_met[at]))
         };
-        row("bare write/read loop", self.bare, format!("  pieces of {} KiB", notes.bare_piece_kib))?;
-        row("engine without digests", self.without_digests, kept(0))?;
-        row("engine with digests", self.with_digests, kept(1))?;
+        row("bare write/read loop", self.bare, format!("  pieces of {} MiB", self.bare_piece_bytes >> 20))?;
+        row("engine without digests", self.without_digests, share(0))?;
+        row("engine with digests", self.with_digests, share(1))?;
         row("engine, digests, fresh memory", self.into_fresh_memory, String::new())?;
-        let mut alone = |name: &str, rate: f64| writeln!(f, "  {name:<32}{rate:>7.2}");
+        row("memcpy", self.memcpy, String::new())?;
+        row("digests alone, one core", self.digests, String::new())?;
         match self.iperf3 {
-            Some(rate) => alone("iperf3", rate)?,
+            Some(rate) => row("iperf3", rate, String::new())?,
             None => writeln!(f, "  {:<32}not installed", "iperf3")?,
         }
-        let mut alone = |name: &str, rate: f64| writeln!(f, "  {name:<32}{rate:>7.2}");
-        alone("memcpy", self.memcpy)?;
-        alone("digests alone, one core", self.digests)?;
         writeln!(
             f,
             "first touch of the pages: {:.3} s (fill of fresh memory {:.3} s, of prefaulted {:.3} s; prefault alone {:.3} s)",
-            self.first_touch_seconds, notes.fill_fresh, notes.fill_prefaulted, self.prefault_seconds,
+            self.fill_fresh_seconds - self.fill_prefaulted_seconds,
+            self.fill_fresh_seconds,
+            self.fill_prefaulted_seconds,
+            self.prefault_seconds,
         )?;
         writeln!(
             f,
@@ -143,8 +157,8 @@ impl fmt::Display for Report {
         )?;
         writeln!(
             f,
-            "the bytes were equal after the first and after the last run of each kind; {:.2} GiB of the reader in huge pages",
-            notes.huge_gib
+            "all bytes were equal in every round; {:.2} GiB of the reader's two buffers in huge pages",
+            self.huge_page_bytes as f64 / GIB,
         )
     }
 }

@@ -56,9 +56,9 @@ impl ChunkBytes {
         })
     }
 
-    /// The pieces from byte `from` on as the system takes them: as many as one call may have.
-    fn io_vectors(&self, from: usize) -> Vec<libc::iovec> {
-        let pieces = self.pieces_from(from, usize::MAX).take(MAX_PIECES);
+    /// The pieces from byte `from` on as the system takes them: as many as one call may have, and `max` bytes.
+    fn io_vectors(&self, from: usize, max: usize) -> Vec<libc::iovec> {
+        let pieces = self.pieces_from(from, max).take(MAX_PIECES);
         pieces
             .map(|(address, len)| libc::iovec { iov_base: address as *mut libc::c_void, iov_len: len })
             .collect()
@@ -100,7 +100,7 @@ impl ChunkWriter {
     /// # Errors
     /// `WouldBlock` when nothing is there yet; else what the system says.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, at: usize) -> io::Result<usize> {
-        let mut pieces = self.0.io_vectors(at);
+        let mut pieces = self.0.io_vectors(at, usize::MAX);
         let mut message = message(&mut pieces);
         // SAFETY: `message` points to `pieces`, which outlives the call; each piece lies in the mapping, and
         // this guard has it for itself.
@@ -156,13 +156,14 @@ impl ChunkReader {
     }
 
     /// Sends `head` from `at` on, followed by the chunk's bytes, to a non-blocking socket, with one system
-    /// call. `at` counts over both. Returns how many bytes went.
+    /// call: what is left of `head`, and `max` of the chunk's bytes at the most. `at` counts over both. Returns
+    /// how many bytes went.
     ///
     /// # Errors
     /// `WouldBlock` when the socket takes nothing now; else what the system says.
-    pub fn send(&self, socket: BorrowedFd<'_>, head: &[u8], at: usize) -> io::Result<usize> {
+    pub fn send(&self, socket: BorrowedFd<'_>, head: &[u8], at: usize, max: usize) -> io::Result<usize> {
         let head_left = &head[at.min(head.len())..];
-        let mut pieces = self.0.io_vectors(at.saturating_sub(head.len()));
+        let mut pieces = self.0.io_vectors(at.saturating_sub(head.len()), max);
         if !head_left.is_empty() {
             let iov_base = head_left.as_ptr().cast_mut().cast();
             pieces.insert(0, libc::iovec { iov_base, iov_len: head_left.len() });

@@ -221,25 +221,30 @@ impl WeightMemory {
     /// Forgets every chunk and the content, to start over with other bytes.
     ///
     /// # Errors
-    /// [`ChunkInUse`], and nothing is forgotten, while anybody reads or writes.
+    /// [`ChunkInUse`], and nothing is forgotten, while anybody reads or writes, or forgets.
     pub fn forget_all(&self) -> Result<(), ChunkInUse> {
-        // First every held chunk is closed to readers; only if that succeeds for all, they are forgotten.
-        let end = self.states.iter().position(|state| {
-            state
-                .compare_exchange(HELD, FORGETTING, Ordering::Acquire, Ordering::Acquire)
-                .is_err_and(|other| other != EMPTY)
+        // Every chunk is taken first, the empty ones too: a writer that began meanwhile would commit bytes of
+        // the old content under the new one. Whoever takes chunk 0 is alone, and undoes only what it took.
+        let in_use = self.states.iter().position(|state| {
+            let take = |from, to| state.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed);
+            take(EMPTY, WRITING).is_err() && take(HELD, FORGETTING).is_err()
         });
-        let next = if end.is_some() { HELD } else { EMPTY };
-        if end.is_none() {
+        if in_use.is_none() {
             *self.content.write().unwrap_or_else(PoisonError::into_inner) = None;
             self.held_bytes.store(0, Ordering::Relaxed);
         }
-        for state in &self.states {
-            let _ = state.compare_exchange(FORGETTING, next, Ordering::Release, Ordering::Relaxed);
+        for state in &self.states[..in_use.unwrap_or(self.states.len())] {
+            let was_held = state.load(Ordering::Relaxed) == FORGETTING;
+            let next = if was_held && in_use.is_some() { HELD } else { EMPTY };
+            state.store(next, Ordering::Release);
         }
-        match end {
+        match in_use {
             None => Ok(()),
-            Some(at) => Err(ChunkInUse(u32::try_from(at).unwrap_or(u32::MAX))),
+            Some(at) => {
+                // Who looked while a chunk was taken saw it as not held, and must look again.
+                self.commits.send_modify(|commits| *commits += 1);
+                Err(ChunkInUse(u32::try_from(at).unwrap_or(u32::MAX)))
+            }
         }
     }
 

@@ -51,6 +51,28 @@ fn nothing_is_forgotten_while_one_chunk_is_in_use() {
 }
 
 #[test]
+fn who_forgets_is_alone() {
+    const CHUNKS: u64 = 16;
+    let memory = memory(&[CHUNKS * MIN_CHUNK_BYTES]);
+    let forget_and_fill = || {
+        for _ in 0..2_000 {
+            let _ = memory.forget_all();
+            for chunk in 0..memory.plan().count() {
+                memory.begin_write(chunk).into_iter().for_each(ChunkWriter::commit);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(forget_and_fill);
+        scope.spawn(forget_and_fill);
+    });
+    let held = CHUNKS - u64::from(memory.missing().len());
+    assert_eq!(memory.held_bytes(), held * MIN_CHUNK_BYTES, "bytes and chunks agree");
+    assert_eq!(memory.forget_all(), Ok(()), "no chunk is left taken");
+    assert_eq!((memory.held_bytes(), u64::from(memory.missing().len())), (0, CHUNKS));
+}
+
+#[test]
 fn too_much_memory_is_an_error() {
     let error = WeightMemory::allocate(&[1 << 52]).unwrap_err().to_string();
     assert!(error.contains("cannot allocate 4503599627370496 bytes"), "{error}");

@@ -24,6 +24,9 @@ use crate::digest::DigestAlgorithm;
 use crate::engine::memory::{ChunkWriter, Content, WeightMemory};
 use crate::engine::{ReadError, ReadReport, ReadRequest};
 
+/// Chunks that a connection asks for ahead at least.
+const MIN_AHEAD: usize = 2;
+
 /// What the connections of one read share.
 struct Shared {
     options: TcpOptions,
@@ -223,15 +226,16 @@ struct Window<'a> {
 }
 
 impl Window<'_> {
-    /// Takes chunks while there is room: always one, and not more than one READ may ask for.
+    /// Takes chunks while there is room, and not more than one READ may ask for. Two at least, whatever their
+    /// size: with one, the seed would have nothing to send from a chunk's end until the next request is there.
     fn fill(&mut self) -> Vec<u32> {
         let options = &self.shared.options;
         let mut wanted = Vec::new();
         // Asking again only when half the window is free makes fewer, larger requests.
-        if !self.asked.is_empty() && self.bytes > options.window_bytes / 2 {
+        if self.asked.len() >= MIN_AHEAD && self.bytes > options.window_bytes / 2 {
             return wanted;
         }
-        while (self.asked.is_empty() || self.bytes < options.window_bytes)
+        while (self.asked.len() < MIN_AHEAD || self.bytes < options.window_bytes)
             && wanted.len() < MAX_RANGES.min(MAX_CHUNKS_PER_READ as usize)
         {
             let Some(chunk) = self.shared.queue().pop() else { break };

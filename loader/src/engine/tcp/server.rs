@@ -15,9 +15,10 @@ use rfork_protocol::frame::{
     Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ, RANGE_BYTES, READ_BYTES,
     Read, Refusal, VERSION, Welcome, check_magic,
 };
+use rfork_protocol::manifest::content::ContentId;
 use tokio::io::AsyncReadExt;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -29,8 +30,9 @@ use crate::engine::memory::{ChunkReader, WeightMemory};
 
 /// How long ending may take: a system call that runs is the longest that a task does not notice a stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections that are told that the seed is busy, at once; more are closed without a word.
-const MAX_REFUSALS: usize = 64;
+/// Connections that are being greeted at once; more are closed without a word. They are counted apart from the
+/// readers, so that peers that connect and say nothing take no reader's place.
+const MAX_GREETINGS: usize = 64;
 
 /// What is served, and the connections that are served it.
 #[derive(Debug)]
@@ -44,8 +46,8 @@ struct Service {
 struct Shared {
     options: TcpOptions,
     throttle: Throttle,
+    greetings: Arc<Semaphore>,
     readers: Arc<Semaphore>,
-    refusals: Arc<Semaphore>,
     served_bytes: AtomicU64,
     /// `None` while nothing is registered.
     service: Mutex<Option<Arc<Service>>>,
@@ -70,8 +72,8 @@ impl Server {
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Shared {
             throttle: Throttle::new(options.max_bytes_per_sec),
+            greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
             readers: Arc::new(Semaphore::new(options.max_readers as usize)),
-            refusals: Arc::new(Semaphore::new(MAX_REFUSALS)),
             served_bytes: AtomicU64::new(0),
             service: Mutex::new(None),
             options: options.clone(),
@@ -137,43 +139,41 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let service = shared.service().clone();
-        let deadline = shared.options.connect_timeout;
-        match (service, shared.readers.clone().try_acquire_owned()) {
-            (Some(service), Ok(permit)) => {
-                let shared = shared.clone();
+        let Ok(greeting) = shared.greetings.clone().try_acquire_owned() else { continue };
+        let (service, shared) = (shared.service().clone(), shared.clone());
+        match service {
+            Some(service) => {
                 service.connections.clone().spawn(async move {
-                    let _permit = permit;
                     let stop = service.stop.clone();
                     // Cancelled between two system calls: no pointer into the memory is left.
                     let mut sent_bytes = 0;
-                    let serving = serve(stream, &shared, &service, &mut sent_bytes);
+                    let serving = serve(stream, greeting, &shared, &service, &mut sent_bytes);
                     if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
                         tracing::debug!(%error, "a reader's connection ended");
                     }
                     tracing::debug!(bytes = sent_bytes, "a reader was served");
                 });
             }
-            (None, _) => refuse(&shared, stream, Refusal::OtherContent, deadline),
-            (Some(_), Err(_)) => refuse(&shared, stream, Refusal::Busy, deadline),
+            None => {
+                tokio::spawn(async move {
+                    if let Err(error) = refuse(stream, greeting, shared.options.connect_timeout).await {
+                        tracing::debug!(%error, "a reader that is refused went away");
+                    }
+                });
+            }
         }
     }
 }
 
-/// Tells a reader why it is not served, in a task that ends within the deadline.
-fn refuse(shared: &Shared, mut stream: TcpStream, refusal: Refusal, deadline: Duration) {
-    let Ok(permit) = shared.refusals.clone().try_acquire_owned() else { return };
-    tokio::spawn(async move {
-        let _permit = permit;
-        let told = async {
-            hello(&mut stream, deadline).await?;
-            write_all(&mut stream, deadline, &Welcome::refuse(refusal).encode()).await?;
-            Ok::<(), Ended>(())
-        };
-        if let Err(error) = told.await {
-            tracing::debug!(%error, "a reader that is refused went away");
-        }
-    });
+/// Tells a reader that nothing is served, within twice the deadline.
+async fn refuse(
+    mut stream: TcpStream,
+    _greeting: OwnedSemaphorePermit,
+    deadline: Duration,
+) -> Result<(), Ended> {
+    hello(&mut stream, deadline).await?;
+    write_all(&mut stream, deadline, &Welcome::refuse(Refusal::OtherContent).encode()).await?;
+    Ok(())
 }
 
 /// A connection that ended early, with why.
@@ -216,6 +216,7 @@ async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ende
 /// Serves one reader until it goes away, counting the chunk bytes that it is sent.
 async fn serve(
     mut stream: TcpStream,
+    greeting: OwnedSemaphorePermit,
     shared: &Shared,
     service: &Service,
     sent_bytes: &mut u64,
@@ -223,11 +224,13 @@ async fn serve(
     prepare(&stream)?;
     let options = &shared.options;
     let hello = hello(&mut stream, options.connect_timeout).await?;
-    let content = service.memory.content();
-    let refusal = if hello.version == VERSION {
-        content.as_ref().is_none_or(|content| content.id != hello.content).then_some(Refusal::OtherContent)
-    } else {
+    let permit = shared.readers.clone().try_acquire_owned();
+    let refusal = if hello.version != VERSION {
         Some(Refusal::Version)
+    } else if !holds(&service.memory, hello.content) {
+        Some(Refusal::OtherContent)
+    } else {
+        permit.is_err().then_some(Refusal::Busy)
     };
     let plan = service.memory.plan();
     let welcome = match refusal {
@@ -242,6 +245,7 @@ async fn serve(
         },
     };
     write_all(&mut stream, options.connect_timeout, &welcome.encode()).await?;
+    drop(greeting);
     if refusal.is_some() {
         return Ok(());
     }
@@ -255,7 +259,9 @@ async fn serve(
         within(options.connect_timeout, stream.read_exact(&mut ranges)).await?;
         for chunk in Read::decode_ranges(&ranges)?.chunks() {
             let reader = if chunk < plan.count() {
-                held(&mut stream, options, &service.memory, chunk).await?.ok_or(Failure::NotHeld)
+                let reader = held(&mut stream, options, &service.memory, chunk).await?;
+                // While this chunk is being read the content cannot change, but it may have since the greeting.
+                reader.filter(|_| holds(&service.memory, hello.content)).ok_or(Failure::NotHeld)
             } else {
                 Err(Failure::NoSuchChunk)
             };
@@ -268,13 +274,18 @@ async fn serve(
                 }
             };
             let len_bytes = reader.len() as u64;
-            shared.throttle.take(len_bytes).await;
             let head = Answer::Chunk { chunk, len_bytes }.encode();
-            let sent = send_chunk(&stream, &head, &reader, options.progress_timeout).await?;
+            let stall = options.progress_timeout;
+            let sent = send_chunk(&stream, &head, &reader, &shared.throttle, stall).await?;
             *sent_bytes += sent as u64;
             shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         }
     }
+}
+
+/// Whether the memory's bytes are still those that a reader asked for.
+fn holds(memory: &WeightMemory, content: ContentId) -> bool {
+    memory.content().is_some_and(|held| held.id == content)
 }
 
 /// Waits for a chunk, telling the reader now and then that it is not there yet; `None` when that took too long.

@@ -7,8 +7,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
+use super::throttle::Throttle;
 use crate::digest::{ChunkDigest, DigestAlgorithm};
 use crate::engine::memory::{ChunkReader, ChunkWriter};
+
+/// Bytes of a chunk that a throttled seed sends at a time. A chunk of 16 MiB as one burst would leave its reader
+/// without a sign of life for longer than the reader's deadline; these come often enough down to a rate of
+/// 6.4 KiB/s a connection.
+const THROTTLED_PIECE_BYTES: usize = 64 << 10;
 
 /// Prepares a connection: small frames are not held back.
 pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
@@ -64,18 +70,26 @@ pub(super) async fn receive_chunk(
     Ok(digest.map(ChunkDigest::finish))
 }
 
-/// Sends `head` and the chunk behind it. `stall` is how long the peer may take nothing. Gives the chunk's size.
+/// Sends `head` and the chunk behind it, no faster than `throttle` allows. `stall` is how long the peer may take
+/// nothing. Gives the chunk's size.
 pub(super) async fn send_chunk(
     stream: &TcpStream,
     head: &[u8],
     reader: &ChunkReader,
+    throttle: &Throttle,
     stall: Duration,
 ) -> io::Result<usize> {
+    let piece_bytes = if throttle.is_unlimited() { reader.len() } else { THROTTLED_PIECE_BYTES };
     let total = head.len() + reader.len();
     let mut at = 0;
     while at < total {
-        let send = stream.async_io(Interest::WRITABLE, || reader.send(stream.as_fd(), head, at));
-        at += within(stall, send).await?;
+        let end = total.min(at.max(head.len()) + piece_bytes);
+        throttle.take((end - at) as u64).await;
+        while at < end {
+            let max = end - at.max(head.len());
+            let send = stream.async_io(Interest::WRITABLE, || reader.send(stream.as_fd(), head, at, max));
+            at += within(stall, send).await?;
+        }
     }
     Ok(reader.len())
 }

@@ -7,8 +7,11 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use proptest::prelude::*;
-use rfork_protocol::frame::{ANSWER_BYTES, Answer, HELLO_BYTES, WELCOME_BYTES, Welcome};
-use rfork_protocol::manifest::content::content_id;
+use rfork_protocol::frame::{
+    ANSWER_BYTES, Answer, Failure, HELLO_BYTES, Hello, RANGE_BYTES, READ_BYTES, Read, Refusal, WELCOME_BYTES,
+    Welcome,
+};
+use rfork_protocol::manifest::content::{ContentId, content_id};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -370,25 +373,38 @@ async fn shout(seed: &Seed, bytes: &[u8]) -> Vec<u8> {
     answer
 }
 
+/// A reader's connection to a seed, greeted, and what the seed said.
+async fn greeted(seed: &Seed) -> (TcpStream, Welcome) {
+    let mut stream = TcpStream::connect(seed.engine.address()).await.unwrap();
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
+    stream.write_all(&hello.encode().unwrap()).await.unwrap();
+    let mut welcome = [0; WELCOME_BYTES];
+    stream.read_exact(&mut welcome).await.unwrap();
+    (stream, Welcome::decode(&welcome).unwrap())
+}
+
+/// Asks for a chunk and gives the answer's head.
+async fn ask(stream: &mut TcpStream, chunk: u32) -> Answer {
+    stream.write_all(&Read::new(&[chunk]).unwrap().encode()).await.unwrap();
+    let mut head = [0; ANSWER_BYTES];
+    stream.read_exact(&mut head).await.unwrap();
+    Answer::decode(&head).unwrap()
+}
+
 #[tokio::test]
 async fn a_foreign_or_lying_reader_costs_only_its_connection() {
     let seed =
         seed(&[2 * CHUNK], 1, TcpOptions { connect_timeout: Duration::from_secs(30), ..options() }).await;
     assert_eq!(shout(&seed, b"GET / HTTP/1.1\r\n\r\n").await, b"");
     assert_eq!(shout(&seed, b"X").await, b"", "one wrong byte is enough");
-    let hello = rfork_protocol::frame::Hello {
-        version: 1,
-        features: 0,
-        content: seed.content.id,
-        identity: vec![1; 100],
-    };
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![1; 100] };
     let greeting = hello.encode().unwrap();
     for lie in
         [vec![9; 8], vec![1, 0, 255, 255, 0, 0, 0, 0], [vec![1, 0, 1, 0, 0, 0, 0, 0], vec![255; 8]].concat()]
     {
         assert_eq!(shout(&seed, &[greeting.clone(), lie].concat()).await.len(), WELCOME_BYTES);
     }
-    let no_such_chunk = [greeting, rfork_protocol::frame::Read::new(&[2]).unwrap().encode()].concat();
+    let no_such_chunk = [greeting, Read::new(&[2]).unwrap().encode()].concat();
     assert_eq!(shout(&seed, &no_such_chunk).await.len(), WELCOME_BYTES + ANSWER_BYTES);
     seed.read(&seed.empty_memory()).await.unwrap();
 }
@@ -396,11 +412,10 @@ async fn a_foreign_or_lying_reader_costs_only_its_connection() {
 #[tokio::test]
 async fn another_version_is_told_which_one_is_spoken() {
     let seed = seed(&[CHUNK], 1, options()).await;
-    let hello =
-        rfork_protocol::frame::Hello { version: 9, features: 1, content: seed.content.id, identity: vec![] };
+    let hello = Hello { version: 9, features: 1, content: seed.content.id, identity: vec![] };
     let answer = shout(&seed, &hello.encode().unwrap()).await;
     let welcome = Welcome::decode(answer[..].try_into().unwrap()).unwrap();
-    assert_eq!((welcome.refusal, welcome.version), (Some(rfork_protocol::frame::Refusal::Version), 1));
+    assert_eq!((welcome.refusal, welcome.version), (Some(Refusal::Version), 1));
 }
 
 #[tokio::test]
@@ -409,11 +424,10 @@ async fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
         seed(&[64 * CHUNK], 1, TcpOptions { progress_timeout: Duration::from_millis(300), ..options() })
             .await;
     let mut stalled = TcpStream::connect(seed.engine.address()).await.unwrap();
-    let hello =
-        rfork_protocol::frame::Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
     stalled.write_all(&hello.encode().unwrap()).await.unwrap();
     let all: Vec<u32> = (0..64).collect();
-    stalled.write_all(&rfork_protocol::frame::Read::new(&all).unwrap().encode()).await.unwrap();
+    stalled.write_all(&Read::new(&all).unwrap().encode()).await.unwrap();
     seed.read(&seed.empty_memory()).await.unwrap();
     // What was sent before the seed gave up can still be read; then the connection ends.
     let mut sink = vec![0; 1 << 20];
@@ -435,18 +449,9 @@ async fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
 #[tokio::test]
 async fn readers_are_bounded_and_the_rest_is_told_so() {
     let seed = seed(&[8 * CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
-    let holder = TcpStream::connect(seed.engine.address()).await.unwrap();
+    let (holder, _) = greeted(&seed).await;
     let memory = seed.empty_memory();
-    let refused = async {
-        loop {
-            // The holder's connection is accepted before or after the first try.
-            match seed.read(&memory).await {
-                Err(error) => return error.to_string(),
-                Ok(_) => memory.forget_all().unwrap(),
-            }
-        }
-    };
-    let error = tokio::time::timeout(Duration::from_secs(10), refused).await.unwrap();
+    let error = seed.read(&memory).await.unwrap_err().to_string();
     assert!(error.contains("rfork_seed_max_readers"), "{error}");
     drop(holder);
     // One connection of two is refused while the other reads: one is enough.
@@ -457,6 +462,84 @@ async fn readers_are_bounded_and_the_rest_is_told_so() {
     };
     tokio::time::timeout(Duration::from_secs(10), served).await.unwrap();
     assert!(bytes(&memory) == bytes(&seed.memory));
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_take_no_readers_place() {
+    let seed = seed(
+        &[CHUNK],
+        1,
+        TcpOptions { max_readers: 1, connect_timeout: Duration::from_secs(30), ..options() },
+    )
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(TcpStream::connect(seed.engine.address()).await.unwrap());
+    }
+    seed.read(&seed.empty_memory()).await.unwrap();
+}
+
+#[tokio::test]
+async fn weights_that_changed_since_the_greeting_are_not_served() {
+    let seed = seed(&[2 * CHUNK], 1, options()).await;
+    let (mut stream, welcome) = greeted(&seed).await;
+    assert_eq!(welcome.refusal, None);
+    assert_eq!(ask(&mut stream, 0).await, Answer::Chunk { chunk: 0, len_bytes: CHUNK });
+    stream.read_exact(&mut vec![0; CHUNK as usize]).await.unwrap();
+    // The seed lets go of a chunk after its last byte was taken.
+    while seed.memory.forget_all().is_err() {
+        tokio::task::yield_now().await;
+    }
+    (0..2).for_each(|chunk| fill(&seed.memory, chunk, 2));
+    let other = Content { id: ContentId([9; 32]), ..seed.content.clone() };
+    seed.memory.set_content(other);
+    assert_eq!(ask(&mut stream, 0).await, Answer::Failed { chunk: 0, failure: Failure::NotHeld });
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "and closed");
+}
+
+#[tokio::test]
+async fn a_throttled_seed_keeps_showing_signs_of_life() {
+    // A chunk takes 500 ms, longer than the reader puts up with silence.
+    let slow = TcpOptions { max_bytes_per_sec: Some(CHUNK as f64 * 2.0), ..options() };
+    let seed = seed(&[2 * CHUNK], 1, slow).await;
+    let reader = TcpOptions { progress_timeout: Duration::from_millis(350), streams: 1, ..options() };
+    let memory = seed.empty_memory();
+    seed.read_at(&seed.engine.session(), &memory, &reader, &CancellationToken::new()).await.unwrap();
+    assert!(bytes(&memory) == bytes(&seed.memory));
+}
+
+#[tokio::test]
+async fn two_chunks_are_asked_for_ahead_however_large_they_are() {
+    let seed = seed(&[4 * CHUNK], 1, options()).await;
+    let plan = seed.memory.plan();
+    let (chunk_size, chunk_count) = (plan.chunk_size(), plan.count());
+    let (asked, mut chunks) = tokio::sync::mpsc::unbounded_channel();
+    let (slow, _task) = peer(move |mut stream, _| {
+        let asked = asked.clone();
+        async move {
+            stream.read_exact(&mut [0; HELLO_BYTES]).await.unwrap();
+            let welcome = Welcome {
+                refusal: None,
+                version: 1,
+                features: 0,
+                chunk_size,
+                chunk_count,
+                max_chunks_per_read: 9,
+            };
+            stream.write_all(&welcome.encode()).await.unwrap();
+            let mut head = [0; READ_BYTES];
+            stream.read_exact(&mut head).await.unwrap();
+            let mut ranges = vec![0; Read::decode_head(&head).unwrap() * RANGE_BYTES];
+            stream.read_exact(&mut ranges).await.unwrap();
+            asked.send(Read::decode_ranges(&ranges).unwrap().chunks().collect::<Vec<_>>()).unwrap();
+        }
+    })
+    .await;
+    let reader = TcpOptions { window_bytes: 1, streams: 1, ..options() };
+    let memory = seed.empty_memory();
+    let read = seed.read_at(&slow, &memory, &reader, &CancellationToken::new()).await;
+    assert!(matches!(read, Err(ReadError::Lost { .. })), "{read:?}");
+    assert_eq!(chunks.recv().await.unwrap(), [0, 1]);
 }
 
 #[tokio::test]

@@ -7,22 +7,31 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
 use crate::config::{DatabaseError, DatabaseUrl, Settings};
 use crate::domain::policy::Policy;
-use crate::{RunError, run, shutdown};
+use crate::store::postgres::ConnectSettings;
+use crate::{RunError, migrate, run, shutdown};
 
 /// Ten years. A longer time is a slip, and would overflow timers.
 const SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 86_400;
 /// Leases that a seed may have at once; each is a row of the database.
 const POINTS: RangeInclusive<u32> = 1..=1_000;
+/// Connections to the database: one for the writer, and others for heartbeats, the sweep and questions.
+const POOL: RangeInclusive<u32> = 2..=100;
+/// A statement that takes longer could not be answered within a request's deadline.
+const STATEMENT_MS: RangeInclusive<u64> = 100..=3_500;
 
 /// Flags of `rfork planner`. Each has an environment variable `RFORK_CFG_<FLAG>`; not `RFORK_PLANNER_<FLAG>`,
 /// because Kubernetes itself sets `RFORK_PLANNER_PORT`, to a URL, for a Service named `rfork-planner`.
 #[derive(Debug, Clone, Args)]
 pub struct PlannerArgs {
+    /// Without it: run. With it: bring the database's schema up to date and end; a planner that starts does so, too
+    #[arg(value_enum, value_name = "ACTION")]
+    action: Option<Action>,
+
     /// Address or host name to listen on; 0.0.0.0 for all addresses of this machine
     #[arg(long, env = "RFORK_CFG_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
     host: String,
@@ -31,7 +40,8 @@ pub struct PlannerArgs {
     #[arg(long, env = "RFORK_CFG_PORT", default_value = "1223", value_parser = whole(0..=u16::MAX))]
     port: u16,
 
-    /// Where seeds and leases are kept, as `sqlite:///path/to/file.db`
+    /// Where seeds and leases are kept: `sqlite:///path/to/file.db` for one planner, or
+    /// `postgres://user@host/database?sslmode=verify-full` for any number of them
     /// [default: rfork/planner.db in the user's data directory]
     #[arg(long, env = "RFORK_CFG_DATABASE_URL", value_name = "URL", hide_env_values = true)]
     database_url: Option<Hidden>,
@@ -39,6 +49,17 @@ pub struct PlannerArgs {
     /// A file that holds the database URL, which keeps a password out of the process list
     #[arg(long, env = "RFORK_CFG_DATABASE_URL_FILE", value_name = "FILE", conflicts_with = "database_url")]
     database_url_file: Option<PathBuf>,
+
+    /// Connections to Postgres that this planner has at most
+    #[arg(long, env = "RFORK_CFG_DATABASE_POOL_SIZE", default_value = "8", value_name = "CONNECTIONS",
+        value_parser = whole(POOL))]
+    database_pool_size: u32,
+
+    /// Milliseconds that a statement may take in Postgres, its wait for locks included; beyond them requests
+    /// are answered 503
+    #[arg(long, env = "RFORK_CFG_DATABASE_STATEMENT_TIMEOUT_MS", default_value = "2000",
+        value_name = "MILLISECONDS", value_parser = whole(STATEMENT_MS))]
+    database_statement_timeout_ms: u64,
 
     /// Seconds without a heartbeat after which a seed is not handed out any more
     #[arg(long, env = "RFORK_CFG_HEARTBEAT_TTL_SEC", default_value = "60", value_name = "SECONDS",
@@ -65,6 +86,13 @@ pub struct PlannerArgs {
     /// lru (longest unused)
     #[arg(long, env = "RFORK_CFG_ALLOC_POLICY", default_value_t, value_name = "POLICY")]
     alloc_policy: Policy,
+}
+
+/// What `rfork planner` does instead of running.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Action {
+    /// Bring the database's schema up to date and end
+    Migrate,
 }
 
 /// A text that may hold a password: neither this program nor clap shows it.
@@ -112,6 +140,11 @@ impl PlannerArgs {
             host: self.host,
             port: self.port,
             database,
+            connect: ConnectSettings {
+                pool_size: self.database_pool_size,
+                statement_timeout: Duration::from_millis(self.database_statement_timeout_ms),
+                ..ConnectSettings::default()
+            },
             heartbeat_ttl: Duration::from_secs(self.heartbeat_ttl_sec),
             heartbeat_sweep: Duration::from_secs(self.heartbeat_sweep_sec),
             lease_ttl: Duration::from_secs(self.lease_ttl_sec),
@@ -145,12 +178,16 @@ pub enum PlannerError {
     Run(#[from] RunError),
 }
 
-/// Runs a planner until SIGTERM or Ctrl-C. It then stops accepting, finishes what runs, and returns.
+/// Runs a planner until SIGTERM or Ctrl-C, or does what was asked for instead. The planner then stops accepting, finishes what runs, and returns.
 ///
 /// # Errors
 /// [`PlannerError`], when it cannot start.
 pub async fn serve(args: PlannerArgs) -> Result<(), PlannerError> {
+    let action = args.action;
     let settings = args.settings()?;
+    if action == Some(Action::Migrate) {
+        return Ok(migrate(&settings).await?);
+    }
     let stop = shutdown::on_signal().map_err(PlannerError::Signals)?;
     raise_open_files();
     // An IPv6 address may stand in brackets, as in a URL.
@@ -212,7 +249,10 @@ mod tests {
             ("--default-resource-points", "0", "1 to 1000"),
             ("--alloc-policy", "random", "balanced, fifo or lru"),
             ("--database-url", "/var/lib/planner.db", "sqlite:///"),
-            ("--database-url", "postgres://h/d", "sqlite:///"),
+            ("--database-url", "mysql://h/d", "postgres://"),
+            ("--database-url", "postgres://h/d?sslmode=perhaps", "postgres://"),
+            ("--database-pool-size", "1", "2 to 100"),
+            ("--database-statement-timeout-ms", "9000", "100 to 3500"),
             ("--database-url-file", "/no/such/file", "cannot be read"),
         ] {
             let refusal = parse(&[&format!("{flag}={value}")]).unwrap_err();
@@ -223,14 +263,27 @@ mod tests {
     }
 
     #[test]
+    fn migrating_is_asked_for_by_a_word() {
+        let action = |words: &[&str]| Command::try_parse_from(words).map(|command| command.planner.action);
+        assert_eq!(action(&["planner", "--port=0"]).unwrap(), None);
+        assert_eq!(action(&["planner", "migrate", "--port=0"]).unwrap(), Some(Action::Migrate));
+        assert_eq!(action(&["planner", "--port=0", "migrate"]).unwrap(), Some(Action::Migrate));
+        assert!(action(&["planner", "migrat"]).is_err());
+    }
+
+    #[test]
     fn a_password_is_shown_nowhere() {
-        let flag = "--database-url=postgres://user:SECRET@host/db";
+        let flag = "--database-url=mysql://user:SECRET@host/db";
         let refusal = parse(&[flag]).unwrap_err();
-        assert!(refusal.contains("'postgres'") && !refusal.contains("SECRET"), "{refusal}");
+        assert!(refusal.contains("'mysql'") && !refusal.contains("SECRET"), "{refusal}");
         let shown = format!("{:?}", Command::try_parse_from(["planner", flag]).unwrap());
         assert!(!shown.contains("SECRET"), "{shown}");
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "postgres://user:SECRET@host/db\n").unwrap();
+        let settings = parse(&["--database-url-file", file.path().to_str().unwrap()]).unwrap();
+        assert_eq!(settings.database.to_string(), "postgres://user@host:5432/db");
+        assert!(!format!("{settings:?}").contains("SECRET"), "{settings:?}");
+        std::fs::write(file.path(), "mysql://user:SECRET@host/db\n").unwrap();
         let refusal = parse(&["--database-url-file", file.path().to_str().unwrap()]).unwrap_err();
         assert!(refusal.contains("--database-url-file") && !refusal.contains("SECRET"), "{refusal}");
         std::fs::write(file.path(), "sqlite:///tmp/p.db\n").unwrap();

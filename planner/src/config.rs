@@ -5,26 +5,31 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
+use sqlx::postgres::PgConnectOptions;
+
 use crate::domain::policy::Policy;
 use crate::store::Rules;
+use crate::store::postgres::ConnectSettings;
 
 /// How long a request may take in all. Clients give up after 10 s: an answer must come before.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Where seeds and leases are kept.
 ///
-/// `Display` never shows a password.
+/// `Display` and `Debug` never show a password.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum DatabaseUrl {
-    /// A SQLite file.
+    /// A SQLite file, which serves one planner.
     Sqlite(PathBuf),
+    /// A Postgres database, which serves any number of planners.
+    Postgres(PostgresUrl),
 }
 
 /// A database URL that cannot be used. Its text never holds a password.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "must be a SQLite file, as sqlite:///absolute/path.db or sqlite:relative/path.db (this build takes no other \
-     database), got {0}"
+    "must be postgres://user@host/database, or a SQLite file, as sqlite:///absolute/path.db or \
+     sqlite:relative/path.db, got {0}"
 )]
 pub struct BadDatabaseUrl(String);
 
@@ -36,21 +41,26 @@ impl FromStr for DatabaseUrl {
         let Some((scheme, rest)) = text.trim().split_once(':') else {
             return Err(bad("a text without a scheme"));
         };
-        if scheme != "sqlite" {
-            // Only the scheme: the rest may hold a password. What no "//" follows may not be a scheme at all.
-            if rest.starts_with("//") && scheme.len() <= 20 {
-                return Err(bad(&format!("a URL with the scheme '{scheme}'")));
+        match scheme {
+            "sqlite" => {
+                let path = rest.strip_prefix("//").unwrap_or(rest);
+                if path.is_empty() || path == ":memory:" {
+                    return Err(bad("no file"));
+                }
+                if path.contains('?') {
+                    return Err(bad("parameters after '?', which are not taken for a file"));
+                }
+                Ok(Self::Sqlite(PathBuf::from(path)))
             }
-            return Err(bad("another scheme"));
+            "postgres" | "postgresql" if rest.starts_with("//") => {
+                PostgresUrl::parse(text.trim()).map(Self::Postgres)
+            }
+            // Only the scheme: the rest may hold a password. What no "//" follows may not be a scheme at all.
+            _ if rest.starts_with("//") && scheme.len() <= 20 => {
+                Err(bad(&format!("a URL with the scheme '{scheme}'")))
+            }
+            _ => Err(bad("another scheme")),
         }
-        let path = rest.strip_prefix("//").unwrap_or(rest);
-        if path.is_empty() || path == ":memory:" {
-            return Err(bad("no file"));
-        }
-        if path.contains('?') {
-            return Err(bad("parameters after '?', which are not taken"));
-        }
-        Ok(Self::Sqlite(PathBuf::from(path)))
     }
 }
 
@@ -58,7 +68,79 @@ impl fmt::Display for DatabaseUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(url) => write!(f, "{url}"),
         }
+    }
+}
+
+/// The URL of a Postgres database. `Display` and `Debug` show where it is, and neither its password nor anything
+/// else that stands after the database's name.
+#[derive(Clone)]
+pub struct PostgresUrl {
+    text: String,
+    options: Box<PgConnectOptions>,
+}
+
+impl PostgresUrl {
+    /// Parameters that are taken after `?`. Another one may be a slip that hides a password.
+    const PARAMETERS: [&str; 12] = [
+        "application_name",
+        "dbname",
+        "host",
+        "hostaddr",
+        "options",
+        "password",
+        "port",
+        "sslcert",
+        "sslkey",
+        "sslmode",
+        "sslrootcert",
+        "user",
+    ];
+
+    fn parse(text: &str) -> Result<Self, BadDatabaseUrl> {
+        let parameters = text.split_once('?').map_or("", |(_, parameters)| parameters);
+        let names = parameters.split('&').filter(|part| !part.is_empty());
+        let unknown = |name: &str| !Self::PARAMETERS.contains(&name);
+        if names.map(|part| part.split('=').next().unwrap_or(part)).any(unknown) {
+            let known = Self::PARAMETERS.join(", ");
+            return Err(BadDatabaseUrl(format!("a postgres URL with another parameter than {known}")));
+        }
+        // What was wrong with it might quote it.
+        let options = PgConnectOptions::from_str(text)
+            .map_err(|_| BadDatabaseUrl("a postgres URL that cannot be read".into()))?;
+        Ok(Self { text: text.to_owned(), options: Box::new(options.application_name("rfork-planner")) })
+    }
+
+    /// How to connect; it holds the password.
+    pub(crate) fn options(&self) -> &PgConnectOptions {
+        &self.options
+    }
+}
+
+impl PartialEq for PostgresUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+impl Eq for PostgresUrl {}
+
+impl fmt::Display for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = &self.options;
+        write!(f, "postgres://{}@", options.get_username())?;
+        match options.get_socket() {
+            Some(socket) => write!(f, "{}", socket.display())?,
+            None => write!(f, "{}:{}", options.get_host(), options.get_port())?,
+        }
+        write!(f, "/{}", options.get_database().unwrap_or(options.get_username()))
+    }
+}
+
+impl fmt::Debug for PostgresUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -121,6 +203,8 @@ pub struct Settings {
     pub port: u16,
     /// Where seeds and leases are kept.
     pub database: DatabaseUrl,
+    /// How it is connected to. Only Postgres.
+    pub connect: ConnectSettings,
     /// A seed that was silent this long is not offered.
     pub heartbeat_ttl: Duration,
     /// Pause between two tidyings-up.
@@ -140,6 +224,7 @@ impl Settings {
             host: "127.0.0.1".into(),
             port: 1223,
             database,
+            connect: ConnectSettings::default(),
             heartbeat_ttl: Duration::from_secs(60),
             heartbeat_sweep: Duration::from_secs(5),
             lease_ttl: Duration::from_secs(60),
@@ -177,17 +262,50 @@ mod tests {
     }
 
     #[test]
+    fn postgres_urls_are_shown_without_what_is_secret() {
+        for (url, shown) in [
+            (
+                "postgres://me:SECRET@db.example:6432/planner?sslmode=require",
+                "postgres://me@db.example:6432/planner",
+            ),
+            (
+                "postgresql://me@db/planner?password=SECRET&options=-c%20x=SECRET",
+                "postgres://me@db:5432/planner",
+            ),
+            ("postgres://?host=/run/postgresql&user=me&dbname=p", "postgres://me@/run/postgresql/p"),
+        ] {
+            let database: DatabaseUrl = url.parse().unwrap();
+            assert_eq!(database.to_string(), shown);
+            assert!(!format!("{database:?}").contains("SECRET"), "{database:?}");
+        }
+        for bad in [
+            "postgres:x",
+            "postgres://h:port/d",
+            "postgres://h/d?sslmode=SECRET",
+            "postgres://h/d?pasword=SECRET",
+        ] {
+            let error = bad.parse::<DatabaseUrl>().unwrap_err().to_string();
+            assert!(error.contains("postgres://user@host/database") && !error.contains("SECRET"), "{error}");
+        }
+    }
+
+    #[test]
     fn the_default_is_a_file_of_the_user_s() {
-        let DatabaseUrl::Sqlite(path) = DatabaseUrl::default_file().unwrap();
-        assert!(path.ends_with("rfork/planner.db"), "{}", path.display());
+        let url = DatabaseUrl::default_file().unwrap();
+        assert!(matches!(&url, DatabaseUrl::Sqlite(path) if path.ends_with("rfork/planner.db")), "{url}");
     }
 
     proptest! {
         #[test]
         fn no_password_is_ever_shown(scheme in "[a-z]{1,9}", rest in "[a-z@/:]{0,12}") {
-            let url = format!("{scheme}://user:SECRET{rest}");
-            if let Err(error) = url.parse::<DatabaseUrl>() {
-                prop_assert!(!error.to_string().contains("SECRET"), "{error}");
+            for scheme in [scheme.as_str(), "postgres", "postgresql"] {
+                // A file is named by all of its URL: it has no password.
+                prop_assume!(scheme != "sqlite");
+                let shown = match format!("{scheme}://user:SECRET@{rest}").parse::<DatabaseUrl>() {
+                    Ok(url) => format!("{url} {url:?}"),
+                    Err(error) => format!("{error} {error:?}"),
+                };
+                prop_assert!(!shown.contains("SECRET"), "{shown}");
             }
         }
     }

@@ -22,15 +22,19 @@ pub mod store;
 pub mod sweeper;
 
 use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
+use store::postgres::{ConnectError, PostgresStore};
 use store::sqlite::{OpenError, SqliteStore};
 use store::{Clock, Store};
 
 /// A planner that could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
-    /// Its database cannot be used.
+    /// Its SQLite file cannot be used.
     #[error(transparent)]
-    Database(#[from] OpenError),
+    Sqlite(#[from] OpenError),
+    /// Its Postgres database cannot be used.
+    #[error(transparent)]
+    Postgres(#[from] ConnectError),
     /// Its metrics contradict each other: a fault of this program.
     #[error("the metrics cannot be set up: {0}")]
     Metrics(#[from] prometheus::Error),
@@ -39,8 +43,23 @@ pub enum RunError {
     Listener(#[from] std::io::Error),
 }
 
+/// Brings the schema of the settings' database up to what this program knows, and nothing else.
+///
+/// # Errors
+/// [`RunError`], when the database cannot be used.
+pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
+    match &settings.database {
+        DatabaseUrl::Sqlite(path) => {
+            SqliteStore::open(path, settings.rules(), Clock::Database).await?.close().await;
+        }
+        DatabaseUrl::Postgres(url) => store::postgres::migrate(url, settings.connect.patience).await?,
+    }
+    tracing::info!(database = %settings.database, "the schema is up to date");
+    Ok(())
+}
+
 /// Runs a planner on `listener` until `stop`: then it accepts no more, finishes what runs, writes the last
-/// heartbeats and returns. Two can live in one process, each with a database of its own.
+/// heartbeats and returns. Two can live in one process, each with a SQLite file of its own.
 ///
 /// # Errors
 /// [`RunError`], when it cannot start.
@@ -49,6 +68,14 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationTo
     let store: Arc<dyn Store> = match &settings.database {
         DatabaseUrl::Sqlite(path) => {
             Arc::new(SqliteStore::open(path, settings.rules(), Clock::Database).await?)
+        }
+        DatabaseUrl::Postgres(url) => {
+            // A stop does not wait for a database that is away.
+            let opening = PostgresStore::open(url, settings.connect, settings.rules(), Clock::Database);
+            match stop.run_until_cancelled(opening).await {
+                Some(store) => Arc::new(store?),
+                None => return Ok(()),
+            }
         }
     };
     let metrics = Arc::new(metrics::Metrics::new()?);

@@ -125,7 +125,7 @@ fn a_bad_setting_is_refused_by_name() {
         (vec!["--lease-ttl-sec=0"], "--lease-ttl-sec"),
         (vec!["--heartbeat-ttl-sec=x"], "--heartbeat-ttl-sec"),
         (vec!["--alloc-policy=best"], "balanced, fifo or lru"),
-        (vec!["--database-url=postgres://u:SECRET@h/d"], "--database-url"),
+        (vec!["--database-url=mysql://u:SECRET@h/d"], "--database-url"),
         (vec!["--host=nowhere"], "--host"),
         (vec!["--database-url-file=/no/such/file"], "--database-url-file"),
         (vec!["--database-url=sqlite:/proc/no/such.db", "--port=0"], "/proc/no"),

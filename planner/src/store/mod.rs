@@ -15,6 +15,7 @@ pub use crate::domain::seed::{Registration, Removal};
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod postgres;
 pub mod sqlite;
 
 /// The most commands that one transaction takes.
@@ -208,7 +209,7 @@ pub trait Store: Send + Sync + 'static {
     /// Writes heartbeats of known seeds and gives the numbers of those that are gone. Never inserts.
     ///
     /// # Errors
-    /// [`StoreError`]; nothing was changed.
+    /// [`StoreError`]; some may have been written, and writing them again does no harm.
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError>;
 
     /// Tidies up what has ended, in bounded steps. Nothing depends on it: whatever it would end has ended

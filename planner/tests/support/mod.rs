@@ -25,7 +25,11 @@ pub(crate) struct Planner {
 
 impl Planner {
     pub(crate) async fn start(database: &Path, change: impl FnOnce(&mut Settings)) -> Self {
-        let mut settings = Settings::of(DatabaseUrl::Sqlite(database.to_owned()));
+        Self::start_on(DatabaseUrl::Sqlite(database.to_owned()), change).await
+    }
+
+    pub(crate) async fn start_on(database: DatabaseUrl, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Settings::of(database);
         change(&mut settings);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

@@ -1,0 +1,221 @@
+//! A batch of commands: lock, look, decide, write.
+//!
+//! All seeds that are named are locked and read first; what registrations, renewals, releases and removals
+//! mean is then decided on plain values, and written in a statement a kind. Acquisitions come last and choose
+//! among what is there then.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use async_trait::async_trait;
+use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::{PgConnection, Row};
+
+use super::super::{Command, LeaseHash, Outcome};
+use super::transaction::{Stopped, Work};
+use super::{PostgresStore, allocate, lease_hash, leases, offer, seed_key, seeds, small};
+use crate::domain::seed::Known;
+
+/// The work of [`super::PostgresStore::apply`].
+pub(super) struct Batch<'a> {
+    store: &'a PostgresStore,
+    commands: &'a [Command],
+    /// Seeds that an earlier attempt chose and others held: locked from the start.
+    chosen_before: BTreeSet<i64>,
+}
+
+/// A leased point of a seed that is held.
+pub(super) struct Point {
+    pub(super) n: u32,
+    pub(super) lease: LeaseHash,
+    pub(super) busy_until_ms: i64,
+}
+
+/// A seed as it is to be when the batch is written.
+pub(super) struct Seed {
+    pub(super) id: i64,
+    pub(super) key: SeedKey,
+    pub(super) removed: bool,
+    /// Leases that it may have at once.
+    pub(super) capacity: u32,
+    /// Of a heartbeat in this batch, Unix milliseconds.
+    pub(super) heard_ms: Option<i64>,
+    /// Points that have a row.
+    pub(super) points: Vec<Point>,
+    /// Points to be written.
+    pub(super) renewed: BTreeSet<u32>,
+    /// Points whose row is to go.
+    pub(super) released: BTreeSet<u32>,
+    /// Whether its place among the seeds of its key may be another now.
+    pub(super) moved: bool,
+}
+
+impl Seed {
+    pub(super) fn live_leases(&self, now: i64) -> u32 {
+        let live = self.points.iter().filter(|point| point.busy_until_ms > now).count();
+        u32::try_from(live).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn known(&self, now: i64) -> Known {
+        Known { key: self.key.clone(), removed: self.removed, live_leases: self.live_leases(now) }
+    }
+
+    /// The point that `lease` has, if it lives.
+    pub(super) fn leased(&mut self, lease: &LeaseHash, now: i64) -> Option<&mut Point> {
+        self.points.iter_mut().find(|point| point.lease == *lease && point.busy_until_ms > now)
+    }
+}
+
+/// What a batch holds of one identity. The row lock keeps others away from it until the end.
+pub(super) struct Held<'a> {
+    pub(super) identity: &'a SeedIdentity,
+    /// The number of the seed that the database has.
+    pub(super) stored: Option<i64>,
+    pub(super) seed: Option<Seed>,
+}
+
+/// By identity, in the order in which new ones are inserted.
+pub(super) type HeldSeeds<'a> = BTreeMap<String, Held<'a>>;
+
+fn named(command: &Command) -> Option<&SeedIdentity> {
+    match command {
+        Command::Acquire { .. } => None,
+        Command::Register { identity, .. }
+        | Command::Renew { identity, .. }
+        | Command::Release { identity, .. }
+        | Command::Remove { identity, .. } => Some(identity),
+    }
+}
+
+impl<'a> Batch<'a> {
+    pub(super) fn new(store: &'a PostgresStore, commands: &'a [Command]) -> Self {
+        Self { store, commands, chosen_before: BTreeSet::new() }
+    }
+
+    /// Locks the seeds, in the order of their numbers. A seed that another planner deletes meanwhile, or moves to
+    /// another key, is not there: what is told of a lease on it is then that it has ended, and registering it
+    /// meets the unique index.
+    async fn lock(&self, connection: &mut PgConnection) -> Result<HeldSeeds<'a>, Stopped> {
+        let mut held: HeldSeeds<'a> = self
+            .commands
+            .iter()
+            .filter_map(named)
+            .map(|identity| (identity.to_string(), Held { identity, stored: None, seed: None }))
+            .collect();
+        if held.is_empty() && self.chosen_before.is_empty() {
+            return Ok(held);
+        }
+        let rows = sqlx::query(
+            "SELECT id, identity, seed_key, removed, capacity FROM seeds WHERE identity = ANY($1) OR id = ANY($2)
+             ORDER BY id FOR UPDATE",
+        )
+        .bind(held.keys().cloned().collect::<Vec<_>>())
+        .bind(self.chosen_before.iter().copied().collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+        for row in rows {
+            let Some(held) = held.get_mut(row.try_get::<&str, _>("identity")?) else { continue };
+            let id = row.try_get("id")?;
+            held.stored = Some(id);
+            held.seed = Some(Seed {
+                id,
+                key: seed_key(row.try_get("seed_key")?)?,
+                removed: row.try_get("removed")?,
+                capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
+                heard_ms: None,
+                points: Vec::new(),
+                renewed: BTreeSet::new(),
+                released: BTreeSet::new(),
+                moved: false,
+            });
+        }
+        Ok(held)
+    }
+
+    /// Locks the heartbeats of seeds that may be written or deleted here, in order, before anything is written.
+    async fn lock_heartbeats(
+        &self,
+        connection: &mut PgConnection,
+        held: &HeldSeeds<'a>,
+    ) -> Result<(), Stopped> {
+        let mut ids: BTreeSet<i64> = BTreeSet::new();
+        for command in self.commands {
+            let seed = named(command).and_then(|identity| held.get(&identity.to_string())?.seed.as_ref());
+            let Some(seed) = seed else { continue };
+            let alone = matches!(command, Command::Renew { .. } | Command::Release { .. });
+            if !alone || seed.removed {
+                ids.insert(seed.id);
+            }
+        }
+        seeds::lock_heartbeats(connection, &ids.into_iter().collect::<Vec<_>>()).await
+    }
+
+    async fn load_points(
+        &self,
+        connection: &mut PgConnection,
+        held: &mut HeldSeeds<'a>,
+    ) -> Result<(), Stopped> {
+        let mut by_id: BTreeMap<i64, &mut Seed> =
+            held.values_mut().filter_map(|held| held.seed.as_mut()).map(|seed| (seed.id, seed)).collect();
+        if by_id.is_empty() {
+            return Ok(());
+        }
+        let rows =
+            sqlx::query("SELECT seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)")
+                .bind(by_id.keys().copied().collect::<Vec<_>>())
+                .fetch_all(connection)
+                .await?;
+        for row in rows {
+            if let Some(seed) = by_id.get_mut(&row.try_get("seed_id")?) {
+                seed.points.push(Point {
+                    n: small(row.try_get::<i32, _>("n")?.into())?,
+                    lease: lease_hash(row.try_get("lease_hash")?)?,
+                    busy_until_ms: row.try_get("busy_until_ms")?,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn write(
+        &self,
+        connection: &mut PgConnection,
+        now: i64,
+        held: &HeldSeeds<'a>,
+    ) -> Result<(), Stopped> {
+        leases::write(connection, now, self.store.rules, held).await?;
+        seeds::write(connection, held).await?;
+        let moved = held.values().filter_map(|held| {
+            let seed = held.seed.as_ref()?;
+            (seed.moved && held.stored == Some(seed.id)).then_some(seed.id)
+        });
+        offer::refresh(connection, now, &moved.collect::<Vec<_>>()).await
+    }
+}
+
+#[async_trait]
+impl Work for Batch<'_> {
+    type Done = Vec<Outcome>;
+
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<Outcome>, Stopped> {
+        let rules = self.store.rules;
+        let mut outcomes: Vec<Option<Outcome>> = vec![None; self.commands.len()];
+        let mut held = self.lock(connection).await?;
+        self.lock_heartbeats(connection, &held).await?;
+        let now = self.store.now(connection).await?;
+        self.load_points(connection, &mut held).await?;
+
+        seeds::register(connection, now, rules, self.commands, &mut held, &mut outcomes).await?;
+        leases::renew(now, rules, self.commands, &mut held, &mut outcomes);
+        leases::release(now, self.commands, &mut held, &mut outcomes);
+        seeds::remove(now, self.commands, &mut held, &mut outcomes);
+        self.write(connection, now, &held).await?;
+
+        let may_wait = held.is_empty() && self.chosen_before.is_empty();
+        let chosen = &mut self.chosen_before;
+        allocate::acquire(connection, now, rules, self.commands, may_wait, chosen, &mut outcomes).await?;
+        outcomes
+            .into_iter()
+            .map(|outcome| outcome.ok_or_else(|| Stopped::Broken("a command has no outcome".into())))
+            .collect()
+    }
+}

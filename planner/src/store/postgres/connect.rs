@@ -1,0 +1,174 @@
+//! Reaching the database, and its schema.
+
+use std::time::{Duration, Instant};
+
+use sqlx::migrate::Migrator;
+use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+
+use crate::config::PostgresUrl;
+
+/// How long a call waits for a connection.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long one attempt to connect at the start may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to connect at the start.
+const CONNECT_PAUSE: Duration = Duration::from_millis(250);
+/// The longest that a migration may take, waiting for another planner's included.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+
+fn migrations() -> Migrator {
+    let mut migrations = sqlx::migrate!("../migrations/postgres");
+    migrations.set_ignore_missing(true);
+    migrations
+}
+
+/// How connections are made and used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectSettings {
+    /// The most connections at once.
+    pub pool_size: u32,
+    /// The longest that one statement may take, its wait for locks included.
+    pub statement_timeout: Duration,
+    /// How long a database that is away is waited for at the start.
+    pub patience: Duration,
+}
+
+impl Default for ConnectSettings {
+    fn default() -> Self {
+        Self { pool_size: 8, statement_timeout: Duration::from_secs(2), patience: Duration::from_secs(15) }
+    }
+}
+
+/// A database that cannot be used. Its text never holds a password.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// It cannot be reached.
+    #[error(
+        "{database} cannot be reached ({reason}; tried for {waited_sec} s); check --database-url and that it runs"
+    )]
+    Away {
+        /// The database, without a password.
+        database: String,
+        /// What the system or the server said.
+        reason: String,
+        /// How long it was waited for, in seconds.
+        waited_sec: u64,
+    },
+    /// It was reached and refuses, or its schema is not ours.
+    #[error("{database} cannot be used as the planner's database: {reason}")]
+    Unusable {
+        /// The database, without a password.
+        database: String,
+        /// What the server said.
+        reason: String,
+    },
+}
+
+impl ConnectError {
+    pub(super) fn unusable(url: &PostgresUrl, reason: &dyn std::fmt::Display) -> Self {
+        Self::Unusable { database: url.to_string(), reason: reason.to_string() }
+    }
+}
+
+/// Connections that are made when they are needed.
+pub(super) fn pool(url: &PostgresUrl, settings: ConnectSettings) -> PgPool {
+    let statement = settings.statement_timeout.as_millis();
+    // A lock is given up a little earlier than its statement, so that the error says what it was. A planner that
+    // stopped dead within a transaction keeps its locks no longer than two statements.
+    let (lock, idle) = (statement * 3 / 4, statement * 2);
+    let set = format!(
+        "SET statement_timeout = {statement}; SET lock_timeout = {lock};
+         SET idle_in_transaction_session_timeout = {idle}; SET jit = off"
+    );
+    PgPoolOptions::new()
+        .max_connections(settings.pool_size)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        // A broken connection is noticed by its first use, and replaced.
+        .test_before_acquire(false)
+        .after_connect(move |connection, _| {
+            let set = set.clone();
+            // Nothing in it comes from outside but numbers.
+            Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(set)).execute(connection).await.map(|_| ()) })
+        })
+        .connect_lazy_with(url.options().clone())
+}
+
+/// Brings the schema up to what this program knows, waiting at most `patience` for a database that is away. A
+/// newer schema is left as it is: versions only add, and two that follow each other run on one schema. Of several
+/// planners that start together one migrates, under a lock of the database's, and the others wait for it.
+///
+/// # Errors
+/// [`ConnectError`].
+pub async fn migrate(url: &PostgresUrl, patience: Duration) -> Result<(), ConnectError> {
+    let mut connection = connect(url, patience).await?;
+    let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, apply(&mut connection)).await;
+    // Closing also gives back the lock that a migration which failed may have kept.
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, connection.close()).await;
+    match migrated {
+        Ok(done) => done.map_err(|reason| ConnectError::unusable(url, &reason)),
+        Err(_) => Err(ConnectError::unusable(
+            url,
+            &format!("its schema was not ready within {MIGRATION_TIMEOUT:?}"),
+        )),
+    }
+}
+
+async fn apply(connection: &mut PgConnection) -> Result<(), String> {
+    // A role that may not change the schema serves, too, once another has migrated it.
+    if is_current(connection).await.map_err(|error| error.to_string())? {
+        return Ok(());
+    }
+    // `run`, which is this, cannot be awaited in a future that has to be `Send`.
+    migrations().run_direct(None, connection, false).await.map_err(|error| error.to_string())
+}
+
+async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    let ours: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
+        .fetch_one(&mut *connection)
+        .await?;
+    if !ours {
+        return Ok(false);
+    }
+    let applied: Vec<(i64, Vec<u8>)> =
+        sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
+            .fetch_all(connection)
+            .await?;
+    Ok(migrations().iter().all(|known| {
+        applied.iter().any(|(version, sum)| *version == known.version && *sum == *known.checksum)
+    }))
+}
+
+/// Connects, without the timeouts of the pool's connections: a migration may take long.
+async fn connect(url: &PostgresUrl, patience: Duration) -> Result<PgConnection, ConnectError> {
+    let since = Instant::now();
+    let mut told = false;
+    loop {
+        let error = match tokio::time::timeout(CONNECT_TIMEOUT, url.options().connect()).await {
+            Ok(Ok(connection)) => return Ok(connection),
+            Ok(Err(error)) if may_come(&error) => error.to_string(),
+            Ok(Err(error)) => return Err(ConnectError::unusable(url, &error)),
+            Err(_) => format!("no answer within {CONNECT_TIMEOUT:?}"),
+        };
+        if since.elapsed() >= patience {
+            let waited_sec = since.elapsed().as_secs();
+            return Err(ConnectError::Away { database: url.to_string(), reason: error, waited_sec });
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!(database = %url, reason = %error, "waiting up to {patience:?} for the database");
+        }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+}
+
+/// Whether a database that cannot be connected to may soon be there.
+fn may_come(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Io(_) => true,
+        // cannot_connect_now, too_many_connections, admin_shutdown, crash_shutdown
+        sqlx::Error::Database(error) => {
+            matches!(error.code().as_deref(), Some("57P03" | "53300" | "57P01" | "57P02"))
+        }
+        _ => false,
+    }
+}

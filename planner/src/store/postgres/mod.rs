@@ -1,0 +1,153 @@
+//! The store on Postgres: any number of planner processes over one database, all equal.
+//!
+//! Transactions are READ COMMITTED: each statement sees what was committed when it began, and a row that it
+//! locks as it is after the wait. What makes concurrency right is who holds which lock, in which order:
+//!
+//! 1. Whoever changes a seed or its points holds the row lock of the seed. Locks of seeds are waited for in the
+//!    order of their primary key, all in one statement, and before any other lock. What follows sees everything
+//!    that earlier holders did, because it begins after the wait.
+//! 2. Rows of heartbeats come next, in the same order. A flush takes only these and claims take none, so the
+//!    two never wait for each other.
+//! 3. Identities that are new come last, in their order: the unique index makes one of two planners wait that
+//!    register the same seed, and the one that waited begins again and finds it.
+//! 4. A seed that is chosen while locks are held already is out of this order, so nobody waits for it: when
+//!    somebody has it, the transaction begins again and takes it at the start (1).
+//!
+//! So no two transactions wait for each other. Should Postgres report a deadlock all the same, the transaction
+//! is repeated, as it is when its connection broke before the commit. After a commit was asked for nothing is
+//! repeated.
+//!
+//! On cancel and kill -9 the connection closes and Postgres undoes what was not committed.
+
+mod allocate;
+mod batch;
+mod connect;
+mod leases;
+mod offer;
+mod seeds;
+mod sweep;
+#[cfg(test)]
+mod tests;
+mod transaction;
+mod view;
+
+use std::collections::HashSet;
+
+use async_trait::async_trait;
+pub use connect::{ConnectError, ConnectSettings, migrate};
+use rfork_protocol::SeedKey;
+use sha2::{Digest, Sha256};
+use sqlx::PgConnection;
+use sqlx::postgres::PgPool;
+
+use super::{Beat, Clock, Command, MAX_FLUSH, Outcome, Rules, Snapshot, Store, StoreError, Swept};
+use crate::config::PostgresUrl;
+use transaction::{Begin, Stopped, run};
+
+/// The most steps of one sweep; what is left then waits for the next.
+const MAX_SWEEP_STEPS: usize = 1_000;
+
+/// The store on a Postgres database. Cheap to share behind an `Arc`.
+#[derive(Debug)]
+pub struct PostgresStore {
+    pool: PgPool,
+    rules: Rules,
+    clock: Clock,
+}
+
+impl PostgresStore {
+    /// Connects, migrates the schema, and gives seeds that were registered under another capacity today's.
+    ///
+    /// # Errors
+    /// [`ConnectError`], when the database stays away, refuses, or is not ours.
+    pub async fn open(
+        url: &PostgresUrl,
+        settings: ConnectSettings,
+        rules: Rules,
+        clock: Clock,
+    ) -> Result<Self, ConnectError> {
+        migrate(url, settings.patience).await?;
+        let store = Self { pool: connect::pool(url, settings), rules, clock };
+        store.adopt_capacity().await.map_err(|error| ConnectError::unusable(url, &error))?;
+        Ok(store)
+    }
+
+    /// Leases on points that are no longer offered go on until they end.
+    async fn adopt_capacity(&self) -> Result<(), StoreError> {
+        while run(&self.pool, Begin::Write, seeds::AdoptCapacity(self)).await? > 0 {}
+        Ok(())
+    }
+
+    /// The time, Unix milliseconds. Asked for after locks were waited for: it is then no earlier than anything
+    /// that their last holders wrote.
+    async fn now(&self, connection: &mut PgConnection) -> Result<i64, Stopped> {
+        match self.clock.fixed_ms() {
+            Some(now) => Ok(now),
+            None => {
+                Ok(sqlx::query_scalar("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
+                    .fetch_one(connection)
+                    .await?)
+            }
+        }
+    }
+}
+
+/// By what a key is found.
+fn key_hash(key: &SeedKey) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+fn seed_key(bytes: Vec<u8>) -> Result<SeedKey, Stopped> {
+    SeedKey::new(bytes).map_err(|error| Stopped::Broken(error.to_string()))
+}
+
+fn lease_hash(bytes: Vec<u8>) -> Result<super::LeaseHash, Stopped> {
+    bytes.try_into().map_err(|_| Stopped::Broken("a lease hash is not 32 bytes".into()))
+}
+
+/// A number that the schema keeps within bounds.
+fn small<T: TryFrom<i64>>(number: i64) -> Result<T, Stopped> {
+    T::try_from(number).map_err(|_| Stopped::Broken(format!("{number} is out of bounds")))
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+        run(&self.pool, Begin::Write, batch::Batch::new(self, commands)).await
+    }
+
+    async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
+        let mut sorted = beats.to_vec();
+        sorted.sort_unstable_by_key(|beat| beat.seed_id);
+        let mut gone = HashSet::new();
+        for beats in sorted.chunks(MAX_FLUSH) {
+            gone.extend(run(&self.pool, Begin::Write, seeds::Flush { store: self, beats }).await?);
+        }
+        Ok(gone)
+    }
+
+    async fn sweep(&self) -> Result<Swept, StoreError> {
+        let mut swept = Swept::default();
+        for _ in 0..MAX_SWEEP_STEPS {
+            let step = run(&self.pool, Begin::Write, sweep::Step(self)).await?;
+            swept.leases += step.swept.leases;
+            swept.seeds += step.swept.seeds;
+            if !step.more {
+                break;
+            }
+        }
+        Ok(swept)
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, StoreError> {
+        run(&self.pool, Begin::View, view::View(self)).await
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        run(&self.pool, Begin::Write, view::Check).await
+    }
+
+    async fn close(&self) {
+        self.pool.close().await;
+    }
+}

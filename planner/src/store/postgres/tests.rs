@@ -1,0 +1,240 @@
+//! The suite on Postgres, and what only this store promises.
+
+use proptest::prelude::Rng;
+use proptest::test_runner::{RngAlgorithm, TestRng};
+use sqlx::ConnectOptions;
+
+use super::*;
+use crate::config::DatabaseUrl;
+use crate::domain::seed::Registration;
+use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove, renew};
+use cluster::Cluster;
+
+#[path = "../../../tests/support/cluster.rs"]
+mod cluster;
+
+/// A database of a test's own.
+struct Database(PostgresUrl);
+
+fn url(text: &str) -> PostgresUrl {
+    match text.parse().unwrap() {
+        DatabaseUrl::Postgres(url) => url,
+        sqlite @ DatabaseUrl::Sqlite(_) => panic!("{sqlite}"),
+    }
+}
+
+/// Few connections: many tests run side by side.
+fn few() -> ConnectSettings {
+    ConnectSettings { pool_size: 3, ..ConnectSettings::default() }
+}
+
+#[async_trait]
+impl Home for Database {
+    async fn make() -> Self {
+        Self(url(&Cluster::shared().database().await))
+    }
+
+    async fn open(&self, rules: Rules, clock: Clock) -> std::sync::Arc<dyn Store> {
+        std::sync::Arc::new(PostgresStore::open(&self.0, few(), rules, clock).await.unwrap())
+    }
+}
+
+conformance::conformance_suite!(Database);
+
+/// Seeds, keys and workers of the storm: few, so that every transaction is in some other's way.
+const SEEDS: u8 = 6;
+const KEYS: [&str; 2] = ["k", "l"];
+const CAPACITY: u32 = 2;
+
+/// Random operations of one planner; gives the leases that it may still hold. An error is not expected: all
+/// races are resolved by beginning again.
+async fn storm(store: &PostgresStore, planner: u32, rounds: u32) -> Vec<(u8, u32)> {
+    let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[u8::try_from(planner).unwrap(); 32]);
+    let mut pick = |below: u32| random.next_u32() % below;
+    let mut held: Vec<(u8, u32)> = Vec::new();
+    let mut next = planner * 1_000_000;
+    let mut numbers: Vec<i64> = Vec::new();
+    for _ in 0..rounds {
+        let mut commands = Vec::new();
+        for _ in 0..=pick(6) {
+            let seed = u8::try_from(pick(SEEDS.into())).unwrap();
+            let key = KEYS[usize::from(seed % 2)];
+            commands.push(match pick(16) {
+                0..=1 => register(seed, key),
+                // Now and then a seed comes to hold something else.
+                2 if pick(4) == 0 => register(seed, KEYS[usize::from((seed + 1) % 2)]),
+                3 if pick(4) == 0 => remove(seed, key),
+                4..=6 if !held.is_empty() => {
+                    let (seed, lease) = held[pick(u32::try_from(held.len()).unwrap()) as usize];
+                    renew(seed, lease)
+                }
+                7..=10 if !held.is_empty() => {
+                    let at = pick(u32::try_from(held.len()).unwrap()) as usize;
+                    let (seed, lease) = held.swap_remove(at);
+                    release(seed, lease)
+                }
+                _ => {
+                    next += 1;
+                    acquire(key, next)
+                }
+            });
+        }
+        let outcomes = store.apply(&commands).await.unwrap();
+        for (command, outcome) in commands.iter().zip(outcomes) {
+            match (command, outcome) {
+                (Command::Acquire { lease, .. }, Outcome::Acquired(Some(seed))) => {
+                    let number = u32::from_be_bytes(lease[..4].try_into().unwrap());
+                    let seed = (0..SEEDS).find(|known| conformance::identity(*known) == seed).unwrap();
+                    held.push((seed, number));
+                }
+                (Command::Register { .. }, Outcome::Registered(_, id)) => numbers.push(id),
+                _ => {}
+            }
+        }
+        match pick(8) {
+            0 => drop(store.sweep().await.unwrap()),
+            1 => {
+                numbers.sort_unstable();
+                numbers.dedup();
+                let beats: Vec<Beat> =
+                    numbers.iter().rev().map(|seed_id| Beat { seed_id: *seed_id, age_ms: 0 }).collect();
+                store.flush(&beats).await.unwrap();
+            }
+            _ => {}
+        }
+    }
+    held
+}
+
+/// The database's own word, at any moment: no seed has more leases than points, and none on a point that it
+/// does not offer.
+async fn check_capacity(store: &PostgresStore) {
+    for seed in store.snapshot().await.unwrap().seeds {
+        assert!(seed.used <= seed.capacity && seed.capacity == CAPACITY, "{seed:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planners_that_storm_one_database_keep_every_invariant() {
+    let Database(url) = Database::make().await;
+    let rules = Rules { capacity: CAPACITY, lease_ttl_ms: 1_000, ..RULES };
+    let mut stores = Vec::new();
+    for _ in 0..3 {
+        stores.push(std::sync::Arc::new(
+            PostgresStore::open(&url, few(), rules, Clock::Database).await.unwrap(),
+        ));
+    }
+    let mut planners = tokio::task::JoinSet::new();
+    for (store, planner) in stores.clone().into_iter().zip(1..) {
+        planners.spawn(async move { storm(&store, planner, 150).await });
+    }
+    let mut over = 0;
+    while over < stores.len() {
+        check_capacity(&stores[0]).await;
+        if let Some(done) = planners.try_join_next() {
+            done.unwrap();
+            over += 1;
+        }
+    }
+    // Nobody acts now. What is free by the points is granted, to the last one, and then no more.
+    let registrations: Vec<Command> = (0..SEEDS).map(|seed| register(seed, KEYS[0])).collect();
+    let gone: Vec<Command> = (0..SEEDS).flat_map(|seed| KEYS.map(|key| remove(seed, key))).collect();
+    let mut tried = 0;
+    let all_new = async {
+        // Seeds that drain return once their leases have ended, of themselves.
+        loop {
+            stores[0].apply(&gone).await.unwrap();
+            let outcomes = stores[1].apply(&registrations).await.unwrap();
+            let new = |outcome: &Outcome| !matches!(outcome, Outcome::Registered(Registration::Draining, _));
+            tried += 1;
+            if outcomes.iter().all(new) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(30), all_new).await.unwrap();
+    let all = u32::from(SEEDS) * CAPACITY;
+    let wanted: Vec<Command> = (0..all + 5).map(|number| acquire(KEYS[0], 9_000_000 + number)).collect();
+    let outcomes = stores[2].apply(&wanted).await.unwrap();
+    let granted = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Acquired(Some(_)))).count();
+    assert_eq!(granted, all as usize, "after {tried} tries");
+    check_capacity(&stores[0]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_seed_that_two_planners_register_at_once_is_one() {
+    let Database(url) = Database::make().await;
+    let first = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let second = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    for round in 0..20u8 {
+        let some = [register(round * 2, "k"), register(round * 2 + 1, "k")];
+        let reversed = [some[1].clone(), some[0].clone()];
+        let (one, other) = tokio::join!(first.apply(&some), second.apply(&reversed));
+        let new = one.unwrap().into_iter().chain(other.unwrap());
+        let new = new.filter(|outcome| matches!(outcome, Outcome::Registered(Registration::New, _)));
+        assert_eq!(new.count(), 2);
+    }
+    assert_eq!(first.snapshot().await.unwrap().seed_count, 40);
+}
+
+#[tokio::test]
+async fn planners_that_start_together_migrate_once() {
+    let Database(url) = Database::make().await;
+    let open = || PostgresStore::open(&url, few(), RULES, Clock::Database);
+    let (a, b, c, d) = tokio::join!(open(), open(), open(), open());
+    for store in [a, b, c, d] {
+        store.unwrap().check().await.unwrap();
+    }
+    let mut connection = url.options().connect().await.unwrap();
+    let applied: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM _sqlx_migrations").fetch_one(&mut connection).await.unwrap();
+    assert_eq!(applied, 1);
+}
+
+#[tokio::test]
+async fn a_lock_that_is_held_is_an_outage_that_passes() {
+    let Database(url) = Database::make().await;
+    let quick = ConnectSettings { statement_timeout: std::time::Duration::from_millis(200), ..few() };
+    let store = PostgresStore::open(&url, quick, RULES, Clock::Database).await.unwrap();
+    let outcomes = store.apply(&[register(1, "k")]).await.unwrap();
+    let Outcome::Registered(_, id) = outcomes[0] else { panic!("{outcomes:?}") };
+    let mut foreign = url.options().connect().await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT 1 FROM seeds FOR UPDATE").execute(&mut foreign).await.unwrap();
+    for command in [acquire("k", 1), register(1, "k")] {
+        let error = store.apply(&[command]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+    }
+    // Heartbeats need no lock of a seed.
+    assert!(store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().is_empty());
+    sqlx::raw_sql("ROLLBACK").execute(&mut foreign).await.unwrap();
+    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Acquired(Some(_))), "{outcomes:?}");
+}
+
+#[tokio::test]
+async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
+    let Database(url) = Database::make().await;
+    let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    let mut flushing = url.options().connect().await.unwrap();
+    sqlx::raw_sql("BEGIN; UPDATE heartbeats SET last_ms = last_ms").execute(&mut flushing).await.unwrap();
+    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Acquired(Some(_))), "{outcomes:?}");
+    assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_used_is_named_without_its_password() {
+    let impatient = ConnectSettings { patience: std::time::Duration::ZERO, ..few() };
+    let refusal = async |text: &str| {
+        PostgresStore::open(&url(text), impatient, RULES, Clock::Database).await.unwrap_err().to_string()
+    };
+    // A port that nobody listens on: it was free a moment ago.
+    let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let text = refusal(&format!("postgres://me:SECRET@127.0.0.1:{port}/planner")).await;
+    assert!(text.contains(&format!("postgres://me@127.0.0.1:{port}/planner cannot be reached")), "{text}");
+    assert!(!text.contains("SECRET"), "{text}");
+    let text = refusal(&Cluster::shared().url("missing")).await;
+    assert!(text.contains("does not exist") && text.contains("cannot be used"), "{text}");
+}

@@ -1,0 +1,85 @@
+//! What is there, for people; and whether anything can be done with it.
+
+use async_trait::async_trait;
+use sqlx::{PgConnection, Row};
+
+use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
+use super::transaction::{Stopped, Work};
+use super::{PostgresStore, lease_hash, seed_key, small};
+
+/// The work of [`super::super::Store::snapshot`]; its statements see one moment.
+pub(super) struct View<'a>(pub(super) &'a PostgresStore);
+
+#[async_trait]
+impl Work for View<'_> {
+    type Done = Snapshot;
+
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Snapshot, Stopped> {
+        let now = self.0.now(connection).await?;
+        let (seed_count, lease_count): (i64, i64) = sqlx::query_as(
+            "SELECT (SELECT count(*) FROM seeds), (SELECT count(*) FROM points WHERE busy_until_ms > $1)",
+        )
+        .bind(now)
+        .fetch_one(&mut *connection)
+        .await?;
+        let rows = sqlx::query(
+            "SELECT s.identity, s.seed_key, s.capacity, s.last_used_ms, h.last_ms,
+                    (s.removed OR h.last_ms <= $2) AS draining,
+                    (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used
+             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT $3",
+        )
+        .bind(now)
+        .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))
+        .bind(i64::from(MAX_SNAPSHOT))
+        .fetch_all(&mut *connection)
+        .await?;
+        let mut seeds = Vec::with_capacity(rows.len());
+        for row in rows {
+            seeds.push(SeedView {
+                identity: row.try_get("identity")?,
+                key: seed_key(row.try_get("seed_key")?)?,
+                capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
+                used: small(row.try_get("used")?)?,
+                last_heartbeat_ms: row.try_get("last_ms")?,
+                last_used_ms: row.try_get("last_used_ms")?,
+                draining: row.try_get("draining")?,
+            });
+        }
+        let rows = sqlx::query(
+            "SELECT p.lease_hash, s.identity, s.seed_key FROM points p JOIN seeds s ON s.id = p.seed_id
+             WHERE p.busy_until_ms > $1 ORDER BY s.identity, p.n LIMIT $2",
+        )
+        .bind(now)
+        .bind(i64::from(MAX_SNAPSHOT))
+        .fetch_all(connection)
+        .await?;
+        let mut leases = Vec::with_capacity(rows.len());
+        for row in rows {
+            leases.push(LeaseView {
+                lease: lease_hash(row.try_get("lease_hash")?)?,
+                seed_identity: row.try_get("identity")?,
+                seed_key: seed_key(row.try_get("seed_key")?)?,
+            });
+        }
+        Ok(Snapshot {
+            seed_count: seed_count.unsigned_abs(),
+            lease_count: lease_count.unsigned_abs(),
+            seeds,
+            leases,
+        })
+    }
+}
+
+/// The work of [`super::super::Store::check`]. That a transaction which may write has begun proves that the
+/// server takes writes: one in recovery refuses it.
+pub(super) struct Check;
+
+#[async_trait]
+impl Work for Check {
+    type Done = ();
+
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<(), Stopped> {
+        sqlx::query("SELECT 1 FROM seeds LIMIT 1").execute(connection).await?;
+        Ok(())
+    }
+}

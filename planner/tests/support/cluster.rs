@@ -1,0 +1,180 @@
+//! A Postgres of the tests' own: the system's binaries on a temporary directory, spoken to over a Unix socket.
+//!
+//! Making one takes seconds, so all tests of a run share one and have a database each. nextest runs each test in
+//! a process of its own: the one that comes first makes the cluster, under a file lock that the others wait for.
+//! A guardian process outside of the tests ends the cluster and deletes its files as soon as the run is over,
+//! however it ends.
+
+// Each test program uses a part of this. Clippy knows tests by their attribute, which helpers of theirs lack.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+
+use std::fs::{File, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+
+/// A cluster, which lives as long as the process that it was made for.
+pub(crate) struct Cluster {
+    home: PathBuf,
+}
+
+/// Ends when the owner does: `$1` is the owner's process, `$2` `pg_ctl`, `$3` the directory, and the rest runs a
+/// command as the cluster's user.
+const GUARDIAN: &str = r#"owner=$1 pg_ctl=$2 home=$3; shift 3
+while kill -0 "$owner" 2>/dev/null; do sleep 0.2; done
+"$@" "$pg_ctl" stop -D "$home/data" -m immediate -w
+rm -rf "$home" "$home.lock""#;
+
+impl Cluster {
+    /// The cluster that the tests of this run share.
+    pub(crate) fn shared() -> Self {
+        // Under nextest the run is its process, which is the parent; else it is this one.
+        let owner = match std::env::var_os("NEXTEST_RUN_ID") {
+            Some(_) => std::os::unix::process::parent_id(),
+            None => std::process::id(),
+        };
+        Self::of(owner, &format!("rfork-test-pg-{owner}"))
+    }
+
+    /// A cluster that a test may stop and start.
+    pub(crate) fn private(name: &str) -> Self {
+        let owner = std::process::id();
+        Self::of(owner, &format!("rfork-test-pg-{owner}-{name}"))
+    }
+
+    fn of(owner: u32, name: &str) -> Self {
+        let temporary = std::env::temp_dir();
+        let cluster = Self { home: temporary.join(name) };
+        let lock = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(temporary.join(format!("{name}.lock")));
+        let lock = lock.unwrap();
+        lock.lock().unwrap();
+        if !cluster.home.join("ready").exists() {
+            cluster.make(owner);
+        }
+        cluster
+    }
+
+    fn make(&self, owner: u32) {
+        // Left by a run whose process had the same number.
+        let _ = std::fs::remove_dir_all(&self.home);
+        std::fs::create_dir(&self.home).unwrap();
+        std::fs::set_permissions(&self.home, Permissions::from_mode(0o755)).unwrap();
+        if let Some(user) = other_user() {
+            std::os::unix::fs::chown(&self.home, Some(user.0), Some(user.1)).unwrap();
+        }
+        let data = self.data();
+        succeed(as_user(&binary("initdb")).arg("-D").arg(&data).args([
+            "--no-sync",
+            "--auth=trust",
+            "--username=rfork",
+            "--encoding=UTF8",
+            "--locale=C",
+            "--no-instructions",
+        ]));
+        self.start();
+        let user = as_user(Path::new("env"));
+        let mut guardian = Command::new("setsid");
+        guardian.args(["--fork", "sh", "-c", GUARDIAN, "guardian", &owner.to_string()]).arg(binary("pg_ctl"));
+        guardian.arg(&self.home).arg(user.get_program()).args(user.get_args()).current_dir("/");
+        guardian.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        assert!(guardian.status().unwrap().success());
+        std::fs::write(self.home.join("ready"), b"").unwrap();
+    }
+
+    fn data(&self) -> PathBuf {
+        self.home.join("data")
+    }
+
+    /// Starts the server, and waits until it serves.
+    pub(crate) fn start(&self) {
+        // What a crash of the machine would lose is no matter here; what a crash of the server loses is.
+        let options = format!(
+            "-c listen_addresses= -c unix_socket_directories={} -c fsync=off -c max_connections=300 -c shared_buffers=32MB",
+            self.home.display()
+        );
+        let log = self.home.join("log");
+        let mut start = as_user(&binary("pg_ctl"));
+        start.args(["start", "-w", "-t", "60", "-o", &options, "-D"]).arg(self.data()).arg("-l").arg(log);
+        succeed(&mut start);
+    }
+
+    /// Ends the server at once, as a crash does.
+    pub(crate) fn crash(&self) {
+        succeed(as_user(&binary("pg_ctl")).args(["stop", "-w", "-m", "immediate", "-D"]).arg(self.data()));
+    }
+
+    /// The URL of a database in it.
+    pub(crate) fn url(&self, database: &str) -> String {
+        format!("postgres:///{database}?host={}&user=rfork", self.home.display())
+    }
+
+    /// Makes an empty database, and gives its URL.
+    pub(crate) async fn database(&self) -> String {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
+        let create = format!("CREATE DATABASE {name} STRATEGY file_copy");
+        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
+        connection.close().await.unwrap();
+        self.url(&name)
+    }
+}
+
+/// Where a program of Postgres is: Debian keeps its servers' out of PATH.
+fn binary(name: &str) -> PathBuf {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten();
+    let mut found: Vec<PathBuf> = versions.map(|version| version.path().join("bin").join(name)).collect();
+    found.retain(|path| path.exists());
+    found.sort();
+    found.pop().unwrap_or_else(|| name.into())
+}
+
+/// Whom the server runs as when this is root, which it refuses: user and group.
+fn other_user() -> Option<(u32, u32)> {
+    if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
+        return None;
+    }
+    let users = std::fs::read_to_string("/etc/passwd").unwrap();
+    let user = |name: &str| {
+        let line = users.lines().find(|line| line.split(':').next() == Some(name))?;
+        let mut fields = line.split(':').skip(2).map(|field| field.parse().ok());
+        Some((fields.next()??, fields.next()??))
+    };
+    Some(user("postgres").or_else(|| user("nobody")).unwrap())
+}
+
+/// A command as the cluster's user.
+fn as_user(program: &Path) -> Command {
+    let mut command = match other_user() {
+        None => Command::new(program),
+        Some((user, group)) => {
+            let mut command = Command::new("setpriv");
+            command.args([format!("--reuid={user}"), format!("--regid={group}"), "--clear-groups".into()]);
+            command.arg(program);
+            command
+        }
+    };
+    command.current_dir("/").stdin(Stdio::null());
+    command
+}
+
+/// Runs a command to its end. Its output goes to a file, because a server that it starts keeps it open.
+fn succeed(command: &mut Command) {
+    let output = tempfile::tempfile().unwrap();
+    command.stdout(output.try_clone().unwrap()).stderr(output.try_clone().unwrap());
+    let status = command.status();
+    let said = std::io::read_to_string({
+        let mut output = output;
+        std::io::Seek::rewind(&mut output).unwrap();
+        output
+    });
+    let status = status.unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs Postgres"));
+    assert!(status.success(), "{command:?}: {status}\n{}", said.unwrap_or_default());
+}

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv6Addr;
+use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
@@ -10,6 +11,9 @@ pub const MAX_SEED_KEY_BYTES: usize = 8 * 1024;
 
 /// The longest host name or address accepted as `SEED_IP`, in bytes (DNS allows 253).
 pub const MAX_SEED_HOST_BYTES: usize = 255;
+
+/// The longest seed identity, `host:port:rank`, in bytes.
+pub const MAX_SEED_IDENTITY_BYTES: usize = MAX_SEED_HOST_BYTES + ":65535:4294967295".len();
 
 /// The longest lease id accepted, in bytes. Planners of ours issue 32 hex characters.
 pub const MAX_LEASE_ID_BYTES: usize = 128;
@@ -29,6 +33,9 @@ pub enum IdError {
     /// A port outside 1 to 65535.
     #[error("a seed port must be 1 to 65535")]
     BadPort,
+    /// A text that is not a seed's `host:port:rank`.
+    #[error("'{0}' is not a seed: write host:port:rank, an IPv6 host in brackets")]
+    BadSeed(String),
     /// A lease id that is empty, too long or not printable ASCII.
     #[error("a lease id must be 1 to {MAX_LEASE_ID_BYTES} printable ASCII characters")]
     BadLease,
@@ -157,6 +164,33 @@ impl fmt::Display for SeedIdentity {
     }
 }
 
+/// Reads what `Display` writes. The last two parts are the port and the rank, so a host is read back as it was
+/// given, an IPv6 address without brackets too.
+impl FromStr for SeedIdentity {
+    type Err = IdError;
+
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let bad = || IdError::BadSeed(text.chars().take(80).collect());
+        if text.len() > MAX_SEED_IDENTITY_BYTES {
+            return Err(bad());
+        }
+        // As `Display` writes a number: one seed has one text.
+        let number = |digits: &str| {
+            digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'))
+        };
+        let mut parts = text.rsplitn(3, ':');
+        let (Some(rank), Some(port), Some(host)) = (parts.next(), parts.next(), parts.next()) else {
+            return Err(bad());
+        };
+        if !number(rank) || !number(port) {
+            return Err(bad());
+        }
+        let rank = rank.parse().map_err(|_| bad())?;
+        let port = port.parse().map_err(|_| bad())?;
+        Self::new(host, port, rank)
+    }
+}
+
 /// Whether `host` could stand as the host of a URL.
 fn is_url_host(host: &str) -> bool {
     if host.is_empty() || host.len() > MAX_SEED_HOST_BYTES {
@@ -264,6 +298,34 @@ mod tests {
     }
 
     #[test]
+    fn a_text_that_is_no_seed_is_refused() {
+        for bad in [
+            "",
+            "h",
+            "h:1",
+            "h:1:",
+            "h::0",
+            ":1:0",
+            "h:0:0",
+            "h:65536:0",
+            "h:1:4294967296",
+            "h:+1:0",
+            "h:01:0",
+            "h:1:00",
+            "h:1:-1",
+            "a b:1:0",
+            "h:1:0 ",
+            "::1",
+            "[::1:8000:0",
+            "http://h:1:0",
+        ] {
+            assert!(bad.parse::<SeedIdentity>().is_err(), "{bad}");
+        }
+        let long = format!("{}:1:0", "h".repeat(MAX_SEED_IDENTITY_BYTES));
+        assert!(long.parse::<SeedIdentity>().unwrap_err().to_string().len() < 200);
+    }
+
+    #[test]
     fn a_lease_is_never_printed_whole() {
         let id = LeaseId::new("0123456789abcdef0123456789abcdef").unwrap();
         for shown in [format!("{id}"), format!("{id:?}")] {
@@ -303,6 +365,12 @@ mod tests {
             prop_assert!(key.is_text(&text));
             prop_assert!(key.is_text(&key.to_string()));
             prop_assert_eq!(key.is_text(&other), other == text || other == key.to_string());
+        }
+
+        #[test]
+        fn a_seed_is_read_as_it_is_written(host in "[a-z0-9.-]{1,20}|::1|\\[fe80::7\\]|1:2:3:4:5:6:7:8", port in 1u16.., rank: u32) {
+            let seed = SeedIdentity::new(host, port, rank).unwrap();
+            prop_assert_eq!(seed.to_string().parse(), Ok(seed));
         }
 
         #[test]

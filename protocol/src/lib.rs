@@ -7,7 +7,9 @@
 pub mod frame;
 pub mod ids;
 pub mod manifest;
+pub mod problem;
 pub mod seed_key;
 pub mod v1;
+pub mod v2;
 
 pub use ids::{IdError, LeaseId, SeedIdentity, SeedKey};

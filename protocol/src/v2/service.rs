@@ -1,0 +1,29 @@
+//! What a planner says of itself.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The answer to [`SERVICE`](super::SERVICE).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Service {
+    /// Always [`Service::NAME`].
+    pub service: String,
+    /// The planner's version.
+    pub version: String,
+    /// The APIs that it speaks: `v1`, `v2`.
+    pub api: Vec<String>,
+    /// How often a seed should be heard of, in milliseconds.
+    pub heartbeat_interval_ms: u64,
+    /// The longest that it lets an acquisition wait, in milliseconds; a longer wait is cut to it.
+    pub max_wait_ms: u64,
+}
+
+impl Service {
+    /// What [`Service::service`] says.
+    pub const NAME: &str = "rfork-planner";
+
+    /// Whether it is a planner that speaks this API.
+    pub fn speaks_v2(&self) -> bool {
+        self.service == Self::NAME && self.api.iter().any(|api| api == "v2")
+    }
+}

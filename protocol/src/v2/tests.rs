@@ -1,0 +1,332 @@
+//! What is written is read back, and what is wrong is refused with the field's name.
+
+use proptest::prelude::*;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::ids::{LeaseId, MAX_SEED_KEY_BYTES, SeedIdentity, SeedKey};
+
+fn refusal<T: DeserializeOwned + std::fmt::Debug>(body: &Value) -> (String, String) {
+    match decode::<T>(body.to_string().as_bytes()) {
+        Err(BodyError::Invalid { field, reason }) => (field, reason),
+        other => panic!("{body}: {other:?}"),
+    }
+}
+
+#[test]
+fn a_refusal_names_the_field() {
+    let seed = "h:1:0";
+    let many: Vec<_> = (0..=MAX_BEATS).map(|_| json!({"seed": seed, "seed_key": "k"})).collect();
+    let long = "x".repeat(MAX_SEED_KEY_BYTES + 1);
+    let register = |field: &str, value: Value| {
+        let mut body = json!({"seed": seed, "seed_key": "k"});
+        body[field] = value;
+        refusal::<Register>(&body)
+    };
+    let acquire = |field: &str, value: Value| {
+        let mut body = json!({"seed_key": "k"});
+        body[field] = value;
+        refusal::<Acquire>(&body)
+    };
+    for ((field, reason), expected, because) in [
+        (refusal::<Register>(&json!({"seed_key": "k"})), ".", "missing field `seed`"),
+        (refusal::<Register>(&json!([seed, "k"])), ".", "expected an object"),
+        (refusal::<Register>(&json!(null)), ".", "expected an object"),
+        (register("seedkey", json!(1)), "seedkey", "unknown field `seedkey`"),
+        (register("seed", json!("h:0:0")), "seed", "1 to 65535"),
+        (register("seed", json!("h:1")), "seed", "host:port:rank"),
+        (register("seed", json!(1)), "seed", "expected a string"),
+        (register("seed_key", json!("")), "seed_key", "must not be empty"),
+        (register("seed_key", json!(long)), "seed_key", "too long"),
+        (register("seed_key", json!({"hex": "e"})), "seed_key", "even number"),
+        (register("seed_key", json!({"hex": "E9"})), "seed_key", "digits 0-9 and a-f"),
+        (register("seed_key", json!({"hex": "e9", "text": "x"})), "seed_key", "unknown field `text`"),
+        (register("seed_key", json!({})), "seed_key", "missing field `hex`"),
+        (register("seed_key", json!(["k"])), "seed_key", "a string, or"),
+        (register("is_draft", json!("true")), "is_draft", "expected a boolean"),
+        (register("incarnation", json!("")), "incarnation", "1 to 256 bytes"),
+        (register("model_url", json!("a\u{0}")), "model_url", "control"),
+        (register("location", json!({"zone": "z", "row": "r"})), "location.row", "unknown field"),
+        (register("location", json!({"rack": "r".repeat(257)})), "location.rack", "1 to 256 bytes"),
+        (register("location", json!(["z"])), "location", "expected an object"),
+        (acquire("wait_ms", json!(-1)), "wait_ms", "-1"),
+        (acquire("wait_ms", json!(1.5)), "wait_ms", "1.5"),
+        (acquire("wait_ms", json!(MAX_WAIT_MS + 1)), "wait_ms", "at most 3600000"),
+        (acquire("exclude", json!(vec![seed; MAX_EXCLUDED + 1])), "exclude", "a list of 0 to 64"),
+        (acquire("exclude", json!([seed, "?"])), "exclude[1]", "host:port:rank"),
+        (refusal::<HeartbeatBatch>(&json!({"seeds": []})), "seeds", "a list of 1 to 1024"),
+        (refusal::<HeartbeatBatch>(&json!({"seeds": many})), "seeds", "a list of 1 to 1024"),
+        (
+            refusal::<HeartbeatBatch>(&json!({"seeds": [{"seed": seed}]})),
+            "seeds[0]",
+            "missing field `seed_key`",
+        ),
+        (refusal::<HeartbeatBatch>(&json!({"seeds": [[seed, "k"]]})), "seeds[0]", "expected an object"),
+        (refusal::<Renew>(&json!({"seed": seed, "lease_id": "a b"})), "lease_id", "printable"),
+        (
+            refusal::<Release>(&json!({"seed": seed, "lease_id": "l", "outcome": "good"})),
+            "outcome",
+            "expected `ok` or `failed`",
+        ),
+        (
+            refusal::<Release>(&json!({"seed": seed, "lease_id": "l", "outcome": "ok", "reason": "Why?"})),
+            "reason",
+            "a-z",
+        ),
+    ] {
+        assert!(
+            field == expected && reason.contains(because),
+            "{field}: {reason}; expected {expected}: {because}"
+        );
+    }
+}
+
+#[test]
+fn what_is_not_json_is_told_apart_and_nothing_grows_long() {
+    for body in [&b""[..], b"{", b"{}x", b"seed_key=k", b"\xff", br#"{"seed_key":"\ud800"}"#] {
+        assert!(decode::<Acquire>(body).is_err());
+    }
+    assert!(matches!(decode::<Acquire>(b"{"), Err(BodyError::NotJson { .. })));
+    let long = json!({"x".repeat(10_000): 1, "seed_key": "k"});
+    let (field, reason) = refusal::<Acquire>(&long);
+    assert!(field.len() <= 200 && reason.len() <= 300, "{field}: {reason}");
+    let deep = format!("{{\"location\":{}", "{\"zone\":".repeat(10_000));
+    assert!(decode::<Acquire>(deep.as_bytes()).is_err());
+    let twice = br#"{"seed_key":"a","seed_key":"b"}"#;
+    assert!(decode::<Acquire>(twice).unwrap_err().to_string().contains("duplicate field"));
+}
+
+#[test]
+fn a_key_is_text_or_hex_and_the_same_either_way() {
+    let key = |value: Value| serde_json::from_value::<SeedKey>(value).unwrap();
+    assert_eq!(key(json!("é")), key(json!({"hex": "c3a9"})));
+    assert_eq!(key(json!({"hex": "e9"})).as_bytes(), [0xe9]);
+    assert_eq!(serde_json::to_value(key(json!({"hex": "e9"}))).unwrap(), json!({"hex": "e9"}));
+    assert_eq!(serde_json::to_value(key(json!({"hex": "6b"}))).unwrap(), json!("k"));
+    assert_eq!(
+        Acquire::of(key(json!("k"))),
+        decode(br#" {"seed_key":"k","wait_ms":null,"location":null} "#).unwrap()
+    );
+}
+
+#[test]
+fn an_answer_may_have_more_fields() {
+    let service = json!({"service": "rfork-planner", "version": "9", "api": ["v2", "v3"], "heartbeat_interval_ms": 1,
+        "max_wait_ms": 2, "more": {}});
+    assert!(serde_json::from_value::<Service>(service.clone()).unwrap().speaks_v2());
+    let mut other = service;
+    other["service"] = json!("something");
+    assert!(!serde_json::from_value::<Service>(other).unwrap().speaks_v2());
+}
+
+#[test]
+fn a_query_is_refused_by_its_parameter() {
+    let refusal = |query: &str| SeedQuery::decode(query).unwrap_err();
+    for (query, parameter) in [
+        ("key=k", "key"),
+        ("limit=0", "limit"),
+        ("limit=1001", "limit"),
+        ("limit=+1", "limit"),
+        ("limit=1&limit=2", "limit"),
+        ("state=dead", "state"),
+        ("state=%ff", "state"),
+        ("after=xyz", "after"),
+        ("host=a%00", "host"),
+    ] {
+        let error = refusal(query);
+        assert!(error.parameter() == parameter && error.to_string().contains(parameter), "{query}: {error}");
+    }
+    assert_eq!(SeedQuery::decode("").unwrap(), SeedQuery::default());
+    assert_eq!(SeedQuery::decode("seed_key=&&limit=").unwrap(), SeedQuery::default());
+    let spaced = SeedQuery::decode("seed_key=a+b%20c%2Bd%E9").unwrap().seed_key.unwrap();
+    assert_eq!(spaced.as_bytes(), b"a b c+d\xe9");
+    assert!(LeaseQuery::decode("seed=h:1").is_err());
+}
+
+#[test]
+fn a_credential_is_not_printed() {
+    let key = IdempotencyKey::new("0123456789").unwrap();
+    assert!(!format!("{key:?}").contains("0123"));
+    for bad in ["1234567", "12345 78", &"x".repeat(201), "é1234567"] {
+        assert!(IdempotencyKey::new(bad).is_err(), "{bad}");
+    }
+}
+
+fn keys() -> impl Strategy<Value = SeedKey> {
+    prop_oneof![
+        prop::collection::vec(any::<u8>(), 1..40).prop_map(|bytes| SeedKey::new(bytes).unwrap()),
+        ".{1,20}".prop_map(|text| SeedKey::new(text).unwrap()),
+    ]
+}
+
+fn seeds() -> impl Strategy<Value = SeedIdentity> {
+    ("[a-z0-9.-]{1,12}|::1|\\[fe80::7\\]", 1u16.., any::<u32>())
+        .prop_map(|(host, port, rank)| SeedIdentity::new(host, port, rank).unwrap())
+}
+
+fn text<const MOST: usize>() -> impl Strategy<Value = Text<MOST>> {
+    "[ -~é√]{1,20}".prop_map(|text| Text::try_from(text).unwrap())
+}
+
+fn maybe<T: std::fmt::Debug>(strategy: impl Strategy<Value = T>) -> impl Strategy<Value = Option<T>> {
+    prop::option::of(strategy)
+}
+
+prop_compose! {
+    fn locations()(zone in maybe(text()), rack in maybe(text()), host in maybe(text())) -> Location {
+        Location { zone, rack, host }
+    }
+}
+
+prop_compose! {
+    fn registers()(
+        seed in seeds(), seed_key in keys(), model_url in maybe(text()), deploy_strategy in maybe(text()),
+        is_draft: Option<bool>, incarnation in maybe(text()), instance_id in maybe(text()),
+        content_id in maybe(text()), location in maybe(locations()),
+    ) -> Register {
+        Register { seed, seed_key, model_url, deploy_strategy, is_draft, incarnation, instance_id, content_id, location }
+    }
+}
+
+prop_compose! {
+    fn acquires()(
+        seed_key in keys(), wait_ms in 0..=MAX_WAIT_MS, location in maybe(locations()), instance_id in maybe(text()),
+        exclude in prop::collection::vec(seeds(), 0..4),
+    ) -> Acquire {
+        Acquire { seed_key, wait_ms, location, instance_id, exclude }
+    }
+}
+
+prop_compose! {
+    fn releases()(
+        lease in "[!-~]{1,40}", seed in seeds(), ok: bool, reason in maybe("[a-z0-9_-]{1,64}"), bytes: Option<u64>,
+        duration_ms: Option<u64>,
+    ) -> Release {
+        let outcome = if ok { TransferOutcome::Ok } else { TransferOutcome::Failed };
+        let reason = reason.map(|reason| Reason::try_from(reason).unwrap());
+        Release { lease_id: LeaseId::new(lease).unwrap(), seed, outcome, reason, bytes, duration_ms }
+    }
+}
+
+fn states() -> impl Strategy<Value = SeedState> {
+    prop::sample::select(vec![SeedState::Live, SeedState::Suspect, SeedState::Draining, SeedState::Silent])
+}
+
+prop_compose! {
+    fn summaries()(
+        registered in registers(), state in states(), numbers: (u32, u32, u64, u32),
+        times: (Option<u64>, Option<u64>),
+    ) -> SeedSummary {
+        let words = |text: Option<Name>| text.map(String::from);
+        SeedSummary {
+            seed: registered.seed, seed_key: registered.seed_key, state, capacity: numbers.0, used: numbers.1,
+            heartbeat_age_ms: numbers.2, last_used_age_ms: times.0, suspect_for_ms: times.1, failures: numbers.3,
+            model_url: registered.model_url.map(String::from),
+            deploy_strategy: registered.deploy_strategy.map(String::from), is_draft: registered.is_draft,
+            incarnation: words(registered.incarnation), instance_id: words(registered.instance_id),
+            content_id: words(registered.content_id), location: registered.location.unwrap_or_default(),
+        }
+    }
+}
+
+/// A request is read as it was written.
+fn kept<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+    request: &T,
+) -> Result<(), TestCaseError> {
+    let written = serde_json::to_vec(request).unwrap();
+    prop_assert_eq!(&decode::<T>(&written).map_err(|error| TestCaseError::fail(error.to_string()))?, request);
+    Ok(())
+}
+
+/// An answer is read as it was written, whatever a later version adds to it.
+fn kept_with_more<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(
+    answer: &T,
+) -> Result<(), TestCaseError> {
+    let mut written = serde_json::to_value(answer).unwrap();
+    written["of_a_later_version"] = json!([1]);
+    prop_assert_eq!(&serde_json::from_value::<T>(written).unwrap(), answer);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    #[test]
+    fn requests_are_read_as_they_were_written(
+        register in registers(), acquire in acquires(), release in releases(), keep_content_id in maybe(text()),
+    ) {
+        kept(&register)?;
+        kept(&acquire)?;
+        kept(&release)?;
+        let Register { seed, seed_key, incarnation, .. } = register;
+        let beat = Beat { seed: seed.clone(), seed_key: seed_key.clone(), incarnation };
+        kept(&HeartbeatBatch { seeds: vec![beat.clone(), beat] })?;
+        kept(&Drain { seed: seed.clone(), seed_key: seed_key.clone() })?;
+        kept(&Deregister { seed: seed.clone(), seed_key: seed_key.clone() })?;
+        kept(&Renew { lease_id: release.lease_id, seed })?;
+        kept(&Invalidate { seed_key: seed_key.clone(), keep_content_id })?;
+        let Acquire { location, instance_id, exclude, .. } = acquire;
+        kept(&Explain { seed_key, location, instance_id, exclude })?;
+    }
+
+    #[test]
+    fn answers_are_read_as_they_were_written(
+        seed in summaries(), lease in "[0-9a-f]{32}", ttl_ms: u64, waited_ms: u64, next in maybe(prop::collection::vec(any::<u8>(), 1..9)),
+    ) {
+        let next = next.map(|bytes| Cursor::of(&bytes));
+        kept_with_more(&Registered { registration: Registration::NewHolding, heartbeat_interval_ms: ttl_ms, heartbeat_ttl_ms: ttl_ms })?;
+        kept_with_more(&HeartbeatResults { results: vec![BeatResult { seed: seed.seed.clone(), status: BeatStatus::Unknown }] })?;
+        kept_with_more(&Drained { active_leases: seed.used })?;
+        kept_with_more(&Deregistered { state: Deregistration::Draining })?;
+        kept_with_more(&Granted { lease_id: LeaseId::new(lease).unwrap(), seed: seed.seed.clone(), ttl_ms, waited_ms })?;
+        kept_with_more(&Renewed { ttl_ms })?;
+        kept_with_more(&Released {})?;
+        kept_with_more(&Invalidated { drained: ttl_ms })?;
+        kept_with_more(&SeedList { seeds: vec![seed.clone()], next: next.clone() })?;
+        let lease = LeaseSummary { lease: "0123456789ab".into(), seed: seed.seed.clone(), seed_key: seed.seed_key.clone(), ttl_ms, age_ms: None };
+        kept_with_more(&LeaseList { leases: vec![lease], next: next.clone() })?;
+        let counts = SeedCounts { live: 1, suspect: 2, draining: 3, silent: 4 };
+        let key = KeySummary { seed_key: seed.seed_key.clone(), seeds: counts, capacity: ttl_ms, used: 0, waiting: 0 };
+        kept_with_more(&KeyList { keys: vec![key], next })?;
+        let explained = ExplainedSeed { verdict: Verdict::WouldBeGranted, rank: Some(1), seed };
+        kept_with_more(&Explained { grant: Some(explained.seed.seed.clone()), seeds: vec![explained], truncated: false })?;
+    }
+
+    #[test]
+    fn queries_are_read_as_they_were_written(
+        seed_key in maybe(keys()), seed in maybe(seeds()), model_url in maybe(text()), host in maybe(text()),
+        state in maybe(states()), limit in 1..=MAX_PAGE, after in maybe(prop::collection::vec(any::<u8>(), 1..9)),
+    ) {
+        let after = after.map(|bytes| Cursor::of(&bytes));
+        let query = SeedQuery { seed_key: seed_key.clone(), model_url, host, state, limit, after: after.clone() };
+        prop_assert_eq!(SeedQuery::decode(&query.encode()), Ok(query));
+        let query = LeaseQuery { seed_key, seed, limit, after: after.clone() };
+        prop_assert_eq!(LeaseQuery::decode(&query.encode()), Ok(query));
+        let query = KeyQuery { limit, after };
+        prop_assert_eq!(KeyQuery::decode(&query.encode()), Ok(query));
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), query in ".{0,60}") {
+        let _ = (decode::<Register>(&bytes), decode::<Acquire>(&bytes), SeedQuery::decode(&query));
+    }
+
+    #[test]
+    fn a_cut_label_is_a_label(label in "\\PC{0,30}", repeated in 1usize..40) {
+        let label = label.repeat(repeated);
+        let cut = Label::cut(&label);
+        prop_assert_eq!(cut.is_none(), label.is_empty());
+        if let Some(cut) = cut {
+            prop_assert!(label.starts_with(cut.as_str()));
+            prop_assert_eq!(Label::try_from(String::from(cut.clone())), Ok(cut));
+        }
+    }
+
+    #[test]
+    fn a_cursor_stands_for_its_bytes(bytes in prop::collection::vec(any::<u8>(), 1..300)) {
+        let cursor = Cursor::of(&bytes);
+        prop_assert_eq!(Cursor::try_from(cursor.as_str().to_owned()).unwrap().bytes(), bytes);
+    }
+}

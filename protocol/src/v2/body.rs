@@ -32,15 +32,13 @@ pub enum BodyError {
 /// [`BodyError`], which names the field at fault.
 pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BodyError> {
     let mut json = serde_json::Deserializer::from_slice(body);
-    let Object(request) = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let field = error.path().to_string();
-        refusal(field, error.inner())
-    })?;
-    json.end().map_err(|error| refusal(".".into(), &error))?;
+    let Object(request) = serde_path_to_error::deserialize(&mut json)
+        .map_err(|error| refusal(&error.path().to_string(), error.inner()))?;
+    json.end().map_err(|error| refusal(".", &error))?;
     Ok(request)
 }
 
-fn refusal(field: String, error: &serde_json::Error) -> BodyError {
+fn refusal(field: &str, error: &serde_json::Error) -> BodyError {
     // The client's own texts appear in both, and may be long.
     let field = field.chars().take(200).collect();
     let reason = error.to_string().chars().take(300).collect();

@@ -10,10 +10,11 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use tokio::net::TcpListener;
 
-use crate::config::{DatabaseError, DatabaseUrl, Settings};
+use crate::config::{Bounds, DatabaseError, DatabaseUrl, Settings};
 use crate::domain::policy::Policy;
+use crate::shutdown::Stop;
 use crate::store::postgres::ConnectSettings;
-use crate::{RunError, migrate, run, shutdown};
+use crate::{RunError, migrate, run};
 
 /// Ten years. A longer time is a slip, and would overflow timers.
 const SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 86_400;
@@ -21,6 +22,9 @@ const SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 86_400;
 const POINTS: RangeInclusive<u32> = 1..=1_000;
 /// Connections to the database: one for the writer, and others for heartbeats, the sweep and questions.
 const POOL: RangeInclusive<u32> = 2..=100;
+const HOUR_SEC: u64 = 3_600;
+/// Connections and requests at once.
+const CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
 /// A statement that takes longer could not be answered within a request's deadline.
 const STATEMENT_MS: RangeInclusive<u64> = 100..=3_500;
 
@@ -86,6 +90,29 @@ pub struct PlannerArgs {
     /// lru (longest unused)
     #[arg(long, env = "RFORK_CFG_ALLOC_POLICY", default_value_t, value_name = "POLICY")]
     alloc_policy: Policy,
+
+    /// Connections at once; more wait until one ends
+    #[arg(long, env = "RFORK_CFG_MAX_CONNECTIONS", default_value = "8192", value_name = "CONNECTIONS",
+        value_parser = whole(CONNECTIONS))]
+    max_connections: usize,
+
+    /// Requests at once of each kind: those that ask for a seed, and all others. More are answered 503 at once;
+    /// probes and metrics are not counted
+    #[arg(long, env = "RFORK_CFG_MAX_REQUESTS", default_value = "4096", value_name = "REQUESTS",
+        value_parser = whole(CONNECTIONS))]
+    max_requests: usize,
+
+    /// Seconds that a connection may wait for a whole request head, and a client let an answer wait. Longer than
+    /// a proxy before the planner keeps its connections
+    #[arg(long, env = "RFORK_CFG_IDLE_TIMEOUT_SEC", default_value = "65", value_name = "SECONDS",
+        value_parser = whole(1..=HOUR_SEC))]
+    idle_timeout_sec: u64,
+
+    /// Seconds that the planner serves on after SIGTERM or Ctrl-C, while /readyz says 503; a second signal ends
+    /// them
+    #[arg(long, env = "RFORK_CFG_DRAIN_SEC", default_value = "5", value_name = "SECONDS",
+        value_parser = whole(0..=HOUR_SEC))]
+    drain_sec: u64,
 }
 
 /// What `rfork planner` does instead of running.
@@ -150,6 +177,13 @@ impl PlannerArgs {
             lease_ttl: Duration::from_secs(self.lease_ttl_sec),
             default_resource_points: self.default_resource_points,
             alloc_policy: self.alloc_policy,
+            bounds: Bounds {
+                connections: self.max_connections,
+                requests: self.max_requests,
+                idle: Duration::from_secs(self.idle_timeout_sec),
+                drain: Duration::from_secs(self.drain_sec),
+                ..Bounds::default()
+            },
         })
     }
 }
@@ -178,7 +212,8 @@ pub enum PlannerError {
     Run(#[from] RunError),
 }
 
-/// Runs a planner until SIGTERM or Ctrl-C, or does what was asked for instead. The planner then stops accepting, finishes what runs, and returns.
+/// Runs a planner until SIGTERM or Ctrl-C, or does what was asked for instead. The planner then drains, stops
+/// accepting, finishes what runs, and returns.
 ///
 /// # Errors
 /// [`PlannerError`], when it cannot start.
@@ -188,7 +223,7 @@ pub async fn serve(args: PlannerArgs) -> Result<(), PlannerError> {
     if action == Some(Action::Migrate) {
         return Ok(migrate(&settings).await?);
     }
-    let stop = shutdown::on_signal().map_err(PlannerError::Signals)?;
+    let stop = Stop::on_signals().map_err(PlannerError::Signals)?;
     raise_open_files();
     // An IPv6 address may stand in brackets, as in a URL.
     let host = settings.host.trim_start_matches('[').trim_end_matches(']');
@@ -253,6 +288,10 @@ mod tests {
             ("--database-url", "postgres://h/d?sslmode=perhaps", "postgres://"),
             ("--database-pool-size", "1", "2 to 100"),
             ("--database-statement-timeout-ms", "9000", "100 to 3500"),
+            ("--max-connections", "0", "1 to 1000000"),
+            ("--max-requests", "-1", "1 to 1000000"),
+            ("--idle-timeout-sec", "0", "1 to 3600"),
+            ("--drain-sec", "3601", "0 to 3600"),
             ("--database-url-file", "/no/such/file", "cannot be read"),
         ] {
             let refusal = parse(&[&format!("{flag}={value}")]).unwrap_err();

@@ -11,7 +11,7 @@ use crate::domain::policy::Policy;
 use crate::store::Rules;
 use crate::store::postgres::ConnectSettings;
 
-/// How long a request may take in all. Clients give up after 10 s: an answer must come before.
+/// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
 
 /// Where seeds and leases are kept.
@@ -194,6 +194,36 @@ impl DatabaseUrl {
     }
 }
 
+/// What a planner takes from its clients at most.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bounds {
+    /// Connections at once; more wait in the listen queue.
+    pub connections: usize,
+    /// Requests at once of each kind: those that ask for a seed, and the rest. More are refused.
+    pub requests: usize,
+    /// The longest that a connection waits for a request's whole head, and with that without a request; and the
+    /// longest that its client takes nothing of an answer.
+    pub idle: Duration,
+    /// The longest from a request's head to its answer.
+    pub deadline: Duration,
+    /// How long a planner that was told to end serves on.
+    pub drain: Duration,
+}
+
+impl Default for Bounds {
+    fn default() -> Self {
+        Self {
+            connections: 8_192,
+            requests: 4_096,
+            // Proxies keep a connection for a minute. It must not end first here, with a request on its way.
+            idle: Duration::from_secs(65),
+            // What a handler says of its own deadline comes first.
+            deadline: REQUEST_DEADLINE + Duration::from_secs(1),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
 /// What a planner needs to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
@@ -215,6 +245,8 @@ pub struct Settings {
     pub default_resource_points: u32,
     /// How seeds are compared.
     pub alloc_policy: Policy,
+    /// What clients may take.
+    pub bounds: Bounds,
 }
 
 impl Settings {
@@ -230,6 +262,7 @@ impl Settings {
             lease_ttl: Duration::from_secs(60),
             default_resource_points: 1,
             alloc_policy: Policy::default(),
+            bounds: Bounds::default(),
         }
     }
 

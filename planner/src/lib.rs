@@ -22,6 +22,7 @@ pub mod store;
 pub mod sweeper;
 
 use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
+use shutdown::Stop;
 use store::postgres::{ConnectError, PostgresStore};
 use store::sqlite::{OpenError, SqliteStore};
 use store::{Clock, Store};
@@ -58,12 +59,14 @@ pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Runs a planner on `listener` until `stop`: then it accepts no more, finishes what runs, writes the last
-/// heartbeats and returns. Two can live in one process, each with a SQLite file of its own.
+/// Runs a planner on `listener` until `stop`: then it drains, accepts no more, finishes what runs, writes the last
+/// heartbeats and returns. A plain token stops it without a drain. Two can live in one process, each with a SQLite
+/// file of its own.
 ///
 /// # Errors
 /// [`RunError`], when it cannot start.
-pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationToken) -> Result<(), RunError> {
+pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop>) -> Result<(), RunError> {
+    let stop: Stop = stop.into();
     let address: SocketAddr = listener.local_addr()?;
     let store: Arc<dyn Store> = match &settings.database {
         DatabaseUrl::Sqlite(path) => {
@@ -72,9 +75,9 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationTo
         DatabaseUrl::Postgres(url) => {
             // A stop does not wait for a database that is away.
             let opening = PostgresStore::open(url, settings.connect, settings.rules(), Clock::Database);
-            match stop.run_until_cancelled(opening).await {
-                Some(store) => Arc::new(store?),
-                None => return Ok(()),
+            tokio::select! {
+                store = opening => Arc::new(store?),
+                () = stop.draining() => return Ok(()),
             }
         }
     };
@@ -95,8 +98,16 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: CancellationTo
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
     let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
-    let api = http::Api { writer, heartbeats, store: store.clone(), lease_ttl: settings.lease_ttl, metrics };
-    http::server::serve(listener, http::router(api), stop).await;
+    let api = http::Api {
+        writer,
+        heartbeats,
+        store: store.clone(),
+        lease_ttl: settings.lease_ttl,
+        metrics,
+        stop: stop.clone(),
+    };
+    let router = http::router(api, &settings.bounds);
+    http::server::serve(listener, router, &settings.bounds, &stop).await;
     requests_done.cancel();
     // A panic in one of them was logged when it happened; the rest is still to be closed.
     let _ = (flushing.await, sweeping.await);

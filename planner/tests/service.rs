@@ -8,10 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use rfork_planner::config::{DatabaseUrl, Settings};
+use rfork_planner::shutdown::Stop;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
 use support::{PATIENCE, Planner, Seed, raw, request};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 const SEED: Seed<'_> = Seed { key: "k", ip: "10.0.0.7" };
 
@@ -232,4 +235,32 @@ async fn stopping_under_load_loses_nothing_that_was_answered() {
         planner.put(lease).await.is(200, "");
     }
     planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_planner_that_drains_is_not_ready_and_serves_on() {
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));
+    settings.bounds.drain = Duration::from_millis(500);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Stop::default();
+    let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+    let ask = async |method: &str, path: &str, headers: &[(&str, &[u8])]| {
+        raw(address, &request(method, path, headers)).await.unwrap()
+    };
+    ask("GET", "/readyz", &[]).await.is(200, r#"{"status":"ok"}"#);
+
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    stop.advance();
+    ask("GET", "/readyz", &[]).await.is(503, "the planner is stopping");
+    ask("GET", "/healthz", &[]).await.is(200, r#"{"status":"ok"}"#);
+    ask("GET", "/get_seed", &[("SEED_KEY", b"k")]).await.is(404, "no available seed");
+    kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, kept.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.contains("connection: close"), "it would send its next request here, too: {answer}");
+
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+    assert!(TcpStream::connect(address).await.is_err());
 }

@@ -75,6 +75,18 @@ fn signals_end_it_with_success() {
 }
 
 #[test]
+fn it_serves_on_while_it_drains_and_a_second_signal_ends_that() {
+    let mut planner = Planner::start(&["--drain-sec=3600"]);
+    assert_eq!(planner.request("GET", "/readyz", &[]).status, 200);
+    planner.process.signal(Signal::TERM);
+    until("that it is not ready", || (planner.request("GET", "/readyz", &[]).status == 503).then_some(()));
+    assert_eq!(planner.request("GET", "/healthz", &[]).status, 200);
+    assert_eq!(planner.request("POST", "/add_seed", &SEED).status, 200);
+    assert_eq!(planner.request("GET", "/get_seed", &SEED[..1]).status, 200);
+    assert_eq!(planner.process.terminate().code(), Some(0));
+}
+
+#[test]
 fn metrics_count_what_happened() {
     let planner = Planner::start(&[]);
     assert_eq!(planner.request("POST", "/add_seed", &SEED).status, 200);

@@ -182,6 +182,9 @@ impl Planner {
     fn run(directory: &TempDir, flags: &[String], port: &str) -> (Process, String) {
         let url = format!("sqlite:{}", directory.path().join("planner.db").display());
         let mut arguments = vec!["planner", "--port", port, "--database-url", &url];
+        if !flags.iter().any(|flag| flag.starts_with("--drain-sec")) {
+            arguments.push("--drain-sec=0");
+        }
         arguments.extend(flags.iter().map(String::as_str));
         let process = Process::start("planner", &arguments);
         let address = process.wait_for("the planner listens")["address"].as_str().unwrap().to_owned();

@@ -5,21 +5,28 @@ use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::http::{HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
 
 use crate::allocate::Writer;
+use crate::config::Bounds;
 use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
+use crate::shutdown::Stop;
 use crate::store::Store;
 
+pub mod bounds;
 mod error;
 mod ops;
 pub mod server;
+#[cfg(test)]
+mod tests;
 mod v1;
+
+use bounds::Lanes;
 
 /// What every request may use.
 #[derive(Clone)]
@@ -34,28 +41,49 @@ pub struct Api {
     pub lease_ttl: Duration,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
+    /// Tells when the planner ends.
+    pub stop: Stop,
 }
 
-/// All routes.
-pub fn router(api: Api) -> Router {
+/// All routes, within `bounds`.
+pub fn router(api: Api, bounds: &Bounds) -> Router {
+    let Lanes { probes, acquire, rest } = Lanes::new(bounds);
+    let probes = probes.hold(
+        Router::new()
+            .route("/healthz", get_only(get(ops::healthz)))
+            .route("/readyz", get_only(get(ops::readyz)))
+            .route("/metrics", get_only(get(ops::metrics))),
+    );
+    let acquire = acquire.hold(Router::new().route(GET_SEED, get_only(get(v1::get_seed))));
+    let rest = rest.hold(
+        Router::new()
+            .route(ADD_SEED, post(v1::add_seed))
+            .route(RENEW_SEED_LEASE, post(v1::renew_seed_lease))
+            .route(PUT_SEED, post(v1::put_seed))
+            .route(REMOVE_SEED, post(v1::remove_seed))
+            .route("/debug/snapshot", get_only(get(ops::snapshot))),
+    );
     Router::new()
-        .route(ADD_SEED, post(v1::add_seed))
-        .route(GET_SEED, get_only(get(v1::get_seed)))
-        .route(RENEW_SEED_LEASE, post(v1::renew_seed_lease))
-        .route(PUT_SEED, post(v1::put_seed))
-        .route(REMOVE_SEED, post(v1::remove_seed))
-        .route("/healthz", get_only(get(ops::healthz)))
-        .route("/readyz", get_only(get(ops::readyz)))
-        .route("/debug/snapshot", get_only(get(ops::snapshot)))
-        .route("/metrics", get_only(get(ops::metrics)))
-        .layer(from_fn_with_state(api.clone(), count))
+        .merge(probes)
+        .merge(acquire)
+        .merge(rest)
+        .layer(from_fn_with_state(api.clone(), attend))
         .with_state(api)
 }
 
-/// Counts each request under its route; what no route takes is counted under one name.
-async fn count(State(api): State<Api>, route: Option<MatchedPath>, request: Request, next: Next) -> Response {
+/// What every request has around it. It is counted under its route; what no route takes is counted under one
+/// name. While the planner drains each connection ends with its answer, so that its client finds another planner.
+async fn attend(
+    State(api): State<Api>,
+    route: Option<MatchedPath>,
+    request: Request,
+    next: Next,
+) -> Response {
     let begun = Instant::now();
-    let answer = next.run(request).await;
+    let mut answer = next.run(request).await;
+    if api.stop.is_draining() {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
     let route = route.as_ref().map_or("other", MatchedPath::as_str);
     api.metrics.request(route, answer.status().as_u16(), begun.elapsed());
     answer

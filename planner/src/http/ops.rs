@@ -23,8 +23,11 @@ pub(super) async fn healthz() -> Json<Value> {
     Json(json!({"status": "ok"}))
 }
 
-/// Whether requests can be served.
+/// Whether requests should be sent here: the database takes writes, and the planner does not end.
 pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
+    if api.stop.is_draining() {
+        return Err(ApiError::Unavailable("the planner is stopping".into()));
+    }
     within(api.store.check()).await?;
     Ok(Json(json!({"status": "ok"})))
 }

@@ -7,58 +7,67 @@ use axum::Router;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
-use crate::config::REQUEST_DEADLINE;
+use crate::config::Bounds;
+use crate::shutdown::Stop;
 
-/// Connections at once; more wait in the listen queue.
-const MAX_CONNECTIONS: usize = 8_192;
 /// Open files that are left for the database and the rest of the process.
 const OTHER_FILES: u64 = 64;
-/// How long a client may take to send a request's head, and how long a connection may idle.
-const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// Serves until `stop`, then accepts no more and lets what runs finish within the request deadline.
-pub async fn serve(listener: TcpListener, router: Router, stop: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(connection_limit()));
+/// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline.
+pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop: &Stop) {
+    let permits = Arc::new(Semaphore::new(connection_limit(bounds.connections)));
     let connections = TaskTracker::new();
+    let given_up = CancellationToken::new();
+    let closing = stop.close_after(bounds.drain);
+    tokio::pin!(closing);
     loop {
         let accepted = async {
             let permit = permits.clone().acquire_owned().await.ok()?;
             Some((permit, listener.accept().await))
         };
-        match stop.run_until_cancelled(accepted).await {
-            Some(Some((permit, Ok((stream, _))))) => {
-                connections.spawn(connection(stream, permit, router.clone(), stop.clone()));
+        let accepted = tokio::select! {
+            accepted = accepted => accepted,
+            () = closing.as_mut() => break,
+        };
+        match accepted {
+            Some((permit, Ok((stream, _)))) => {
+                let connection = connection(stream, permit, router.clone(), bounds.idle, stop.clone());
+                connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
-            Some(Some((_, Err(error)))) => {
+            Some((_, Err(error))) => {
                 // Out of file descriptors, say: not a reason to end, nor to spin.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            Some(None) | None => break,
+            None => break,
         }
     }
     drop(listener);
     connections.close();
-    if tokio::time::timeout(REQUEST_DEADLINE, connections.wait()).await.is_err() {
-        tracing::warn!("requests were still running {REQUEST_DEADLINE:?} after the stop; they are dropped");
+    let deadline = bounds.deadline;
+    if tokio::time::timeout(deadline, connections.wait()).await.is_err() {
+        tracing::warn!("requests were still running {deadline:?} after the stop; they are dropped");
+        given_up.cancel();
+        connections.wait().await;
     }
 }
 
-/// [`MAX_CONNECTIONS`], or fewer where the system lets the process have fewer open files: what can be accepted
+/// `wanted`, or fewer where the system lets the process have fewer open files: what can be accepted
 /// can then be served.
-fn connection_limit() -> usize {
+fn connection_limit(wanted: usize) -> usize {
     let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let room = files
         .map_or(usize::MAX, |files| usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX));
-    room.clamp(1, MAX_CONNECTIONS)
+    room.min(wanted).max(1)
 }
 
 /// One connection. It owns its permit; a stop lets the request that runs finish and closes it then.
@@ -66,21 +75,28 @@ async fn connection(
     stream: TcpStream,
     permit: OwnedSemaphorePermit,
     router: Router,
-    stop: CancellationToken,
+    idle: Duration,
+    stop: Stop,
 ) {
     let _permit = permit;
     // Answers are small and awaited: they must not wait for more to send.
     let _ = stream.set_nodelay(true);
+    // The system ends a connection whose client takes nothing of what it is sent.
+    let _ = set_tcp_user_timeout(&stream, u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
     let service = router.map_request(|request: hyper::Request<Incoming>| {
         super::single_slash(request.map(axum::body::Body::new))
     });
     let mut server = hyper::server::conn::http1::Builder::new();
-    server.timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE).max_buf_size(MAX_HEAD_BYTES);
+    server
+        .timer(TokioTimer::new())
+        .header_read_timeout(idle)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .max_header_size(MAX_HEAD_BYTES);
     let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
-        () = stop.cancelled() => {
+        () = stop.closing() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

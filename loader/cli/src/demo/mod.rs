@@ -121,7 +121,7 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
 
     let database = directory.join("planner.db");
     let url = joined("--database-url=sqlite:", &database);
-    let mut planner = Child::spawn("planner", &["planner", "--port=0"], url)?;
+    let mut planner = Child::spawn("planner", &["planner", "--port=0", "--drain-sec=0"], url)?;
     let listening = planner.wait_for("the planner listens").await?;
     let url = format!("http://{}", listening.text("address"));
     board.say(&format!("the planner listens on {url}"));

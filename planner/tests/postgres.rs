@@ -1,6 +1,6 @@
 //! Planners over one Postgres: side by side, and while it is away.
 
-#[path = "support/cluster.rs"]
+#[path = "../../tests/src/cluster.rs"]
 mod cluster;
 mod support;
 
@@ -11,7 +11,7 @@ const SEED: Seed<'_> = Seed { key: "k", ip: "10.0.0.7" };
 
 #[tokio::test]
 async fn planners_that_start_together_on_one_database_are_one_to_their_clients() {
-    let url = Cluster::shared().database().await;
+    let url = Cluster::shared().database();
     let (first, second) = tokio::join!(
         Planner::start_on(url.parse().unwrap(), |_| {}),
         Planner::start_on(url.parse().unwrap(), |_| {}),
@@ -34,7 +34,7 @@ async fn planners_that_start_together_on_one_database_are_one_to_their_clients()
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_crash_of_postgres_is_503_and_passes() {
     let cluster = Cluster::private("crash");
-    let planner = Planner::start_on(cluster.database().await.parse().unwrap(), |_| {}).await;
+    let planner = Planner::start_on(cluster.database().parse().unwrap(), |_| {}).await;
     planner.add(&SEED).await.is(200, "");
     let granted = planner.get(SEED.key).await;
     granted.is(200, "");

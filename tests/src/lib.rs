@@ -8,6 +8,7 @@
 
 use std::time::{Duration, Instant};
 
+pub mod cluster;
 pub mod http;
 pub mod model;
 pub mod process;

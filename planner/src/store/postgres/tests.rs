@@ -10,7 +10,7 @@ use crate::domain::seed::Registration;
 use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove, renew};
 use cluster::Cluster;
 
-#[path = "../../../tests/support/cluster.rs"]
+#[path = "../../../../tests/src/cluster.rs"]
 mod cluster;
 
 /// A database of a test's own.
@@ -31,7 +31,7 @@ fn few() -> ConnectSettings {
 #[async_trait]
 impl Home for Database {
     async fn make() -> Self {
-        Self(url(&Cluster::shared().database().await))
+        Self(url(&Cluster::shared().database()))
     }
 
     async fn open(&self, rules: Rules, clock: Clock) -> std::sync::Arc<dyn Store> {

@@ -5,8 +5,9 @@
 //! A guardian process outside of the tests ends the cluster and deletes its files as soon as the run is over,
 //! however it ends.
 
-// Each test program uses a part of this. Clippy knows tests by their attribute, which helpers of theirs lack.
-#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
+// The planner's own tests take this file in as a module of theirs, and each uses a part of it. Clippy knows tests by
+// their attribute, which helpers of theirs lack.
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc)]
 
 use std::fs::{File, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -14,10 +15,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use sqlx::{AssertSqlSafe, Connection, PgConnection};
-
 /// A cluster, which lives as long as the process that it was made for.
-pub(crate) struct Cluster {
+#[derive(Debug)]
+pub struct Cluster {
     home: PathBuf,
 }
 
@@ -30,7 +30,7 @@ rm -rf "$home" "$home.lock""#;
 
 impl Cluster {
     /// The cluster that the tests of this run share.
-    pub(crate) fn shared() -> Self {
+    pub fn shared() -> Self {
         // Under nextest the run is its process, which is the parent; else it is this one.
         let owner = match std::env::var_os("NEXTEST_RUN_ID") {
             Some(_) => std::os::unix::process::parent_id(),
@@ -40,7 +40,7 @@ impl Cluster {
     }
 
     /// A cluster that a test may stop and start.
-    pub(crate) fn private(name: &str) -> Self {
+    pub fn private(name: &str) -> Self {
         let owner = std::process::id();
         Self::of(owner, &format!("rfork-test-pg-{owner}-{name}"))
     }
@@ -93,7 +93,7 @@ impl Cluster {
     }
 
     /// Starts the server, and waits until it serves.
-    pub(crate) fn start(&self) {
+    pub fn start(&self) {
         // What a crash of the machine would lose is no matter here; what a crash of the server loses is.
         let options = format!(
             "-c listen_addresses= -c unix_socket_directories={} -c fsync=off -c max_connections=300 -c shared_buffers=32MB",
@@ -106,23 +106,22 @@ impl Cluster {
     }
 
     /// Ends the server at once, as a crash does.
-    pub(crate) fn crash(&self) {
+    pub fn crash(&self) {
         succeed(as_user(&binary("pg_ctl")).args(["stop", "-w", "-m", "immediate", "-D"]).arg(self.data()));
     }
 
     /// The URL of a database in it.
-    pub(crate) fn url(&self, database: &str) -> String {
+    pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&user=rfork", self.home.display())
     }
 
     /// Makes an empty database, and gives its URL.
-    pub(crate) async fn database(&self) -> String {
+    pub fn database(&self) -> String {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("test_{}_{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
-        let mut connection = PgConnection::connect(&self.url("postgres")).await.unwrap();
-        let create = format!("CREATE DATABASE {name} STRATEGY file_copy");
-        sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut connection).await.unwrap();
-        connection.close().await.unwrap();
+        let mut create = Command::new(binary("createdb"));
+        create.args(["--strategy=file_copy", "--username=rfork", "--host"]).arg(&self.home).arg(&name);
+        succeed(&mut create);
         self.url(&name)
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::heartbeats::Heartbeats;
-use crate::store::{Command, MAX_BATCH, Outcome, Store, StoreError};
+use crate::store::{Command, MAX_BATCH, Outcome, Report, Store, StoreError};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
@@ -175,8 +175,8 @@ fn aged(mut command: Command, arrived: Instant) -> Command {
 /// The release of a lease that was granted to a client that is gone.
 fn orphan(command: Command, outcome: Outcome) -> Option<Command> {
     match (command, outcome) {
-        (Command::Acquire { lease, .. }, Outcome::Acquired(Some(identity))) => {
-            Some(Command::Release { identity, lease })
+        (Command::Acquire { lease, .. }, Outcome::Acquired(Ok(grant))) => {
+            Some(Command::Release { identity: grant.identity, lease, report: Report::Unknown })
         }
         _ => None,
     }
@@ -204,7 +204,10 @@ mod tests {
         let (writer, _writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
         let key = SeedKey::new(*b"k").unwrap();
         let identity = SeedIdentity::new("h", 1, 0).unwrap();
-        writer.submit(Command::Register { identity, key: key.clone(), age_ms: 0 }).await.unwrap();
+        writer
+            .submit(Command::Register { identity, key: key.clone(), profile: Box::default(), age_ms: 0 })
+            .await
+            .unwrap();
 
         let leases = async |count: u64| {
             while store.snapshot().await.unwrap().lease_count != count {
@@ -212,7 +215,8 @@ mod tests {
             }
         };
         {
-            let mut asking = pin!(writer.submit(Command::Acquire { key, lease: [7; 32] }));
+            let mut asking =
+                pin!(writer.submit(Command::Acquire { key, wish: Box::default(), lease: [7; 32] }));
             let polled = asking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             assert!(matches!(polled, Poll::Pending), "{polled:?}");
             // Granted; the writer, which runs on this thread too, answers when it is given a turn.

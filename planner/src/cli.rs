@@ -5,6 +5,7 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -12,6 +13,7 @@ use tokio::net::TcpListener;
 
 use crate::config::{Bounds, DatabaseError, DatabaseUrl, Settings};
 use crate::domain::policy::Policy;
+use crate::settings_file::{FileError, FileSettings};
 use crate::shutdown::Stop;
 use crate::store::postgres::ConnectSettings;
 use crate::{RunError, migrate, run};
@@ -19,7 +21,7 @@ use crate::{RunError, migrate, run};
 /// Ten years. A longer time is a slip, and would overflow timers.
 const SECONDS: RangeInclusive<u64> = 1..=10 * 365 * 86_400;
 /// Leases that a seed may have at once; each is a row of the database.
-const POINTS: RangeInclusive<u32> = 1..=1_000;
+pub(crate) const POINTS: RangeInclusive<u32> = 1..=1_000;
 /// Connections to the database: one for the writer, and others for heartbeats, the sweep and questions.
 const POOL: RangeInclusive<u32> = 2..=100;
 const HOUR_SEC: u64 = 3_600;
@@ -113,6 +115,11 @@ pub struct PlannerArgs {
     #[arg(long, env = "RFORK_CFG_DRAIN_SEC", default_value = "5", value_name = "SECONDS",
         value_parser = whole(0..=HOUR_SEC))]
     drain_sec: u64,
+
+    /// A TOML file of rules for some seeds: capacity, lease time, a bound for all seeds of a host; and where
+    /// addresses are. `docs/settings-file.md` says what may stand in it
+    #[arg(long, env = "RFORK_CFG_SETTINGS_FILE", value_name = "FILE")]
+    settings_file: Option<PathBuf>,
 }
 
 /// What `rfork planner` does instead of running.
@@ -156,13 +163,14 @@ impl PlannerArgs {
     /// The settings that they mean.
     ///
     /// # Errors
-    /// [`DatabaseError`], when the database URL or its file is unusable, or there is no place for a default.
-    pub fn settings(self) -> Result<Settings, DatabaseError> {
-        let database = match (self.database_url, &self.database_url_file) {
+    /// [`SettingsError`], when the database URL or a file is unusable, or there is no place for a default.
+    pub fn settings(self) -> Result<Settings, SettingsError> {
+        let database: DatabaseUrl = match (self.database_url, &self.database_url_file) {
             (Some(Hidden(url)), _) => url.parse().map_err(DatabaseError::Url)?,
             (None, Some(file)) => DatabaseUrl::from_file(file)?,
             (None, None) => DatabaseUrl::default_file()?,
         };
+        let file = self.settings_file.as_deref().map(FileSettings::read).transpose()?;
         Ok(Settings {
             host: self.host,
             port: self.port,
@@ -184,8 +192,20 @@ impl PlannerArgs {
                 drain: Duration::from_secs(self.drain_sec),
                 ..Bounds::default()
             },
+            file: file.map(Arc::new).unwrap_or_default(),
         })
     }
+}
+
+/// Settings that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// Of the database.
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    /// In the settings file.
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// Why `rfork planner` ended badly.
@@ -193,7 +213,7 @@ impl PlannerArgs {
 pub enum PlannerError {
     /// A setting cannot be used.
     #[error(transparent)]
-    Settings(#[from] DatabaseError),
+    Settings(#[from] SettingsError),
     /// The address cannot be listened on.
     #[error("cannot listen on {host} port {port}: {source}; give another --host or --port")]
     Listen {

@@ -3,11 +3,15 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::postgres::PgConnectOptions;
 
+use crate::domain::health::BackOff;
 use crate::domain::policy::Policy;
+use crate::domain::terms::Overrides;
+use crate::settings_file::FileSettings;
 use crate::store::Rules;
 use crate::store::postgres::ConnectSettings;
 
@@ -247,6 +251,8 @@ pub struct Settings {
     pub alloc_policy: Policy,
     /// What clients may take.
     pub bounds: Bounds,
+    /// What differs for some seeds, and where addresses are.
+    pub file: Arc<FileSettings>,
 }
 
 impl Settings {
@@ -263,6 +269,7 @@ impl Settings {
             default_resource_points: 1,
             alloc_policy: Policy::default(),
             bounds: Bounds::default(),
+            file: Arc::default(),
         }
     }
 
@@ -274,6 +281,9 @@ impl Settings {
             lease_ttl_ms: millis(self.lease_ttl),
             capacity: self.default_resource_points,
             policy: self.alloc_policy,
+            back_off: BackOff::default(),
+            overrides: (self.file.overrides != Overrides::default())
+                .then(|| Arc::new(self.file.overrides.clone())),
         }
     }
 }

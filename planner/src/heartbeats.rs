@@ -21,6 +21,7 @@ use rfork_protocol::SeedKey;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
+use crate::domain::seed::Profile;
 use crate::store::{Beat, Command, Outcome, Registration, Store};
 
 /// How long a noted heartbeat waits at most.
@@ -31,8 +32,8 @@ const MAX_KNOWN: usize = 1_000_000;
 #[derive(Debug)]
 struct Known {
     seed_id: i64,
-    /// SHA-256 of the key: keys may be long and entries are many.
-    key: [u8; 32],
+    /// SHA-256 of the key and what the seed told of itself: both may be long and entries are many.
+    told: [u8; 32],
     /// When the last heartbeat arrived that the database has.
     written: Instant,
     /// When a heartbeat arrived that it does not have yet.
@@ -57,9 +58,9 @@ impl Heartbeats {
     }
 
     /// Notes a heartbeat if it only repeats what the database knows. `false`: it must go through the writer.
-    pub fn note(&self, identity: &str, key: &SeedKey) -> bool {
+    pub fn note(&self, identity: &str, key: &SeedKey, profile: &Profile) -> bool {
         let Some(mut known) = self.known.get_mut(identity) else { return false };
-        let believed = known.written.elapsed() < self.trust && known.key == digest(key);
+        let believed = known.written.elapsed() < self.trust && known.told == digest(key, profile);
         if believed {
             known.waiting = Some(Instant::now());
         }
@@ -70,7 +71,7 @@ impl Heartbeats {
     /// outcomes: it is not known whether it was committed.
     pub fn learn<'a>(&self, batch: impl Iterator<Item = (&'a Command, Option<&'a Outcome>)> + Clone) {
         for (command, outcome) in batch.clone() {
-            let Command::Register { identity, key, age_ms } = command else { continue };
+            let Command::Register { identity, key, profile, age_ms } = command else { continue };
             match outcome {
                 // One that drains must go on asking whether it may return.
                 None | Some(Outcome::Registered(Registration::Draining, _)) => {
@@ -79,22 +80,22 @@ impl Heartbeats {
                 Some(Outcome::Registered(_, seed_id)) => {
                     let age = Duration::from_millis(age_ms.unsigned_abs());
                     let arrived = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-                    self.remember(identity.to_string(), key, *seed_id, arrived);
+                    self.remember(identity.to_string(), digest(key, profile), *seed_id, arrived);
                 }
                 Some(_) => {}
             }
         }
         // Within a batch a store registers before it removes.
         for (command, _) in batch {
-            if let Command::Remove { identity, .. } = command {
+            if let Command::Remove { identity, .. } | Command::Drain { identity, .. } = command {
                 self.known.remove(&identity.to_string());
             }
         }
     }
 
-    fn remember(&self, identity: String, key: &SeedKey, seed_id: i64, arrived: Instant) {
+    fn remember(&self, identity: String, told: [u8; 32], seed_id: i64, arrived: Instant) {
         if !self.trust.is_zero() && self.known.len() < MAX_KNOWN {
-            let known = Known { seed_id, key: digest(key), written: arrived, waiting: None };
+            let known = Known { seed_id, told, written: arrived, waiting: None };
             self.known.insert(identity, known);
         }
     }
@@ -157,6 +158,14 @@ impl Heartbeats {
     }
 }
 
-fn digest(key: &SeedKey) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
+fn digest(key: &SeedKey, profile: &Profile) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update(key.as_bytes());
+    // Most tell nothing. `Debug` spells every field with its name and escapes what it holds, so that no two
+    // profiles look alike; it is never stored.
+    if *profile != Profile::default() {
+        digest.update([0]);
+        digest.update(format!("{profile:?}"));
+    }
+    digest.finalize().into()
 }

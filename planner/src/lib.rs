@@ -17,6 +17,7 @@ pub mod domain;
 pub mod heartbeats;
 pub mod http;
 pub mod metrics;
+pub mod settings_file;
 pub mod shutdown;
 pub mod store;
 pub mod sweeper;
@@ -98,14 +99,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
     let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
-    let api = http::Api {
-        writer,
-        heartbeats,
-        store: store.clone(),
-        lease_ttl: settings.lease_ttl,
-        metrics,
-        stop: stop.clone(),
-    };
+    let api = http::Api { writer, heartbeats, store: store.clone(), metrics, stop: stop.clone() };
     let router = http::router(api, &settings.bounds);
     http::server::serve(listener, router, &settings.bounds, &stop).await;
     requests_done.cancel();

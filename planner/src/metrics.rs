@@ -14,6 +14,8 @@ use prometheus::{
     TextEncoder,
 };
 
+use rfork_protocol::SeedKey;
+
 use crate::store::{Beat, Command, Outcome, Registration, Removal, Snapshot, Store, StoreError, Swept};
 
 /// Bounds of latencies, in seconds: from a database in memory to the request deadline.
@@ -143,12 +145,15 @@ impl Metrics {
             }
             Outcome::Removed(Removal::Gone) => seed("removed"),
             Outcome::Removed(Removal::Unknown) => {}
-            Outcome::Acquired(Some(_)) => lease("granted"),
-            Outcome::Acquired(None) => lease("refused"),
-            Outcome::Renewed(true) => lease("renewed"),
-            Outcome::Renewed(false) => lease("lost"),
+            Outcome::Acquired(Ok(_)) => lease("granted"),
+            Outcome::Acquired(Err(_)) => lease("refused"),
+            Outcome::Renewed(Some(_)) => lease("renewed"),
+            Outcome::Renewed(None) => lease("lost"),
             Outcome::Released(true) => lease("released"),
             Outcome::Released(false) => lease("released_late"),
+            Outcome::Noted(_) => {}
+            Outcome::Drained(Some(_)) => seed("drained"),
+            Outcome::Drained(None) => {}
         }
     }
 }
@@ -192,6 +197,12 @@ impl Store for MeasuredStore {
         Ok(outcomes)
     }
 
+    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
+        let drained = self.time("invalidate", self.inner.invalidate(key, keep)).await?;
+        self.metrics.seeds.with_label_values(&["drained"]).inc_by(drained);
+        Ok(drained)
+    }
+
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
         let gone = self.time("flush", self.inner.flush(beats)).await?;
         let count = |outcome, number: usize| {
@@ -228,12 +239,13 @@ impl Store for MeasuredStore {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Refusal;
 
     #[test]
     fn every_series_is_named_once_and_shown() {
         let metrics = Metrics::new().unwrap();
         metrics.request("/get_seed", 404, Duration::from_millis(3));
-        metrics.applied(&Outcome::Acquired(None));
+        metrics.applied(&Outcome::Acquired(Err(Refusal::AllBusy)));
         let (_, text) = metrics.encode().unwrap();
         let text = String::from_utf8(text).unwrap();
         for line in [

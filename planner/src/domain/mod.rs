@@ -1,4 +1,7 @@
 //! The planner's decisions, as pure functions of plain values: no database, no clock, no network.
 
+pub mod health;
+pub mod location;
 pub mod policy;
 pub mod seed;
+pub mod terms;

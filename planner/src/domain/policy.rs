@@ -5,13 +5,19 @@
 //! then a score, read from top to bottom, whose last part makes the choice deterministic.
 
 use std::cmp::Reverse;
+use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
+
+use rfork_protocol::SeedIdentity;
+
+use super::location::{Distance, Location};
 
 /// How seeds are compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Policy {
-    /// The largest share of free points first, then the least recently allocated.
+    /// The instance that serves the worker's other ranks first, then the nearest, then the largest share of free
+    /// points, then the least recently allocated.
     #[default]
     Balanced,
     /// The least recent heartbeat first, then the identity.
@@ -47,13 +53,26 @@ impl FromStr for Policy {
     }
 }
 
-/// A seed that might serve: live, of the key that was asked for.
+/// What a worker wishes beside a key. The default wishes nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wish {
+    /// Where it stands: nearer seeds are better.
+    pub location: Location,
+    /// The inference instance that it is a rank of.
+    pub instance_id: Option<String>,
+    /// The instance that served other ranks of its own: better than others, so that one model comes from one.
+    pub source_instance: Option<String>,
+    /// Seeds that it does not want.
+    pub exclude: Vec<SeedIdentity>,
+}
+
+/// A seed that might serve: live, of the key that was asked for, neither drained nor suspect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Candidate {
     /// The store's number of it.
     pub id: i64,
-    /// `host:port:rank`.
-    pub identity: String,
+    /// Where it is.
+    pub identity: SeedIdentity,
     /// How many points it offers.
     pub capacity: u32,
     /// The numbers of the points that are free, each below `capacity`.
@@ -62,11 +81,24 @@ pub struct Candidate {
     pub last_used_ms: i64,
     /// When it was last heard of, Unix milliseconds.
     pub last_heartbeat_ms: i64,
+    /// Where it stands.
+    pub location: Location,
+    /// The inference instance that it is a rank of.
+    pub instance_id: Option<String>,
+    /// Its host, if what all seeds of that may lend together is bounded.
+    pub capped_host: Option<String>,
 }
+
+/// Leases that seeds of a host may still be given together, by host. A host that is not there has none.
+pub type HostRoom = HashMap<String, u32>;
 
 /// What is compared, most important first; the least wins.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Score<'a> {
+    /// Ranks of the instance that serves this one's first. Only `balanced`.
+    other_instance: bool,
+    /// Nearer first. Only `balanced`.
+    distance: Distance,
     /// Larger free shares first, in parts of 2^32. Only `balanced`.
     free_share: Reverse<u64>,
     /// Longer silent first. Only `fifo`.
@@ -77,32 +109,94 @@ struct Score<'a> {
     identity: &'a str,
 }
 
-fn score(policy: Policy, candidate: &Candidate) -> Score<'_> {
+fn score<'a>(policy: Policy, candidate: &Candidate, identity: &'a str, wish: &Wish) -> Score<'a> {
+    let balanced = policy == Policy::Balanced;
     let free_share = (candidate.free_points.len() as u64) << 32;
     let free_share = free_share / u64::from(candidate.capacity.max(1));
     Score {
-        free_share: Reverse(if policy == Policy::Balanced { free_share } else { 0 }),
+        other_instance: balanced
+            && wish.source_instance.is_some()
+            && wish.source_instance != candidate.instance_id,
+        distance: if balanced { wish.location.distance(&candidate.location) } else { Distance::Far },
+        free_share: Reverse(if balanced { free_share } else { 0 }),
         last_heartbeat_ms: if policy == Policy::Fifo { candidate.last_heartbeat_ms } else { 0 },
         last_used_ms: if policy == Policy::Fifo { 0 } else { candidate.last_used_ms },
-        identity: &candidate.identity,
+        identity,
     }
 }
 
-/// Chooses the best candidate that has a free point: its place in `candidates`, and the point.
-pub fn choose(policy: Policy, candidates: &[Candidate]) -> Option<(usize, u32)> {
-    let free = candidates.iter().enumerate().filter(|(_, candidate)| !candidate.free_points.is_empty());
-    let (at, best) = free.min_by(|(_, a), (_, b)| score(policy, a).cmp(&score(policy, b)))?;
-    best.free_points.iter().min().map(|point| (at, *point))
+/// Why a candidate cannot be chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Obstacle {
+    /// All its points are leased.
+    Full,
+    /// Its host lends as much as it may.
+    HostFull,
+    /// The worker does not want it.
+    Excluded,
 }
 
-/// Chooses and takes: the chosen point is no longer free in `candidates` and its seed was used at `now_ms`, so
-/// that the next of several workers that ask together is sent elsewhere.
-pub fn take(policy: Policy, candidates: &mut [Candidate], now_ms: i64) -> Option<(i64, u32)> {
-    let (at, point) = choose(policy, candidates)?;
+/// What keeps a candidate from being chosen, if anything.
+pub fn obstacle(candidate: &Candidate, wish: &Wish, hosts: &HostRoom) -> Option<Obstacle> {
+    if wish.exclude.contains(&candidate.identity) {
+        Some(Obstacle::Excluded)
+    } else if candidate.free_points.is_empty() {
+        Some(Obstacle::Full)
+    } else if candidate.capped_host.as_ref().is_some_and(|host| hosts.get(host).is_none_or(|room| *room == 0))
+    {
+        Some(Obstacle::HostFull)
+    } else {
+        None
+    }
+}
+
+/// The candidates that can be chosen, as places in `candidates`, best first.
+pub fn rank(policy: Policy, candidates: &[Candidate], wish: &Wish, hosts: &HostRoom) -> Vec<usize> {
+    // Spelt once a candidate, not once a comparison.
+    let mut free: Vec<(usize, String)> = candidates
+        .iter()
+        .enumerate()
+        .filter(|(_, candidate)| obstacle(candidate, wish, hosts).is_none())
+        .map(|(at, candidate)| (at, candidate.identity.to_string()))
+        .collect();
+    free.sort_by(|(a, a_name), (b, b_name)| {
+        score(policy, &candidates[*a], a_name, wish).cmp(&score(policy, &candidates[*b], b_name, wish))
+    });
+    free.into_iter().map(|(at, _)| at).collect()
+}
+
+/// Chooses the best candidate that can be chosen: its place in `candidates`, and its first free point.
+pub fn choose(
+    policy: Policy,
+    candidates: &[Candidate],
+    wish: &Wish,
+    hosts: &HostRoom,
+) -> Option<(usize, u32)> {
+    let at = match candidates {
+        [only] => obstacle(only, wish, hosts).is_none().then_some(0)?,
+        _ => rank(policy, candidates, wish, hosts).first().copied()?,
+    };
+    candidates[at].free_points.iter().min().map(|point| (at, *point))
+}
+
+/// Chooses and takes: the chosen point is no longer free in `candidates` and `hosts`, and its seed was used at
+/// `now_ms`, so that the next of several workers that ask together is sent elsewhere. Gives the candidate's
+/// place and the point.
+pub fn take(
+    policy: Policy,
+    candidates: &mut [Candidate],
+    wish: &Wish,
+    hosts: &mut HostRoom,
+    now_ms: i64,
+) -> Option<(usize, u32)> {
+    let (at, point) = choose(policy, candidates, wish, hosts)?;
     let chosen = &mut candidates[at];
     chosen.free_points.retain(|free| *free != point);
     chosen.last_used_ms = now_ms;
-    Some((chosen.id, point))
+    if let Some(room) = chosen.capped_host.as_ref().and_then(|host| hosts.get_mut(host)) {
+        *room = room.saturating_sub(1);
+    }
+    Some((at, point))
 }
 
 #[cfg(test)]
@@ -113,16 +207,58 @@ mod tests {
     fn candidate(id: i64, capacity: u32, free: u32, last_used_ms: i64, last_heartbeat_ms: i64) -> Candidate {
         Candidate {
             id,
-            identity: format!("10.0.0.{id}:8000:0"),
+            identity: SeedIdentity::new(format!("10.0.0.{id}"), 8000, 0).unwrap(),
             capacity,
             free_points: (0..free).collect(),
             last_used_ms,
             last_heartbeat_ms,
+            location: Location::default(),
+            instance_id: None,
+            capped_host: None,
         }
     }
 
     fn chosen(policy: Policy, candidates: &[Candidate]) -> Option<i64> {
-        choose(policy, candidates).map(|(at, _)| candidates[at].id)
+        choose(policy, candidates, &Wish::default(), &HostRoom::new()).map(|(at, _)| candidates[at].id)
+    }
+
+    #[test]
+    fn balanced_keeps_an_instance_together_then_goes_near_then_spreads() {
+        let zone = |name: &str| Location { zone: Some(name.into()), ..Location::default() };
+        let seeds = [
+            Candidate { location: zone("far"), instance_id: Some("i".into()), ..candidate(1, 4, 1, 9, 0) },
+            Candidate { location: zone("near"), ..candidate(2, 4, 2, 9, 0) },
+            Candidate { location: zone("near"), ..candidate(3, 4, 3, 9, 0) },
+            Candidate { location: zone("far"), ..candidate(4, 4, 4, 0, 0) },
+        ];
+        let best = |policy, wish: &Wish| {
+            let ranked = rank(policy, &seeds, wish, &HostRoom::new());
+            ranked.into_iter().map(|at| seeds[at].id).collect::<Vec<_>>()
+        };
+        let mut wish = Wish { location: zone("near"), ..Wish::default() };
+        assert_eq!(best(Policy::Balanced, &wish), [3, 2, 4, 1]);
+        wish.source_instance = Some("i".into());
+        assert_eq!(best(Policy::Balanced, &wish), [1, 3, 2, 4]);
+        wish.exclude = vec![seeds[0].identity.clone()];
+        assert_eq!(best(Policy::Balanced, &wish), [3, 2, 4]);
+        assert_eq!(
+            best(Policy::Lru, &Wish { exclude: Vec::new(), ..wish }),
+            [4, 1, 2, 3],
+            "as the protocol has it"
+        );
+    }
+
+    #[test]
+    fn seeds_of_one_host_share_its_room() {
+        let on = |id, host: &str| Candidate { capped_host: Some(host.into()), ..candidate(id, 2, 2, 0, 0) };
+        let mut seeds = [on(1, "a"), on(2, "a"), on(3, "b")];
+        let mut hosts = HostRoom::from([("a".to_owned(), 3), ("b".to_owned(), 0)]);
+        let mut taken = Vec::new();
+        while let Some((at, _)) = take(Policy::Balanced, &mut seeds, &Wish::default(), &mut hosts, 1) {
+            taken.push(seeds[at].id);
+        }
+        assert_eq!(taken, [1, 2, 1], "three of the four points of a, none of b");
+        assert_eq!(obstacle(&seeds[2], &Wish::default(), &hosts), Some(Obstacle::HostFull));
     }
 
     #[test]
@@ -167,7 +303,7 @@ mod tests {
         #[test]
         fn a_free_point_is_always_found_and_nothing_else(candidates in candidates(), policy in 0usize..3) {
             let policy = Policy::NAMES[policy].1;
-            match choose(policy, &candidates) {
+            match choose(policy, &candidates, &Wish::default(), &HostRoom::new()) {
                 None => prop_assert!(candidates.iter().all(|candidate| candidate.free_points.is_empty())),
                 Some((at, point)) => {
                     prop_assert!(candidates[at].free_points.contains(&point));
@@ -189,7 +325,8 @@ mod tests {
             let policy = Policy::NAMES[policy].1;
             let free: usize = candidates.iter().map(|candidate| candidate.free_points.len()).sum();
             let mut taken = std::collections::HashSet::new();
-            while let Some(point) = take(policy, &mut candidates, 100) {
+            let mut hosts = HostRoom::new();
+            while let Some(point) = take(policy, &mut candidates, &Wish::default(), &mut hosts, 100) {
                 prop_assert!(taken.insert(point), "{point:?} was handed out twice");
             }
             prop_assert_eq!(taken.len(), free);

@@ -1,14 +1,61 @@
 //! What registering and removing a seed means, given what is known of it.
 
 use rfork_protocol::SeedKey;
+use rfork_protocol::v1::Labels;
+
+use super::location::Location;
+
+/// What a seed tells of itself beside what it holds. None of it is needed; v1 clients tell labels at most.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Profile {
+    /// For people, and for rules by model.
+    pub labels: Labels,
+    /// Where it stands.
+    pub location: Location,
+    /// The inference instance that it is a rank of.
+    pub instance_id: Option<String>,
+    /// Its process: another one has other memory, even at the same address.
+    pub incarnation: Option<String>,
+    /// The digest of its weights.
+    pub content_id: Option<String>,
+}
+
+impl Profile {
+    /// This profile, with what is not told in it taken from an earlier one.
+    #[must_use]
+    pub fn or(self, earlier: &Self) -> Self {
+        let labels = Labels {
+            model_url: self.labels.model_url.or_else(|| earlier.labels.model_url.clone()),
+            deploy_strategy: self.labels.deploy_strategy.or_else(|| earlier.labels.deploy_strategy.clone()),
+            is_draft: self.labels.is_draft.or(earlier.labels.is_draft),
+        };
+        Self {
+            labels,
+            location: self.location.or(&earlier.location),
+            instance_id: self.instance_id.or_else(|| earlier.instance_id.clone()),
+            incarnation: self.incarnation.or_else(|| earlier.incarnation.clone()),
+            content_id: self.content_id.or_else(|| earlier.content_id.clone()),
+        }
+    }
+
+    /// Whether both tell of memory, and of different memory.
+    fn contradicts(&self, other: &Self) -> bool {
+        let differ = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
+        differ(&self.incarnation, &other.incarnation) || differ(&self.content_id, &other.content_id)
+    }
+}
 
 /// What the store knows of a seed when somebody speaks of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// What it holds.
     pub key: SeedKey,
+    /// What it told of itself.
+    pub profile: Profile,
     /// Whether its owner has removed it while it still had leases.
     pub removed: bool,
+    /// Whether an operator has taken it out: it returns only with other memory.
+    pub drained: bool,
     /// Leases on it that live.
     pub live_leases: u32,
 }
@@ -22,15 +69,17 @@ pub enum Registration {
     Repeated,
     /// Its memory now holds something else: leases on what it held end, its whole capacity is free.
     NewHolding,
-    /// It was removed and is not offered until its last lease has ended; registering it then makes it new.
+    /// It was removed and is not offered until its last lease has ended; registering it then makes it new. Or it
+    /// was drained, and is not offered while its memory is the same.
     Draining,
 }
 
 /// Decides what registering `key` means for a seed that the store knows as `known`.
-pub fn register(known: Option<&Known>, key: &SeedKey) -> Registration {
+pub fn register(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Registration {
     match known {
         None => Registration::New,
-        Some(known) if known.key != *key => Registration::NewHolding,
+        Some(known) if known.key != *key || known.profile.contradicts(profile) => Registration::NewHolding,
+        Some(known) if known.drained => Registration::Draining,
         Some(known) if known.removed && known.live_leases > 0 => Registration::Draining,
         Some(known) if known.removed => Registration::NewHolding,
         Some(_) => Registration::Repeated,
@@ -62,30 +111,61 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    fn name() -> impl Strategy<Value = Option<String>> {
+        prop::option::of(prop_oneof![Just("x".to_owned()), Just("y".to_owned())])
+    }
+
+    fn profile() -> impl Strategy<Value = Profile> {
+        let parts = (name(), name(), name(), name());
+        parts.prop_map(|(zone, instance_id, incarnation, content_id)| Profile {
+            location: Location { zone, ..Location::default() },
+            instance_id,
+            incarnation,
+            content_id,
+            ..Profile::default()
+        })
+    }
+
     fn known() -> impl Strategy<Value = Option<Known>> {
-        prop::option::of((0u8..3, any::<bool>(), 0u32..3).prop_map(|(key, removed, live_leases)| Known {
+        let parts = (0u8..3, profile(), any::<bool>(), any::<bool>(), 0u32..3);
+        prop::option::of(parts.prop_map(|(key, profile, removed, drained, live_leases)| Known {
             key: SeedKey::new([b'a' + key]).unwrap(),
+            profile,
             removed,
+            drained,
             live_leases,
         }))
     }
 
     proptest! {
         #[test]
-        fn leases_end_early_only_when_the_memory_holds_something_else(known in known()) {
+        fn leases_end_early_only_when_the_memory_holds_something_else(known in known(), told in profile()) {
             let key = SeedKey::new(*b"a").unwrap();
-            let registration = register(known.as_ref(), &key);
+            let registration = register(known.as_ref(), &key, &told);
             if let Some(known) = &known {
+                let other_memory = known.key != key || known.profile.contradicts(&told);
                 prop_assert_ne!(registration, Registration::New);
                 if registration == Registration::NewHolding {
-                    prop_assert!(known.key != key || known.live_leases == 0);
+                    prop_assert!(other_memory || known.live_leases == 0);
                 }
-                if known.removed && known.live_leases > 0 && known.key == key {
+                if other_memory {
+                    prop_assert_eq!(registration, Registration::NewHolding, "readers must not meet other bytes");
+                } else if known.removed && known.live_leases > 0 {
                     prop_assert_eq!(registration, Registration::Draining, "it returns only after its last lease");
+                } else if known.drained {
+                    prop_assert_eq!(registration, Registration::Draining, "its memory is the same");
                 }
             } else {
                 prop_assert_eq!(registration, Registration::New);
             }
+        }
+
+        #[test]
+        fn what_is_not_told_again_stays_known(earlier in profile(), told in profile()) {
+            let now = told.clone().or(&earlier);
+            prop_assert_eq!(&now, &now.clone().or(&earlier));
+            prop_assert_eq!(&now.instance_id, if told.instance_id.is_some() { &told.instance_id } else { &earlier.instance_id });
+            prop_assert!(!now.contradicts(&told));
         }
 
         #[test]

@@ -1,7 +1,7 @@
 //! The planner's HTTP side: thin adapters between requests and the store's commands.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{MatchedPath, Request, State};
@@ -37,8 +37,6 @@ pub struct Api {
     pub heartbeats: Arc<Heartbeats>,
     /// Answers questions.
     pub store: Arc<dyn Store>,
-    /// What a lease's time to live is told to be.
-    pub lease_ttl: Duration,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
     /// Tells when the planner ends.

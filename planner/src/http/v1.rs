@@ -10,8 +10,8 @@ use rfork_protocol::v1::{
 
 use super::Api;
 use super::error::ApiError;
-use crate::domain::seed::{Registration, Removal};
-use crate::store::{Command, Outcome};
+use crate::domain::seed::{Profile, Registration, Removal};
+use crate::store::{Command, Grant, Outcome, Report};
 
 /// An outcome that does not belong to its command: a fault of ours, told as one.
 fn mismatched(outcome: &Outcome) -> ApiError {
@@ -20,12 +20,13 @@ fn mismatched(outcome: &Outcome) -> ApiError {
 }
 
 pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
-    let AddSeed { key, identity, .. } = AddSeed::decode(&headers)?;
+    let AddSeed { key, identity, labels, .. } = AddSeed::decode(&headers)?;
     let name = identity.to_string();
-    if api.heartbeats.note(&name, &key) {
+    let profile = Box::new(Profile { labels, ..Profile::default() });
+    if api.heartbeats.note(&name, &key, &profile) {
         return Ok(StatusCode::OK);
     }
-    let command = Command::Register { identity, key: key.clone(), age_ms: 0 };
+    let command = Command::Register { identity, key: key.clone(), profile, age_ms: 0 };
     match api.writer.submit(command).await? {
         Outcome::Registered(registration, _) => {
             if matches!(registration, Registration::New | Registration::NewHolding) {
@@ -43,14 +44,15 @@ pub(super) async fn get_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     let GetSeed { key, .. } = GetSeed::decode(&headers)?;
     let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
         .map_err(|error| ApiError::Unavailable(error.to_string()))?;
-    let command = Command::Acquire { key: key.clone(), lease: lease.hash() };
+    let command = Command::Acquire { key: key.clone(), wish: Box::default(), lease: lease.hash() };
     match api.writer.submit(command).await? {
-        Outcome::Acquired(Some(identity)) => {
+        Outcome::Acquired(Ok(Grant { identity, lease_ttl_ms, .. })) => {
             tracing::debug!(seed = %identity, %key, %lease, "granted");
-            let granted = Granted { identity, lease, lease_ttl_sec: Some(api.lease_ttl.as_secs()) };
+            let lease_ttl_sec = Some(lease_ttl_ms.unsigned_abs() / 1_000);
+            let granted = Granted { identity, lease, lease_ttl_sec };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
-        Outcome::Acquired(None) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
+        Outcome::Acquired(Err(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
         outcome => Err(mismatched(&outcome)),
     }
 }
@@ -61,15 +63,16 @@ pub(super) async fn renew_seed_lease(
 ) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
     match api.writer.submit(Command::Renew { identity, lease: lease.hash() }).await? {
-        Outcome::Renewed(true) => Ok(StatusCode::OK),
-        Outcome::Renewed(false) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
+        Outcome::Renewed(Some(_)) => Ok(StatusCode::OK),
+        Outcome::Renewed(None) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
         outcome => Err(mismatched(&outcome)),
     }
 }
 
 pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
-    let command = Command::Release { identity: identity.clone(), lease: lease.hash() };
+    let command =
+        Command::Release { identity: identity.clone(), lease: lease.hash(), report: Report::Unknown };
     match api.writer.submit(command).await? {
         Outcome::Released(true) => {
             tracing::debug!(seed = %identity, %lease, "released");

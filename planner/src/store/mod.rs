@@ -10,8 +10,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
-use crate::domain::policy::Policy;
+use crate::domain::health::BackOff;
+use crate::domain::policy::{Policy, Wish};
+use crate::domain::seed::Profile;
 pub use crate::domain::seed::{Registration, Removal};
+use crate::domain::terms::{Overrides, Subject, Terms};
 
 #[cfg(test)]
 pub(crate) mod conformance;
@@ -24,17 +27,43 @@ pub const MAX_BATCH: usize = 512;
 /// The most heartbeats that one statement writes.
 pub const MAX_FLUSH: usize = 2_000;
 
+/// How long it is remembered which instance served another one, in milliseconds.
+const INSTANCE_MEMORY_MS: i64 = 3_600_000;
+
 /// What decides over seeds and leases, the same for every call.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rules {
     /// A seed that was silent this long is not offered, in milliseconds.
     pub heartbeat_ttl_ms: i64,
-    /// A lease that was not renewed this long is gone, in milliseconds.
+    /// A lease that was not renewed this long is gone, in milliseconds, unless `overrides` say otherwise.
     pub lease_ttl_ms: i64,
-    /// Leases that a seed may have at once.
+    /// Leases that a seed may have at once, unless `overrides` say otherwise.
     pub capacity: u32,
     /// How seeds are compared.
     pub policy: Policy,
+    /// How long a seed that failed is left alone.
+    pub back_off: BackOff,
+    /// What differs for some seeds.
+    pub overrides: Option<Arc<Overrides>>,
+}
+
+impl Rules {
+    /// The terms of one seed.
+    pub fn terms(&self, identity: &SeedIdentity, key: &SeedKey, profile: &Profile) -> Terms {
+        self.terms_of(&Subject { key, model_url: profile.labels.model_url.as_deref(), host: identity.host() })
+    }
+
+    fn terms_of(&self, subject: &Subject<'_>) -> Terms {
+        match &self.overrides {
+            Some(overrides) => overrides.terms(self.capacity, self.lease_ttl_ms, subject),
+            None => Terms { capacity: self.capacity, lease_ttl_ms: self.lease_ttl_ms, host_capacity: None },
+        }
+    }
+
+    /// Whether what seeds of a host lend together is bounded for any host.
+    fn caps_hosts(&self) -> bool {
+        self.overrides.as_ref().is_some_and(|overrides| !overrides.host_capacity.is_empty())
+    }
 }
 
 /// The time by which a store judges.
@@ -69,6 +98,8 @@ pub enum Command {
         identity: SeedIdentity,
         /// What it holds.
         key: SeedKey,
+        /// What it tells of itself beside that.
+        profile: Box<Profile>,
         /// How long ago the request arrived, in milliseconds. The writer fills it in.
         age_ms: i64,
     },
@@ -76,6 +107,8 @@ pub enum Command {
     Acquire {
         /// What the worker wants.
         key: SeedKey,
+        /// What it wishes beside that.
+        wish: Box<Wish>,
         /// The lease to be.
         lease: LeaseHash,
     },
@@ -92,9 +125,25 @@ pub enum Command {
         identity: SeedIdentity,
         /// The lease.
         lease: LeaseHash,
+        /// How the transfer went.
+        report: Report,
     },
-    /// Take a seed out.
+    /// Note that a seed has just answered when it was asked for its health.
+    Answered {
+        /// The seed that the lease must be for.
+        identity: SeedIdentity,
+        /// A lease on it.
+        lease: LeaseHash,
+    },
+    /// Take a seed out: its owner ends.
     Remove {
+        /// Where it is.
+        identity: SeedIdentity,
+        /// What it must hold.
+        key: SeedKey,
+    },
+    /// Take a seed out that goes on: it is not offered while its memory is the same, and its leases live on.
+    Drain {
         /// Where it is.
         identity: SeedIdentity,
         /// What it must hold.
@@ -102,20 +151,74 @@ pub enum Command {
     },
 }
 
+impl Command {
+    /// The seed that it names.
+    pub fn identity(&self) -> Option<&SeedIdentity> {
+        match self {
+            Self::Acquire { .. } => None,
+            Self::Register { identity, .. }
+            | Self::Renew { identity, .. }
+            | Self::Release { identity, .. }
+            | Self::Answered { identity, .. }
+            | Self::Remove { identity, .. }
+            | Self::Drain { identity, .. } => Some(identity),
+        }
+    }
+}
+
+/// How the transfer of a lease went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Report {
+    /// The worker does not say: v1 has no words for it.
+    #[default]
+    Unknown,
+    /// It has its weights: the seed is well.
+    Ok,
+    /// It failed: the seed is suspect.
+    Failed,
+}
+
+/// A leased point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The seed.
+    pub identity: SeedIdentity,
+    /// How long the lease lives from now, in milliseconds.
+    pub lease_ttl_ms: i64,
+    /// How long ago the seed gave a sign of life, in milliseconds.
+    pub quiet_ms: i64,
+    /// Whether it has ever answered when it was asked for its health.
+    pub answers: bool,
+}
+
+/// Why no point was leased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No live seed has the key.
+    UnknownKey,
+    /// Those that have it are full, or not wanted by the worker.
+    AllBusy,
+    /// Those that have it are suspect; they come back after a pause.
+    AllSuspect,
+}
+
 /// What became of a [`Command`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
     Registered(Registration, i64),
-    /// Of [`Command::Acquire`]: the seed whose point is leased, or `None` when no live seed of the key has a
-    /// free one.
-    Acquired(Option<SeedIdentity>),
-    /// Of [`Command::Renew`]: whether the lease lives.
-    Renewed(bool),
+    /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.
+    Acquired(Result<Grant, Refusal>),
+    /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
+    Renewed(Option<i64>),
     /// Of [`Command::Release`]: whether the lease lived.
     Released(bool),
+    /// Of [`Command::Answered`]: whether the lease lives.
+    Noted(bool),
     /// Of [`Command::Remove`].
     Removed(Removal),
+    /// Of [`Command::Drain`]: how many leases the seed has, or `None` when it is not known under the key.
+    Drained(Option<u32>),
 }
 
 /// A heartbeat of a seed that is known.
@@ -153,8 +256,14 @@ pub struct SeedView {
     pub last_heartbeat_ms: i64,
     /// When a point of it was last allocated, Unix milliseconds; 0 for never.
     pub last_used_ms: i64,
-    /// Whether it is offered no more: removed, or silent.
+    /// Whether it is offered no more: removed, drained, or silent.
     pub draining: bool,
+    /// Until when it is not offered because it failed, Unix milliseconds; a time that has passed means nothing.
+    pub suspect_until_ms: i64,
+    /// Failures since it last proved to be well.
+    pub failures: u32,
+    /// What it told of itself.
+    pub profile: Profile,
 }
 
 /// A lease, for people.
@@ -200,11 +309,19 @@ pub enum StoreError {
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
     /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
-    /// refuses least: registrations, renewals, releases, removals, acquisitions, each kind as listed.
+    /// refuses least: registrations, renewals, releases and answers, removals and drains, acquisitions, each kind
+    /// as listed.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Takes out all seeds of a key that do not hold the content `keep`, in bounded steps, as [`Command::Drain`]
+    /// does; gives how many were taken out. For weights that were replaced under the same name.
+    ///
+    /// # Errors
+    /// [`StoreError`]; some may have been taken out, and a repeated call takes out the rest.
+    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError>;
 
     /// Writes heartbeats of known seeds and gives the numbers of those that are gone. Never inserts.
     ///

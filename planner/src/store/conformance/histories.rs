@@ -112,7 +112,7 @@ impl Model {
 
     fn acquire(&mut self, key: usize, told: &Outcome) {
         let best = self.best(key);
-        assert_eq!(*told, Outcome::Acquired(best.map(identity)), "at {}", self.now);
+        assert_eq!(granted(told), best.map(identity), "at {}", self.now);
         let ends_ms = self.now + self.rules.lease_ttl_ms;
         match best.and_then(|seed| Some((seed, self.seeds.get_mut(&seed)?))) {
             Some((seed, known)) => {
@@ -135,7 +135,7 @@ impl Model {
     fn renew(&mut self, lease: usize, seed: u8, told: &Outcome) {
         let ends_ms = self.now + self.rules.lease_ttl_ms;
         let renewed = self.named(lease, seed).map(|lease| lease.ends_ms = ends_ms).is_some();
-        assert_eq!(*told, Outcome::Renewed(renewed));
+        assert_eq!(*told, Outcome::Renewed(renewed.then_some(self.rules.lease_ttl_ms)));
     }
 
     fn release(&mut self, lease: usize, seed: u8, told: &Outcome) {
@@ -189,6 +189,9 @@ impl Model {
                 last_heartbeat_ms: known.heard_ms,
                 last_used_ms: known.used_ms,
                 draining: known.removed || self.silent(known),
+                suspect_until_ms: 0,
+                failures: 0,
+                profile: Profile::default(),
             };
             assert_eq!(*view, expected);
             assert!(view.used <= view.capacity);
@@ -222,9 +225,9 @@ fn steps() -> impl Strategy<Value = Step> {
 }
 
 async fn run<H: Home>(rules: Rules, steps: Vec<Step>) {
-    let mut bench = Bench::<H>::new(rules).await;
+    let mut bench = Bench::<H>::new(rules.clone()).await;
     let mut model = Model {
-        rules,
+        rules: rules.clone(),
         now: bench.now(),
         seeds: BTreeMap::new(),
         leases: Vec::new(),
@@ -242,7 +245,7 @@ async fn run<H: Home>(rules: Rules, steps: Vec<Step>) {
                 model.sweep();
             }
             Step::Flush(beats) => flush(&bench, &mut model, &beats).await,
-            Step::Restart => bench.restart(rules).await,
+            Step::Restart => bench.restart(rules.clone()).await,
         }
         model.check(&bench.snapshot().await);
     }
@@ -269,7 +272,8 @@ async fn batch<H: Home>(bench: &Bench<H>, model: &mut Model, asks: &[Ask]) {
     for ask in ordered {
         let (command, ask) = match ask {
             Ask::Register(seed, k, age_ms) => {
-                (Command::Register { identity: identity(seed), key: key(KEYS[k]), age_ms }, ask)
+                let (identity, key) = (identity(seed), key(KEYS[k]));
+                (Command::Register { identity, key, profile: Box::default(), age_ms }, ask)
             }
             Ask::Acquire(k) => {
                 next += 1;
@@ -334,6 +338,7 @@ pub(crate) async fn generated_histories_agree_with_the_model<H: Home>() {
             lease_ttl_ms: 10,
             capacity,
             policy: Policy::NAMES[policy].1,
+            ..RULES
         });
         let mut runner = TestRunner::new(Config { cases: 96, ..Config::default() });
         runner

@@ -62,7 +62,7 @@ pub(crate) async fn fencing_of_two_seeds_named_in_one_batch<H: Home>() {
     bench.register(2, "other").await;
     assert!(bench.acquire("k", 1).await.is_some());
     let outcomes = bench.apply(&[renew(2, 1), renew(1, 1), renew(1, 9)]).await;
-    assert_eq!(outcomes, [false, true, false].map(Outcome::Renewed));
+    assert_eq!(outcomes, [None, Some(RULES.lease_ttl_ms), None].map(Outcome::Renewed));
     let outcomes = bench.apply(&[release(2, 1), release(1, 1), release(1, 1)]).await;
     assert_eq!(outcomes, [false, true, false].map(Outcome::Released));
 }

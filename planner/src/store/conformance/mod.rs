@@ -11,13 +11,18 @@ use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::{
-    Beat, Clock, Command, LeaseHash, Outcome, Registration, Removal, Rules, SeedView, Snapshot, Store,
+    Beat, Clock, Command, LeaseHash, Outcome, Refusal, Registration, Removal, Report, Rules, SeedView,
+    Snapshot, Store,
 };
-use crate::domain::policy::Policy;
+use crate::domain::health::BackOff;
+use crate::domain::location::Location;
+use crate::domain::policy::{Policy, Wish};
+use crate::domain::seed::Profile;
 
 pub(crate) mod allocation;
 pub(crate) mod histories;
 pub(crate) mod leases;
+pub(crate) mod scheduling;
 pub(crate) mod seeds;
 
 /// A database that a test has for itself.
@@ -30,8 +35,14 @@ pub(crate) trait Home: Send + Sync + Sized {
 }
 
 /// The rules of most tests.
-pub(crate) const RULES: Rules =
-    Rules { heartbeat_ttl_ms: 60_000, lease_ttl_ms: 10_000, capacity: 1, policy: Policy::Balanced };
+pub(crate) const RULES: Rules = Rules {
+    heartbeat_ttl_ms: 60_000,
+    lease_ttl_ms: 10_000,
+    capacity: 1,
+    policy: Policy::Balanced,
+    back_off: BackOff { first_ms: 1_000, most_ms: 4_000 },
+    overrides: None,
+};
 
 /// A store under test, on a clock that the test steps.
 pub(crate) struct Bench<H: Home> {
@@ -83,13 +94,13 @@ impl<H: Home> Bench<H> {
 
     pub(crate) async fn acquire(&self, key: &str, lease: u32) -> Option<SeedIdentity> {
         match self.one(acquire(key, lease)).await {
-            Outcome::Acquired(seed) => seed,
+            Outcome::Acquired(granted) => granted.ok().map(|grant| grant.identity),
             other => panic!("{other:?}"),
         }
     }
 
     pub(crate) async fn renew(&self, seed: u8, lease: u32) -> bool {
-        self.one(renew(seed, lease)).await == Outcome::Renewed(true)
+        matches!(self.one(renew(seed, lease)).await, Outcome::Renewed(Some(_)))
     }
 
     pub(crate) async fn release(&self, seed: u8, lease: u32) -> bool {
@@ -128,11 +139,11 @@ pub(crate) fn lease(number: u32) -> LeaseHash {
 }
 
 pub(crate) fn register(seed: u8, text: &str) -> Command {
-    Command::Register { identity: identity(seed), key: key(text), age_ms: 0 }
+    Command::Register { identity: identity(seed), key: key(text), profile: Box::default(), age_ms: 0 }
 }
 
 pub(crate) fn acquire(text: &str, number: u32) -> Command {
-    Command::Acquire { key: key(text), lease: lease(number) }
+    Command::Acquire { key: key(text), wish: Box::default(), lease: lease(number) }
 }
 
 pub(crate) fn renew(seed: u8, number: u32) -> Command {
@@ -140,7 +151,7 @@ pub(crate) fn renew(seed: u8, number: u32) -> Command {
 }
 
 pub(crate) fn release(seed: u8, number: u32) -> Command {
-    Command::Release { identity: identity(seed), lease: lease(number) }
+    Command::Release { identity: identity(seed), lease: lease(number), report: Report::Unknown }
 }
 
 pub(crate) fn remove(seed: u8, text: &str) -> Command {
@@ -153,6 +164,9 @@ struct Closed;
 #[async_trait]
 impl Store for Closed {
     async fn apply(&self, _: &[Command]) -> Result<Vec<Outcome>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn invalidate(&self, _: &SeedKey, _: Option<&str>) -> Result<u64, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn flush(&self, _: &[Beat]) -> Result<std::collections::HashSet<i64>, super::StoreError> {
@@ -168,6 +182,15 @@ impl Store for Closed {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn close(&self) {}
+}
+
+/// The seed that was granted, if one was.
+pub(crate) fn granted(outcome: &Outcome) -> Option<SeedIdentity> {
+    match outcome {
+        Outcome::Acquired(Ok(grant)) => Some(grant.identity.clone()),
+        Outcome::Acquired(Err(_)) => None,
+        other => panic!("{other:?}"),
+    }
 }
 
 /// Makes the suite's tests for the store whose [`Home`] is given.
@@ -203,6 +226,22 @@ macro_rules! conformance_suite {
             seeds: sweeping_twice_is_once,
             seeds: a_large_sweep_ends_everything_in_steps,
             seeds: a_snapshot_shows_what_is_there,
+            scheduling: capacity_rules_take_effect_at_a_restart_and_strand_no_lease,
+            scheduling: a_lease_lives_as_long_as_its_seed_s_rule_says,
+            scheduling: seeds_of_a_capped_host_lend_no_more_than_it_may,
+            scheduling: a_full_host_hides_no_seed_of_another,
+            scheduling: nearer_seeds_are_chosen_and_full_ones_passed_over,
+            scheduling: near_seeds_are_found_beyond_a_page,
+            scheduling: ranks_of_an_instance_are_served_by_one_instance,
+            scheduling: excluded_seeds_are_passed_over_beyond_a_page,
+            scheduling: a_failed_transfer_makes_a_seed_suspect_for_a_growing_while,
+            scheduling: a_suspect_seed_is_well_after_a_success_or_in_a_new_process,
+            scheduling: refusals_say_why,
+            scheduling: an_answer_is_a_sign_of_life,
+            scheduling: other_memory_ends_the_leases_on_what_was,
+            scheduling: a_drained_seed_stays_out_while_its_memory_is_the_same,
+            scheduling: invalidating_a_key_drains_all_but_the_content_that_stays,
+            scheduling: what_a_seed_tells_is_kept_until_it_tells_otherwise,
             histories: generated_histories_agree_with_the_model,
         );
     };

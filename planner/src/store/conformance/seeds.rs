@@ -22,7 +22,7 @@ pub(crate) async fn no_leak_a_silent_seed_is_not_offered<H: Home>() {
 pub(crate) async fn a_silent_seed_drains_and_returns_with_its_leases<H: Home>() {
     let rules = Rules { capacity: 2, lease_ttl_ms: 100_000, ..RULES };
     for sweep in [false, true] {
-        let bench = Bench::<H>::new(rules).await;
+        let bench = Bench::<H>::new(rules.clone()).await;
         let (_, id) = bench.register(1, "k").await;
         assert!(bench.acquire("k", 1).await.is_some());
         bench.step(rules.heartbeat_ttl_ms);
@@ -48,7 +48,7 @@ pub(crate) async fn a_silent_seed_drains_and_returns_with_its_leases<H: Home>() 
 
 pub(crate) async fn heartbeats_and_renewals_are_independent<H: Home>() {
     let rules = Rules { heartbeat_ttl_ms: 10_000, lease_ttl_ms: 10_000, ..RULES };
-    let bench = Bench::<H>::new(rules).await;
+    let bench = Bench::<H>::new(rules.clone()).await;
     let (_, id) = bench.register(1, "k").await;
     bench.register(2, "l").await;
     assert!(bench.acquire("k", 1).await.is_some());
@@ -178,7 +178,7 @@ pub(crate) async fn a_flush_carries_the_arrival_age<H: Home>() {
 
 pub(crate) async fn sweeping_twice_is_once<H: Home>() {
     let rules = Rules { capacity: 2, ..RULES };
-    let bench = Bench::<H>::new(rules).await;
+    let bench = Bench::<H>::new(rules.clone()).await;
     bench.register(1, "k").await;
     assert!(bench.acquire("k", 1).await.is_some());
     assert!(bench.acquire("k", 2).await.is_some());
@@ -223,6 +223,9 @@ pub(crate) async fn a_snapshot_shows_what_is_there<H: Home>() {
         last_heartbeat_ms: registered,
         last_used_ms: bench.now(),
         draining: false,
+        suspect_until_ms: 0,
+        failures: 0,
+        profile: Profile::default(),
     };
     assert_eq!(seeds, [expected]);
     assert_eq!(leases.len(), 1);

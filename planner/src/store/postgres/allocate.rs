@@ -1,41 +1,39 @@
 //! Leasing points: a snapshot of candidates, one choice for each worker, a guarded claim.
 //!
-//! One round serves all keys that are asked for, in three statements. A snapshot holds, of each key, the best
-//! seeds by an index in the policy's order, as many as workers wait, up to a page, and beside them a page of
-//! seeds of which a lease has ended by itself, whose places are older than that. The choice is then the same as
-//! from all seeds, and its cost does not grow with their number.
+//! One round serves all keys that are asked for, in a few statements; [`super::candidates`] says what a snapshot
+//! holds. It locks nothing, so a claim may find its point taken by another planner, or its seed removed, moved to
+//! another key, or gone: it then takes nothing, and its worker looks at a new snapshot. Only a snapshot that shows
+//! no free point refuses. It is one statement and so one moment: a heartbeat or claim that is under way elsewhere
+//! hides no seed.
 //!
-//! A snapshot locks nothing, so a claim may find its point taken by another planner, or its seed removed, moved
-//! to another key, or gone: it then takes nothing, and its worker looks at a new snapshot. Only a snapshot that
-//! shows no free point refuses. It is one statement and so one moment: a heartbeat or claim that is under way
-//! elsewhere hides no seed.
+//! Where the seeds of a host share a bound, whoever claims holds the host's lock, and has looked after taking it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use rfork_protocol::{SeedIdentity, SeedKey};
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 
-use super::super::{Command, LeaseHash, Outcome, Rules};
+use super::super::{Command, Grant, LeaseHash, Outcome, Refusal, Rules};
+use super::batch::Chosen;
+use super::candidates::{Facts, Snapshot, snapshot};
+use super::instances::Sources;
 use super::transaction::{Stopped, is_locked};
 use super::{key_hash, offer, small};
-use crate::domain::policy::{self, Candidate, Policy};
-
-/// The most seeds of one key that a snapshot holds in the policy's order.
-const PAGE: usize = 64;
+use crate::domain::policy::{self, Obstacle, Wish};
 
 /// The most rounds of one batch. Each ends somebody's wait, loses a race, or takes seeds out of the next round.
 const MAX_ROUNDS: usize = 4_096;
 
 /// A worker that waits for a seed.
-#[derive(Clone, Copy)]
-struct Worker {
+pub(super) struct Worker {
     /// Its command's place in the batch.
     at: usize,
     lease: LeaseHash,
+    pub(super) wish: Wish,
 }
 
 /// Workers that wait for a seed of each key, in the order of their commands.
-type Waiting<'a> = BTreeMap<&'a SeedKey, VecDeque<Worker>>;
+pub(super) type Waiting<'a> = BTreeMap<&'a SeedKey, VecDeque<Worker>>;
 
 /// A point that was chosen.
 struct Claim<'a> {
@@ -43,175 +41,220 @@ struct Claim<'a> {
     key: &'a SeedKey,
     seed_id: i64,
     n: u32,
+    identity: SeedIdentity,
+    last_heartbeat_ms: i64,
+    facts: Facts,
+    instance_id: Option<String>,
+    capped_host: Option<String>,
 }
 
-/// Answers the acquisitions. `may_wait`: the transaction holds no lock yet. Seeds that others held are added to
-/// `chosen_before`, and the transaction is to begin again.
+/// What the rounds of one batch know.
+struct Rounds<'a> {
+    now: i64,
+    rules: &'a Rules,
+    /// Whether no lock of a seed is held yet, so that one may be waited for.
+    may_wait: bool,
+    /// Hosts whose lock is held.
+    hosts: BTreeSet<String>,
+    /// Seeds whose place says that they have a free point and that have none.
+    misplaced: Vec<i64>,
+    /// Keys for which seeds of capped hosts are looked for whatever their place says.
+    thorough: HashSet<&'a SeedKey>,
+    refused: Vec<(usize, &'a SeedKey)>,
+    sources: Sources,
+}
+
+/// Answers the acquisitions. `may_wait`: the transaction holds no lock of a seed yet. What others held is added
+/// to `chosen`, and the transaction is to begin again.
 pub(super) async fn acquire(
     connection: &mut PgConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
     commands: &[Command],
-    mut may_wait: bool,
-    chosen_before: &mut BTreeSet<i64>,
+    may_wait: bool,
+    chosen: &mut Chosen,
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), Stopped> {
     let mut waiting = Waiting::new();
     for (at, command) in commands.iter().enumerate() {
-        if let Command::Acquire { key, lease } = command {
-            waiting.entry(key).or_default().push_back(Worker { at, lease: *lease });
+        if let Command::Acquire { key, lease, wish } = command {
+            let worker = Worker { at, lease: *lease, wish: wish.as_ref().clone() };
+            waiting.entry(key).or_default().push_back(worker);
         }
     }
-    // Seeds whose place says that they have a free point and that have none.
-    let mut misplaced: Vec<i64> = Vec::new();
+    if waiting.is_empty() {
+        return Ok(());
+    }
+    let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
+    let mut rounds = Rounds {
+        now,
+        rules,
+        may_wait,
+        hosts: chosen.hosts.clone(),
+        misplaced: Vec::new(),
+        thorough: HashSet::new(),
+        refused: Vec::new(),
+        sources: Sources::load(connection, now, instances).await?,
+    };
     for _ in 0..MAX_ROUNDS {
         if waiting.is_empty() {
-            return Ok(());
+            refuse(connection, &rounds, outcomes).await?;
+            return rounds.sources.write(connection, now).await;
         }
-        let Snapshot { mut seeds, identities } =
-            snapshot(connection, now, rules, &waiting, &misplaced).await?;
-        let mut claims: Vec<Claim<'_>> = Vec::new();
-        waiting.retain(|key, queue| {
-            let Some(seeds) = seeds.get_mut(*key) else {
-                for worker in queue.drain(..) {
-                    outcomes[worker.at] = Some(Outcome::Acquired(None));
-                }
-                return false;
-            };
-            misplaced.extend(seeds.iter().filter(|seed| seed.free_points.is_empty()).map(|seed| seed.id));
-            while let Some(worker) = queue.front().copied() {
-                let Some((seed_id, n)) = policy::take(rules.policy, seeds, now) else { break };
-                queue.pop_front();
-                claims.push(Claim { worker, key, seed_id, n });
-            }
-            !queue.is_empty()
-        });
-        if claims.is_empty() {
-            continue;
-        }
-        let seed_ids: BTreeSet<i64> = claims.iter().map(|claim| claim.seed_id).collect();
-        let claimed = match claim(connection, now, rules, may_wait, &claims).await {
-            Err(Stopped::Database(error)) if !may_wait && is_locked(&error) => {
-                chosen_before.extend(seed_ids);
-                return Err(Stopped::Again);
-            }
-            claimed => claimed?,
-        };
-        may_wait = false;
-        // From behind, so that those who lost are first in their queues again, in their order.
-        for claim in claims.into_iter().rev() {
-            if claimed.contains(&(claim.seed_id, claim.n)) {
-                let identity = identities.get(&claim.seed_id).cloned();
-                outcomes[claim.worker.at] = Some(Outcome::Acquired(identity));
-            } else {
-                waiting.entry(claim.key).or_default().push_front(claim.worker);
-            }
-        }
-        let used: BTreeSet<i64> = claimed.iter().map(|(seed_id, _)| *seed_id).collect();
-        offer::refresh_used(connection, now, &used.into_iter().collect::<Vec<_>>()).await?;
+        rounds.run(connection, &mut waiting, chosen, outcomes).await?;
     }
     Err(Stopped::Broken("seeds that are full keep being found as free".into()))
 }
 
-/// The first seeds that may have a free point, by key; no entry for a key that has none.
-struct Snapshot<'a> {
-    seeds: HashMap<&'a SeedKey, Vec<Candidate>>,
-    identities: HashMap<i64, SeedIdentity>,
-}
-
-/// The part of a snapshot's SQL that is the same for every policy: the seeds that `$page` names, and those of
-/// which a lease has ended, for each of the keys in `$3`, with the points that are busy.
-macro_rules! snapshot {
-    ($page:literal) => {
-        concat!(
-            "SELECT wanted.at, s.id, s.host, s.port, s.rank, s.capacity, s.last_used_ms, h.last_ms,
-                    ARRAY(SELECT p.n FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS busy
-             FROM unnest($3::bytea[]) WITH ORDINALITY AS wanted (key_hash, at)
-             CROSS JOIN LATERAL ((",
-            $page,
-            " LIMIT $4) UNION (
-                 SELECT c.id FROM seeds c JOIN heartbeats b ON b.seed_id = c.id
-                 WHERE c.key_hash = wanted.key_hash AND c.next_end_ms <= $1 AND b.last_ms > $2
-                   AND c.id <> ALL($5::bigint[])
-                 ORDER BY c.next_end_ms LIMIT 64)) AS page
-             JOIN seeds s ON s.id = page.id
-             JOIN heartbeats h ON h.seed_id = s.id"
-        )
-    };
-}
-
-const BY_SHARE: &str = snapshot!(
-    "SELECT c.id FROM seeds c JOIN heartbeats b ON b.seed_id = c.id
-     WHERE c.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2
-       AND c.id <> ALL($5::bigint[])
-     ORDER BY c.offer_rank, c.last_used_ms, c.identity"
-);
-
-const BY_USE: &str = snapshot!(
-    "SELECT c.id FROM seeds c JOIN heartbeats b ON b.seed_id = c.id
-     WHERE c.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2
-       AND c.id <> ALL($5::bigint[])
-     ORDER BY c.last_used_ms, c.identity"
-);
-
-const BY_HEARTBEAT: &str = snapshot!(
-    "SELECT c.id FROM heartbeats b JOIN seeds c ON c.id = b.seed_id
-     WHERE b.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2
-       AND c.id <> ALL($5::bigint[])
-     ORDER BY b.last_ms, c.identity"
-);
-
-async fn snapshot<'a>(
-    connection: &mut PgConnection,
-    now: i64,
-    rules: Rules,
-    waiting: &Waiting<'a>,
-    misplaced: &[i64],
-) -> Result<Snapshot<'a>, Stopped> {
-    let query = match rules.policy {
-        Policy::Balanced => BY_SHARE,
-        Policy::Lru => BY_USE,
-        Policy::Fifo => BY_HEARTBEAT,
-    };
-    // A limit is the same for all keys of a statement, and most keys are asked for once.
-    let mut by_limit: BTreeMap<usize, Vec<&'a SeedKey>> = BTreeMap::new();
-    for (key, queue) in waiting {
-        by_limit.entry(queue.len().next_power_of_two().min(PAGE)).or_default().push(key);
-    }
-    let mut snapshot = Snapshot { seeds: HashMap::new(), identities: HashMap::new() };
-    for (limit, keys) in by_limit {
-        let rows = sqlx::query(query)
-            .bind(now)
-            .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
-            .bind(keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
-            .bind(i64::try_from(limit).unwrap_or(i64::MAX))
-            .bind(misplaced)
-            .fetch_all(&mut *connection)
-            .await?;
-        for row in rows {
-            // Counted from 1.
-            let at: usize = small(row.try_get::<i64, _>("at")? - 1)?;
-            let key = *keys.get(at).ok_or_else(|| Stopped::Broken("a key that nobody wants".into()))?;
-            let port = small(row.try_get::<i32, _>("port")?.into())?;
-            let identity =
-                SeedIdentity::new(row.try_get::<String, _>("host")?, port, small(row.try_get("rank")?)?)
-                    .map_err(|error| Stopped::Broken(error.to_string()))?;
-            let busy: HashSet<i32> = row.try_get::<Vec<i32>, _>("busy")?.into_iter().collect();
-            let capacity: i32 = row.try_get("capacity")?;
-            let free = (0..capacity).filter(|n| !busy.contains(n)).map(|n| small(n.into()));
-            let candidate = Candidate {
-                id: row.try_get("id")?,
-                identity: identity.to_string(),
-                capacity: small(capacity.into())?,
-                free_points: free.collect::<Result<_, _>>()?,
-                last_used_ms: row.try_get("last_used_ms")?,
-                last_heartbeat_ms: row.try_get("last_ms")?,
-            };
-            snapshot.identities.insert(candidate.id, identity);
-            snapshot.seeds.entry(key).or_default().push(candidate);
+impl<'a> Rounds<'a> {
+    async fn run(
+        &mut self,
+        connection: &mut PgConnection,
+        waiting: &mut Waiting<'a>,
+        chosen: &mut Chosen,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), Stopped> {
+        for worker in waiting.values_mut().flatten() {
+            let source = worker.wish.instance_id.as_ref().and_then(|id| self.sources.get(id));
+            worker.wish.source_instance = source.cloned();
         }
+        let shown =
+            snapshot(connection, self.now, self.rules, waiting, &self.misplaced, &self.thorough).await?;
+        let claims = self.choose(waiting, shown);
+        if claims.is_empty() {
+            return Ok(());
+        }
+        let hosts: BTreeSet<String> = claims.iter().filter_map(|claim| claim.capped_host.clone()).collect();
+        if !hosts.is_subset(&self.hosts) {
+            if self.may_wait && self.hosts.is_empty() {
+                lock_hosts(connection, &hosts).await?;
+                self.hosts = hosts;
+                give_back(claims, waiting);
+                return Ok(());
+            }
+            chosen.hosts.extend(hosts);
+            return Err(Stopped::Again);
+        }
+        let seed_ids: BTreeSet<i64> = claims.iter().map(|claim| claim.seed_id).collect();
+        let claimed = match claim(connection, self.now, self.may_wait, &claims).await {
+            Err(Stopped::Database(error)) if !self.may_wait && is_locked(&error) => {
+                chosen.seeds.extend(seed_ids);
+                return Err(Stopped::Again);
+            }
+            claimed => claimed?,
+        };
+        self.may_wait = false;
+        let (won, lost): (Vec<_>, Vec<_>) =
+            claims.into_iter().partition(|claim| claimed.contains_key(&(claim.seed_id, claim.n)));
+        give_back(lost, waiting);
+        for claim in won {
+            if let (Some(instance), Some(source)) = (&claim.worker.wish.instance_id, &claim.instance_id)
+                && claim.worker.wish.source_instance.is_none()
+            {
+                self.sources.settle(instance, source);
+            }
+            let last_ms = claim.last_heartbeat_ms.max(claim.facts.answered_ms);
+            outcomes[claim.worker.at] = Some(Outcome::Acquired(Ok(Grant {
+                lease_ttl_ms: claimed.get(&(claim.seed_id, claim.n)).copied().unwrap_or_default(),
+                quiet_ms: self.now.saturating_sub(last_ms),
+                answers: claim.facts.answered_ms > 0,
+                identity: claim.identity,
+            })));
+        }
+        let used: BTreeSet<i64> = claimed.keys().map(|(seed_id, _)| *seed_id).collect();
+        offer::refresh_used(connection, self.now, self.rules, &used.into_iter().collect::<Vec<_>>()).await
     }
-    Ok(snapshot)
+
+    /// One choice for each worker. Those that get none stay in their queues, unless nothing was there for their
+    /// key.
+    fn choose(&mut self, waiting: &mut Waiting<'a>, shown: Snapshot<'a>) -> Vec<Claim<'a>> {
+        let Snapshot { mut seeds, facts, mut hosts } = shown;
+        let mut claims: Vec<Claim<'a>> = Vec::new();
+        // Instances whose source is chosen just now: their other ranks are to know it when they choose.
+        let mut settled: HashSet<String> = HashSet::new();
+        // Before any choice: a host that gets full by these choices has room again where their claims are lost.
+        let mut misplaced: HashSet<&SeedKey> = HashSet::new();
+        for (key, seeds) in &seeds {
+            for seed in seeds {
+                let obstacle = policy::obstacle(seed, &Wish::default(), &hosts);
+                if matches!(obstacle, Some(Obstacle::Full | Obstacle::HostFull)) {
+                    self.misplaced.push(seed.id);
+                    misplaced.insert(key);
+                }
+            }
+        }
+        waiting.retain(|key, queue| {
+            let seeds = seeds.get_mut(*key).map(Vec::as_mut_slice).unwrap_or_default();
+            let before = claims.len();
+            let mut left = VecDeque::new();
+            let mut deferred = false;
+            while let Some(worker) = queue.pop_front() {
+                if worker.wish.instance_id.as_ref().is_some_and(|id| settled.contains(id)) {
+                    deferred = true;
+                    left.push_back(worker);
+                    continue;
+                }
+                let taken = policy::take(self.rules.policy, seeds, &worker.wish, &mut hosts, self.now);
+                let Some((at, n)) = taken else {
+                    left.push_back(worker);
+                    continue;
+                };
+                let seed = &seeds[at];
+                if let (Some(id), Some(_)) = (&worker.wish.instance_id, &seed.instance_id)
+                    && worker.wish.source_instance.is_none()
+                {
+                    settled.insert(id.clone());
+                }
+                claims.push(Claim {
+                    worker,
+                    key,
+                    seed_id: seed.id,
+                    n,
+                    identity: seed.identity.clone(),
+                    last_heartbeat_ms: seed.last_heartbeat_ms,
+                    facts: facts.get(&seed.id).copied().unwrap_or_default(),
+                    instance_id: seed.instance_id.clone(),
+                    capped_host: seed.capped_host.clone(),
+                });
+            }
+            let nothing = !deferred && before == claims.len() && !misplaced.contains(*key);
+            // A place may be older than what another planner did on its host.
+            let look_closer = nothing && self.rules.caps_hosts() && self.thorough.insert(key);
+            if nothing && !look_closer {
+                self.refused.extend(left.drain(..).map(|worker| (worker.at, *key)));
+            }
+            *queue = left;
+            !queue.is_empty()
+        });
+        claims
+    }
+}
+
+/// From behind, so that those who lost are first in their queues again, in their order.
+fn give_back<'a>(claims: Vec<Claim<'a>>, waiting: &mut Waiting<'a>) {
+    for claim in claims.into_iter().rev() {
+        waiting.entry(claim.key).or_default().push_front(claim.worker);
+    }
+}
+
+/// Locks hosts whose seeds share a bound, in order, before any seed. The locks are advisory: two names that hash
+/// alike wait for each other, which costs time and nothing else.
+pub(super) async fn lock_hosts(
+    connection: &mut PgConnection,
+    hosts: &BTreeSet<String>,
+) -> Result<(), Stopped> {
+    if hosts.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "SELECT pg_advisory_xact_lock(t.number) FROM (
+             SELECT DISTINCT hashtextextended('rfork host ' || host, 0) AS number FROM unnest($1::text[]) AS u (host)
+             ORDER BY 1) AS t",
+    )
+    .bind(hosts.iter().collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
 }
 
 /// Locks the chosen seeds in the order of their numbers, and leases their points. A point is taken only if its
@@ -221,40 +264,84 @@ macro_rules! claim {
     ($wait:literal) => {
         concat!(
             "WITH locked AS MATERIALIZED (
-                 SELECT s.id, s.capacity, s.removed FROM seeds s WHERE s.id = ANY($3) ORDER BY s.id FOR UPDATE ",
+                 SELECT s.id, s.capacity, s.lease_ttl_ms,
+                        s.removed OR s.drained OR s.suspect_until_ms > $1 AS out
+                 FROM seeds s WHERE s.id = ANY($2) ORDER BY s.id FOR UPDATE ",
             $wait,
             ")
-             INSERT INTO points (seed_id, n, lease_hash, busy_until_ms)
-             SELECT t.seed_id, t.n, t.lease_hash, $1 + $2
-             FROM unnest($3::bigint[], $4::int[], $5::bytea[]) AS t (seed_id, n, lease_hash)
+             INSERT INTO points (seed_id, n, lease_hash, busy_until_ms, granted_ms)
+             SELECT t.seed_id, t.n, t.lease_hash, $1 + locked.lease_ttl_ms, $1
+             FROM unnest($2::bigint[], $3::int[], $4::bytea[]) AS t (seed_id, n, lease_hash)
              JOIN locked ON locked.id = t.seed_id
-             WHERE NOT locked.removed AND t.n < locked.capacity
+             WHERE NOT locked.out AND t.n < locked.capacity
              ORDER BY 1, 2
-             ON CONFLICT (seed_id, n) DO UPDATE
-             SET lease_hash = excluded.lease_hash, busy_until_ms = excluded.busy_until_ms
+             ON CONFLICT (seed_id, n) DO UPDATE SET lease_hash = excluded.lease_hash,
+                 busy_until_ms = excluded.busy_until_ms, granted_ms = excluded.granted_ms
              WHERE points.busy_until_ms <= $1
-             RETURNING seed_id, n"
+             RETURNING seed_id, n, busy_until_ms - $1"
         )
     };
 }
 
-/// Gives the points that were taken.
+/// Gives the points that were taken, and how long their leases live.
 async fn claim(
     connection: &mut PgConnection,
     now: i64,
-    rules: Rules,
     may_wait: bool,
     claims: &[Claim<'_>],
-) -> Result<HashSet<(i64, u32)>, Stopped> {
+) -> Result<HashMap<(i64, u32), i64>, Stopped> {
     let query = if may_wait { claim!("") } else { claim!("NOWAIT") };
     let number = |claim: &Claim<'_>| i32::try_from(claim.n).unwrap_or(i32::MAX);
-    let rows: Vec<(i64, i32)> = sqlx::query_as(query)
+    let rows: Vec<(i64, i32, i64)> = sqlx::query_as(query)
         .bind(now)
-        .bind(rules.lease_ttl_ms)
         .bind(claims.iter().map(|claim| claim.seed_id).collect::<Vec<_>>())
         .bind(claims.iter().map(number).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| &claim.worker.lease[..]).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
-    rows.into_iter().map(|(seed_id, n)| Ok((seed_id, small(n.into())?))).collect()
+    rows.into_iter().map(|(seed_id, n, ttl)| Ok(((seed_id, small(n.into())?), ttl))).collect()
+}
+
+/// Says why those who got nothing got nothing.
+async fn refuse(
+    connection: &mut PgConnection,
+    rounds: &Rounds<'_>,
+    outcomes: &mut [Option<Outcome>],
+) -> Result<(), Stopped> {
+    if rounds.refused.is_empty() {
+        return Ok(());
+    }
+    let keys: BTreeSet<&SeedKey> = rounds.refused.iter().map(|(_, key)| *key).collect();
+    let keys: Vec<&SeedKey> = keys.into_iter().collect();
+    // One seed of the kind is enough, and the usual reason comes first.
+    let suspect: Vec<Option<bool>> = sqlx::query_scalar(
+        "SELECT CASE
+             WHEN EXISTS (SELECT 1 FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+                          WHERE h.key_hash = wanted.key_hash AND h.last_ms > $2
+                            AND NOT s.removed AND NOT s.drained AND s.suspect_until_ms <= $1) THEN FALSE
+             WHEN EXISTS (SELECT 1 FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+                          WHERE h.key_hash = wanted.key_hash AND h.last_ms > $2
+                            AND NOT s.removed AND NOT s.drained) THEN TRUE
+         END
+         FROM unnest($3::bytea[]) WITH ORDINALITY AS wanted (key_hash, at) ORDER BY wanted.at",
+    )
+    .bind(rounds.now)
+    .bind(rounds.now.saturating_sub(rounds.rules.heartbeat_ttl_ms))
+    .bind(keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    let reasons: HashMap<&SeedKey, Refusal> = keys
+        .into_iter()
+        .zip(suspect)
+        .map(|(key, suspect)| match suspect {
+            None => (key, Refusal::UnknownKey),
+            Some(false) => (key, Refusal::AllBusy),
+            Some(true) => (key, Refusal::AllSuspect),
+        })
+        .collect();
+    for (at, key) in &rounds.refused {
+        let reason = reasons.get(*key).copied().unwrap_or(Refusal::UnknownKey);
+        outcomes[*at] = Some(Outcome::Acquired(Err(reason)));
+    }
+    Ok(())
 }

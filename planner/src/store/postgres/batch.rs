@@ -8,19 +8,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::super::{Command, LeaseHash, Outcome};
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, allocate, lease_hash, leases, offer, seed_key, seeds, small};
-use crate::domain::seed::Known;
+use crate::domain::health::Health;
+use crate::domain::seed::{Known, Profile};
+use crate::domain::terms::Terms;
 
 /// The work of [`super::PostgresStore::apply`].
 pub(super) struct Batch<'a> {
     store: &'a PostgresStore,
     commands: &'a [Command],
-    /// Seeds that an earlier attempt chose and others held: locked from the start.
-    chosen_before: BTreeSet<i64>,
+    /// What an earlier attempt chose and others held: locked from the start.
+    chosen_before: Chosen,
+}
+
+/// What was chosen when locks were held already, so that it could not be waited for.
+#[derive(Debug, Default)]
+pub(super) struct Chosen {
+    /// Hosts whose seeds share a bound.
+    pub(super) hosts: BTreeSet<String>,
+    pub(super) seeds: BTreeSet<i64>,
 }
 
 /// A leased point of a seed that is held.
@@ -31,12 +42,18 @@ pub(super) struct Point {
 }
 
 /// A seed as it is to be when the batch is written.
+// Four facts that do not depend on each other.
+#[allow(clippy::struct_excessive_bools)]
 pub(super) struct Seed {
     pub(super) id: i64,
     pub(super) key: SeedKey,
     pub(super) removed: bool,
-    /// Leases that it may have at once.
-    pub(super) capacity: u32,
+    pub(super) drained: bool,
+    pub(super) profile: Profile,
+    pub(super) terms: Terms,
+    pub(super) health: Health,
+    /// When it last answered a planner, Unix milliseconds.
+    pub(super) answered_ms: i64,
     /// Of a heartbeat in this batch, Unix milliseconds.
     pub(super) heard_ms: Option<i64>,
     /// Points that have a row.
@@ -47,16 +64,47 @@ pub(super) struct Seed {
     pub(super) released: BTreeSet<u32>,
     /// Whether its place among the seeds of its key may be another now.
     pub(super) moved: bool,
+    /// Whether what its row says of it, beside its place, is to be written.
+    pub(super) changed: bool,
 }
 
 impl Seed {
+    /// A seed as its row, of which all columns were read, has it; without its points.
+    pub(super) fn of_row(row: &PgRow) -> Result<Self, Stopped> {
+        Ok(Self {
+            id: row.try_get("id")?,
+            key: seed_key(row.try_get("seed_key")?)?,
+            removed: row.try_get("removed")?,
+            drained: row.try_get("drained")?,
+            profile: seeds::profile(row)?,
+            terms: seeds::terms(row)?,
+            health: Health {
+                failures: small(row.try_get::<i32, _>("failures")?.into())?,
+                suspect_until_ms: row.try_get("suspect_until_ms")?,
+            },
+            answered_ms: row.try_get("answered_ms")?,
+            heard_ms: None,
+            points: Vec::new(),
+            renewed: BTreeSet::new(),
+            released: BTreeSet::new(),
+            moved: false,
+            changed: false,
+        })
+    }
+
     pub(super) fn live_leases(&self, now: i64) -> u32 {
         let live = self.points.iter().filter(|point| point.busy_until_ms > now).count();
         u32::try_from(live).unwrap_or(u32::MAX)
     }
 
     pub(super) fn known(&self, now: i64) -> Known {
-        Known { key: self.key.clone(), removed: self.removed, live_leases: self.live_leases(now) }
+        Known {
+            key: self.key.clone(),
+            profile: self.profile.clone(),
+            removed: self.removed,
+            drained: self.drained,
+            live_leases: self.live_leases(now),
+        }
     }
 
     /// The point that `lease` has, if it lives.
@@ -76,19 +124,9 @@ pub(super) struct Held<'a> {
 /// By identity, in the order in which new ones are inserted.
 pub(super) type HeldSeeds<'a> = BTreeMap<String, Held<'a>>;
 
-fn named(command: &Command) -> Option<&SeedIdentity> {
-    match command {
-        Command::Acquire { .. } => None,
-        Command::Register { identity, .. }
-        | Command::Renew { identity, .. }
-        | Command::Release { identity, .. }
-        | Command::Remove { identity, .. } => Some(identity),
-    }
-}
-
 impl<'a> Batch<'a> {
     pub(super) fn new(store: &'a PostgresStore, commands: &'a [Command]) -> Self {
-        Self { store, commands, chosen_before: BTreeSet::new() }
+        Self { store, commands, chosen_before: Chosen::default() }
     }
 
     /// Locks the seeds, in the order of their numbers. A seed that another planner deletes meanwhile, or moves to
@@ -98,35 +136,24 @@ impl<'a> Batch<'a> {
         let mut held: HeldSeeds<'a> = self
             .commands
             .iter()
-            .filter_map(named)
+            .filter_map(Command::identity)
             .map(|identity| (identity.to_string(), Held { identity, stored: None, seed: None }))
             .collect();
-        if held.is_empty() && self.chosen_before.is_empty() {
+        allocate::lock_hosts(connection, &self.chosen_before.hosts).await?;
+        if held.is_empty() && self.chosen_before.seeds.is_empty() {
             return Ok(held);
         }
         let rows = sqlx::query(
-            "SELECT id, identity, seed_key, removed, capacity FROM seeds WHERE identity = ANY($1) OR id = ANY($2)
-             ORDER BY id FOR UPDATE",
+            "SELECT * FROM seeds WHERE identity = ANY($1) OR id = ANY($2) ORDER BY id FOR UPDATE",
         )
         .bind(held.keys().cloned().collect::<Vec<_>>())
-        .bind(self.chosen_before.iter().copied().collect::<Vec<_>>())
+        .bind(self.chosen_before.seeds.iter().copied().collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
         for row in rows {
             let Some(held) = held.get_mut(row.try_get::<&str, _>("identity")?) else { continue };
-            let id = row.try_get("id")?;
-            held.stored = Some(id);
-            held.seed = Some(Seed {
-                id,
-                key: seed_key(row.try_get("seed_key")?)?,
-                removed: row.try_get("removed")?,
-                capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
-                heard_ms: None,
-                points: Vec::new(),
-                renewed: BTreeSet::new(),
-                released: BTreeSet::new(),
-                moved: false,
-            });
+            held.stored = Some(row.try_get("id")?);
+            held.seed = Some(Seed::of_row(&row)?);
         }
         Ok(held)
     }
@@ -139,9 +166,15 @@ impl<'a> Batch<'a> {
     ) -> Result<(), Stopped> {
         let mut ids: BTreeSet<i64> = BTreeSet::new();
         for command in self.commands {
-            let seed = named(command).and_then(|identity| held.get(&identity.to_string())?.seed.as_ref());
+            let seed = command.identity().and_then(|identity| held.get(&identity.to_string())?.seed.as_ref());
             let Some(seed) = seed else { continue };
-            let alone = matches!(command, Command::Renew { .. } | Command::Release { .. });
+            let alone = matches!(
+                command,
+                Command::Renew { .. }
+                    | Command::Release { .. }
+                    | Command::Answered { .. }
+                    | Command::Drain { .. }
+            );
             if !alone || seed.removed {
                 ids.insert(seed.id);
             }
@@ -182,13 +215,13 @@ impl<'a> Batch<'a> {
         now: i64,
         held: &HeldSeeds<'a>,
     ) -> Result<(), Stopped> {
-        leases::write(connection, now, self.store.rules, held).await?;
+        leases::write(connection, held).await?;
         seeds::write(connection, held).await?;
         let moved = held.values().filter_map(|held| {
             let seed = held.seed.as_ref()?;
             (seed.moved && held.stored == Some(seed.id)).then_some(seed.id)
         });
-        offer::refresh(connection, now, &moved.collect::<Vec<_>>()).await
+        offer::refresh(connection, now, &self.store.rules, &moved.collect::<Vec<_>>()).await
     }
 }
 
@@ -197,7 +230,7 @@ impl Work for Batch<'_> {
     type Done = Vec<Outcome>;
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<Outcome>, Stopped> {
-        let rules = self.store.rules;
+        let rules = &self.store.rules;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; self.commands.len()];
         let mut held = self.lock(connection).await?;
         self.lock_heartbeats(connection, &held).await?;
@@ -205,12 +238,12 @@ impl Work for Batch<'_> {
         self.load_points(connection, &mut held).await?;
 
         seeds::register(connection, now, rules, self.commands, &mut held, &mut outcomes).await?;
-        leases::renew(now, rules, self.commands, &mut held, &mut outcomes);
-        leases::release(now, self.commands, &mut held, &mut outcomes);
+        leases::renew(now, self.commands, &mut held, &mut outcomes);
+        leases::release(now, rules, self.commands, &mut held, &mut outcomes);
         seeds::remove(now, self.commands, &mut held, &mut outcomes);
         self.write(connection, now, &held).await?;
 
-        let may_wait = held.is_empty() && self.chosen_before.is_empty();
+        let may_wait = held.is_empty() && self.chosen_before.seeds.is_empty();
         let chosen = &mut self.chosen_before;
         allocate::acquire(connection, now, rules, self.commands, may_wait, chosen, &mut outcomes).await?;
         outcomes

@@ -21,7 +21,9 @@
 
 mod allocate;
 mod batch;
+mod candidates;
 mod connect;
+mod instances;
 mod leases;
 mod offer;
 mod seeds;
@@ -35,10 +37,10 @@ use std::collections::HashSet;
 
 use async_trait::async_trait;
 pub use connect::{ConnectError, ConnectSettings, migrate};
-use rfork_protocol::SeedKey;
+use rfork_protocol::{SeedIdentity, SeedKey};
 use sha2::{Digest, Sha256};
-use sqlx::PgConnection;
-use sqlx::postgres::PgPool;
+use sqlx::postgres::{PgPool, PgRow};
+use sqlx::{PgConnection, Row};
 
 use super::{Beat, Clock, Command, MAX_FLUSH, Outcome, Rules, Snapshot, Store, StoreError, Swept};
 use crate::config::PostgresUrl;
@@ -56,7 +58,7 @@ pub struct PostgresStore {
 }
 
 impl PostgresStore {
-    /// Connects, migrates the schema, and gives seeds that were registered under another capacity today's.
+    /// Connects, migrates the schema, and gives seeds that were registered under other rules today's terms.
     ///
     /// # Errors
     /// [`ConnectError`], when the database stays away, refuses, or is not ours.
@@ -68,13 +70,16 @@ impl PostgresStore {
     ) -> Result<Self, ConnectError> {
         migrate(url, settings.patience).await?;
         let store = Self { pool: connect::pool(url, settings), rules, clock };
-        store.adopt_capacity().await.map_err(|error| ConnectError::unusable(url, &error))?;
+        store.adopt_rules().await.map_err(|error| ConnectError::unusable(url, &error))?;
         Ok(store)
     }
 
     /// Leases on points that are no longer offered go on until they end.
-    async fn adopt_capacity(&self) -> Result<(), StoreError> {
-        while run(&self.pool, Begin::Write, seeds::AdoptCapacity(self)).await? > 0 {}
+    async fn adopt_rules(&self) -> Result<(), StoreError> {
+        let mut after = 0;
+        while let Some(last) = run(&self.pool, Begin::Write, seeds::Adopt { store: self, after }).await? {
+            after = last;
+        }
         Ok(())
     }
 
@@ -97,6 +102,13 @@ fn key_hash(key: &SeedKey) -> [u8; 32] {
     Sha256::digest(key.as_bytes()).into()
 }
 
+/// The identity that a row spells; rows hold only what was checked when it came in.
+fn identity(row: &PgRow) -> Result<SeedIdentity, Stopped> {
+    let port = small(row.try_get::<i32, _>("port")?.into())?;
+    SeedIdentity::new(row.try_get::<String, _>("host")?, port, small(row.try_get("rank")?)?)
+        .map_err(|error| Stopped::Broken(error.to_string()))
+}
+
 fn seed_key(bytes: Vec<u8>) -> Result<SeedKey, Stopped> {
     SeedKey::new(bytes).map_err(|error| Stopped::Broken(error.to_string()))
 }
@@ -114,6 +126,16 @@ fn small<T: TryFrom<i64>>(number: i64) -> Result<T, Stopped> {
 impl Store for PostgresStore {
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
         run(&self.pool, Begin::Write, batch::Batch::new(self, commands)).await
+    }
+
+    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
+        let mut drained = 0;
+        loop {
+            match run(&self.pool, Begin::Write, seeds::Invalidate { key, keep }).await? {
+                0 => return Ok(drained),
+                step => drained += step,
+            }
+        }
     }
 
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
@@ -136,6 +158,7 @@ impl Store for PostgresStore {
                 break;
             }
         }
+        run(&self.pool, Begin::Write, instances::Forget(self)).await?;
         Ok(swept)
     }
 

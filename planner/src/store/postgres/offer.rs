@@ -9,15 +9,26 @@
 
 use sqlx::PgConnection;
 
+use super::super::Rules;
 use super::transaction::Stopped;
 
 /// The part of SQL that computes a seed's place at time `$1`.
 macro_rules! place {
     () => {
         "(offer_rank, next_end_ms) = (
-             SELECT CASE WHEN NOT s.removed AND count(*) < s.capacity
+             SELECT CASE WHEN NOT s.removed AND NOT s.drained AND s.suspect_until_ms <= $1
+                          AND count(*) < s.capacity
+                          AND CASE WHEN s.capped_host IS NULL THEN TRUE ELSE
+                                  (SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id
+                                   WHERE o.capped_host = s.capped_host AND q.busy_until_ms > $1)
+                                  < s.host_capacity END
                          THEN count(*) * 1099511627776 / s.capacity END,
-                    CASE WHEN NOT s.removed THEN min(p.busy_until_ms) END
+                    CASE WHEN NOT s.removed AND NOT s.drained THEN least(
+                        min(p.busy_until_ms),
+                        CASE WHEN s.suspect_until_ms > $1 THEN s.suspect_until_ms END,
+                        CASE WHEN s.capped_host IS NOT NULL THEN
+                            (SELECT min(q.busy_until_ms) FROM seeds o JOIN points q ON q.seed_id = o.id
+                             WHERE o.capped_host = s.capped_host AND q.busy_until_ms > $1) END) END
              FROM points p
              WHERE p.seed_id = s.id AND p.n < s.capacity AND p.busy_until_ms > $1)
          WHERE s.id = ANY($2)"
@@ -28,18 +39,46 @@ macro_rules! place {
 pub(super) async fn refresh(
     connection: &mut PgConnection,
     now: i64,
+    rules: &Rules,
     seed_ids: &[i64],
 ) -> Result<(), Stopped> {
-    run(connection, concat!("UPDATE seeds s SET ", place!()), now, seed_ids).await
+    run(connection, concat!("UPDATE seeds s SET ", place!()), now, seed_ids).await?;
+    refresh_hosts(connection, now, rules, seed_ids).await
 }
 
 /// Recomputes the places of seeds whose point has just been allocated, which the caller has locked.
 pub(super) async fn refresh_used(
     connection: &mut PgConnection,
     now: i64,
+    rules: &Rules,
     seed_ids: &[i64],
 ) -> Result<(), Stopped> {
-    run(connection, concat!("UPDATE seeds s SET last_used_ms = $1, ", place!()), now, seed_ids).await
+    run(connection, concat!("UPDATE seeds s SET last_used_ms = $1, ", place!()), now, seed_ids).await?;
+    refresh_hosts(connection, now, rules, seed_ids).await
+}
+
+/// Recomputes the places of the other seeds of their hosts, where those share a bound. They are not locked, and
+/// locking them would break the order of locks: those that somebody holds are left, and their holder or whoever
+/// meets them next puts them right. A place that is wrong costs a second look: see the snapshot, which finds
+/// seeds of capped hosts whatever their place says.
+async fn refresh_hosts(
+    connection: &mut PgConnection,
+    now: i64,
+    rules: &Rules,
+    seed_ids: &[i64],
+) -> Result<(), Stopped> {
+    if seed_ids.is_empty() || !rules.caps_hosts() {
+        return Ok(());
+    }
+    let others: Vec<i64> = sqlx::query_scalar(
+        "SELECT o.id FROM seeds o
+         WHERE o.capped_host IN (SELECT capped_host FROM seeds WHERE id = ANY($1)) AND o.id <> ALL($1)
+         ORDER BY o.id FOR UPDATE SKIP LOCKED",
+    )
+    .bind(seed_ids)
+    .fetch_all(&mut *connection)
+    .await?;
+    run(connection, concat!("UPDATE seeds s SET ", place!()), now, &others).await
 }
 
 async fn run(

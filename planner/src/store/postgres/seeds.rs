@@ -1,26 +1,31 @@
-//! Registering, heartbeats, removing.
+//! Registering, heartbeats, removing, draining.
 
 use std::collections::{BTreeSet, HashSet};
 
 use async_trait::async_trait;
-use rfork_protocol::SeedIdentity;
-use sqlx::PgConnection;
+use rfork_protocol::v1::Labels;
+use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::postgres::PgRow;
+use sqlx::{PgConnection, Row};
 
 use super::super::{Beat, Command, Outcome, Rules};
 use super::batch::{HeldSeeds, Seed};
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, key_hash, offer};
-use crate::domain::seed::{self, Registration, Removal};
+use super::{PostgresStore, identity, key_hash, offer, small};
+use crate::domain::health::Health;
+use crate::domain::location::Location;
+use crate::domain::seed::{self, Profile, Registration, Removal};
+use crate::domain::terms::Terms;
 
-/// The most seeds whose capacity one transaction changes.
-const ADOPT_ROWS: i64 = 1_000;
+/// The most seeds that one step of [`Adopt`] or [`Invalidate`] changes.
+const STEP_ROWS: i64 = 1_000;
 
 /// Decides what the registrations mean. A seed that becomes another holding gets a number of the sequence,
 /// which gives none twice, whoever asks.
 pub(super) async fn register(
     connection: &mut PgConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
     commands: &[Command],
     held: &mut HeldSeeds<'_>,
     outcomes: &mut [Option<Outcome>],
@@ -28,10 +33,10 @@ pub(super) async fn register(
     // Numbers below 0 stand for new ones until it is known how many are needed.
     let mut fresh: i64 = 0;
     for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
-        let Command::Register { identity, key, age_ms } = command else { continue };
+        let Command::Register { identity, key, profile, age_ms } = command else { continue };
         let Some(held) = held.get_mut(&identity.to_string()) else { continue };
         let known = held.seed.as_ref().map(|seed| seed.known(now));
-        let registration = seed::register(known.as_ref(), key);
+        let registration = seed::register(known.as_ref(), key, profile);
         let heard_ms = now.saturating_sub(*age_ms);
         let id = match (registration, &mut held.seed) {
             (Registration::New | Registration::NewHolding, _) | (_, None) => {
@@ -40,21 +45,29 @@ pub(super) async fn register(
                     id: fresh,
                     key: key.clone(),
                     removed: false,
-                    capacity: rules.capacity,
+                    drained: false,
+                    profile: profile.as_ref().clone(),
+                    terms: rules.terms(identity, key, profile),
+                    health: Health::default(),
+                    answered_ms: 0,
                     heard_ms: Some(heard_ms),
                     points: Vec::new(),
                     renewed: BTreeSet::new(),
                     released: BTreeSet::new(),
                     moved: false,
+                    changed: false,
                 });
                 fresh
             }
             (Registration::Repeated | Registration::Draining, Some(seed)) => {
                 seed.heard_ms = seed.heard_ms.max(Some(heard_ms));
-                // A planner that ran beside this one, with an older setting, may have registered it.
-                if seed.capacity != rules.capacity {
-                    seed.capacity = rules.capacity;
-                    seed.moved = true;
+                let profile = profile.as_ref().clone().or(&seed.profile);
+                // A planner that ran beside this one, with older settings, may have registered it.
+                let terms = rules.terms(identity, key, &profile);
+                if registration == Registration::Repeated && (&profile, terms) != (&seed.profile, seed.terms)
+                {
+                    (seed.profile, seed.terms) = (profile, terms);
+                    (seed.moved, seed.changed) = (true, true);
                 }
                 seed.id
             }
@@ -93,15 +106,26 @@ pub(super) fn remove(
     outcomes: &mut [Option<Outcome>],
 ) {
     for (command, outcome) in commands.iter().zip(outcomes) {
-        let Command::Remove { identity, key } = command else { continue };
+        let (Command::Remove { identity, key } | Command::Drain { identity, key }) = command else {
+            continue;
+        };
         let Some(held) = held.get_mut(&identity.to_string()) else { continue };
+        if matches!(command, Command::Drain { .. }) {
+            let seed = held.seed.as_mut().filter(|seed| seed.key == *key);
+            *outcome = Some(Outcome::Drained(seed.map(|seed| {
+                seed.drained = true;
+                (seed.moved, seed.changed) = (true, true);
+                seed.live_leases(now)
+            })));
+            continue;
+        }
         let known = held.seed.as_ref().map(|seed| seed.known(now));
         let removal = seed::remove(known.as_ref(), key);
         match (removal, &mut held.seed) {
             (Removal::Gone, seed) => *seed = None,
             (Removal::Draining, Some(seed)) => {
                 seed.removed = true;
-                seed.moved = true;
+                (seed.moved, seed.changed) = (true, true);
             }
             (Removal::Draining, None) | (Removal::Unknown, _) => {}
         }
@@ -113,7 +137,7 @@ pub(super) fn remove(
 pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
     let mut gone: Vec<i64> = Vec::new();
     let mut heard: (Vec<i64>, Vec<i64>) = Default::default();
-    let mut changed: (Vec<i64>, Vec<bool>, Vec<i32>) = Default::default();
+    let mut changed: Vec<(&SeedIdentity, &Seed)> = Vec::new();
     let mut new: Vec<(&SeedIdentity, &Seed)> = Vec::new();
     for held in held.values() {
         let kept = held.seed.as_ref().filter(|seed| held.stored == Some(seed.id));
@@ -127,28 +151,15 @@ pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -
                     heard.0.push(seed.id);
                     heard.1.push(heard_ms);
                 }
-                if seed.moved {
-                    changed.0.push(seed.id);
-                    changed.1.push(seed.removed);
-                    changed.2.push(points(seed.capacity));
+                if seed.changed {
+                    changed.push((held.identity, seed));
                 }
             }
             (None, _) => {}
         }
     }
     delete(connection, &gone).await?;
-    if !changed.0.is_empty() {
-        sqlx::query(
-            "UPDATE seeds s SET removed = t.removed, capacity = t.capacity
-             FROM unnest($1::bigint[], $2::bool[], $3::int[]) AS t (id, removed, capacity)
-             WHERE s.id = t.id AND (s.removed, s.capacity) <> (t.removed, t.capacity)",
-        )
-        .bind(changed.0)
-        .bind(changed.1)
-        .bind(changed.2)
-        .execute(&mut *connection)
-        .await?;
-    }
+    describe(connection, &changed).await?;
     if !heard.0.is_empty() {
         // Heartbeats may arrive out of order; the latest counts.
         sqlx::query(
@@ -173,10 +184,10 @@ async fn insert(connection: &mut PgConnection, new: &[(&SeedIdentity, &Seed)]) -
     let ids: Vec<i64> = new.iter().map(|(_, seed)| seed.id).collect();
     let hashes: Vec<Vec<u8>> = new.iter().map(|(_, seed)| key_hash(&seed.key).to_vec()).collect();
     let inserted = sqlx::query(
-        "INSERT INTO seeds (id, identity, host, port, rank, seed_key, key_hash, capacity)
+        "INSERT INTO seeds (id, identity, host, port, rank, seed_key, key_hash, capacity, lease_ttl_ms)
          SELECT t.* FROM unnest($1::bigint[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::bytea[],
-                                $7::bytea[], $8::int[])
-             AS t (id, identity, host, port, rank, seed_key, key_hash, capacity)
+                                $7::bytea[], $8::int[], $9::bigint[])
+             AS t (id, identity, host, port, rank, seed_key, key_hash, capacity, lease_ttl_ms)
          ORDER BY t.identity COLLATE \"C\"
          ON CONFLICT (identity) DO NOTHING",
     )
@@ -187,13 +198,18 @@ async fn insert(connection: &mut PgConnection, new: &[(&SeedIdentity, &Seed)]) -
     .bind(new.iter().map(|(identity, _)| i64::from(identity.rank())).collect::<Vec<_>>())
     .bind(new.iter().map(|(_, seed)| seed.key.as_bytes()).collect::<Vec<_>>())
     .bind(&hashes)
-    .bind(new.iter().map(|(_, seed)| points(seed.capacity)).collect::<Vec<_>>())
+    .bind(new.iter().map(|(_, seed)| points(seed.terms.capacity)).collect::<Vec<_>>())
+    .bind(new.iter().map(|(_, seed)| seed.terms.lease_ttl_ms).collect::<Vec<_>>())
     .execute(&mut *connection)
     .await?
     .rows_affected();
     if inserted != new.len() as u64 {
         return Err(Stopped::Again);
     }
+    // Most tell nothing and are not bound.
+    let more = |seed: &Seed| seed.profile != Profile::default() || seed.terms.host_capacity.is_some();
+    let told: Vec<_> = new.iter().filter(|(_, seed)| more(seed)).copied().collect();
+    describe(connection, &told).await?;
     sqlx::query(
         "INSERT INTO heartbeats (seed_id, key_hash, last_ms)
          SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[])",
@@ -204,6 +220,86 @@ async fn insert(connection: &mut PgConnection, new: &[(&SeedIdentity, &Seed)]) -
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Writes all that a row says of a seed, beside its key and its place.
+async fn describe(connection: &mut PgConnection, seeds: &[(&SeedIdentity, &Seed)]) -> Result<(), Stopped> {
+    if seeds.is_empty() {
+        return Ok(());
+    }
+    let texts = |of: fn(&Seed) -> &Option<String>| -> Vec<Option<&str>> {
+        seeds.iter().map(|(_, seed)| of(seed).as_deref()).collect()
+    };
+    let capped = seeds.iter().map(|(identity, seed)| {
+        seed.terms.host_capacity.map(|_| seed.profile.location.host.as_deref().unwrap_or(identity.host()))
+    });
+    sqlx::query(
+        "UPDATE seeds s SET removed = t.removed, drained = t.drained, capacity = t.capacity,
+             lease_ttl_ms = t.lease_ttl_ms, capped_host = t.capped_host, host_capacity = t.host_capacity,
+             failures = t.failures, suspect_until_ms = t.suspect_until_ms, answered_ms = t.answered_ms,
+             is_draft = t.is_draft, model_url = t.model_url, deploy_strategy = t.deploy_strategy, zone = t.zone,
+             rack = t.rack, node = t.node, instance_id = t.instance_id, incarnation = t.incarnation,
+             content_id = t.content_id
+         FROM unnest($1::bigint[], $2::bool[], $3::bool[], $4::int[], $5::bigint[], $6::text[], $7::int[],
+                     $8::int[], $9::bigint[], $10::bigint[], $11::bool[], $12::text[], $13::text[], $14::text[],
+                     $15::text[], $16::text[], $17::text[], $18::text[], $19::text[])
+             AS t (id, removed, drained, capacity, lease_ttl_ms, capped_host, host_capacity, failures,
+                   suspect_until_ms, answered_ms, is_draft, model_url, deploy_strategy, zone, rack, node,
+                   instance_id, incarnation, content_id)
+         WHERE s.id = t.id",
+    )
+    .bind(seeds.iter().map(|(_, seed)| seed.id).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.removed).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.drained).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| points(seed.terms.capacity)).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.terms.lease_ttl_ms).collect::<Vec<_>>())
+    .bind(capped.collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.terms.host_capacity.map(points)).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| points(seed.health.failures)).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.health.suspect_until_ms).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.answered_ms).collect::<Vec<_>>())
+    .bind(seeds.iter().map(|(_, seed)| seed.profile.labels.is_draft).collect::<Vec<_>>())
+    .bind(texts(|seed| &seed.profile.labels.model_url))
+    .bind(texts(|seed| &seed.profile.labels.deploy_strategy))
+    .bind(texts(|seed| &seed.profile.location.zone))
+    .bind(texts(|seed| &seed.profile.location.rack))
+    .bind(texts(|seed| &seed.profile.location.host))
+    .bind(texts(|seed| &seed.profile.instance_id))
+    .bind(texts(|seed| &seed.profile.incarnation))
+    .bind(texts(|seed| &seed.profile.content_id))
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Where a row's seed stands.
+pub(super) fn location(row: &PgRow) -> Result<Location, Stopped> {
+    Ok(Location { zone: row.try_get("zone")?, rack: row.try_get("rack")?, host: row.try_get("node")? })
+}
+
+/// What a row's seed told of itself.
+pub(super) fn profile(row: &PgRow) -> Result<Profile, Stopped> {
+    Ok(Profile {
+        labels: Labels {
+            model_url: row.try_get("model_url")?,
+            deploy_strategy: row.try_get("deploy_strategy")?,
+            is_draft: row.try_get("is_draft")?,
+        },
+        location: location(row)?,
+        instance_id: row.try_get("instance_id")?,
+        incarnation: row.try_get("incarnation")?,
+        content_id: row.try_get("content_id")?,
+    })
+}
+
+/// The terms in a row.
+pub(super) fn terms(row: &PgRow) -> Result<Terms, Stopped> {
+    let host_capacity: Option<i32> = row.try_get("host_capacity")?;
+    Ok(Terms {
+        capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
+        lease_ttl_ms: row.try_get("lease_ttl_ms")?,
+        host_capacity: host_capacity.map(|capacity| small(capacity.into())).transpose()?,
+    })
 }
 
 /// A number of points as the database spells it; settings keep it far below the largest.
@@ -265,28 +361,67 @@ impl Work for Flush<'_> {
     }
 }
 
-/// Gives a bounded number of seeds this planner's capacity; gives how many there were.
-pub(super) struct AdoptCapacity<'a>(pub(super) &'a PostgresStore);
+/// Gives a bounded number of seeds, those that follow `after`, the terms that this planner's rules have; gives
+/// the last of them.
+pub(super) struct Adopt<'a> {
+    pub(super) store: &'a PostgresStore,
+    pub(super) after: i64,
+}
 
 #[async_trait]
-impl Work for AdoptCapacity<'_> {
-    type Done = usize;
+impl Work for Adopt<'_> {
+    type Done = Option<i64>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<usize, Stopped> {
-        let capacity = points(self.0.rules.capacity);
-        let ids: Vec<i64> =
-            sqlx::query_scalar("SELECT id FROM seeds WHERE capacity <> $1 ORDER BY id LIMIT $2 FOR UPDATE")
-                .bind(capacity)
-                .bind(ADOPT_ROWS)
-                .fetch_all(&mut *connection)
-                .await?;
-        let now = self.0.now(connection).await?;
-        sqlx::query("UPDATE seeds SET capacity = $1 WHERE id = ANY($2)")
-            .bind(capacity)
-            .bind(&ids)
-            .execute(&mut *connection)
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Option<i64>, Stopped> {
+        let rows = sqlx::query("SELECT * FROM seeds WHERE id > $1 ORDER BY id LIMIT $2 FOR UPDATE")
+            .bind(self.after)
+            .bind(STEP_ROWS)
+            .fetch_all(&mut *connection)
             .await?;
-        offer::refresh(connection, now, &ids).await?;
-        Ok(ids.len())
+        let now = self.store.now(connection).await?;
+        let mut last = None;
+        let mut changed: Vec<(SeedIdentity, Seed)> = Vec::new();
+        for row in rows {
+            let mut seed = Seed::of_row(&row)?;
+            last = Some(seed.id);
+            let identity = identity(&row)?;
+            let terms = self.store.rules.terms(&identity, &seed.key, &seed.profile);
+            if terms != seed.terms {
+                seed.terms = terms;
+                changed.push((identity, seed));
+            }
+        }
+        let rows: Vec<_> = changed.iter().map(|(identity, seed)| (identity, seed)).collect();
+        describe(connection, &rows).await?;
+        let ids: Vec<i64> = changed.iter().map(|(_, seed)| seed.id).collect();
+        offer::refresh(connection, now, &self.store.rules, &ids).await?;
+        Ok(last)
+    }
+}
+
+/// Takes out a bounded number of seeds of a key whose content is not `keep`; gives how many.
+pub(super) struct Invalidate<'a> {
+    pub(super) key: &'a SeedKey,
+    pub(super) keep: Option<&'a str>,
+}
+
+#[async_trait]
+impl Work for Invalidate<'_> {
+    type Done = u64;
+
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<u64, Stopped> {
+        let drained = sqlx::query(
+            "UPDATE seeds SET drained = TRUE, offer_rank = NULL, next_end_ms = NULL WHERE id IN (
+                 SELECT s.id FROM seeds s
+                 WHERE s.id IN (SELECT h.seed_id FROM heartbeats h WHERE h.key_hash = $1)
+                   AND NOT s.drained AND ($2::text IS NULL OR s.content_id IS DISTINCT FROM $2)
+                 ORDER BY s.id LIMIT $3 FOR UPDATE)",
+        )
+        .bind(&key_hash(self.key)[..])
+        .bind(self.keep)
+        .bind(STEP_ROWS)
+        .execute(connection)
+        .await?;
+        Ok(drained.rows_affected())
     }
 }

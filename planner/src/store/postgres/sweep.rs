@@ -73,7 +73,7 @@ impl Work for Step<'_> {
         .await?;
         swept.leases = freed.len() as u64;
         let freed: BTreeSet<i64> = freed.into_iter().collect();
-        offer::refresh(connection, now, &freed.into_iter().collect::<Vec<_>>()).await?;
+        offer::refresh(connection, now, &self.0.rules, &freed.into_iter().collect::<Vec<_>>()).await?;
         // A seed that was heard of meanwhile, or leased, stays.
         seeds::lock_heartbeats(connection, &locked).await?;
         let gone: Vec<i64> = sqlx::query_scalar(

@@ -23,8 +23,7 @@ impl Work for View<'_> {
         .fetch_one(&mut *connection)
         .await?;
         let rows = sqlx::query(
-            "SELECT s.identity, s.seed_key, s.capacity, s.last_used_ms, h.last_ms,
-                    (s.removed OR h.last_ms <= $2) AS draining,
+            "SELECT s.*, h.last_ms, (s.removed OR s.drained OR h.last_ms <= $2) AS draining,
                     (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used
              FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT $3",
         )
@@ -43,6 +42,9 @@ impl Work for View<'_> {
                 last_heartbeat_ms: row.try_get("last_ms")?,
                 last_used_ms: row.try_get("last_used_ms")?,
                 draining: row.try_get("draining")?,
+                suspect_until_ms: row.try_get("suspect_until_ms")?,
+                failures: small(row.try_get::<i32, _>("failures")?.into())?,
+                profile: super::seeds::profile(&row)?,
             });
         }
         let rows = sqlx::query(

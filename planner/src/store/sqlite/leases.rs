@@ -1,13 +1,13 @@
-//! Renewing and releasing. Both act on exactly one live lease of exactly the named seed, or on nothing.
+//! Renewing, releasing, and what is told of a seed beside that. All act on exactly one live lease of exactly the named seed, or on nothing.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::ids::hex;
 use sqlx::SqliteConnection;
 
-use super::super::{Command, LeaseHash, Outcome, Rules, StoreError};
-use super::{json, offer};
+use super::super::{Command, LeaseHash, Outcome, Report, Rules, StoreError};
+use super::{health, json, offer};
 
 /// A live lease that a command names.
 struct Named {
@@ -15,6 +15,8 @@ struct Named {
     at: usize,
     /// The leased point.
     point: (i64, u32),
+    /// How long a lease on its seed lives, in milliseconds.
+    lease_ttl_ms: i64,
 }
 
 /// Finds the live leases among those that `leases` names, each with its command's place.
@@ -25,8 +27,8 @@ async fn find_live(
 ) -> Result<Vec<Named>, StoreError> {
     let named: Vec<_> =
         leases.iter().map(|(at, identity, lease)| (at, identity.to_string(), hex(&lease[..]))).collect();
-    let rows: Vec<(i64, i64, u32)> = sqlx::query_as(
-        "SELECT named.value ->> 0, p.seed_id, p.n
+    let rows: Vec<(i64, i64, u32, i64)> = sqlx::query_as(
+        "SELECT named.value ->> 0, p.seed_id, p.n, s.lease_ttl_ms
          FROM json_each(?2) named CROSS JOIN points p ON p.lease_hash = unhex(named.value ->> 2)
          CROSS JOIN seeds s ON s.id = p.seed_id
          WHERE p.busy_until_ms > ?1 AND s.identity = named.value ->> 1",
@@ -35,9 +37,9 @@ async fn find_live(
     .bind(json(&named)?)
     .fetch_all(connection)
     .await?;
-    let named = rows.into_iter().map(|(at, seed_id, n)| {
+    let named = rows.into_iter().map(|(at, seed_id, n, lease_ttl_ms)| {
         let at = usize::try_from(at).map_err(|_| StoreError::Broken("a place below 0".into()))?;
-        Ok(Named { at, point: (seed_id, n) })
+        Ok(Named { at, point: (seed_id, n), lease_ttl_ms })
     });
     named.collect()
 }
@@ -45,14 +47,14 @@ async fn find_live(
 pub(super) async fn renew(
     connection: &mut SqliteConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
     let mut leases = Vec::new();
     for (at, command) in commands.iter().enumerate() {
         if let Command::Renew { identity, lease } = command {
-            outcomes[at] = Some(Outcome::Renewed(false));
+            outcomes[at] = Some(Outcome::Renewed(None));
             leases.push((at, identity, lease));
         }
     }
@@ -61,16 +63,16 @@ pub(super) async fn renew(
     }
     let live = find_live(connection, now, &leases).await?;
     for named in &live {
-        outcomes[named.at] = Some(Outcome::Renewed(true));
+        outcomes[named.at] = Some(Outcome::Renewed(Some(named.lease_ttl_ms)));
     }
     let points: Vec<(i64, u32)> = live.iter().map(|named| named.point).collect();
+    let ends: Vec<_> = live.iter().map(|named| (named.point.0, named.point.1, named.lease_ttl_ms)).collect();
     sqlx::query(
-        "UPDATE points SET busy_until_ms = ?1 + ?2
-         WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?3))",
+        "UPDATE points SET busy_until_ms = ?1 + (t.value ->> 2) FROM json_each(?2) t
+         WHERE points.seed_id = t.value ->> 0 AND points.n = t.value ->> 1",
     )
     .bind(now)
-    .bind(rules.lease_ttl_ms)
-    .bind(json(&points)?)
+    .bind(json(&ends)?)
     .execute(&mut *connection)
     .await?;
     offer::refresh(connection, now, rules, &seeds_of(&points)).await
@@ -79,15 +81,24 @@ pub(super) async fn renew(
 pub(super) async fn release(
     connection: &mut SqliteConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
     let mut leases = Vec::new();
+    let mut reports: HashMap<usize, Report> = HashMap::new();
     for (at, command) in commands.iter().enumerate() {
-        if let Command::Release { identity, lease } = command {
-            outcomes[at] = Some(Outcome::Released(false));
-            leases.push((at, identity, lease));
+        match command {
+            Command::Release { identity, lease, report } => {
+                outcomes[at] = Some(Outcome::Released(false));
+                leases.push((at, identity, lease));
+                reports.insert(at, *report);
+            }
+            Command::Answered { identity, lease } => {
+                outcomes[at] = Some(Outcome::Noted(false));
+                leases.push((at, identity, lease));
+            }
+            _ => {}
         }
     }
     if leases.is_empty() {
@@ -95,11 +106,25 @@ pub(super) async fn release(
     }
     // Of two commands that release one lease, the first does.
     let mut released = HashSet::new();
+    let (mut answered, mut well, mut failed) = (Vec::new(), Vec::new(), Vec::new());
     for named in find_live(connection, now, &leases).await? {
+        let Some(report) = reports.get(&named.at) else {
+            outcomes[named.at] = Some(Outcome::Noted(true));
+            answered.push(named.point.0);
+            continue;
+        };
         if released.insert(named.point) {
             outcomes[named.at] = Some(Outcome::Released(true));
+            match report {
+                Report::Unknown => {}
+                Report::Ok => well.push(named.point.0),
+                Report::Failed => failed.push(named.point.0),
+            }
         }
     }
+    health::answered(connection, now, &answered).await?;
+    health::well(connection, &well).await?;
+    health::failed(connection, now, rules, &failed).await?;
     if released.is_empty() {
         return Ok(());
     }

@@ -8,6 +8,8 @@
 //! included); a crash of the operating system or a power cut may lose the last moments, never consistency.
 
 mod allocate;
+mod health;
+mod instances;
 mod leases;
 mod offer;
 mod seeds;
@@ -22,10 +24,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rfork_protocol::SeedKey;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Sqlite, SqliteConnection, Transaction};
+use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
+
+use crate::domain::location::Location;
 
 use super::{Beat, Clock, Command, Outcome, Rules, Snapshot, Store, StoreError, Swept};
 
@@ -123,11 +128,11 @@ impl SqliteStore {
     /// are no longer offered go on until they end.
     async fn adopt_rules(&self) -> Result<(), StoreError> {
         let (mut tx, now) = self.begin().await?;
-        sqlx::query("UPDATE seeds SET capacity = ?1 WHERE capacity <> ?1")
-            .bind(self.rules.capacity)
-            .execute(&mut *tx)
-            .await?;
-        offer::refresh_all(&mut tx, now, self.rules).await?;
+        let mut after = 0;
+        while let Some(last) = seeds::adopt(&mut tx, &self.rules, after).await? {
+            after = last;
+        }
+        offer::refresh_all(&mut tx, now, &self.rules).await?;
         tx.commit().await?;
         Ok(())
     }
@@ -227,8 +232,13 @@ fn json<T: serde::Serialize>(list: &[T]) -> Result<String, StoreError> {
     serde_json::to_string(list).map_err(|error| StoreError::Broken(error.to_string()))
 }
 
-fn seed_key(bytes: Vec<u8>) -> Result<rfork_protocol::SeedKey, StoreError> {
-    rfork_protocol::SeedKey::new(bytes).map_err(|error| StoreError::Broken(error.to_string()))
+/// Where a row's seed stands.
+fn location(row: &sqlx::sqlite::SqliteRow) -> Result<Location, StoreError> {
+    Ok(Location { zone: row.try_get("zone")?, rack: row.try_get("rack")?, host: row.try_get("node")? })
+}
+
+fn seed_key(bytes: Vec<u8>) -> Result<SeedKey, StoreError> {
+    SeedKey::new(bytes).map_err(|error| StoreError::Broken(error.to_string()))
 }
 
 #[async_trait]
@@ -236,11 +246,11 @@ impl Store for SqliteStore {
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
         let (mut tx, now) = self.begin().await?;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; commands.len()];
-        seeds::register(&mut tx, now, self.rules, commands, &mut outcomes).await?;
-        leases::renew(&mut tx, now, self.rules, commands, &mut outcomes).await?;
-        leases::release(&mut tx, now, self.rules, commands, &mut outcomes).await?;
+        seeds::register(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
+        leases::renew(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
+        leases::release(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         seeds::remove(&mut tx, now, commands, &mut outcomes).await?;
-        allocate::acquire(&mut tx, now, self.rules, commands, &mut outcomes).await?;
+        allocate::acquire(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         tx.commit().await?;
         outcomes
             .into_iter()
@@ -248,9 +258,22 @@ impl Store for SqliteStore {
             .collect()
     }
 
+    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
+        let mut drained = 0;
+        loop {
+            let (mut tx, _) = self.begin().await?;
+            let step = seeds::invalidate(&mut tx, key, keep).await?;
+            tx.commit().await?;
+            drained += step as u64;
+            if step == 0 {
+                return Ok(drained);
+            }
+        }
+    }
+
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
         let (mut tx, now) = self.begin().await?;
-        let gone = seeds::flush(&mut tx, now, self.rules, beats).await?;
+        let gone = seeds::flush(&mut tx, now, &self.rules, beats).await?;
         tx.commit().await?;
         Ok(gone)
     }
@@ -259,7 +282,7 @@ impl Store for SqliteStore {
         let mut swept = Swept::default();
         loop {
             let (mut tx, now) = self.begin().await?;
-            let step = sweep::step(&mut tx, now, self.rules).await?;
+            let step = sweep::step(&mut tx, now, &self.rules).await?;
             tx.commit().await?;
             swept.leases += step.swept.leases;
             swept.seeds += step.swept.seeds;
@@ -273,7 +296,7 @@ impl Store for SqliteStore {
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let mut tx = self.readers.begin().await?;
         let now = self.now(&mut tx).await?;
-        view::snapshot(&mut tx, now, self.rules).await
+        view::snapshot(&mut tx, now, &self.rules).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

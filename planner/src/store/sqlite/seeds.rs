@@ -1,13 +1,34 @@
-//! Registering, heartbeats, removing.
+//! Registering, heartbeats, removing, draining.
 
 use std::collections::HashSet;
 
+use rfork_protocol::v1::Labels;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::super::{Beat, Command, MAX_FLUSH, Outcome, Rules, StoreError};
-use super::{json, offer};
-use crate::domain::seed::{self, Known, Registration, Removal};
+use super::{json, location, offer};
+use crate::domain::seed::{self, Known, Profile, Registration, Removal};
+use crate::domain::terms::Terms;
+
+/// The most seeds that one step of [`adopt`] or [`invalidate`] changes.
+const STEP_ROWS: u32 = 1_000;
+
+/// What a row's seed told of itself.
+pub(super) fn profile(row: &SqliteRow) -> Result<Profile, StoreError> {
+    Ok(Profile {
+        labels: Labels {
+            model_url: row.try_get("model_url")?,
+            deploy_strategy: row.try_get("deploy_strategy")?,
+            is_draft: row.try_get("is_draft")?,
+        },
+        location: location(row)?,
+        instance_id: row.try_get("instance_id")?,
+        incarnation: row.try_get("incarnation")?,
+        content_id: row.try_get("content_id")?,
+    })
+}
 
 async fn known(
     connection: &mut SqliteConnection,
@@ -15,7 +36,8 @@ async fn known(
     identity: &SeedIdentity,
 ) -> Result<Option<(i64, Known)>, StoreError> {
     let row = sqlx::query(
-        "SELECT id, seed_key, removed,
+        "SELECT id, seed_key, removed, drained, model_url, deploy_strategy, is_draft, zone, rack, node,
+                instance_id, incarnation, content_id,
                 (SELECT count(*) FROM points WHERE seed_id = seeds.id AND busy_until_ms > ?1) AS live
          FROM seeds WHERE identity = ?2",
     )
@@ -26,7 +48,9 @@ async fn known(
     let Some(row) = row else { return Ok(None) };
     let known = Known {
         key: super::seed_key(row.try_get("seed_key")?)?,
+        profile: profile(&row)?,
         removed: row.try_get("removed")?,
+        drained: row.try_get("drained")?,
         live_leases: row.try_get("live")?,
     };
     Ok(Some((row.try_get("id")?, known)))
@@ -35,27 +59,32 @@ async fn known(
 pub(super) async fn register(
     connection: &mut SqliteConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
     let mut heard_again = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
-        let Command::Register { identity, key, age_ms } = command else { continue };
+        let Command::Register { identity, key, profile, age_ms } = command else { continue };
         let known = known(connection, now, identity).await?;
-        let registration = seed::register(known.as_ref().map(|(_, known)| known), key);
+        let registration = seed::register(known.as_ref().map(|(_, known)| known), key, profile);
         let heard_ms = now.saturating_sub(*age_ms);
         let id = match (registration, known) {
             (Registration::New, _) | (_, None) => {
-                insert(connection, identity, key, rules.capacity, heard_ms).await?
+                insert(connection, rules, identity, key, profile, heard_ms).await?
             }
             (Registration::NewHolding, Some((id, _))) => {
                 // Nothing of what it was remains, its leases included.
                 delete(connection, id).await?;
-                insert(connection, identity, key, rules.capacity, heard_ms).await?
+                insert(connection, rules, identity, key, profile, heard_ms).await?
             }
-            (Registration::Repeated, Some((id, _))) => {
+            (Registration::Repeated, Some((id, known))) => {
                 heard(connection, id, heard_ms).await?;
+                let profile = profile.as_ref().clone().or(&known.profile);
+                if profile != known.profile {
+                    let terms = rules.terms(identity, key, &profile);
+                    describe(connection, id, identity, &profile, terms).await?;
+                }
                 heard_again.push(id);
                 id
             }
@@ -72,23 +101,30 @@ pub(super) async fn register(
 
 async fn insert(
     connection: &mut SqliteConnection,
+    rules: &Rules,
     identity: &SeedIdentity,
     key: &SeedKey,
-    capacity: u32,
+    profile: &Profile,
     heard_ms: i64,
 ) -> Result<i64, StoreError> {
+    let terms = rules.terms(identity, key, profile);
     let id: i64 = sqlx::query_scalar(
-        "INSERT INTO seeds (identity, host, port, rank, seed_key, capacity) VALUES (?1, ?2, ?3, ?4, ?5, ?6)
-         RETURNING id",
+        "INSERT INTO seeds (identity, host, port, rank, seed_key, capacity, lease_ttl_ms)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) RETURNING id",
     )
     .bind(identity.to_string())
     .bind(identity.host())
     .bind(identity.port())
     .bind(identity.rank())
     .bind(key.as_bytes())
-    .bind(capacity)
+    .bind(terms.capacity)
+    .bind(terms.lease_ttl_ms)
     .fetch_one(&mut *connection)
     .await?;
+    // Most tell nothing and are not bound.
+    if *profile != Profile::default() || terms.host_capacity.is_some() {
+        describe(connection, id, identity, profile, terms).await?;
+    }
     sqlx::query("INSERT INTO heartbeats (seed_id, seed_key, last_ms) VALUES (?1, ?2, ?3)")
         .bind(id)
         .bind(key.as_bytes())
@@ -96,6 +132,70 @@ async fn insert(
         .execute(connection)
         .await?;
     Ok(id)
+}
+
+/// Writes what a seed told of itself, and its terms.
+async fn describe(
+    connection: &mut SqliteConnection,
+    id: i64,
+    identity: &SeedIdentity,
+    profile: &Profile,
+    terms: Terms,
+) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE seeds SET capacity = ?2, lease_ttl_ms = ?3, capped_host = ?4, host_capacity = ?5, model_url = ?6,
+             deploy_strategy = ?7, is_draft = ?8, zone = ?9, rack = ?10, node = ?11, instance_id = ?12,
+             incarnation = ?13, content_id = ?14
+         WHERE id = ?1",
+    )
+    .bind(id)
+    .bind(terms.capacity)
+    .bind(terms.lease_ttl_ms)
+    .bind(terms.host_capacity.map(|_| profile.location.host.as_deref().unwrap_or(identity.host())))
+    .bind(terms.host_capacity)
+    .bind(&profile.labels.model_url)
+    .bind(&profile.labels.deploy_strategy)
+    .bind(profile.labels.is_draft)
+    .bind(&profile.location.zone)
+    .bind(&profile.location.rack)
+    .bind(&profile.location.host)
+    .bind(&profile.instance_id)
+    .bind(&profile.incarnation)
+    .bind(&profile.content_id)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Gives a bounded number of seeds, those that follow `after`, the terms that the rules have now; gives the last
+/// of them.
+pub(super) async fn adopt(
+    connection: &mut SqliteConnection,
+    rules: &Rules,
+    after: i64,
+) -> Result<Option<i64>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM seeds WHERE id > ?1 ORDER BY id LIMIT ?2")
+        .bind(after)
+        .bind(STEP_ROWS)
+        .fetch_all(&mut *connection)
+        .await?;
+    let mut last = None;
+    for row in rows {
+        let id: i64 = row.try_get("id")?;
+        last = Some(id);
+        let identity = super::identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?;
+        let profile = profile(&row)?;
+        let terms = rules.terms(&identity, &super::seed_key(row.try_get("seed_key")?)?, &profile);
+        let before = Terms {
+            capacity: row.try_get("capacity")?,
+            lease_ttl_ms: row.try_get("lease_ttl_ms")?,
+            host_capacity: row.try_get("host_capacity")?,
+        };
+        if terms != before {
+            describe(connection, id, &identity, &profile, terms).await?;
+        }
+    }
+    Ok(last)
 }
 
 /// Its points and its heartbeat go with it.
@@ -117,7 +217,7 @@ async fn heard(connection: &mut SqliteConnection, id: i64, heard_ms: i64) -> Res
 pub(super) async fn flush(
     connection: &mut SqliteConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
     beats: &[Beat],
 ) -> Result<HashSet<i64>, StoreError> {
     let mut gone: HashSet<i64> = beats.iter().map(|beat| beat.seed_id).collect();
@@ -134,10 +234,10 @@ pub(super) async fn flush(
         for id in &written {
             gone.remove(id);
         }
-        // Silent seeds have no place and get one again. So have full ones, whose place stays none.
+        // Silent seeds have no place and get one again. So have full and suspect ones, whose place stays none.
         let placeless: Vec<i64> = sqlx::query_scalar(
             "SELECT id FROM seeds WHERE id IN (SELECT value FROM json_each(?1))
-               AND removed = 0 AND offer_rank IS NULL",
+               AND removed = 0 AND drained = 0 AND offer_rank IS NULL",
         )
         .bind(json(&written)?)
         .fetch_all(&mut *connection)
@@ -154,8 +254,21 @@ pub(super) async fn remove(
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
     for (command, outcome) in commands.iter().zip(outcomes) {
-        let Command::Remove { identity, key } = command else { continue };
+        let (Command::Remove { identity, key } | Command::Drain { identity, key }) = command else {
+            continue;
+        };
         let known = known(connection, now, identity).await?;
+        if matches!(command, Command::Drain { .. }) {
+            let drained = match known.filter(|(_, known)| known.key == *key) {
+                Some((id, known)) => {
+                    drain(connection, &[id]).await?;
+                    Some(known.live_leases)
+                }
+                None => None,
+            };
+            *outcome = Some(Outcome::Drained(drained));
+            continue;
+        }
         let removal = seed::remove(known.as_ref().map(|(_, known)| known), key);
         match (removal, known) {
             (Removal::Gone, Some((id, _))) => delete(connection, id).await?,
@@ -170,4 +283,33 @@ pub(super) async fn remove(
         *outcome = Some(Outcome::Removed(removal));
     }
     Ok(())
+}
+
+async fn drain(connection: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
+    sqlx::query(
+        "UPDATE seeds SET drained = 1, offer_rank = NULL WHERE id IN (SELECT value FROM json_each(?1))",
+    )
+    .bind(json(ids)?)
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// Takes out a bounded number of seeds of a key whose content is not `keep`; gives how many.
+pub(super) async fn invalidate(
+    connection: &mut SqliteConnection,
+    key: &SeedKey,
+    keep: Option<&str>,
+) -> Result<usize, StoreError> {
+    let ids: Vec<i64> = sqlx::query_scalar(
+        "SELECT s.id FROM heartbeats h INDEXED BY heartbeats_by_key CROSS JOIN seeds s ON s.id = h.seed_id
+         WHERE h.seed_key = ?1 AND s.drained = 0 AND (?2 IS NULL OR s.content_id IS NOT ?2) LIMIT ?3",
+    )
+    .bind(key.as_bytes())
+    .bind(keep)
+    .bind(STEP_ROWS)
+    .fetch_all(&mut *connection)
+    .await?;
+    drain(connection, &ids).await?;
+    Ok(ids.len())
 }

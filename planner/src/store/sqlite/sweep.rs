@@ -2,8 +2,8 @@
 
 use sqlx::SqliteConnection;
 
-use super::super::{Rules, StoreError, Swept};
-use super::offer;
+use super::super::{INSTANCE_MEMORY_MS, Rules, StoreError, Swept};
+use super::{instances, offer};
 
 /// The most rows of a kind that one step ends.
 const STEP_ROWS: u32 = 1_000;
@@ -17,7 +17,7 @@ pub(super) struct Step {
 pub(super) async fn step(
     connection: &mut SqliteConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
 ) -> Result<Step, StoreError> {
     let freed: Vec<i64> = sqlx::query_scalar(
         "DELETE FROM points WHERE lease_hash IN
@@ -32,7 +32,7 @@ pub(super) async fn step(
     // Only seeds without a row of points: what goes with a seed would not be bounded.
     let removed = sqlx::query(
         "DELETE FROM seeds WHERE id IN
-             (SELECT s.id FROM seeds s WHERE s.removed = 1
+             (SELECT s.id FROM seeds s WHERE s.removed = 1 AND s.drained = 0
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)
               LIMIT ?1)",
     )
@@ -60,13 +60,15 @@ pub(super) async fn step(
     )
     .bind(silent_since)
     .bind(STEP_ROWS)
-    .execute(connection)
+    .execute(&mut *connection)
     .await?
     .rows_affected();
+    let unused_since = now.saturating_sub(INSTANCE_MEMORY_MS);
+    let instances = instances::forget(connection, unused_since, STEP_ROWS).await?;
     let full = u64::from(STEP_ROWS);
     let leases = freed.len() as u64;
     Ok(Step {
         swept: Swept { leases, seeds: removed + forgotten, silenced },
-        more: [leases, removed, forgotten, silenced].contains(&full),
+        more: [leases, removed, forgotten, silenced, instances].contains(&full),
     })
 }

@@ -83,7 +83,7 @@ async fn a_locked_file_is_an_outage_that_passes() {
     tx.rollback().await.unwrap();
     store.check().await.unwrap();
     let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
-    assert!(matches!(outcomes[0], Outcome::Acquired(Some(_))), "{outcomes:?}");
+    assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
 }
 
 #[tokio::test]

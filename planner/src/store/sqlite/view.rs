@@ -7,7 +7,7 @@ use super::super::{LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, StoreErro
 pub(super) async fn snapshot(
     connection: &mut SqliteConnection,
     now: i64,
-    rules: Rules,
+    rules: &Rules,
 ) -> Result<Snapshot, StoreError> {
     let seed_count: i64 =
         sqlx::query_scalar("SELECT count(*) FROM seeds").fetch_one(&mut *connection).await?;
@@ -16,8 +16,7 @@ pub(super) async fn snapshot(
         .fetch_one(&mut *connection)
         .await?;
     let rows = sqlx::query(
-        "SELECT s.identity, s.seed_key, s.capacity, s.last_used_ms, h.last_ms,
-                (s.removed = 1 OR h.last_ms <= ?2) AS draining,
+        "SELECT s.*, h.last_ms, (s.removed = 1 OR s.drained = 1 OR h.last_ms <= ?2) AS draining,
                 (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used
          FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT ?3",
     )
@@ -36,6 +35,9 @@ pub(super) async fn snapshot(
             last_heartbeat_ms: row.try_get("last_ms")?,
             last_used_ms: row.try_get("last_used_ms")?,
             draining: row.try_get("draining")?,
+            suspect_until_ms: row.try_get("suspect_until_ms")?,
+            failures: row.try_get("failures")?,
+            profile: super::seeds::profile(&row)?,
         });
     }
     let rows = sqlx::query(

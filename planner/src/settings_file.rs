@@ -1,0 +1,259 @@
+//! The settings file: what does not fit on a command line. It is TOML, read once at the start.
+//!
+//! ```toml
+//! # Of the rules of a kind the first that fits counts. A rule fits when all that it names fits:
+//! # `key` and `model` are texts in which `*` stands for anything; `seed` is a network, an address or a host name.
+//! [[capacity]]
+//! key = "/models/dsv4$decode$*"
+//! leases = 4
+//!
+//! [[lease_ttl]]
+//! model = "/models/*-old"
+//! seconds = 300
+//!
+//! # All seeds of one host together: they share its network.
+//! [[host_capacity]]
+//! host = "10.0.0.0/8"
+//! leases = 8
+//!
+//! # Where seeds and workers stand that do not tell it, by address.
+//! [[location]]
+//! network = "10.1.0.0/16"
+//! zone = "a"
+//! rack = "a-17"
+//! ```
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use serde::Deserialize;
+
+use crate::domain::location::Location;
+use crate::domain::terms::{Hosts, Overrides, Pattern, Selector};
+
+/// The most rules of one kind: every registration looks at them.
+const MAX_RULES: usize = 1_000;
+/// The largest file that is read, in bytes.
+const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// What the file says.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct FileSettings {
+    /// Terms that differ for some seeds.
+    pub overrides: Overrides,
+    /// Where addresses are, the most specific network first.
+    pub networks: Networks,
+}
+
+/// Where addresses are.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Networks(Vec<(IpNet, Location)>);
+
+impl Networks {
+    /// What is known of an address; the most specific network that holds it counts.
+    pub fn locate(&self, address: IpAddr) -> Location {
+        let address = address.to_canonical();
+        let found = self.0.iter().find(|(network, _)| network.contains(&address));
+        found.map(|(_, location)| location.clone()).unwrap_or_default()
+    }
+}
+
+/// A settings file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FileError {
+    /// It cannot be read.
+    #[error("--settings-file {path} cannot be read: {reason}")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// What it says cannot be.
+    #[error("--settings-file {path}: {reason}")]
+    Wrong {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and where.
+        reason: String,
+    },
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    capacity: Vec<CapacityRule>,
+    #[serde(default)]
+    lease_ttl: Vec<LeaseTtlRule>,
+    #[serde(default)]
+    host_capacity: Vec<HostRule>,
+    #[serde(default)]
+    location: Vec<LocationRule>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct CapacityRule {
+    key: Option<String>,
+    model: Option<String>,
+    seed: Option<String>,
+    leases: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LeaseTtlRule {
+    key: Option<String>,
+    model: Option<String>,
+    seed: Option<String>,
+    seconds: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct HostRule {
+    host: String,
+    leases: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LocationRule {
+    network: IpNet,
+    zone: Option<String>,
+    rack: Option<String>,
+    host: Option<String>,
+}
+
+impl FileSettings {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// [`FileError`].
+    pub fn read(path: &Path) -> Result<Self, FileError> {
+        let unreadable = |reason: String| FileError::Unreadable { path: path.to_owned(), reason };
+        let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
+        if size > MAX_FILE_BYTES {
+            return Err(unreadable(format!("it has {size} bytes, more than {MAX_FILE_BYTES}")));
+        }
+        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
+        Self::parse(&text).map_err(|reason| FileError::Wrong { path: path.to_owned(), reason })
+    }
+
+    fn parse(text: &str) -> Result<Self, String> {
+        let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+        let counts =
+            [file.capacity.len(), file.lease_ttl.len(), file.host_capacity.len(), file.location.len()];
+        if counts.iter().any(|count| *count > MAX_RULES) {
+            return Err(format!("more than {MAX_RULES} rules of one kind"));
+        }
+        let capacity = file.capacity.into_iter().enumerate().map(|(at, rule)| {
+            let what = format!("capacity rule {}", at + 1);
+            let leases = bounded(&what, "leases", rule.leases, crate::cli::POINTS)?;
+            Ok((selector(&what, rule.key, rule.model, rule.seed)?, leases))
+        });
+        let lease_ttl_ms = file.lease_ttl.into_iter().enumerate().map(|(at, rule)| {
+            let what = format!("lease_ttl rule {}", at + 1);
+            let seconds = bounded(&what, "seconds", rule.seconds, 1..=86_400 * 365)?;
+            Ok((selector(&what, rule.key, rule.model, rule.seed)?, i64::from(seconds) * 1_000))
+        });
+        let host_capacity = file.host_capacity.into_iter().enumerate().map(|(at, rule)| {
+            let what = format!("host_capacity rule {}", at + 1);
+            Ok((Hosts::parse(&rule.host), bounded(&what, "leases", rule.leases, 1..=100_000)?))
+        });
+        let overrides = Overrides {
+            capacity: capacity.collect::<Result<_, String>>()?,
+            lease_ttl_ms: lease_ttl_ms.collect::<Result<_, String>>()?,
+            host_capacity: host_capacity.collect::<Result<_, String>>()?,
+        };
+        let mut networks: Vec<(IpNet, Location)> = file
+            .location
+            .into_iter()
+            .map(|rule| (rule.network, Location { zone: rule.zone, rack: rule.rack, host: rule.host }))
+            .collect();
+        networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
+        Ok(Self { overrides, networks: Networks(networks) })
+    }
+}
+
+fn bounded(what: &str, field: &str, value: u32, range: std::ops::RangeInclusive<u32>) -> Result<u32, String> {
+    if range.contains(&value) {
+        Ok(value)
+    } else {
+        Err(format!("{what}: {field} must be {} to {}, got {value}", range.start(), range.end()))
+    }
+}
+
+fn selector(
+    what: &str,
+    key: Option<String>,
+    model: Option<String>,
+    seed: Option<String>,
+) -> Result<Selector, String> {
+    if key.is_none() && model.is_none() && seed.is_none() {
+        return Err(format!("{what}: name a key, a model or a seed; the default for all is a flag"));
+    }
+    Ok(Selector {
+        key: key.map(|text| Pattern::new(&text)),
+        model: model.map(|text| Pattern::new(&text)),
+        seed: seed.map(|text| Hosts::parse(&text)),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::terms::Subject;
+    use rfork_protocol::SeedKey;
+
+    /// The example at the head of this file.
+    fn example() -> String {
+        let head = include_str!("settings_file.rs").lines().take_while(|line| line.starts_with("//!"));
+        let lines = head.map(|line| line.trim_start_matches("//!").trim());
+        lines
+            .skip_while(|line| *line != "```toml")
+            .skip(1)
+            .take_while(|line| *line != "```")
+            .collect::<Vec<_>>()
+            .join("\n")
+    }
+
+    #[test]
+    fn the_example_is_read() {
+        let settings = FileSettings::parse(&example()).unwrap();
+        let key = SeedKey::new("/models/dsv4$decode$kv_both$0$1").unwrap();
+        let subject = Subject { key: &key, model_url: Some("/models/x-old"), host: "10.1.2.3" };
+        let terms = settings.overrides.terms(1, 60_000, &subject);
+        assert_eq!((terms.capacity, terms.lease_ttl_ms, terms.host_capacity), (4, 300_000, Some(8)));
+        let near = settings.networks.locate("10.1.9.9".parse().unwrap());
+        assert_eq!((near.zone.as_deref(), near.rack.as_deref()), (Some("a"), Some("a-17")));
+        assert!(settings.networks.locate("10.2.9.9".parse().unwrap()).is_unknown());
+    }
+
+    #[test]
+    fn the_most_specific_network_counts() {
+        let text = "[[location]]\nnetwork = '10.0.0.0/8'\nzone = 'a'\n[[location]]\nnetwork = '10.1.0.0/16'\nzone = 'b'";
+        let networks = FileSettings::parse(text).unwrap().networks;
+        assert_eq!(networks.locate("10.1.0.1".parse().unwrap()).zone.as_deref(), Some("b"));
+        assert_eq!(networks.locate("::ffff:10.2.0.1".parse().unwrap()).zone.as_deref(), Some("a"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, said) in [
+            ("[[capacity]]\nleases = 2", "capacity rule 1: name a key"),
+            ("[[capacity]]\nkey = 'k'\nleases = 0", "leases must be 1 to 1000, got 0"),
+            ("[[capacity]]\nkey = 'k'\nlease = 1", "unknown field `lease`"),
+            ("[[lease_ttl]]\nkey = 'k'\nseconds = 0", "lease_ttl rule 1: seconds must be 1"),
+            ("[[location]]\nnetwork = 'x'", "network"),
+            ("capacities = 1", "unknown field `capacities`"),
+        ] {
+            let error = FileSettings::parse(text).unwrap_err();
+            assert!(error.contains(said), "{text}: {error}");
+        }
+        let error = FileSettings::read(Path::new("/does/not/exist")).unwrap_err().to_string();
+        assert!(error.starts_with("--settings-file /does/not/exist cannot be read: "), "{error}");
+    }
+}

@@ -16,6 +16,7 @@ use crate::domain::policy::Policy;
 use crate::settings_file::{FileError, FileSettings};
 use crate::shutdown::Stop;
 use crate::store::postgres::ConnectSettings;
+use crate::telemetry::{Endpoint, Exporter, ExporterError};
 use crate::{RunError, migrate, run};
 
 /// Ten years. A longer time is a slip, and would overflow timers.
@@ -120,6 +121,10 @@ pub struct PlannerArgs {
     /// addresses are. `docs/settings-file.md` says what may stand in it
     #[arg(long, env = "RFORK_CFG_SETTINGS_FILE", value_name = "FILE")]
     settings_file: Option<PathBuf>,
+
+    /// Collector that traces are sent to, by OTLP over HTTP, as `http://collector:4318` [default: none]
+    #[arg(long, env = "RFORK_CFG_OTLP_ENDPOINT", value_name = "URL")]
+    otlp_endpoint: Option<Endpoint>,
 }
 
 /// What `rfork planner` does instead of running.
@@ -160,6 +165,14 @@ where
 }
 
 impl PlannerArgs {
+    /// Where traces go, if anywhere. Whoever sets logging up adds its layer.
+    ///
+    /// # Errors
+    /// [`ExporterError`].
+    pub fn exporter(&self) -> Result<Option<Exporter>, ExporterError> {
+        self.otlp_endpoint.as_ref().map(Exporter::new).transpose()
+    }
+
     /// The settings that they mean.
     ///
     /// # Errors
@@ -311,6 +324,7 @@ mod tests {
             ("--max-connections", "0", "1 to 1000000"),
             ("--max-requests", "-1", "1 to 1000000"),
             ("--idle-timeout-sec", "0", "1 to 3600"),
+            ("--otlp-endpoint", "collector:4318", "http://collector:4318"),
             ("--drain-sec", "3601", "0 to 3600"),
             ("--database-url-file", "/no/such/file", "cannot be read"),
         ] {

@@ -21,6 +21,7 @@ pub mod settings_file;
 pub mod shutdown;
 pub mod store;
 pub mod sweeper;
+pub mod telemetry;
 
 use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
 use shutdown::Stop;

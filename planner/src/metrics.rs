@@ -13,6 +13,7 @@ use prometheus::{
     Encoder, Histogram, HistogramOpts, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use tracing::Instrument;
 
 use rfork_protocol::SeedKey;
 
@@ -170,16 +171,20 @@ impl MeasuredStore {
         Self { inner, metrics }
     }
 
+    /// `items`: what the call is given, if it is given a list.
     async fn time<T>(
         &self,
         operation: &'static str,
+        items: usize,
         call: impl Future<Output = Result<T, StoreError>> + Send,
     ) -> Result<T, StoreError> {
         let begun = Instant::now();
-        let result = call.await;
+        let span = tracing::debug_span!("store", operation, items, error = tracing::field::Empty);
+        let result = call.instrument(span.clone()).await;
         let took = begun.elapsed().as_secs_f64();
         self.metrics.store_seconds.with_label_values(&[operation]).observe(took);
-        if result.is_err() {
+        if let Err(error) = &result {
+            span.record("error", tracing::field::display(error));
             self.metrics.store_errors.with_label_values(&[operation]).inc();
         }
         result
@@ -189,7 +194,7 @@ impl MeasuredStore {
 #[async_trait]
 impl Store for MeasuredStore {
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
-        let outcomes = self.time("apply", self.inner.apply(commands)).await?;
+        let outcomes = self.time("apply", commands.len(), self.inner.apply(commands)).await?;
         self.metrics.batch_commands.observe(commands.len() as f64);
         for outcome in &outcomes {
             self.metrics.applied(outcome);
@@ -204,7 +209,7 @@ impl Store for MeasuredStore {
     }
 
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
-        let gone = self.time("flush", self.inner.flush(beats)).await?;
+        let gone = self.time("flush", beats.len(), self.inner.flush(beats)).await?;
         let count = |outcome, number: usize| {
             self.metrics.heartbeats.with_label_values(&[outcome]).inc_by(number as u64);
         };
@@ -214,7 +219,7 @@ impl Store for MeasuredStore {
     }
 
     async fn sweep(&self) -> Result<Swept, StoreError> {
-        let swept = self.time("sweep", self.inner.sweep()).await?;
+        let swept = self.time("sweep", 0, self.inner.sweep()).await?;
         self.metrics.leases.with_label_values(&["expired"]).inc_by(swept.leases);
         self.metrics.seeds.with_label_values(&["forgotten"]).inc_by(swept.seeds);
         self.metrics.seeds.with_label_values(&["silenced"]).inc_by(swept.silenced);
@@ -224,11 +229,11 @@ impl Store for MeasuredStore {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.time("snapshot", self.inner.snapshot()).await
+        self.time("snapshot", 0, self.inner.snapshot()).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        self.time("check", self.inner.check()).await
+        self.time("check", 0, self.inner.check()).await
     }
 
     async fn close(&self) {

@@ -6,3 +6,4 @@ mod command;
 mod faults;
 mod forks;
 mod planner;
+mod telemetry;

@@ -3,7 +3,10 @@
 use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
-use tracing_subscriber::EnvFilter;
+use rfork_planner::telemetry::Exporter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, fmt};
 
 /// What is logged, and how.
 #[derive(Debug, Args)]
@@ -29,15 +32,19 @@ fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
-/// Sets logging up for the whole process.
-pub(crate) fn init(args: &LoggingArgs) {
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(&args.log))
+/// Sets logging up for the whole process, and traces, if they are exported.
+pub(crate) fn init(args: &LoggingArgs, exporter: Option<&Exporter>) {
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
-    match args.log_format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
-    }
+    let lines = match args.log_format {
+        LogFormat::Text => lines.boxed(),
+        // The list ends with the current one.
+        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+    };
+    tracing_subscriber::registry()
+        .with(lines.with_filter(EnvFilter::new(&args.log)))
+        .with(exporter.map(Exporter::layer))
+        .init();
 }

@@ -42,7 +42,18 @@ enum Command {
 #[tokio::main]
 async fn main() -> ExitCode {
     let cli = Cli::parse();
-    logging::init(&cli.logging);
+    let exporter = match &cli.command {
+        Command::Planner(args) => args.exporter(),
+        _ => Ok(None),
+    };
+    let exporter = match exporter {
+        Ok(exporter) => exporter,
+        Err(error) => {
+            eprintln!("error: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    logging::init(&cli.logging, exporter.as_ref());
     if cli.end_with_stdin {
         end_with_stdin();
     }
@@ -54,6 +65,9 @@ async fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args).await,
         Command::Inspect(command) => inspect::run(command).await.map(|()| ExitCode::SUCCESS),
     };
+    if let Some(exporter) = exporter {
+        exporter.finish().await;
+    }
     result.unwrap_or_else(|error| {
         // The chain's parts often quote each other; each is said once.
         let mut message = error.to_string();

@@ -1,13 +1,11 @@
 //! The planner's HTTP side: thin adapters between requests and the store's commands.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
-use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderValue, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
-use axum::response::Response;
+use axum::extract::Request;
+use axum::http::{StatusCode, Uri, header};
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
 
@@ -18,6 +16,7 @@ use crate::metrics::Metrics;
 use crate::shutdown::Stop;
 use crate::store::Store;
 
+mod attend;
 pub mod bounds;
 mod error;
 mod ops;
@@ -65,26 +64,8 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
         .merge(probes)
         .merge(acquire)
         .merge(rest)
-        .layer(from_fn_with_state(api.clone(), attend))
+        .layer(from_fn_with_state(api.clone(), attend::attend))
         .with_state(api)
-}
-
-/// What every request has around it. It is counted under its route; what no route takes is counted under one
-/// name. While the planner drains each connection ends with its answer, so that its client finds another planner.
-async fn attend(
-    State(api): State<Api>,
-    route: Option<MatchedPath>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let begun = Instant::now();
-    let mut answer = next.run(request).await;
-    if api.stop.is_draining() {
-        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-    }
-    let route = route.as_ref().map_or("other", MatchedPath::as_str);
-    api.metrics.request(route, answer.status().as_u16(), begun.elapsed());
-    answer
 }
 
 /// Refuses HEAD, which axum would answer by running the GET: that of `get_seed` allocates.

@@ -203,7 +203,7 @@ impl Store for MeasuredStore {
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
-        let drained = self.time("invalidate", self.inner.invalidate(key, keep)).await?;
+        let drained = self.time("invalidate", 0, self.inner.invalidate(key, keep)).await?;
         self.metrics.seeds.with_label_values(&["drained"]).inc_by(drained);
         Ok(drained)
     }

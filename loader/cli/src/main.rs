@@ -29,7 +29,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the planner: it knows the seeds and sends new workers to them
-    Planner(rfork_planner::cli::PlannerArgs),
+    Planner(Box<rfork_planner::cli::PlannerArgs>),
     /// Hold a model in memory: fork it from a seed or load it from storage, then serve it to others
     Worker(Box<worker::WorkerArgs>),
     /// See it work on this machine: a planner, a worker that loads from storage, and others that fork
@@ -59,7 +59,7 @@ async fn main() -> ExitCode {
     }
     let result = match cli.command {
         Command::Planner(args) => {
-            rfork_planner::cli::serve(args).await.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from)
+            rfork_planner::cli::serve(*args).await.map(|()| ExitCode::SUCCESS).map_err(anyhow::Error::from)
         }
         Command::Worker(args) => worker::run(*args).await,
         Command::Demo(args) => demo::run(args).await,

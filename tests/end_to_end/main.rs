@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests too.
 
+mod balancers;
 mod command;
 mod faults;
 mod forks;

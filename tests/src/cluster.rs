@@ -110,6 +110,12 @@ impl Cluster {
         succeed(as_user(&binary("pg_ctl")).args(["stop", "-w", "-m", "immediate", "-D"]).arg(self.data()));
     }
 
+    /// Ends the server at once and starts it again.
+    pub fn restart(&self) {
+        let mut restart = as_user(&binary("pg_ctl"));
+        succeed(restart.args(["restart", "-w", "-t", "60", "-m", "immediate", "-D"]).arg(self.data()));
+    }
+
     /// The URL of a database in it.
     pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&user=rfork", self.home.display())
@@ -135,8 +141,8 @@ fn binary(name: &str) -> PathBuf {
     found.pop().unwrap_or_else(|| name.into())
 }
 
-/// Whom the server runs as when this is root, which it refuses: user and group.
-fn other_user() -> Option<(u32, u32)> {
+/// Whom servers run as when this is root, which Postgres refuses and others need not be: user and group.
+pub fn other_user() -> Option<(u32, u32)> {
     if std::fs::metadata("/proc/self").unwrap().uid() != 0 {
         return None;
     }
@@ -149,8 +155,8 @@ fn other_user() -> Option<(u32, u32)> {
     Some(user("postgres").or_else(|| user("nobody")).unwrap())
 }
 
-/// A command as the cluster's user.
-fn as_user(program: &Path) -> Command {
+/// A command as [`other_user`], if there is one.
+pub fn as_user(program: &Path) -> Command {
     let mut command = match other_user() {
         None => Command::new(program),
         Some((user, group)) => {

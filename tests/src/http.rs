@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::time::Duration;
 
 use serde_json::Value;
 
@@ -39,8 +40,22 @@ impl Answer {
 /// # Errors
 /// When nobody listens, or the answer is cut off.
 pub fn request(address: &str, method: &str, path: &str, headers: &[(&str, &str)]) -> std::io::Result<Answer> {
+    request_within(DEADLINE, address, method, path, headers)
+}
+
+/// The same, giving up when nothing comes for `patience`.
+///
+/// # Errors
+/// When nobody listens, the answer does not come, or it is cut off.
+pub fn request_within(
+    patience: Duration,
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<Answer> {
     let mut stream = TcpStream::connect(address)?;
-    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_read_timeout(Some(patience))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);

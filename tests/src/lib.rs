@@ -6,8 +6,10 @@
 // These are parts of tests: what fails here fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+pub mod balancer;
 pub mod cluster;
 pub mod http;
 pub mod model;
@@ -16,6 +18,12 @@ pub mod proxy;
 
 /// How long anything may take that a test waits for; a slow machine under load needs some of it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A loopback address that is likely nobody else's: all of 127.0.0.0/8 leads to this machine. A port of it stays free
+/// while who listened there is away; one of 127.0.0.1 may be taken by any connection that is made meanwhile.
+pub fn loopback() -> Ipv4Addr {
+    Ipv4Addr::new(127, fastrand::u8(1..=254), fastrand::u8(..), fastrand::u8(1..=254))
+}
 
 /// Asks again and again until there is an answer.
 ///

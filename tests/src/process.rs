@@ -1,11 +1,11 @@
-//! `rfork` as a process: its log is read as it comes, and it is killed with the test.
+//! `rfork`, and what stands before it, as processes: their logs are read as they come, and they end with the test.
 
 use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -32,7 +32,7 @@ pub fn rfork() -> &'static PathBuf {
     })
 }
 
-/// A running `rfork`. Killed when dropped.
+/// A running program. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -49,15 +49,15 @@ struct Log {
 impl Process {
     /// Starts `rfork` with these arguments, logging JSON.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(rfork())
-            .args(["--log-format=json", "--log=info,rfork_loader=debug"])
-            .args(arguments)
-            .env_remove("RFORK_LOG")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        let mut command = Command::new(rfork());
+        command.args(["--log-format=json", "--log=info,rfork_loader=debug"]).args(arguments);
+        Self::spawn(name, command.env_remove("RFORK_LOG"))
+    }
+
+    /// Starts another program, which logs to its standard error.
+    pub fn spawn(name: &str, command: &mut Command) -> Self {
+        let spawned = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
+        let mut child = spawned.unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs it"));
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let (sender, lines) = channel();
         std::thread::spawn(move || {
@@ -145,6 +145,17 @@ impl Process {
         self.signal(Signal::TERM);
         self.wait()
     }
+
+    /// Sends SIGTERM and waits until it has ended, unless it has already or takes too long.
+    pub(crate) fn try_terminate(&mut self) {
+        let begun = Instant::now();
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::TERM);
+        }
+        while matches!(self.child.try_wait(), Ok(None)) && begun.elapsed() < DEADLINE {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
 }
 
 impl Drop for Process {
@@ -159,32 +170,36 @@ impl Drop for Process {
     }
 }
 
-/// A planner with a database of its own.
+/// A planner.
 #[derive(Debug)]
 pub struct Planner {
     /// The process.
     pub process: Process,
     /// Where it listens, as `127.0.0.1:1223`.
     pub address: String,
-    directory: TempDir,
+    /// Of a database that is its own.
+    _directory: Option<TempDir>,
+    database_url: String,
     flags: Vec<String>,
 }
 
 impl Planner {
-    /// Starts one on a free port, with these flags besides.
+    /// Starts one on a free port, with a database of its own and these flags besides.
     pub fn start(flags: &[&str]) -> Self {
         let directory = TempDir::with_prefix("rfork-test-planner-").unwrap();
-        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
-        let (process, address) = Self::run(&directory, &flags, "0");
-        Self { process, address, directory, flags }
+        let database_url = format!("sqlite:{}", directory.path().join("planner.db").display());
+        Self { _directory: Some(directory), ..Self::start_on(&database_url, flags) }
     }
 
-    fn run(directory: &TempDir, flags: &[String], port: &str) -> (Process, String) {
-        let url = format!("sqlite:{}", directory.path().join("planner.db").display());
-        let mut arguments = vec!["planner", "--port", port, "--database-url", &url];
-        if !flags.iter().any(|flag| flag.starts_with("--drain-sec")) {
-            arguments.push("--drain-sec=0");
-        }
+    /// Starts one on a free port, with this database and these flags besides.
+    pub fn start_on(database_url: &str, flags: &[&str]) -> Self {
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let (process, address) = Self::run(database_url, &flags, "0");
+        Self { process, address, _directory: None, database_url: database_url.to_owned(), flags }
+    }
+
+    fn run(database_url: &str, flags: &[String], port: &str) -> (Process, String) {
+        let mut arguments = vec!["planner", "--port", port, "--database-url", database_url];
         arguments.extend(flags.iter().map(String::as_str));
         let process = Process::start("planner", &arguments);
         let address = process.wait_for("the planner listens")["address"].as_str().unwrap().to_owned();
@@ -194,9 +209,13 @@ impl Planner {
     /// Kills it and starts it again, on the same port and database.
     pub fn kill_and_restart(&mut self) {
         self.process.kill();
+        self.restart();
+    }
+
+    /// Starts it again after its end, on the same port and database.
+    pub fn restart(&mut self) {
         let port = self.address.rsplit_once(':').unwrap().1.to_owned();
-        let (process, _) = Self::run(&self.directory, &self.flags, &port);
-        self.process = process;
+        (self.process, _) = Self::run(&self.database_url, &self.flags, &port);
     }
 
     /// Its URL.

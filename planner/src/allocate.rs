@@ -166,7 +166,7 @@ fn is_acquire(command: &Command) -> bool {
 
 /// The command, told how long it has waited.
 fn aged(mut command: Command, arrived: Instant) -> Command {
-    if let Command::Register { age_ms, .. } = &mut command {
+    if let Command::Register { age_ms, .. } | Command::Beat { age_ms, .. } = &mut command {
         *age_ms = i64::try_from(arrived.elapsed().as_millis()).unwrap_or(i64::MAX);
     }
     command

@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::io::Write;
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -13,6 +14,7 @@ use tokio::net::TcpListener;
 
 use crate::config::{Bounds, DatabaseError, DatabaseUrl, Settings};
 use crate::domain::policy::Policy;
+use crate::http::v2::openapi;
 use crate::settings_file::{FileError, FileSettings};
 use crate::shutdown::Stop;
 use crate::store::postgres::ConnectSettings;
@@ -35,7 +37,7 @@ const STATEMENT_MS: RangeInclusive<u64> = 100..=3_500;
 /// because Kubernetes itself sets `RFORK_PLANNER_PORT`, to a URL, for a Service named `rfork-planner`.
 #[derive(Debug, Clone, Args)]
 pub struct PlannerArgs {
-    /// Without it: run. With it: bring the database's schema up to date and end; a planner that starts does so, too
+    /// Without it: run. With it: do that instead, and end
     #[arg(value_enum, value_name = "ACTION")]
     action: Option<Action>,
 
@@ -130,8 +132,10 @@ pub struct PlannerArgs {
 /// What `rfork planner` does instead of running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Action {
-    /// Bring the database's schema up to date and end
+    /// Bring the database's schema up to date; a planner that starts does so, too
     Migrate,
+    /// Print the OpenAPI document of API v2
+    Openapi,
 }
 
 /// A text that may hold a password: neither this program nor clap shows it.
@@ -237,6 +241,9 @@ pub enum PlannerError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// What was asked for cannot be printed.
+    #[error("cannot print: {0}")]
+    Print(std::io::Error),
     /// Signals cannot be received.
     #[error("cannot wait for signals: {0}")]
     Signals(std::io::Error),
@@ -252,6 +259,9 @@ pub enum PlannerError {
 /// [`PlannerError`], when it cannot start.
 pub async fn serve(args: PlannerArgs) -> Result<(), PlannerError> {
     let action = args.action;
+    if action == Some(Action::Openapi) {
+        return std::io::stdout().write_all(openapi::text().as_bytes()).map_err(PlannerError::Print);
+    }
     let settings = args.settings()?;
     if action == Some(Action::Migrate) {
         return Ok(migrate(&settings).await?);
@@ -341,6 +351,7 @@ mod tests {
         assert_eq!(action(&["planner", "--port=0"]).unwrap(), None);
         assert_eq!(action(&["planner", "migrate", "--port=0"]).unwrap(), Some(Action::Migrate));
         assert_eq!(action(&["planner", "--port=0", "migrate"]).unwrap(), Some(Action::Migrate));
+        assert_eq!(action(&["planner", "openapi"]).unwrap(), Some(Action::Openapi));
         assert!(action(&["planner", "migrat"]).is_err());
     }
 

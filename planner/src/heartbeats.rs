@@ -32,8 +32,11 @@ const MAX_KNOWN: usize = 1_000_000;
 #[derive(Debug)]
 struct Known {
     seed_id: i64,
-    /// SHA-256 of the key and what the seed told of itself: both may be long and entries are many.
-    told: [u8; 32],
+    /// SHA-256 of the key and what the seed told of itself: both may be long and entries are many. `None` when
+    /// the last that was heard of it was no registration.
+    told: Option<[u8; 32]>,
+    /// SHA-256 of the key and the process, which is all that a heartbeat of v2 tells.
+    held: [u8; 32],
     /// When the last heartbeat arrived that the database has.
     written: Instant,
     /// When a heartbeat arrived that it does not have yet.
@@ -59,8 +62,17 @@ impl Heartbeats {
 
     /// Notes a heartbeat if it only repeats what the database knows. `false`: it must go through the writer.
     pub fn note(&self, identity: &str, key: &SeedKey, profile: &Profile) -> bool {
+        self.note_if(identity, |known| known.told == Some(digest(key, profile)))
+    }
+
+    /// As [`Heartbeats::note`], for a heartbeat that registers nothing.
+    pub fn note_beat(&self, identity: &str, key: &SeedKey, incarnation: Option<&str>) -> bool {
+        self.note_if(identity, |known| known.held == holding(key, incarnation))
+    }
+
+    fn note_if(&self, identity: &str, repeats: impl FnOnce(&Known) -> bool) -> bool {
         let Some(mut known) = self.known.get_mut(identity) else { return false };
-        let believed = known.written.elapsed() < self.trust && known.told == digest(key, profile);
+        let believed = known.written.elapsed() < self.trust && repeats(&known);
         if believed {
             known.waiting = Some(Instant::now());
         }
@@ -71,16 +83,29 @@ impl Heartbeats {
     /// outcomes: it is not known whether it was committed.
     pub fn learn<'a>(&self, batch: impl Iterator<Item = (&'a Command, Option<&'a Outcome>)> + Clone) {
         for (command, outcome) in batch.clone() {
-            let Command::Register { identity, key, profile, age_ms } = command else { continue };
+            let (Command::Register { identity, key, age_ms, .. }
+            | Command::Beat { identity, key, age_ms, .. }) = command
+            else {
+                continue;
+            };
+            let (told, incarnation) = match command {
+                Command::Register { profile, .. } => {
+                    (Some(digest(key, profile)), profile.incarnation.as_deref())
+                }
+                Command::Beat { incarnation, .. } => (None, incarnation.as_deref()),
+                _ => continue,
+            };
             match outcome {
                 // One that drains must go on asking whether it may return.
-                None | Some(Outcome::Registered(Registration::Draining, _)) => {
+                None | Some(Outcome::Registered(Registration::Draining, _) | Outcome::Heard(_, None)) => {
                     self.known.remove(&identity.to_string());
                 }
-                Some(Outcome::Registered(_, seed_id)) => {
+                Some(Outcome::Registered(_, seed_id) | Outcome::Heard(_, Some(seed_id))) => {
                     let age = Duration::from_millis(age_ms.unsigned_abs());
-                    let arrived = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-                    self.remember(identity.to_string(), digest(key, profile), *seed_id, arrived);
+                    let written = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+                    let held = holding(key, incarnation);
+                    let known = Known { seed_id: *seed_id, told, held, written, waiting: None };
+                    self.remember(identity.to_string(), known);
                 }
                 Some(_) => {}
             }
@@ -93,9 +118,8 @@ impl Heartbeats {
         }
     }
 
-    fn remember(&self, identity: String, told: [u8; 32], seed_id: i64, arrived: Instant) {
+    fn remember(&self, identity: String, known: Known) {
         if !self.trust.is_zero() && self.known.len() < MAX_KNOWN {
-            let known = Known { seed_id, told, written: arrived, waiting: None };
             self.known.insert(identity, known);
         }
     }
@@ -168,4 +192,9 @@ fn digest(key: &SeedKey, profile: &Profile) -> [u8; 32] {
         digest.update(format!("{profile:?}"));
     }
     digest.finalize().into()
+}
+
+fn holding(key: &SeedKey, incarnation: Option<&str>) -> [u8; 32] {
+    let incarnation = incarnation.map(str::to_owned);
+    digest(key, &Profile { incarnation, ..Profile::default() })
 }

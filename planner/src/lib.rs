@@ -100,7 +100,14 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
     let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
-    let api = http::Api { writer, heartbeats, store: store.clone(), metrics, stop: stop.clone() };
+    let api = http::Api {
+        writer,
+        heartbeats,
+        store: store.clone(),
+        heartbeat_ttl: settings.heartbeat_ttl,
+        metrics,
+        stop: stop.clone(),
+    };
     let router = http::router(api, &settings.bounds);
     http::server::serve(listener, router, &settings.bounds, &stop).await;
     requests_done.cancel();

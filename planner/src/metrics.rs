@@ -17,7 +17,9 @@ use tracing::Instrument;
 
 use rfork_protocol::SeedKey;
 
-use crate::store::{Beat, Command, Outcome, Registration, Removal, Snapshot, Store, StoreError, Swept};
+use crate::store::{
+    Beat, Command, Heard, Outcome, Registration, Removal, Snapshot, Store, StoreError, Swept,
+};
 
 /// Bounds of latencies, in seconds: from a database in memory to the request deadline.
 const LATENCY_SECONDS: &[f64] =
@@ -140,8 +142,13 @@ impl Metrics {
         match outcome {
             Outcome::Registered(Registration::New, _) => seed("new"),
             Outcome::Registered(Registration::NewHolding, _) => seed("new_holding"),
-            Outcome::Registered(Registration::Repeated, _) => seed("repeated"),
-            Outcome::Registered(Registration::Draining, _) | Outcome::Removed(Removal::Draining) => {
+            Outcome::Registered(Registration::Repeated, _) | Outcome::Heard(Heard::Known, _) => {
+                seed("repeated");
+            }
+            Outcome::Heard(Heard::Unknown, _) => {}
+            Outcome::Registered(Registration::Draining, _)
+            | Outcome::Heard(Heard::Draining, _)
+            | Outcome::Removed(Removal::Draining) => {
                 seed("drained");
             }
             Outcome::Removed(Removal::Gone) => seed("removed"),

@@ -86,6 +86,28 @@ pub fn register(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Regi
     }
 }
 
+/// What a heartbeat meets that is no registration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// The seed that it is of.
+    Known,
+    /// None, or one with other memory: it must register.
+    Unknown,
+    /// One that is offered no more.
+    Draining,
+}
+
+/// Decides what a heartbeat of the holding `key` means for a seed that the store knows as `known`. It changes
+/// nothing but the time: what it cannot tell of a seed that is not known, only a registration can.
+pub fn hear(known: Option<&Known>, key: &SeedKey, incarnation: Option<&str>) -> Heard {
+    let profile = Profile { incarnation: incarnation.map(str::to_owned), ..Profile::default() };
+    match register(known, key, &profile) {
+        Registration::New | Registration::NewHolding => Heard::Unknown,
+        Registration::Repeated => Heard::Known,
+        Registration::Draining => Heard::Draining,
+    }
+}
+
 /// What a removal does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
@@ -158,6 +180,23 @@ mod tests {
             } else {
                 prop_assert_eq!(registration, Registration::New);
             }
+        }
+
+        #[test]
+        fn a_heartbeat_registers_nothing(known in known(), incarnation in name()) {
+            let key = SeedKey::new(*b"a").unwrap();
+            match (hear(known.as_ref(), &key, incarnation.as_deref()), known) {
+                (_, None) => {}
+                (Heard::Unknown, Some(known)) => {
+                    let other = known.key != key || known.profile.incarnation.is_some_and(|known| Some(known) != incarnation);
+                    prop_assert!(other || (known.removed && known.live_leases == 0));
+                }
+                (Heard::Draining, Some(known)) => prop_assert!(known.drained || known.removed),
+                (Heard::Known, Some(known)) => {
+                    prop_assert!(known.key == key && !known.drained && !known.removed);
+                }
+            }
+            prop_assert_eq!(hear(None, &key, None), Heard::Unknown);
         }
 
         #[test]

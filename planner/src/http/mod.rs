@@ -1,6 +1,7 @@
 //! The planner's HTTP side: thin adapters between requests and the store's commands.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
@@ -24,6 +25,7 @@ pub mod server;
 #[cfg(test)]
 mod tests;
 mod v1;
+pub mod v2;
 
 use bounds::Lanes;
 
@@ -36,6 +38,8 @@ pub struct Api {
     pub heartbeats: Arc<Heartbeats>,
     /// Answers questions.
     pub store: Arc<dyn Store>,
+    /// How long a seed may be silent.
+    pub heartbeat_ttl: Duration,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
     /// Tells when the planner ends.
@@ -45,6 +49,7 @@ pub struct Api {
 /// All routes, within `bounds`.
 pub fn router(api: Api, bounds: &Bounds) -> Router {
     let Lanes { probes, acquire, rest } = Lanes::new(bounds);
+    let v2 = v2::router(&acquire, &rest);
     let probes = probes.hold(
         Router::new()
             .route("/healthz", get_only(get(ops::healthz)))
@@ -64,6 +69,7 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
         .merge(probes)
         .merge(acquire)
         .merge(rest)
+        .merge(v2)
         .layer(from_fn_with_state(api.clone(), attend::attend))
         .with_state(api)
 }

@@ -13,7 +13,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use crate::domain::health::BackOff;
 use crate::domain::policy::{Policy, Wish};
 use crate::domain::seed::Profile;
-pub use crate::domain::seed::{Registration, Removal};
+pub use crate::domain::seed::{Heard, Registration, Removal};
 use crate::domain::terms::{Overrides, Subject, Terms};
 
 #[cfg(test)]
@@ -92,7 +92,7 @@ pub type LeaseHash = [u8; 32];
 /// One thing that a client asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Register a seed, or its heartbeat.
+    /// Register a seed, or its heartbeat in v1.
     Register {
         /// Where it is.
         identity: SeedIdentity,
@@ -100,6 +100,17 @@ pub enum Command {
         key: SeedKey,
         /// What it tells of itself beside that.
         profile: Box<Profile>,
+        /// How long ago the request arrived, in milliseconds. The writer fills it in.
+        age_ms: i64,
+    },
+    /// A heartbeat that registers nothing.
+    Beat {
+        /// Where the seed is.
+        identity: SeedIdentity,
+        /// What it must hold.
+        key: SeedKey,
+        /// Its process, if it tells.
+        incarnation: Option<String>,
         /// How long ago the request arrived, in milliseconds. The writer fills it in.
         age_ms: i64,
     },
@@ -157,6 +168,7 @@ impl Command {
         match self {
             Self::Acquire { .. } => None,
             Self::Register { identity, .. }
+            | Self::Beat { identity, .. }
             | Self::Renew { identity, .. }
             | Self::Release { identity, .. }
             | Self::Answered { identity, .. }
@@ -207,6 +219,8 @@ pub enum Refusal {
 pub enum Outcome {
     /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
     Registered(Registration, i64),
+    /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
+    Heard(Heard, Option<i64>),
     /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.
     Acquired(Result<Grant, Refusal>),
     /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
@@ -309,7 +323,7 @@ pub enum StoreError {
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
     /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
-    /// refuses least: registrations, renewals, releases and answers, removals and drains, acquisitions, each kind
+    /// refuses least: registrations and heartbeats, renewals, releases and answers, removals and drains, acquisitions, each kind
     /// as listed.
     ///
     /// # Errors

@@ -53,6 +53,16 @@ impl Planner {
         self.raw(&request(method, path, &headers)).await
     }
 
+    /// Sends a JSON body, or none when it is null.
+    pub(crate) async fn send(&self, method: &str, path: &str, body: &serde_json::Value) -> Answer {
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let length = body.len().to_string();
+        let headers = [("Content-Type", &b"application/json"[..]), ("Content-Length", length.as_bytes())];
+        let mut bytes = request(method, path, &headers);
+        bytes.extend_from_slice(body.as_bytes());
+        self.raw(&bytes).await
+    }
+
     pub(crate) async fn add(&self, seed: &Seed<'_>) -> Answer {
         self.ask("POST", "/add_seed", &[&seed.headers()[..], &[("SEED_REFCNT", "0")]].concat()).await
     }

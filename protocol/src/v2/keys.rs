@@ -3,11 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::query::{Fields, Query, QueryError};
+use super::query::{Fields, Query, QueryError, Written};
 use super::{Cursor, DEFAULT_PAGE, Location, MAX_EXCLUDED, Name, SeedSummary, body};
 use crate::ids::{SeedIdentity, SeedKey};
 
-/// `GET` of [`KEYS`](super::KEYS), in their order.
+/// `GET /v2/keys`, in their order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyQuery {
     /// Keys on a page.
@@ -22,29 +22,23 @@ impl Default for KeyQuery {
     }
 }
 
-impl KeyQuery {
-    /// Its parameters.
-    pub const PARAMETERS: &[&str] = &["limit", "after"];
+impl Query for KeyQuery {
+    const PARAMETERS: &'static [&'static str] = &["limit", "after"];
 
-    /// Reads the query of a URL.
-    ///
-    /// # Errors
-    /// [`QueryError`], which names the parameter.
-    pub fn decode(query: &str) -> Result<Self, QueryError> {
+    fn decode(query: &str) -> Result<Self, QueryError> {
         let mut fields = Fields::read(query, Self::PARAMETERS)?;
         Ok(Self { limit: fields.limit()?, after: fields.value("after")? })
     }
 
-    /// The query of a URL.
-    pub fn encode(&self) -> String {
-        Query::default()
+    fn encode(&self) -> String {
+        Written::default()
             .text("limit", Some(&self.limit.to_string()))
             .text("after", self.after.as_ref().map(Cursor::as_str))
             .finish()
     }
 }
 
-/// The answer to [`KeyQuery`].
+/// The answer to `KeyQuery`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct KeyList {
     /// The page.
@@ -68,7 +62,7 @@ pub struct KeySummary {
     pub waiting: u64,
 }
 
-/// Seeds by [`SeedState`](super::SeedState).
+/// Seeds by what they are to the planner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct SeedCounts {
     /// Offered.
@@ -81,7 +75,7 @@ pub struct SeedCounts {
     pub silent: u64,
 }
 
-/// `POST` to [`INVALIDATE`](super::INVALIDATE): the weights of this key were replaced under the same name. Seeds
+/// `POST /v2/keys/invalidate`: the weights of this key were replaced under the same name. Seeds
 /// that hold another content drain.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -93,14 +87,14 @@ pub struct Invalidate {
     pub keep_content_id: Option<Name>,
 }
 
-/// The answer to [`Invalidate`].
+/// The answer to `Invalidate`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Invalidated {
     /// Seeds that drain because of it.
     pub drained: u64,
 }
 
-/// `POST` to [`EXPLAIN`](super::EXPLAIN): what an acquisition would meet now. Nothing is leased.
+/// `POST /v2/explain`: what an acquisition would meet now. Nothing is leased.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Explain {
@@ -122,7 +116,7 @@ pub struct Explain {
     pub exclude: Vec<SeedIdentity>,
 }
 
-/// The answer to [`Explain`].
+/// The answer to `Explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
     /// The seed that would be granted.

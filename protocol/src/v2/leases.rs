@@ -3,12 +3,12 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::query::{Fields, Query, QueryError};
+use super::query::{Fields, Query, QueryError, Written};
 use super::{Cursor, DEFAULT_PAGE, Location, MAX_EXCLUDED, MAX_WAIT_MS, Name, Reason, body};
 use crate::ids::{LeaseId, SeedIdentity, SeedKey};
 
-/// `POST` to [`LEASES`](super::LEASES): a worker wants to read from a seed of this key. With an
-/// [`IdempotencyKey`](super::IdempotencyKey) it may be repeated after an answer was lost.
+/// `POST /v2/leases`: a worker wants to read from a seed of this key. With an
+/// `Idempotency-Key` it may be repeated after an answer was lost.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Acquire {
@@ -54,7 +54,7 @@ fn wait_ms<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> 
     Ok(wait_ms)
 }
 
-/// The answer to [`Acquire`].
+/// The answer to `Acquire`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Granted {
     /// The right to read from the seed.
@@ -67,7 +67,7 @@ pub struct Granted {
     pub waited_ms: u64,
 }
 
-/// `POST` to [`RENEW`](super::RENEW): the worker still reads.
+/// `POST /v2/leases/renew`: the worker still reads.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Renew {
@@ -77,7 +77,7 @@ pub struct Renew {
     pub seed: SeedIdentity,
 }
 
-/// The answer to [`Renew`].
+/// The answer to `Renew`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Renewed {
     /// How long the lease now lives without another renewal, in milliseconds.
@@ -94,7 +94,7 @@ pub enum TransferOutcome {
     Failed,
 }
 
-/// `POST` to [`RELEASE`](super::RELEASE): the worker reads no more. Repeating it is harmless.
+/// `POST /v2/leases/release`: the worker reads no more. Repeating it is harmless.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Release {
@@ -115,11 +115,11 @@ pub struct Release {
     pub duration_ms: Option<u64>,
 }
 
-/// The answer to [`Release`].
+/// The answer to `Release`.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Released {}
 
-/// `GET` of [`LEASES`](super::LEASES): those that live and fit all that is told, by seed.
+/// `GET /v2/leases`: those that live and fit all that is told, by seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseQuery {
     /// Leases on seeds that hold this.
@@ -138,15 +138,10 @@ impl Default for LeaseQuery {
     }
 }
 
-impl LeaseQuery {
-    /// Its parameters.
-    pub const PARAMETERS: &[&str] = &["seed_key", "seed", "limit", "after"];
+impl Query for LeaseQuery {
+    const PARAMETERS: &'static [&'static str] = &["seed_key", "seed", "limit", "after"];
 
-    /// Reads the query of a URL.
-    ///
-    /// # Errors
-    /// [`QueryError`], which names the parameter.
-    pub fn decode(query: &str) -> Result<Self, QueryError> {
+    fn decode(query: &str) -> Result<Self, QueryError> {
         let mut fields = Fields::read(query, Self::PARAMETERS)?;
         Ok(Self {
             seed_key: fields.seed_key()?,
@@ -156,9 +151,8 @@ impl LeaseQuery {
         })
     }
 
-    /// The query of a URL.
-    pub fn encode(&self) -> String {
-        Query::default()
+    fn encode(&self) -> String {
+        Written::default()
             .bytes("seed_key", self.seed_key.as_ref().map(SeedKey::as_bytes))
             .text("seed", self.seed.as_ref().map(SeedIdentity::to_string).as_deref())
             .text("limit", Some(&self.limit.to_string()))
@@ -167,7 +161,7 @@ impl LeaseQuery {
     }
 }
 
-/// The answer to [`LeaseQuery`].
+/// The answer to `LeaseQuery`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LeaseList {
     /// The page.

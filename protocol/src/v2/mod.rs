@@ -24,10 +24,10 @@ pub use keys::{
 pub use leases::{
     Acquire, Granted, LeaseList, LeaseQuery, LeaseSummary, Release, Released, Renew, Renewed, TransferOutcome,
 };
-pub use query::{DEFAULT_PAGE, MAX_PAGE, QueryError};
+pub use query::{DEFAULT_PAGE, MAX_PAGE, NoQuery, Query, QueryError};
 pub use seeds::{
     Beat, BeatResult, BeatStatus, Deregister, Deregistered, Deregistration, Drain, Drained, HeartbeatBatch,
-    HeartbeatResults, Register, Registered, Registration, SeedList, SeedQuery, SeedState, SeedSummary,
+    HeartbeatResults, Place, Register, Registered, Registration, SeedList, SeedQuery, SeedState, SeedSummary,
 };
 pub use service::Service;
 pub use values::{Cursor, IdempotencyKey, Label, Location, Name, Reason, Text, ValueError};

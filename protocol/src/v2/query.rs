@@ -14,6 +14,37 @@ pub const DEFAULT_PAGE: u32 = 100;
 /// Entries on a page at most.
 pub const MAX_PAGE: u32 = 1_000;
 
+/// A request that is all in the query of its URL.
+pub trait Query: Sized {
+    /// Its parameters.
+    const PARAMETERS: &'static [&'static str];
+
+    /// Reads the query of a URL.
+    ///
+    /// # Errors
+    /// [`QueryError`], which names the parameter.
+    fn decode(query: &str) -> Result<Self, QueryError>;
+
+    /// The query of a URL.
+    fn encode(&self) -> String;
+}
+
+/// The query of a route that has no parameters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NoQuery;
+
+impl Query for NoQuery {
+    const PARAMETERS: &'static [&'static str] = &[];
+
+    fn decode(query: &str) -> Result<Self, QueryError> {
+        Fields::read(query, Self::PARAMETERS).map(|_| Self)
+    }
+
+    fn encode(&self) -> String {
+        String::new()
+    }
+}
+
 /// What needs no encoding.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
@@ -21,7 +52,7 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum QueryError {
     /// A parameter that the route does not have.
-    #[error("there is no parameter '{name}'; there are: {}", known.join(", "))]
+    #[error("there is no parameter '{name}'{}", if known.is_empty() { String::new() } else { format!("; there are: {}", known.join(", ")) })]
     Unknown {
         /// Its name, cut.
         name: String,
@@ -132,9 +163,9 @@ fn is_wrong(name: &'static str, reason: impl std::fmt::Display) -> QueryError {
 
 /// A query that is being written.
 #[derive(Default)]
-pub(super) struct Query(String);
+pub(super) struct Written(String);
 
-impl Query {
+impl Written {
     /// Adds a parameter, if there is a value.
     pub(super) fn bytes(mut self, name: &str, value: Option<&[u8]>) -> Self {
         if let Some(value) = value {

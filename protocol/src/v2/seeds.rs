@@ -3,11 +3,11 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::query::{Fields, Query, QueryError};
+use super::query::{Fields, Query, QueryError, Written};
 use super::{Cursor, DEFAULT_PAGE, Label, Location, MAX_BEATS, Name, body};
 use crate::ids::{SeedIdentity, SeedKey};
 
-/// `POST` to [`SEEDS`](super::SEEDS): a worker holds weights and lets others read them. Repeating it is harmless.
+/// `POST /v2/seeds`: a worker holds weights and lets others read them. Repeating it is harmless.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Register {
@@ -53,7 +53,7 @@ pub enum Registration {
     Draining,
 }
 
-/// The answer to [`Register`].
+/// The answer to `Register`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Registered {
     /// What became of it.
@@ -64,7 +64,7 @@ pub struct Registered {
     pub heartbeat_ttl_ms: u64,
 }
 
-/// `POST` to [`HEARTBEAT`](super::HEARTBEAT): these seeds live. A host sends one for all its ranks.
+/// `POST /v2/seeds/heartbeat`: these seeds live. A host sends one for all its ranks.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct HeartbeatBatch {
@@ -87,7 +87,7 @@ pub struct Beat {
     pub incarnation: Option<Name>,
 }
 
-/// The answer to [`HeartbeatBatch`].
+/// The answer to `HeartbeatBatch`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HeartbeatResults {
     /// For each seed, in the order of the request.
@@ -115,7 +115,7 @@ pub enum BeatStatus {
     Draining,
 }
 
-/// `POST` to [`DRAIN`](super::DRAIN): the seed is offered no more; its leases live on.
+/// `POST /v2/seeds/drain`: the seed is offered no more; its leases live on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Drain {
@@ -125,14 +125,14 @@ pub struct Drain {
     pub seed_key: SeedKey,
 }
 
-/// The answer to [`Drain`].
+/// The answer to `Drain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Drained {
     /// Leases on it that still live.
     pub active_leases: u32,
 }
 
-/// `POST` to [`DEREGISTER`](super::DEREGISTER): the worker is a seed no more.
+/// `POST /v2/seeds/deregister`: the worker is a seed no more.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Deregister {
@@ -142,7 +142,7 @@ pub struct Deregister {
     pub seed_key: SeedKey,
 }
 
-/// The answer to [`Deregister`].
+/// The answer to `Deregister`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Deregistered {
     /// What became of it.
@@ -187,7 +187,7 @@ impl SeedState {
     }
 }
 
-/// `GET` of [`SEEDS`](super::SEEDS): those that fit all that is told, in the order of their identities.
+/// `GET /v2/seeds`: those that fit all that is told, in the order of their identities.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SeedQuery {
     /// Seeds that hold this.
@@ -210,15 +210,10 @@ impl Default for SeedQuery {
     }
 }
 
-impl SeedQuery {
-    /// Its parameters.
-    pub const PARAMETERS: &[&str] = &["seed_key", "model_url", "host", "state", "limit", "after"];
+impl Query for SeedQuery {
+    const PARAMETERS: &'static [&'static str] = &["seed_key", "model_url", "host", "state", "limit", "after"];
 
-    /// Reads the query of a URL.
-    ///
-    /// # Errors
-    /// [`QueryError`], which names the parameter.
-    pub fn decode(query: &str) -> Result<Self, QueryError> {
+    fn decode(query: &str) -> Result<Self, QueryError> {
         let mut fields = Fields::read(query, Self::PARAMETERS)?;
         Ok(Self {
             seed_key: fields.seed_key()?,
@@ -230,9 +225,8 @@ impl SeedQuery {
         })
     }
 
-    /// The query of a URL.
-    pub fn encode(&self) -> String {
-        Query::default()
+    fn encode(&self) -> String {
+        Written::default()
             .bytes("seed_key", self.seed_key.as_ref().map(SeedKey::as_bytes))
             .text("model_url", self.model_url.as_ref().map(Label::as_str))
             .text("host", self.host.as_ref().map(Name::as_str))
@@ -243,7 +237,7 @@ impl SeedQuery {
     }
 }
 
-/// The answer to [`SeedQuery`].
+/// The answer to `SeedQuery`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct SeedList {
     /// The page.
@@ -286,5 +280,16 @@ pub struct SeedSummary {
     /// What its bytes are.
     pub content_id: Option<String>,
     /// Where it stands.
-    pub location: Location,
+    pub location: Place,
+}
+
+/// Where a seed stands, as far as it is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Place {
+    /// The largest part that is told apart.
+    pub zone: Option<String>,
+    /// A part of the zone that shares a switch.
+    pub rack: Option<String>,
+    /// The machine.
+    pub host: Option<String>,
 }

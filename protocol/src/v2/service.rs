@@ -3,10 +3,10 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// The answer to [`SERVICE`](super::SERVICE).
+/// The answer to `GET /v2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Service {
-    /// Always [`Service::NAME`].
+    /// Always `rfork-planner`.
     pub service: String,
     /// The planner's version.
     pub version: String,

@@ -214,6 +214,10 @@ fn states() -> impl Strategy<Value = SeedState> {
     prop::sample::select(vec![SeedState::Live, SeedState::Suspect, SeedState::Draining, SeedState::Silent])
 }
 
+fn place(Location { zone, rack, host }: Location) -> Place {
+    Place { zone: zone.map(String::from), rack: rack.map(String::from), host: host.map(String::from) }
+}
+
 prop_compose! {
     fn summaries()(
         registered in registers(), state in states(), numbers: (u32, u32, u64, u32),
@@ -226,7 +230,7 @@ prop_compose! {
             model_url: registered.model_url.map(String::from),
             deploy_strategy: registered.deploy_strategy.map(String::from), is_draft: registered.is_draft,
             incarnation: words(registered.incarnation), instance_id: words(registered.instance_id),
-            content_id: words(registered.content_id), location: registered.location.unwrap_or_default(),
+            content_id: words(registered.content_id), location: registered.location.map(place).unwrap_or_default(),
         }
     }
 }

@@ -217,6 +217,7 @@ macro_rules! conformance_suite {
             seeds: no_leak_a_silent_seed_is_not_offered,
             seeds: a_silent_seed_drains_and_returns_with_its_leases,
             seeds: heartbeats_and_renewals_are_independent,
+            seeds: a_heartbeat_that_registers_nothing_keeps_a_known_seed,
             seeds: another_key_is_a_new_holding,
             seeds: a_removed_seed_drains_and_returns_after_its_last_lease,
             seeds: removal_names_the_key,

@@ -2,7 +2,7 @@
 
 use super::Registration::{New, NewHolding, Repeated};
 use super::*;
-use crate::store::Swept;
+use crate::store::{Heard, Swept};
 
 pub(crate) async fn no_leak_a_silent_seed_is_not_offered<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
@@ -61,6 +61,45 @@ pub(crate) async fn heartbeats_and_renewals_are_independent<H: Home>() {
     assert!(!bench.renew(1, 1).await, "a heartbeat renews no lease");
     assert!(bench.view(2).await.unwrap().draining, "a renewal is no heartbeat");
     assert!(bench.renew(2, 2).await);
+}
+
+pub(crate) async fn a_heartbeat_that_registers_nothing_keeps_a_known_seed<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let told = |text: &str, incarnation: &str, age_ms| {
+        let incarnation = Some(incarnation.to_owned());
+        Command::Beat { identity: identity(1), key: key(text), incarnation, age_ms }
+    };
+    let beat = async |text: &str, incarnation: &str, age_ms: i64| match &bench
+        .apply(&[told(text, incarnation, age_ms)])
+        .await[..]
+    {
+        [Outcome::Heard(heard, id)] => (*heard, *id),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(beat("k", "1", 0).await, (Heard::Unknown, None));
+    assert_eq!(bench.view(1).await, None, "it was not registered");
+    let profile = Box::new(Profile { incarnation: Some("1".into()), ..Profile::default() });
+    let registered = Command::Register { identity: identity(1), key: key("k"), profile, age_ms: 0 };
+    // In one batch, and again later.
+    let outcomes = bench.apply(&[registered, told("k", "1", 0)]).await;
+    let Outcome::Registered(New, id) = outcomes[0] else { panic!("{outcomes:?}") };
+    assert_eq!(outcomes[1], Outcome::Heard(Heard::Known, Some(id)));
+    bench.step(RULES.heartbeat_ttl_ms);
+    assert_eq!(bench.acquire("k", 1).await, None, "it is silent");
+    assert_eq!(beat("l", "1", 0).await, (Heard::Unknown, None));
+    assert_eq!(beat("k", "2", 0).await, (Heard::Unknown, None));
+    assert_eq!(bench.acquire("k", 2).await, None, "what is not known of it is no sign of its life");
+    assert_eq!(beat("k", "1", 7).await, (Heard::Known, Some(id)));
+    assert_eq!(bench.view(1).await.unwrap().last_heartbeat_ms, bench.now() - 7);
+    assert!(bench.acquire("k", 3).await.is_some());
+    assert_eq!(bench.remove(1, "k").await, Removal::Draining);
+    assert_eq!(beat("k", "1", 0).await, (Heard::Draining, None));
+    assert!(bench.release(1, 3).await);
+    assert_eq!(
+        beat("k", "1", 0).await,
+        (Heard::Unknown, None),
+        "removed, its last lease ended: it registers anew"
+    );
 }
 
 pub(crate) async fn another_key_is_a_new_holding<H: Home>() {

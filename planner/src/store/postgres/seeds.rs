@@ -14,7 +14,7 @@ use super::transaction::{Stopped, Work};
 use super::{PostgresStore, identity, key_hash, offer, small};
 use crate::domain::health::Health;
 use crate::domain::location::Location;
-use crate::domain::seed::{self, Profile, Registration, Removal};
+use crate::domain::seed::{self, Heard, Profile, Registration, Removal};
 use crate::domain::terms::Terms;
 
 /// The most seeds that one step of [`Adopt`] or [`Invalidate`] changes.
@@ -33,6 +33,16 @@ pub(super) async fn register(
     // Numbers below 0 stand for new ones until it is known how many are needed.
     let mut fresh: i64 = 0;
     for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
+        if let Command::Beat { identity, key, incarnation, age_ms } = command {
+            let seed = held.get_mut(&identity.to_string()).and_then(|held| held.seed.as_mut());
+            let known = seed.as_ref().map(|seed| seed.known(now));
+            let status = seed::hear(known.as_ref(), key, incarnation.as_deref());
+            let heard = seed.filter(|_| status != Heard::Unknown).map(|seed| {
+                seed.heard_ms = seed.heard_ms.max(Some(now.saturating_sub(*age_ms)));
+                seed.id
+            });
+            *outcome = Some(Outcome::Heard(status, heard.filter(|_| status == Heard::Known)));
+        }
         let Command::Register { identity, key, profile, age_ms } = command else { continue };
         let Some(held) = held.get_mut(&identity.to_string()) else { continue };
         let known = held.seed.as_ref().map(|seed| seed.known(now));
@@ -90,7 +100,7 @@ pub(super) async fn register(
         seed.id = number(seed.id).ok_or_else(missing)?;
     }
     for outcome in outcomes.iter_mut().flatten() {
-        if let Outcome::Registered(_, id) = outcome {
+        if let Outcome::Registered(_, id) | Outcome::Heard(_, Some(id)) = outcome {
             *id = number(*id).ok_or_else(missing)?;
         }
     }

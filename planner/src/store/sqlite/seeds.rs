@@ -9,7 +9,7 @@ use sqlx::{Row, SqliteConnection};
 
 use super::super::{Beat, Command, MAX_FLUSH, Outcome, Rules, StoreError};
 use super::{json, location, offer};
-use crate::domain::seed::{self, Known, Profile, Registration, Removal};
+use crate::domain::seed::{self, Heard, Known, Profile, Registration, Removal};
 use crate::domain::terms::Terms;
 
 /// The most seeds that one step of [`adopt`] or [`invalidate`] changes.
@@ -65,6 +65,17 @@ pub(super) async fn register(
 ) -> Result<(), StoreError> {
     let mut heard_again = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
+        if let Command::Beat { identity, key, incarnation, age_ms } = command {
+            let known = known(connection, now, identity).await?;
+            let status = seed::hear(known.as_ref().map(|(_, known)| known), key, incarnation.as_deref());
+            let heard_id = known.map(|(id, _)| id).filter(|_| status != Heard::Unknown);
+            if let Some(id) = heard_id {
+                heard(connection, id, now.saturating_sub(*age_ms)).await?;
+            }
+            let id = heard_id.filter(|_| status == Heard::Known);
+            heard_again.extend(id);
+            *outcome = Some(Outcome::Heard(status, id));
+        }
         let Command::Register { identity, key, profile, age_ms } = command else { continue };
         let known = known(connection, now, identity).await?;
         let registration = seed::register(known.as_ref().map(|(_, known)| known), key, profile);

@@ -1,0 +1,155 @@
+//! API v2: JSON in, JSON out. The table of routes is here; each is served by a thin adapter over the store's
+//! commands and told of in the OpenAPI document.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::MatchedPath;
+use axum::response::IntoResponse;
+use axum::routing::any;
+use rfork_protocol::problem::Code;
+use rfork_protocol::v2;
+
+use super::Api;
+use super::bounds::Lane;
+use crate::domain::location::Location;
+
+mod leases;
+pub mod openapi;
+mod refused;
+mod route;
+mod seeds;
+mod service;
+
+use refused::Refused;
+use route::{About, Route, get, post};
+
+/// What is under the prefix of this API and no route of it.
+const ELSEWHERE: [&str; 2] = ["/v2/", "/v2/{*rest}"];
+
+/// All routes of this API.
+fn routes() -> Vec<Route> {
+    let body = v2::MAX_BODY_BYTES;
+    let lease_is_gone = &[Code::LeaseNotFound];
+    vec![
+        get(
+            About {
+                description: "A client that is answered anything but 200 uses API v1.",
+                ..About::new(v2::SERVICE, "service", "What the planner is and speaks")
+            },
+            service::service,
+        ),
+        get(About::new(v2::OPENAPI, "openapi", "This document"), service::openapi),
+        post(
+            About {
+                description: "Repeating it is harmless. A seed that is not heard of within `heartbeat_ttl_ms` is offered \
+                    no more.",
+                ..About::new(v2::SEEDS, "register_seed", "Register a seed")
+            },
+            body,
+            seeds::register,
+        ),
+        post(
+            About {
+                description: "One request for all ranks of a host. A seed whose status is `unknown` must register.",
+                ..About::new(v2::HEARTBEAT, "heartbeat", "Say that seeds live")
+            },
+            v2::MAX_BATCH_BODY_BYTES,
+            seeds::heartbeat,
+        ),
+        post(
+            About {
+                description: "It is offered no more while its memory is the same; its leases live on. A seed comes back \
+                    with another key, content or incarnation.",
+                problems: &[Code::SeedNotFound],
+                ..About::new(v2::DRAIN, "drain_seed", "Offer a seed no more")
+            },
+            body,
+            seeds::drain,
+        ),
+        post(
+            About {
+                description: "With leases on it the seed is offered no more and goes when the last one ends.",
+                problems: &[Code::SeedNotFound],
+                ..About::new(v2::DEREGISTER, "deregister_seed", "Take a seed out for good")
+            },
+            body,
+            seeds::deregister,
+        ),
+        post(
+            About {
+                description: "The lease lives for `ttl_ms` from the grant or its last renewal.",
+                headers: &[(v2::IDEMPOTENCY_KEY, IDEMPOTENCY)],
+                problems: &[
+                    Code::UnknownKey,
+                    Code::AllBusy,
+                    Code::AllSuspect,
+                    Code::AllExcluded,
+                    Code::LeaseEnded,
+                    Code::IdempotencyConflict,
+                ],
+                ..About::new(v2::LEASES, "acquire_lease", "Lease a seed")
+            },
+            body,
+            leases::acquire,
+        )
+        .acquiring(),
+        post(
+            About {
+                description: "A worker that reads for longer than a third of the lease's time renews it.",
+                problems: lease_is_gone,
+                ..About::new(v2::RENEW, "renew_lease", "Extend a lease")
+            },
+            body,
+            leases::renew,
+        ),
+        post(
+            About {
+                description: "A failure makes the seed suspect: others are spared it for a while. Repeating a release is \
+                    harmless.",
+                problems: lease_is_gone,
+                ..About::new(v2::RELEASE, "release_lease", "End a lease and tell how it went")
+            },
+            body,
+            leases::release,
+        ),
+    ]
+}
+
+const IDEMPOTENCY: &str = "Makes the request repeatable after a lost answer: the same key with the same body gets the \
+    same lease. 8 to 200 visible ASCII characters, unguessable: it is a credential.";
+
+/// Serves all routes in the lanes of their kind, and everything else under their prefix with a problem document.
+pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
+    let mut methods: BTreeMap<&'static str, String> = BTreeMap::new();
+    let (mut acquiring, mut others) = (Router::new(), Router::new());
+    for Route { about, method, serve, acquires, .. } in routes() {
+        // A GET route answers HEAD as well.
+        let more = if method == "get" { "GET, HEAD".into() } else { method.to_ascii_uppercase() };
+        methods.entry(about.path).and_modify(|known| *known = format!("{known}, {more}")).or_insert(more);
+        let routes = if acquires { &mut acquiring } else { &mut others };
+        *routes = std::mem::take(routes).route(about.path, serve);
+    }
+    let told = |lane: &Lane| lane.clone().telling(|refusal| Refused::from(refusal).into_response());
+    let router = told(acquire).hold(acquiring).merge(told(rest).hold(others));
+    let methods = Arc::new(methods);
+    let router = router.method_not_allowed_fallback(async move |path: MatchedPath| {
+        Refused::method(methods.get(path.as_str()).map_or("", String::as_str))
+    });
+    let not_found =
+        async || Refused::new(Code::NotFound, "see /v2/openapi.json for the routes that there are");
+    ELSEWHERE.iter().fold(router, |router, path| router.route(path, any(not_found)))
+}
+
+/// A place, as the planner keeps it.
+fn location(told: Option<v2::Location>) -> Location {
+    let v2::Location { zone, rack, host } = told.unwrap_or_default();
+    Location { zone: zone.map(String::from), rack: rack.map(String::from), host: host.map(String::from) }
+}
+
+/// Whole milliseconds.
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,123 @@
+//! What a request of API v2 that fails is answered: always a problem document.
+
+use axum::extract::rejection::{BytesRejection, FailedToBufferBody};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use rfork_protocol::problem::{Code, MEDIA_TYPE, Problem};
+use rfork_protocol::v2::{BodyError, QueryError};
+
+use super::super::bounds::Refusal;
+use crate::allocate::WriteError;
+use crate::store::{Outcome, StoreError};
+
+/// When a client may come back that met an overloaded planner or a database that is away, in milliseconds.
+const COME_BACK_MS: u64 = 1_000;
+
+/// A request that was refused or could not be served.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// Boxed: it is large beside what it is returned instead of.
+    problem: Box<Problem>,
+    header: Option<(HeaderName, String)>,
+}
+
+impl Refused {
+    /// With this code; `detail` says what went wrong this time.
+    pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
+        let mut problem = Box::new(Problem::new(code, detail));
+        let mut header = None;
+        if code.status() == 503 {
+            problem.retry_after_ms = Some(COME_BACK_MS);
+            header = Some((header::RETRY_AFTER, COME_BACK_MS.div_ceil(1_000).to_string()));
+        }
+        Self { problem, header }
+    }
+
+    /// The field, parameter or header `field` is wrong.
+    pub(super) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
+        let mut refused = Self::new(Code::InvalidRequest, detail);
+        refused.problem.field = Some(field.into());
+        refused
+    }
+
+    /// The route takes only the methods of `allow`.
+    pub(super) fn method(allow: &str) -> Self {
+        let refused = Self::new(Code::MethodNotAllowed, format!("this route takes {allow}"));
+        Self { header: Some((header::ALLOW, allow.to_owned())), ..refused }
+    }
+
+    /// An outcome that does not belong to its command: a fault of ours, told as one.
+    pub(super) fn mismatched(outcome: &Outcome) -> Self {
+        tracing::error!(?outcome, "an outcome of another command");
+        Self::new(Code::Internal, "the planner met an outcome that it does not expect here")
+    }
+}
+
+impl From<BodyError> for Refused {
+    fn from(error: BodyError) -> Self {
+        match error {
+            BodyError::Invalid { field, reason } => Self::invalid(field, reason),
+            error @ BodyError::NotJson { .. } => Self::new(Code::InvalidRequest, error.to_string()),
+        }
+    }
+}
+
+impl From<QueryError> for Refused {
+    fn from(error: QueryError) -> Self {
+        Self::invalid(error.parameter(), error.to_string())
+    }
+}
+
+impl From<BytesRejection> for Refused {
+    fn from(rejection: BytesRejection) -> Self {
+        match rejection {
+            BytesRejection::FailedToBufferBody(FailedToBufferBody::LengthLimitError(_)) => {
+                Self::new(Code::PayloadTooLarge, "the body is longer than this route takes")
+            }
+            _ => Self::new(Code::InvalidRequest, "the body ended before it was complete"),
+        }
+    }
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        let code = match refusal {
+            Refusal::Overloaded => Code::Overloaded,
+            Refusal::TimedOut(_) => Code::Timeout,
+            Refusal::UrlTooLong => Code::UriTooLong,
+        };
+        Self::new(code, refusal.to_string())
+    }
+}
+
+impl From<WriteError> for Refused {
+    fn from(error: WriteError) -> Self {
+        let code = match error {
+            WriteError::Overloaded => Code::Overloaded,
+            WriteError::TimedOut(_) => Code::Timeout,
+            WriteError::Stopping => Code::Stopping,
+            WriteError::Store(error) => return error.into(),
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+impl From<StoreError> for Refused {
+    fn from(error: StoreError) -> Self {
+        Self::new(Code::StoreUnavailable, error.to_string())
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = ([(header::CONTENT_TYPE, MEDIA_TYPE)], self.problem.to_json());
+        let mut response = (status, body).into_response();
+        if let Some((name, value)) = self.header
+            && let Ok(value) = HeaderValue::try_from(value)
+        {
+            response.headers_mut().insert(name, value);
+        }
+        response
+    }
+}

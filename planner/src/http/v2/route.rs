@@ -1,0 +1,165 @@
+//! A route of API v2: one entry says what serves it and what the document tells of it, so that both speak of the
+//! same types.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
+use axum::http::{HeaderMap, header};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{self, MethodRouter};
+use rfork_protocol::problem::Code;
+use rfork_protocol::v2::{self, Query};
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::super::Api;
+use super::refused::Refused;
+
+/// The longest header section of a request, in bytes, as names and values together.
+const MAX_HEADER_BYTES: usize = 16 * 1024;
+
+/// A request, read and checked.
+pub(super) struct Call<T> {
+    pub(super) api: Api,
+    pub(super) headers: HeaderMap,
+    pub(super) request: T,
+}
+
+/// What the document says of a route besides its types.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct About {
+    pub(super) path: &'static str,
+    /// Names the operation; programs that are generated from the document use it.
+    pub(super) id: &'static str,
+    /// One line.
+    pub(super) summary: &'static str,
+    /// What else a client should know.
+    pub(super) description: &'static str,
+    /// Request headers, each with what it is for.
+    pub(super) headers: &'static [(&'static str, &'static str)],
+    /// How it may fail, besides what any route may meet.
+    pub(super) problems: &'static [Code],
+}
+
+impl About {
+    /// A route without headers or problems of its own.
+    pub(super) const fn new(path: &'static str, id: &'static str, summary: &'static str) -> Self {
+        Self { path, id, summary, description: "", headers: &[], problems: &[] }
+    }
+}
+
+/// A type's schema, given where the schemas of its parts are gathered.
+pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
+
+pub(super) struct Route {
+    pub(super) about: About,
+    /// `get` or `post`.
+    pub(super) method: &'static str,
+    pub(super) parameters: &'static [&'static str],
+    pub(super) body: Option<SchemaOf>,
+    pub(super) answer: SchemaOf,
+    /// Whether it asks for a seed, for which it may wait.
+    pub(super) acquires: bool,
+    pub(super) serve: MethodRouter<Api>,
+}
+
+impl Route {
+    /// This route, which asks for a seed.
+    pub(super) fn acquiring(self) -> Self {
+        Self { acquires: true, ..self }
+    }
+}
+
+/// A route that reads a body of at most `most_bytes`.
+pub(super) fn post<Req, Res, F>(
+    about: About,
+    most_bytes: usize,
+    handler: impl Fn(Call<Req>) -> F + Clone + Send + Sync + 'static,
+) -> Route
+where
+    Req: DeserializeOwned + JsonSchema + Send + 'static,
+    Res: Serialize + JsonSchema + 'static,
+    F: Future<Output = Result<Res, Refused>> + Send + 'static,
+{
+    let serve = routing::post(async move |State(api): State<Api>, request: Request| {
+        let call = async {
+            let headers = checked_head(&request)?;
+            if !is_json(&headers) {
+                let detail = "declare the body with the header Content-Type: application/json";
+                return Err(Refused::new(Code::UnsupportedMediaType, detail));
+            }
+            let body = Bytes::from_request(request, &()).await?;
+            Ok(Call { api, headers, request: v2::decode(&body)? })
+        };
+        match call.await {
+            Ok(call) => answer(handler(call).await),
+            Err(refused) => refused.into_response(),
+        }
+    });
+    Route {
+        about,
+        method: "post",
+        parameters: &[],
+        body: Some(SchemaGenerator::subschema_for::<Req>),
+        answer: SchemaGenerator::subschema_for::<Res>,
+        acquires: false,
+        serve: serve.layer(DefaultBodyLimit::max(most_bytes)),
+    }
+}
+
+/// A route that reads the query of its URL and changes nothing.
+pub(super) fn get<Req, Res, F>(
+    about: About,
+    handler: impl Fn(Call<Req>) -> F + Clone + Send + Sync + 'static,
+) -> Route
+where
+    Req: Query + Send + 'static,
+    Res: Serialize + JsonSchema + 'static,
+    F: Future<Output = Result<Res, Refused>> + Send + 'static,
+{
+    let serve = routing::get(async move |State(api): State<Api>, request: Request| {
+        let call = checked_head(&request).and_then(|headers| {
+            let request = Req::decode(request.uri().query().unwrap_or_default())?;
+            Ok(Call { api, headers, request })
+        });
+        match call {
+            Ok(call) => answer(handler(call).await),
+            Err(refused) => refused.into_response(),
+        }
+    });
+    Route {
+        about,
+        method: "get",
+        parameters: Req::PARAMETERS,
+        body: None,
+        answer: SchemaGenerator::subschema_for::<Res>,
+        acquires: false,
+        serve,
+    }
+}
+
+fn answer<Res: Serialize>(outcome: Result<Res, Refused>) -> Response {
+    match outcome {
+        Ok(answer) => Json(answer).into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+fn checked_head(request: &Request) -> Result<HeaderMap, Refused> {
+    let headers = request.headers();
+    let bytes: usize = headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if bytes > MAX_HEADER_BYTES {
+        let detail = format!("headers may have {MAX_HEADER_BYTES} bytes, these have {bytes}");
+        return Err(Refused::new(Code::HeadersTooLarge, detail));
+    }
+    Ok(headers.clone())
+}
+
+/// Whether the body is declared as JSON, parameters of the media type aside.
+fn is_json(headers: &HeaderMap) -> bool {
+    let declared =
+        headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let media_type = declared.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/json")
+}

@@ -1,0 +1,112 @@
+//! Seeds: registered, heard of, drained, gone.
+
+use futures_util::future::try_join_all;
+use rfork_protocol::problem::Code;
+use rfork_protocol::v1::Labels;
+use rfork_protocol::v2::{
+    Beat, BeatResult, BeatStatus, Deregister, Deregistered, Deregistration, Drain, Drained, HeartbeatBatch,
+    HeartbeatResults, Register, Registered, Registration,
+};
+
+use super::super::Api;
+use super::refused::Refused;
+use super::route::Call;
+use super::service::heartbeat_interval_ms;
+use super::{location, millis};
+use crate::domain::seed::{self, Profile};
+use crate::store::{Command, Outcome};
+
+pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused> {
+    let heartbeat_interval_ms = heartbeat_interval_ms(&call);
+    let Call { api, request, .. } = call;
+    let (seed, key) = (request.seed.clone(), request.seed_key.clone());
+    let profile = Box::new(profile(request));
+    let command = Command::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
+    let registration = match api.writer.submit(command).await? {
+        Outcome::Registered(registration, _) => told(registration),
+        outcome => return Err(Refused::mismatched(&outcome)),
+    };
+    if matches!(registration, Registration::New | Registration::NewHolding) {
+        tracing::info!(%seed, %key, "a seed registered");
+    }
+    Ok(Registered { registration, heartbeat_interval_ms, heartbeat_ttl_ms: millis(api.heartbeat_ttl) })
+}
+
+/// What a registration tells beside what the seed holds.
+fn profile(told: Register) -> Profile {
+    Profile {
+        labels: Labels {
+            model_url: told.model_url.map(String::from),
+            deploy_strategy: told.deploy_strategy.map(String::from),
+            is_draft: told.is_draft,
+        },
+        location: location(told.location),
+        instance_id: told.instance_id.map(String::from),
+        incarnation: told.incarnation.map(String::from),
+        content_id: told.content_id.map(String::from),
+    }
+}
+
+fn told(registration: seed::Registration) -> Registration {
+    match registration {
+        seed::Registration::New => Registration::New,
+        seed::Registration::Repeated => Registration::Repeated,
+        seed::Registration::NewHolding => Registration::NewHolding,
+        seed::Registration::Draining => Registration::Draining,
+    }
+}
+
+/// Answers when all are done; those that the writer takes are applied together.
+pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatResults, Refused> {
+    let beats = call.request.seeds.into_iter().map(|one| beat(&call.api, one));
+    Ok(HeartbeatResults { results: try_join_all(beats).await? })
+}
+
+async fn beat(api: &Api, Beat { seed, seed_key: key, incarnation }: Beat) -> Result<BeatResult, Refused> {
+    let incarnation = incarnation.map(String::from);
+    if api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref()) {
+        return Ok(BeatResult { seed, status: BeatStatus::Ok });
+    }
+    let command = Command::Beat { identity: seed.clone(), key, incarnation, age_ms: 0 };
+    match api.writer.submit(command).await? {
+        Outcome::Heard(status, _) => Ok(BeatResult { seed, status: heard(status) }),
+        outcome => Err(Refused::mismatched(&outcome)),
+    }
+}
+
+fn heard(heard: seed::Heard) -> BeatStatus {
+    match heard {
+        seed::Heard::Known => BeatStatus::Ok,
+        seed::Heard::Unknown => BeatStatus::Unknown,
+        seed::Heard::Draining => BeatStatus::Draining,
+    }
+}
+
+/// The seed goes on and may come back with other memory; [`deregister`] is for one that ends.
+pub(super) async fn drain(call: Call<Drain>) -> Result<Drained, Refused> {
+    let Call { api, request: Drain { seed, seed_key: key }, .. } = call;
+    match api.writer.submit(Command::Drain { identity: seed.clone(), key }).await? {
+        Outcome::Drained(Some(active_leases)) => {
+            tracing::info!(%seed, active_leases, "a seed was drained");
+            Ok(Drained { active_leases })
+        }
+        Outcome::Drained(None) => Err(not_found(&seed.to_string())),
+        outcome => Err(Refused::mismatched(&outcome)),
+    }
+}
+
+pub(super) async fn deregister(call: Call<Deregister>) -> Result<Deregistered, Refused> {
+    let Call { api, request: Deregister { seed, seed_key: key }, .. } = call;
+    let state = match api.writer.submit(Command::Remove { identity: seed.clone(), key }).await? {
+        Outcome::Removed(seed::Removal::Gone) => Deregistration::Gone,
+        Outcome::Removed(seed::Removal::Draining) => Deregistration::Draining,
+        Outcome::Removed(seed::Removal::Unknown) => return Err(not_found(&seed.to_string())),
+        outcome => return Err(Refused::mismatched(&outcome)),
+    };
+    tracing::info!(%seed, ?state, "a seed was deregistered");
+    Ok(Deregistered { state })
+}
+
+fn not_found(seed: &str) -> Refused {
+    Refused::new(Code::SeedNotFound, format!("the seed {seed} is not registered with this key"))
+}

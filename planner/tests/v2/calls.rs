@@ -1,0 +1,227 @@
+//! What each route does, and that both APIs see the same seeds.
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::support::{Planner, Seed};
+
+const SEED: &str = "10.0.0.7:8000:3";
+
+/// A planner over a new file.
+pub(crate) async fn planner() -> (TempDir, Planner) {
+    let directory = TempDir::new().unwrap();
+    let planner = Planner::start(&directory.path().join("p.db"), |_| {}).await;
+    (directory, planner)
+}
+
+fn seed(seed: &str) -> Value {
+    json!({"seed": seed, "seed_key": "k"})
+}
+
+fn lease(granted: &Value) -> Value {
+    json!({"lease_id": granted["lease_id"], "seed": granted["seed"]})
+}
+
+fn release(granted: &Value) -> Value {
+    json!({"lease_id": granted["lease_id"], "seed": granted["seed"], "outcome": "ok"})
+}
+
+/// The status and the code of a problem.
+fn told((status, problem): (u16, Value)) -> (u16, String) {
+    (status, problem["code"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test]
+async fn the_planner_says_what_it_speaks() {
+    let (_directory, planner) = planner().await;
+    let (status, service) = planner.call("GET", "/v2", &Value::Null).await;
+    assert_eq!(
+        (status, &service["service"], &service["api"]),
+        (200, &json!("rfork-planner"), &json!(["v1", "v2"]))
+    );
+    assert_eq!(service["heartbeat_interval_ms"], 30_000);
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_seed_is_registered_leased_renewed_released_and_gone() {
+    let (_directory, planner) = planner().await;
+    let register = json!({"seed": SEED, "seed_key": "k", "model_url": "/m", "is_draft": false, "incarnation": "1",
+        "instance_id": "i", "content_id": "c", "location": {"zone": "z", "rack": "r", "host": "h"}});
+    let (status, registered) = planner.call("POST", "/v2/seeds", &register).await;
+    assert_eq!((status, &registered["registration"]), (200, &json!("new")));
+    assert_eq!(registered["heartbeat_ttl_ms"], 60_000);
+    assert_eq!(planner.call("POST", "/v2/seeds", &register).await.1["registration"], "repeated");
+
+    let acquire =
+        json!({"seed_key": "k", "location": {"zone": "z"}, "instance_id": "j", "exclude": ["other:1:0"]});
+    let (status, granted) = planner.call("POST", "/v2/leases", &acquire).await;
+    assert_eq!((status, &granted["seed"], &granted["waited_ms"]), (200, &json!(SEED), &json!(0)));
+    assert!(granted["ttl_ms"].as_u64().is_some_and(|ttl| ttl > 50_000 && ttl <= 60_000), "{granted}");
+    assert_eq!(told(planner.call("POST", "/v2/leases", &acquire).await), (404, "all-busy".into()));
+
+    let (status, renewed) = planner.call("POST", "/v2/leases/renew", &lease(&granted)).await;
+    assert!(status == 200 && renewed["ttl_ms"].as_u64().is_some_and(|ttl| ttl > 50_000), "{renewed}");
+    let told_of = json!({"lease_id": granted["lease_id"], "seed": SEED, "outcome": "ok", "reason": null, "bytes": 7,
+        "duration_ms": 9});
+    assert_eq!(planner.call("POST", "/v2/leases/release", &told_of).await, (200, json!({})));
+    let gone = (404, "lease-not-found".to_owned());
+    assert_eq!(told(planner.call("POST", "/v2/leases/release", &told_of).await), gone);
+    assert_eq!(told(planner.call("POST", "/v2/leases/renew", &lease(&granted)).await), gone);
+
+    assert_eq!(
+        planner.call("POST", "/v2/seeds/deregister", &seed(SEED)).await,
+        (200, json!({"state": "gone"}))
+    );
+    let unknown = (404, "seed-not-found".to_owned());
+    assert_eq!(told(planner.call("POST", "/v2/seeds/deregister", &seed(SEED)).await), unknown);
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_lease_is_of_its_seed_alone() {
+    let (_directory, planner) = planner().await;
+    planner.call("POST", "/v2/seeds", &seed(SEED)).await;
+    let (_, granted) = planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await;
+    let other = json!({"lease_id": granted["lease_id"], "seed": "10.0.0.8:8000:3"});
+    let not_found = (404, "lease-not-found".to_owned());
+    assert_eq!(told(planner.call("POST", "/v2/leases/renew", &other).await), not_found);
+    assert_eq!(planner.call("POST", "/v2/leases/renew", &lease(&granted)).await.0, 200);
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn all_ranks_of_a_host_are_heard_of_together() {
+    let (_directory, planner) = planner().await;
+    let ranks: Vec<_> = (0..700).map(|rank| seed(&format!("10.0.0.7:8000:{rank}"))).collect();
+    for rank in &ranks[..2] {
+        planner.call("POST", "/v2/seeds", rank).await;
+    }
+    let (status, answer) = planner.call("POST", "/v2/seeds/heartbeat", &json!({"seeds": ranks})).await;
+    assert_eq!(status, 200);
+    let results = answer["results"].as_array().unwrap();
+    assert_eq!(results.len(), ranks.len());
+    for (rank, result) in ranks.iter().zip(results) {
+        assert_eq!(rank["seed"], result["seed"], "in the order of the request");
+    }
+    for (rank, result) in results.iter().enumerate() {
+        assert_eq!(
+            result["status"],
+            if rank < 2 { "ok" } else { "unknown" },
+            "a heartbeat registers nothing"
+        );
+    }
+    assert_eq!(planner.snapshot().await["seed_count"], 2);
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_heartbeat_is_of_one_process() {
+    let (_directory, planner) = planner().await;
+    let told = |incarnation: &str| json!({"seed": SEED, "seed_key": "k", "incarnation": incarnation});
+    let beat = async |beat: Value| {
+        let (status, answer) = planner.call("POST", "/v2/seeds/heartbeat", &json!({"seeds": [beat]})).await;
+        assert_eq!(status, 200);
+        answer["results"][0]["status"].as_str().unwrap().to_owned()
+    };
+    planner.call("POST", "/v2/seeds", &told("1")).await;
+    assert_eq!(beat(told("1")).await, "ok");
+    assert_eq!(beat(told("2")).await, "unknown");
+    assert_eq!(beat(seed(SEED)).await, "ok", "one that does not tell its process");
+    assert_eq!(beat(told("1")).await, "ok");
+    assert_eq!(planner.call("POST", "/v2/seeds", &told("2")).await.1["registration"], "new_holding");
+    assert_eq!(beat(told("1")).await, "unknown");
+    assert_eq!(beat(told("2")).await, "ok");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_drained_seed_keeps_its_leases_and_is_not_offered_while_it_is_the_same() {
+    let (_directory, planner) = planner().await;
+    let told = |incarnation: &str| json!({"seed": SEED, "seed_key": "k", "incarnation": incarnation});
+    assert_eq!(
+        super::calls::told(planner.call("POST", "/v2/seeds/drain", &seed(SEED)).await).1,
+        "seed-not-found"
+    );
+    planner.call("POST", "/v2/seeds", &told("1")).await;
+    let (_, granted) = planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await;
+    assert_eq!(
+        planner.call("POST", "/v2/seeds/drain", &seed(SEED)).await,
+        (200, json!({"active_leases": 1}))
+    );
+    assert_eq!(planner.call("POST", "/v2/leases/renew", &lease(&granted)).await.0, 200);
+    assert_eq!(planner.call("POST", "/v2/leases/release", &release(&granted)).await.0, 200);
+    let beats = json!({"seeds": [told("1")]});
+    let (_, answer) = planner.call("POST", "/v2/seeds/heartbeat", &beats).await;
+    assert_eq!(answer["results"][0]["status"], "draining");
+    assert_eq!(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await.0, 404);
+    planner.call("POST", "/v2/seeds", &told("2")).await;
+    assert_eq!(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await.0, 200);
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_seed_that_failed_is_left_alone() {
+    let (_directory, planner) = planner().await;
+    planner.call("POST", "/v2/seeds", &seed(SEED)).await;
+    let acquire = json!({"seed_key": "k"});
+    assert_eq!(told(planner.call("POST", "/v2/leases", &json!({"seed_key": "l"})).await).1, "unknown-key");
+    let (_, granted) = planner.call("POST", "/v2/leases", &acquire).await;
+    let failed =
+        json!({"lease_id": granted["lease_id"], "seed": SEED, "outcome": "failed", "reason": "hung"});
+    assert_eq!(planner.call("POST", "/v2/leases/release", &failed).await.0, 200);
+    assert_eq!(told(planner.call("POST", "/v2/leases", &acquire).await), (404, "all-suspect".into()));
+    planner.call("POST", "/v2/seeds", &seed("10.0.0.8:8000:3")).await;
+    let exclude = json!({"seed_key": "k", "exclude": ["10.0.0.8:8000:3"]});
+    assert_eq!(planner.call("POST", "/v2/leases", &exclude).await.0, 404);
+    assert_eq!(planner.call("POST", "/v2/leases", &acquire).await.1["seed"], "10.0.0.8:8000:3");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn both_apis_see_the_same_seeds_and_leases() {
+    let (_directory, planner) = planner().await;
+    // A seed of v1 serves a worker of v2, …
+    planner.add(&Seed { key: "k", ip: "10.0.0.7" }).await.is(200, "");
+    let (status, granted) = planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await;
+    assert_eq!((status, &granted["seed"]), (200, &json!(SEED)));
+    planner.get("k").await.is(404, "no available seed");
+    // … whose lease v1 knows as well.
+    let id = granted["lease_id"].as_str().unwrap().to_owned();
+    let v1 = [("SEED_IP", "10.0.0.7"), ("SEED_PORT", "8000"), ("SEED_RANK", "3"), ("USER_ID", &id)];
+    planner.ask("POST", "/renew_seed_lease", &v1).await.is(200, "");
+    planner.ask("POST", "/put_seed", &v1).await.is(200, "");
+    assert_eq!(planner.call("POST", "/v2/seeds/deregister", &seed(SEED)).await.1["state"], "gone");
+    // And the other way round.
+    planner.call("POST", "/v2/seeds", &seed("[fd00::1]:8000:3")).await;
+    let granted = planner.get("k").await;
+    assert_eq!((granted.status, granted.header("SEED_IP")), (200, Some("[fd00::1]")));
+    let id = granted.header("USER_ID").unwrap();
+    let v2 = json!({"lease_id": id, "seed": "[fd00::1]:8000:3"});
+    assert_eq!(planner.call("POST", "/v2/leases/renew", &v2).await.0, 200);
+    assert_eq!(
+        planner.call("POST", "/v2/seeds/deregister", &seed("[fd00::1]:8000:3")).await.1["state"],
+        "draining"
+    );
+    assert_eq!(planner.call("POST", "/v2/leases/release", &release(&v2)).await.0, 200);
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_utf8_is_the_same_in_both() {
+    let (_directory, planner) = planner().await;
+    let headers: [(&str, &[u8]); 5] = [
+        ("SEED_KEY", b"caf\xe9"),
+        ("SEED_IP", b"10.0.0.7"),
+        ("SEED_PORT", b"8000"),
+        ("SEED_RANK", b"3"),
+        ("SEED_REFCNT", b"0"),
+    ];
+    planner.raw(&super::support::request("POST", "/add_seed", &headers)).await.is(200, "");
+    let text = planner.call("POST", "/v2/leases", &json!({"seed_key": "café"})).await;
+    assert_eq!(text.0, 404, "UTF-8 is another key");
+    let (status, granted) =
+        planner.call("POST", "/v2/leases", &json!({"seed_key": {"hex": "636166e9"}})).await;
+    assert_eq!((status, &granted["seed"]), (200, &json!(SEED)));
+    planner.stop().await;
+}

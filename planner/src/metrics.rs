@@ -17,6 +17,7 @@ use tracing::Instrument;
 
 use rfork_protocol::SeedKey;
 
+use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use crate::store::{
     Beat, Command, Heard, Outcome, Registration, Removal, Snapshot, Store, StoreError, Swept,
 };
@@ -237,6 +238,18 @@ impl Store for MeasuredStore {
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         self.time("snapshot", 0, self.inner.snapshot()).await
+    }
+
+    async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError> {
+        self.time("list_seeds", 0, self.inner.list_seeds(filter, part)).await
+    }
+
+    async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
+        self.time("list_leases", 0, self.inner.list_leases(filter, part)).await
+    }
+
+    async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {
+        self.time("list_keys", 0, self.inner.list_keys(part)).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

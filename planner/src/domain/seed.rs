@@ -60,6 +60,28 @@ pub struct Known {
     pub live_leases: u32,
 }
 
+/// What a seed is to the planner at a moment. The numbers stand in statements.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// It is offered.
+    Live = 0,
+    /// It failed lately, and is not offered for a while.
+    Suspect = 1,
+    /// It was removed or drained, and is not offered.
+    Draining = 2,
+    /// It was not heard of for its time to live, and is not offered until it is.
+    Silent = 3,
+}
+
+impl State {
+    /// The state of this number.
+    pub fn of_number(number: u8) -> Option<Self> {
+        [Self::Live, Self::Suspect, Self::Draining, Self::Silent]
+            .into_iter()
+            .find(|state| *state as u8 == number)
+    }
+}
+
 /// What a registration or heartbeat does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {

@@ -15,9 +15,11 @@ use crate::domain::policy::{Policy, Wish};
 use crate::domain::seed::Profile;
 pub use crate::domain::seed::{Heard, Registration, Removal};
 use crate::domain::terms::{Overrides, Subject, Terms};
+use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod list;
 pub mod postgres;
 pub mod sqlite;
 
@@ -355,6 +357,24 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`].
     async fn snapshot(&self) -> Result<Snapshot, StoreError>;
+
+    /// Seeds, in the order of their identities.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError>;
+
+    /// Leases that live, by seed.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError>;
+
+    /// Keys of which there are seeds, in an order of the store's.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError>;
 
     /// Whether the store can be read and written.
     ///

@@ -225,3 +225,67 @@ async fn a_key_that_is_not_utf8_is_the_same_in_both() {
     assert_eq!((status, &granted["seed"]), (200, &json!(SEED)));
     planner.stop().await;
 }
+
+#[tokio::test]
+async fn seeds_leases_and_keys_are_listed() {
+    let (_directory, planner) = planner().await;
+    for rank in 0..3 {
+        let register = json!({"seed": format!("10.0.0.7:8000:{rank}"), "seed_key": "k", "model_url": "/m",
+            "incarnation": "1", "location": {"zone": "z"}});
+        planner.call("POST", "/v2/seeds", &register).await;
+    }
+    planner.add(&Seed { key: "caf\u{e9}$%&=", ip: "::1" }).await.is(200, "");
+    let (_, granted) = planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await;
+
+    let (status, all) = planner.call("GET", "/v2/seeds", &Value::Null).await;
+    assert_eq!((status, all["seeds"].as_array().unwrap().len(), &all["next"]), (200, 4, &Value::Null));
+    let (_, page) = planner.call("GET", "/v2/seeds?limit=3", &Value::Null).await;
+    let after = page["next"].as_str().unwrap();
+    let (_, rest) = planner.call("GET", &format!("/v2/seeds?limit=3&after={after}"), &Value::Null).await;
+    assert_eq!((rest["seeds"].as_array().unwrap().len(), &rest["next"]), (1, &Value::Null));
+    let (_, of_key) = planner.call("GET", "/v2/seeds?seed_key=caf%C3%A9%24%25%26%3D", &Value::Null).await;
+    assert_eq!((&of_key["seeds"][0]["seed"], &of_key["seeds"][1]), (&json!("::1:8000:3"), &Value::Null));
+    for (query, count) in [
+        ("model_url=/m", 3),
+        ("host=10.0.0.7", 3),
+        ("host=10.0.0", 0),
+        ("state=live", 4),
+        ("state=silent", 0),
+    ] {
+        let (_, found) = planner.call("GET", &format!("/v2/seeds?{query}"), &Value::Null).await;
+        assert_eq!(found["seeds"].as_array().unwrap().len(), count, "{query}");
+    }
+    let used = all["seeds"].as_array().unwrap().iter().find(|seed| seed["seed"] == granted["seed"]).unwrap();
+    assert_eq!(
+        (&used["used"], &used["location"]["zone"], &used["state"]),
+        (&json!(1), &json!("z"), &json!("live"))
+    );
+
+    let (_, leases) = planner.call("GET", "/v2/leases?seed_key=k", &Value::Null).await;
+    assert_eq!(leases["leases"][0]["seed"], granted["seed"]);
+    assert!(!leases.to_string().contains(granted["lease_id"].as_str().unwrap()), "it is a credential");
+    let (_, none) = planner.call("GET", "/v2/leases?seed=10.0.0.9:8000:0", &Value::Null).await;
+    assert_eq!(none["leases"], json!([]));
+
+    let (_, keys) = planner.call("GET", "/v2/keys", &Value::Null).await;
+    let k = keys["keys"].as_array().unwrap().iter().find(|key| key["seed_key"] == "k").unwrap();
+    assert_eq!((&k["seeds"]["live"], &k["capacity"], &k["used"]), (&json!(3), &json!(3), &json!(1)));
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn an_invalidated_key_keeps_only_the_new_weights() {
+    let (_directory, planner) = planner().await;
+    for (seed, content) in [("h:1:0", json!("old")), ("h:1:1", json!("new")), ("h:1:2", Value::Null)] {
+        planner
+            .call("POST", "/v2/seeds", &json!({"seed": seed, "seed_key": "k", "content_id": content}))
+            .await;
+    }
+    let invalidate = json!({"seed_key": "k", "keep_content_id": "new"});
+    assert_eq!(planner.call("POST", "/v2/keys/invalidate", &invalidate).await, (200, json!({"drained": 2})));
+    let (_, live) = planner.call("GET", "/v2/seeds?state=live", &Value::Null).await;
+    assert_eq!((&live["seeds"][0]["seed"], &live["seeds"][1]), (&json!("h:1:1"), &Value::Null));
+    assert_eq!(planner.call("POST", "/v2/keys/invalidate", &json!({"seed_key": "k"})).await.1["drained"], 1);
+    assert_eq!(told(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await).0, 404);
+    planner.stop().await;
+}

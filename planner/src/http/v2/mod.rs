@@ -16,7 +16,9 @@ use super::Api;
 use super::bounds::Lane;
 use crate::domain::location::Location;
 
+mod keys;
 mod leases;
+mod lists;
 pub mod openapi;
 mod refused;
 mod route;
@@ -51,6 +53,7 @@ fn routes() -> Vec<Route> {
             body,
             seeds::register,
         ),
+        get(About::new(v2::SEEDS, "list_seeds", "List seeds, by identity"), lists::seeds),
         post(
             About {
                 description: "One request for all ranks of a host. A seed whose status is `unknown` must register.",
@@ -96,6 +99,7 @@ fn routes() -> Vec<Route> {
             leases::acquire,
         )
         .acquiring(),
+        get(About::new(v2::LEASES, "list_leases", "List leases that live, by seed"), lists::leases),
         post(
             About {
                 description: "A worker that reads for longer than a third of the lease's time renews it.",
@@ -114,6 +118,16 @@ fn routes() -> Vec<Route> {
             },
             body,
             leases::release,
+        ),
+        get(About::new(v2::KEYS, "list_keys", "List keys, and what there is of each"), lists::keys),
+        post(
+            About {
+                description: "For weights that were replaced under the same name: every seed of the key whose content id is \
+                    not `keep_content_id` drains, and so do those that do not tell theirs.",
+                ..About::new(v2::INVALIDATE, "invalidate_key", "Drain the seeds of old weights")
+            },
+            body,
+            keys::invalidate,
         ),
     ]
 }

@@ -2,6 +2,8 @@
 //! same types.
 
 use axum::Json;
+use std::time::Duration;
+
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, header};
@@ -15,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::Api;
 use super::refused::Refused;
+use crate::store::StoreError;
 
 /// The longest header section of a request, in bytes, as names and values together.
 const MAX_HEADER_BYTES: usize = 16 * 1024;
@@ -162,4 +165,17 @@ fn is_json(headers: &HeaderMap) -> bool {
         headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let media_type = declared.split(';').next().unwrap_or_default().trim();
     media_type.eq_ignore_ascii_case("application/json")
+}
+
+/// Asks the store, for so long at most.
+pub(super) async fn within<T>(
+    deadline: Duration,
+    asking: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, Refused> {
+    match tokio::time::timeout(deadline, asking).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => {
+            Err(Refused::new(Code::Timeout, format!("the database did not answer within {deadline:?}")))
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Command, LeaseHash, Outcome, Refusal, Registration, Removal, Report, Rules, SeedView,
     Snapshot, Store,
@@ -22,6 +23,7 @@ use crate::domain::seed::Profile;
 pub(crate) mod allocation;
 pub(crate) mod histories;
 pub(crate) mod leases;
+pub(crate) mod lists;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;
 
@@ -178,6 +180,15 @@ impl Store for Closed {
     async fn snapshot(&self) -> Result<Snapshot, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
+    async fn list_seeds(&self, _: &SeedFilter, _: &Part) -> Result<Page<SeedEntry>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn list_leases(&self, _: &LeaseFilter, _: &Part) -> Result<Page<LeaseEntry>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn list_keys(&self, _: &Part) -> Result<Page<KeyEntry>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
     async fn check(&self) -> Result<(), super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
@@ -243,6 +254,10 @@ macro_rules! conformance_suite {
             scheduling: a_drained_seed_stays_out_while_its_memory_is_the_same,
             scheduling: invalidating_a_key_drains_all_but_the_content_that_stays,
             scheduling: what_a_seed_tells_is_kept_until_it_tells_otherwise,
+            lists: seeds_are_listed_by_what_they_are,
+            lists: leases_are_listed_while_they_live,
+            lists: keys_are_summed_up,
+            lists: pages_hold_everything_once,
             histories: generated_histories_agree_with_the_model,
         );
     };

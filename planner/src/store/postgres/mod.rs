@@ -25,6 +25,7 @@ mod candidates;
 mod connect;
 mod instances;
 mod leases;
+mod list;
 mod offer;
 mod seeds;
 mod sweep;
@@ -42,6 +43,7 @@ use sha2::{Digest, Sha256};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgConnection, Row};
 
+use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{Beat, Clock, Command, MAX_FLUSH, Outcome, Rules, Snapshot, Store, StoreError, Swept};
 use crate::config::PostgresUrl;
 use transaction::{Begin, Stopped, run};
@@ -164,6 +166,18 @@ impl Store for PostgresStore {
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         run(&self.pool, Begin::View, view::View(self)).await
+    }
+
+    async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError> {
+        run(&self.pool, Begin::View, list::Seeds { store: self, filter, part }).await
+    }
+
+    async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
+        run(&self.pool, Begin::View, list::Leases { store: self, filter, part }).await
+    }
+
+    async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {
+        run(&self.pool, Begin::View, list::Keys { store: self, part }).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

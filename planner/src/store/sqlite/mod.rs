@@ -11,6 +11,7 @@ mod allocate;
 mod health;
 mod instances;
 mod leases;
+mod list;
 mod offer;
 mod seeds;
 mod sweep;
@@ -32,6 +33,7 @@ use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 
 use crate::domain::location::Location;
 
+use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{Beat, Clock, Command, Outcome, Rules, Snapshot, Store, StoreError, Swept};
 
 /// How long a statement waits for the file's lock, which only a foreign process could hold.
@@ -297,6 +299,24 @@ impl Store for SqliteStore {
         let mut tx = self.readers.begin().await?;
         let now = self.now(&mut tx).await?;
         view::snapshot(&mut tx, now, &self.rules).await
+    }
+
+    async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        list::seeds(&mut tx, now, &self.rules, filter, part).await
+    }
+
+    async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        list::leases(&mut tx, now, filter, part).await
+    }
+
+    async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        list::keys(&mut tx, now, &self.rules, part).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

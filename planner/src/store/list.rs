@@ -1,0 +1,176 @@
+//! Lists for people, a page at a time.
+
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use super::LeaseHash;
+use crate::domain::seed::{Profile, State};
+
+/// Part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Page<T> {
+    /// In the order of the list.
+    pub entries: Vec<T>,
+    /// What the next page comes after, in the store's own words; `None` when this is the last.
+    pub next: Option<Vec<u8>>,
+}
+
+impl<T> Page<T> {
+    /// A page of at most `limit` of `entries`, of which one more was asked for: it tells that there is a next
+    /// page, which comes after the last one here.
+    pub(super) fn of(mut entries: Vec<T>, limit: u32, place: impl Fn(&T) -> Vec<u8>) -> Self {
+        let limit = usize::try_from(limit).unwrap_or(usize::MAX);
+        let more = entries.len() > limit;
+        entries.truncate(limit);
+        let next = entries.last().filter(|_| more).map(place);
+        Self { entries, next }
+    }
+}
+
+/// Which part of a list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Entries at most.
+    pub limit: u32,
+    /// [`Page::next`] of the page before.
+    pub after: Option<Vec<u8>>,
+}
+
+impl Part {
+    /// One more than is wanted.
+    pub(super) fn rows(&self) -> i64 {
+        i64::from(self.limit) + 1
+    }
+
+    /// The text that the page comes after. One that is not of this list leads somewhere in it, or to its end.
+    pub(super) fn after_text(&self) -> Option<String> {
+        self.after.as_ref().map(|after| String::from_utf8_lossy(after).into_owned())
+    }
+}
+
+/// Which seeds; all that is told must fit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SeedFilter {
+    /// What they hold.
+    pub key: Option<SeedKey>,
+    /// The label that names their model.
+    pub model_url: Option<String>,
+    /// The host of their identity.
+    pub host: Option<String>,
+    /// What they are to the planner.
+    pub state: Option<State>,
+}
+
+/// A seed, at the moment of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedEntry {
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// What it holds.
+    pub key: SeedKey,
+    /// What it is to the planner.
+    pub state: State,
+    /// Leases that it may have at once.
+    pub capacity: u32,
+    /// Leases that it has.
+    pub used: u32,
+    /// How long ago it was last heard of, in milliseconds.
+    pub quiet_ms: i64,
+    /// How long ago a point of it was last allocated, in milliseconds; `None` for never.
+    pub unused_ms: Option<i64>,
+    /// How long it is suspect yet, in milliseconds; `None` when it is not.
+    pub suspect_ms: Option<i64>,
+    /// Failures since it last proved to be well.
+    pub failures: u32,
+    /// What it told of itself.
+    pub profile: Profile,
+}
+
+/// The times of a seed as a row has them, Unix milliseconds.
+#[expect(clippy::struct_field_names, reason = "each tells its unit")]
+pub(super) struct Times {
+    pub(super) heard_ms: i64,
+    pub(super) used_ms: i64,
+    pub(super) suspect_until_ms: i64,
+}
+
+impl SeedEntry {
+    /// Counts the times from `now`.
+    pub(super) fn aged(mut self, now: i64, times: &Times) -> Self {
+        self.quiet_ms = now.saturating_sub(times.heard_ms).max(0);
+        self.unused_ms = (times.used_ms > 0).then(|| now.saturating_sub(times.used_ms).max(0));
+        self.suspect_ms = (times.suspect_until_ms > now).then(|| times.suspect_until_ms.saturating_sub(now));
+        self
+    }
+}
+
+/// Which leases; all that is told must fit.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct LeaseFilter {
+    /// What their seeds hold.
+    pub key: Option<SeedKey>,
+    /// Their seed.
+    pub seed: Option<SeedIdentity>,
+}
+
+/// A lease that lives, at the moment of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseEntry {
+    /// The lease's stored hash.
+    pub lease: LeaseHash,
+    /// Its point.
+    pub point: u32,
+    /// The seed.
+    pub identity: SeedIdentity,
+    /// What that holds.
+    pub key: SeedKey,
+    /// How long it lives yet, in milliseconds.
+    pub ttl_ms: i64,
+    /// How long ago it was granted, in milliseconds; `None` when that is not known.
+    pub age_ms: Option<i64>,
+}
+
+impl LeaseEntry {
+    /// Its place in the list of leases.
+    pub(super) fn place(&self) -> Vec<u8> {
+        format!("{} {}", self.identity, self.point).into_bytes()
+    }
+}
+
+/// The seed and the point of a place; a place that is none of ours is before all.
+pub(super) fn lease_place(part: &Part) -> (String, i64) {
+    let text = part.after_text().unwrap_or_default();
+    let (seed, point) = text.split_once(' ').unwrap_or_default();
+    (seed.to_owned(), point.parse().unwrap_or(-1))
+}
+
+/// What there is of a key, at the moment of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KeyEntry {
+    /// The key.
+    pub key: SeedKey,
+    /// Seeds that are offered.
+    pub live: u64,
+    /// Seeds that failed lately.
+    pub suspect: u64,
+    /// Seeds that were taken out.
+    pub draining: u64,
+    /// Seeds that were not heard of.
+    pub silent: u64,
+    /// Leases that those which are offered may have at once.
+    pub capacity: u64,
+    /// Leases that its seeds have.
+    pub used: u64,
+}
+
+/// A seed's [`State`] as statements spell it. `now` and `silent` name the parameters that hold the time,
+/// and the time at or before which those were last heard of that are silent now.
+pub(super) fn state_sql(now: &str, silent: &str) -> String {
+    format!(
+        "(CASE WHEN s.removed OR s.drained THEN {} WHEN h.last_ms <= {silent} THEN {}
+               WHEN s.suspect_until_ms > {now} THEN {} ELSE {} END)",
+        State::Draining as u8,
+        State::Silent as u8,
+        State::Suspect as u8,
+        State::Live as u8,
+    )
+}

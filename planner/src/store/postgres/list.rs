@@ -134,7 +134,7 @@ impl Work for Keys<'_> {
         let now = store.now(connection).await?;
         let state = state_sql("$1", "$2");
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT min(s.seed_key) AS seed_key, count(*) FILTER (WHERE {state} = $5) AS live,
+            "SELECT (array_agg(s.seed_key))[1] AS seed_key, count(*) FILTER (WHERE {state} = $5) AS live,
                     count(*) FILTER (WHERE {state} = $6) AS suspect,
                     count(*) FILTER (WHERE {state} = $7) AS draining,
                     count(*) FILTER (WHERE {state} = $8) AS silent,

@@ -19,7 +19,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 #[derive(Debug)]
 pub struct Cluster {
     home: PathBuf,
+    /// Settings that differ from Postgres's own.
+    settings: &'static str,
 }
+
+/// What a crash of the machine would lose is no matter to a test; what a crash of the server loses is.
+const FOR_TESTS: &str = "-c fsync=off -c shared_buffers=32MB";
 
 /// Ends when the owner does: `$1` is the owner's process, `$2` `pg_ctl`, `$3` the directory, and the rest runs a
 /// command as the cluster's user.
@@ -36,23 +41,27 @@ impl Cluster {
             Some(_) => std::os::unix::process::parent_id(),
             None => std::process::id(),
         };
-        Self::of(owner, &format!("rfork-test-pg-{owner}"))
+        Self::of(owner, std::env::temp_dir().join(format!("rfork-test-pg-{owner}")), FOR_TESTS)
     }
 
     /// A cluster that a test may stop and start.
     pub fn private(name: &str) -> Self {
         let owner = std::process::id();
-        Self::of(owner, &format!("rfork-test-pg-{owner}-{name}"))
+        let home = std::env::temp_dir().join(format!("rfork-test-pg-{owner}-{name}"));
+        Self::of(owner, home, FOR_TESTS)
     }
 
-    fn of(owner: u32, name: &str) -> Self {
-        let temporary = std::env::temp_dir();
-        let cluster = Self { home: temporary.join(name) };
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(temporary.join(format!("{name}.lock")));
+    /// A cluster in this directory with the settings that Postgres comes with, which lose nothing: for
+    /// measuring.
+    pub fn durable(directory: &Path) -> Self {
+        Self::of(std::process::id(), directory.join("postgres"), "")
+    }
+
+    fn of(owner: u32, home: PathBuf, settings: &'static str) -> Self {
+        let mut lock = home.clone().into_os_string();
+        lock.push(".lock");
+        let cluster = Self { home, settings };
+        let lock = File::options().create(true).truncate(false).write(true).open(lock);
         let lock = lock.unwrap();
         lock.lock().unwrap();
         if !cluster.home.join("ready").exists() {
@@ -92,12 +101,18 @@ impl Cluster {
         self.home.join("data")
     }
 
+    /// The server's first process, the parent of all its others.
+    pub fn process(&self) -> u32 {
+        let text = std::fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        text.lines().next().unwrap().trim().parse().unwrap()
+    }
+
     /// Starts the server, and waits until it serves.
     pub fn start(&self) {
-        // What a crash of the machine would lose is no matter here; what a crash of the server loses is.
         let options = format!(
-            "-c listen_addresses= -c unix_socket_directories={} -c fsync=off -c max_connections=300 -c shared_buffers=32MB",
-            self.home.display()
+            "-c listen_addresses= -c unix_socket_directories={} -c max_connections=300 {}",
+            self.home.display(),
+            self.settings
         );
         let log = self.home.join("log");
         let mut start = as_user(&binary("pg_ctl"));

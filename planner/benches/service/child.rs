@@ -1,0 +1,132 @@
+//! This program's other processes: planners, and the bare responder. Each serves on a port that it tells its
+//! parent, and ends when the parent does: its standard input closes then.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::net::{SocketAddr, TcpListener};
+use std::process::{ChildStdin, Command, Stdio};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use rfork_planner::config::{DatabaseUrl, Settings};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer};
+
+use crate::{Result, responder};
+
+/// Tells a process which database it is the planner of, or [`NO_DATABASE`].
+const DATABASE: &str = "RFORK_BENCH_DATABASE";
+const NO_DATABASE: &str = "none";
+
+/// Longer than all runs together: the load's heartbeats are a row of their own, and no seed may fall silent in
+/// another one for want of them.
+const HEARTBEAT_TTL: Duration = Duration::from_secs(6 * 3_600);
+
+/// What a process is for.
+pub(crate) enum Role {
+    Planner(String),
+    Responder,
+}
+
+impl Role {
+    /// That which this process was started in; `None` for the one that a user started.
+    pub(crate) fn of_this_process() -> Option<Self> {
+        let database = std::env::var(DATABASE).ok()?;
+        Some(if database == NO_DATABASE { Self::Responder } else { Self::Planner(database) })
+    }
+
+    pub(crate) fn play(self) -> Result<()> {
+        match self {
+            Self::Planner(database) => plan(&database),
+            Self::Responder => {
+                let listener = TcpListener::bind("127.0.0.1:0")?;
+                println!("{}", listener.local_addr()?);
+                std::thread::spawn(move || {
+                    if let Err(error) = responder::serve(&listener) {
+                        eprintln!("the bare responder: {error}");
+                    }
+                });
+                wait_for_the_parent();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// A planner with the defaults that users have, capacity 1 among them.
+fn plan(database: &str) -> Result<()> {
+    log()?;
+    let mut settings = Settings::of(database.parse::<DatabaseUrl>()?);
+    settings.heartbeat_ttl = HEARTBEAT_TTL;
+    // As the command has it.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        println!("{}", listener.local_addr()?);
+        let stop = CancellationToken::new();
+        std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                wait_for_the_parent();
+                stop.cancel();
+            }
+        });
+        Ok(rfork_planner::run(settings, listener, stop).await?)
+    })
+}
+
+/// Logs as the command does by default, to where nobody reads it: what logs and spans cost is in the figures.
+fn log() -> Result<()> {
+    let nowhere = File::options().write(true).open("/dev/null")?;
+    let lines =
+        tracing_subscriber::fmt::layer().with_writer(Mutex::new(nowhere)).with_target(false).with_ansi(false);
+    tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new("info"))).init();
+    Ok(())
+}
+
+fn wait_for_the_parent() {
+    // However it ends, the parent is gone.
+    let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
+}
+
+/// A process that serves. Dropped, it is told to end, and waited for.
+pub(crate) struct Server {
+    process: std::process::Child,
+    stdin: Option<ChildStdin>,
+    pub(crate) address: SocketAddr,
+}
+
+impl Server {
+    pub(crate) fn start(role: &Role) -> Result<Self> {
+        let database = match role {
+            Role::Planner(database) => database,
+            Role::Responder => NO_DATABASE,
+        };
+        let mut process = Command::new(std::env::current_exe()?)
+            .env(DATABASE, database)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()?;
+        let stdin = process.stdin.take();
+        let stdout = process.stdout.take().ok_or("a process was started without standard output")?;
+        let mut line = String::new();
+        BufReader::new(stdout).read_line(&mut line)?;
+        let address = line.trim().parse();
+        let address = address.map_err(|_| "a process ended before it served; its error is above")?;
+        Ok(Self { process, stdin, address })
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.stdin.take());
+        // It has nobody else to tell.
+        let _ = self.process.wait();
+    }
+}

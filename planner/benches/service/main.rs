@@ -1,0 +1,40 @@
+//! How fast the planner is, and how much memory it takes: the real service, as a process of its own, on both stores.
+//!
+//! `cargo bench -p rfork-planner --bench service -- [--store sqlite|postgres] [--quick] [--json]`; `--help` lists all.
+//! The method, and results, are in `docs/planner-performance.md`. This process makes the load and measures. It
+//! starts itself again as the planners, and as a bare responder that shows what the load itself costs.
+
+use std::error::Error;
+
+use clap::Parser;
+
+mod answer;
+mod bars;
+mod child;
+mod load;
+mod machine;
+mod measure;
+mod options;
+mod population;
+mod report;
+mod responder;
+mod rows;
+
+#[path = "../../../tests/src/cluster.rs"]
+mod cluster;
+
+type Result<T> = std::result::Result<T, Box<dyn Error>>;
+
+fn main() -> Result<()> {
+    if let Some(role) = child::Role::of_this_process() {
+        return role.play();
+    }
+    let options = options::Options::parse().settled();
+    let report = measure::all(&options)?;
+    if options.json {
+        println!("{}", serde_json::to_string_pretty(&report)?);
+    } else {
+        print!("{report}");
+    }
+    Ok(())
+}

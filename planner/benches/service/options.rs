@@ -1,0 +1,114 @@
+//! What is measured, and how long.
+
+use clap::{Parser, ValueEnum};
+
+use crate::rows::{Connections, Row, StoreKind, Work};
+
+/// How fast the planner is, on this machine.
+#[derive(Debug, Clone, Parser)]
+pub(crate) struct Options {
+    /// The stores to measure
+    #[arg(long, value_enum, default_value_t = Stores::Both)]
+    pub(crate) store: Stores,
+
+    /// Only what there is a bar for, in one run, of a second unless told otherwise
+    #[arg(long)]
+    pub(crate) quick: bool,
+
+    /// Runs of each row, in turn with the others; their median counts [default: 5]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100))]
+    runs: Option<u32>,
+
+    /// Seconds of one run [default: 3]
+    #[arg(long)]
+    seconds: Option<f64>,
+
+    /// How many seeds there are
+    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000",
+        value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
+    seeds: Vec<u32>,
+
+    /// How many keys they have; at least one for each client that asks for a key of its own, or 1
+    #[arg(long, value_delimiter = ',', default_value = "1,1000",
+        value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    keys: Vec<u32>,
+
+    /// What the clients do
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "heartbeats,cycles")]
+    work: Vec<Work>,
+
+    /// Whether clients keep their connections
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "keep-alive,new")]
+    connections: Vec<Connections>,
+
+    /// Prints JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Given by `cargo bench`; without it, as `cargo test --benches` does, this is only seen to work
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+/// Which stores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Stores {
+    /// SQLite alone
+    Sqlite,
+    /// Postgres alone
+    Postgres,
+    /// One after the other
+    Both,
+}
+
+impl Options {
+    /// These options with their defaults filled in.
+    pub(crate) fn settled(mut self) -> Self {
+        let (runs, seconds) = match (self.bench, self.quick) {
+            (false, _) => (1, 0.1),
+            (true, true) => (1, 1.0),
+            (true, false) => (5, 3.0),
+        };
+        if !self.bench {
+            (self.store, self.seeds, self.keys) = (Stores::Sqlite, vec![200], vec![1]);
+        }
+        self.runs.get_or_insert(runs);
+        self.seconds.get_or_insert(seconds);
+        self
+    }
+
+    /// How often each row is measured.
+    pub(crate) fn runs(&self) -> u32 {
+        self.runs.unwrap_or(1)
+    }
+
+    /// How long one run is.
+    pub(crate) fn seconds(&self) -> f64 {
+        self.seconds.unwrap_or(1.0)
+    }
+
+    /// The stores to measure.
+    pub(crate) fn stores(&self) -> &'static [StoreKind] {
+        match self.store {
+            Stores::Sqlite => &[StoreKind::Sqlite],
+            Stores::Postgres => &[StoreKind::Postgres],
+            Stores::Both => &[StoreKind::Sqlite, StoreKind::Postgres],
+        }
+    }
+
+    /// The rows to measure of one store. A key cannot have less than one seed.
+    pub(crate) fn rows(&self, store: StoreKind) -> Vec<Row> {
+        let mut rows = Vec::new();
+        for &seeds in &self.seeds {
+            for &keys in self.keys.iter().filter(|keys| **keys <= seeds) {
+                for &work in &self.work {
+                    for &connections in &self.connections {
+                        rows.push(Row { store, seeds, keys, work, connections });
+                    }
+                }
+            }
+        }
+        rows.retain(|row| !self.quick || crate::bars::wants(row));
+        rows
+    }
+}

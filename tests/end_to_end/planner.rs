@@ -103,10 +103,13 @@ fn metrics_count_what_happened() {
         r#"requests_total{route="/get_seed",status="404"} 1"#,
         r#"requests_total{route="other",status="404"} 1"#,
         r#"lease_changes_total{change="granted"} 1"#,
-        r#"lease_changes_total{change="refused"} 1"#,
+        r#"refusals_total{reason="all_busy"} 1"#,
         r#"lease_changes_total{change="renewed"} 1"#,
         r#"seed_changes_total{change="new"} 1"#,
-        r#"known{what="leases"} 1"#,
+        r#"leases{state="live"} 1"#,
+        r#"capacity_points{state="live"} 1"#,
+        r#"pool_connections_max{pool="writer"} 1"#,
+        "requests_running 1",
     ] {
         assert!(text.contains(&format!("rfork_planner_{line}\n")), "{line} is not in:\n{text}");
     }

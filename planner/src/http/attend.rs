@@ -26,6 +26,7 @@ pub(super) async fn attend(
     next: Next,
 ) -> Response {
     let begun = Instant::now();
+    let _running = api.metrics.running();
     let route = route.as_ref().map_or("other", MatchedPath::as_str);
     let id = request_id(request.headers());
     let span = tracing::info_span!(

@@ -32,13 +32,9 @@ pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiErr
     Ok(Json(json!({"status": "ok"})))
 }
 
-/// What is counted, as Prometheus reads it. The database's counts are left as they were when it is away.
+/// What is counted, as Prometheus reads it.
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
-    match within(api.store.snapshot()).await {
-        Ok(snapshot) => api.metrics.knows(&snapshot),
-        Err(error) => tracing::debug!(?error, "the counts of seeds and leases are old"),
-    }
-    match api.metrics.encode() {
+    match api.metrics.scrape(api.store.as_ref()).await {
         Ok((format, text)) => ([(header::CONTENT_TYPE, format)], text).into_response(),
         Err(error) => ApiError::Unavailable(error.to_string()).into_response(),
     }

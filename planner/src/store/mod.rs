@@ -309,6 +309,83 @@ pub struct Snapshot {
 /// The most seeds, and the most leases, that a snapshot lists.
 pub const MAX_SNAPSHOT: u32 = 10_000;
 
+/// Seeds in one state, and what they have to lend.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// How many they are.
+    pub seeds: u64,
+    /// Leases that they may have at once.
+    pub capacity: u64,
+    /// Leases on them that live.
+    pub leases: u64,
+}
+
+/// How much of everything there is. A seed counts under the first state that holds of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Removed or drained: offered no more.
+    pub draining: Tally,
+    /// Not heard of for its time to live.
+    pub silent: Tally,
+    /// Failed, and left alone for a while.
+    pub suspect: Tally,
+    /// Offered.
+    pub live: Tally,
+}
+
+impl Counts {
+    /// Each state with its name.
+    pub fn by_state(&self) -> [(&'static str, Tally); 4] {
+        let Self { draining, silent, suspect, live } = *self;
+        [("draining", draining), ("silent", silent), ("suspect", suspect), ("live", live)]
+    }
+
+    /// The tally of the state that a database calls `name`.
+    fn tally(&mut self, name: &str) -> Result<&mut Tally, StoreError> {
+        match name {
+            "draining" => Ok(&mut self.draining),
+            "silent" => Ok(&mut self.silent),
+            "suspect" => Ok(&mut self.suspect),
+            "live" => Ok(&mut self.live),
+            _ => Err(StoreError::Broken(format!("a seed is '{name}', which is no state"))),
+        }
+    }
+
+    /// From rows of state, seeds, capacity, leases.
+    fn from_rows(rows: Vec<(String, i64, i64, i64)>) -> Result<Self, StoreError> {
+        let mut counts = Self::default();
+        for (state, seeds, capacity, leases) in rows {
+            let tally = counts.tally(&state)?;
+            tally.seeds += seeds.unsigned_abs();
+            tally.capacity += capacity.unsigned_abs();
+            tally.leases += leases.unsigned_abs();
+        }
+        Ok(counts)
+    }
+}
+
+/// The connections of a store to its database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolView {
+    /// What they are for; one of few.
+    pub name: &'static str,
+    /// How many there are.
+    pub connections: u32,
+    /// How many of them nobody uses.
+    pub idle: u32,
+    /// How many there may be.
+    pub most: u32,
+}
+
+fn pool_view<D: sqlx::Database>(name: &'static str, pool: &sqlx::Pool<D>) -> PoolView {
+    PoolView {
+        name,
+        connections: pool.size(),
+        idle: u32::try_from(pool.num_idle()).unwrap_or(u32::MAX),
+        most: pool.options().get_max_connections(),
+    }
+}
+
 /// A store that could not do what it was asked; nothing of the call took effect.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreError {
@@ -376,11 +453,20 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError>;
 
+    /// How much there is now. It reads every seed once, and returns little.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn counts(&self) -> Result<Counts, StoreError>;
+
     /// Whether the store can be read and written.
     ///
     /// # Errors
     /// [`StoreError`], when not.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// Its connections, by what they are for. Asks nobody.
+    fn pools(&self) -> Vec<PoolView>;
 
     /// Ends all connections; what was acknowledged stays.
     async fn close(&self);

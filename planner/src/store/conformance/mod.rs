@@ -189,8 +189,14 @@ impl Store for Closed {
     async fn list_keys(&self, _: &Part) -> Result<Page<KeyEntry>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
+    async fn counts(&self) -> Result<super::Counts, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
     async fn check(&self) -> Result<(), super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
+    }
+    fn pools(&self) -> Vec<super::PoolView> {
+        Vec::new()
     }
     async fn close(&self) {}
 }
@@ -238,6 +244,7 @@ macro_rules! conformance_suite {
             seeds: sweeping_twice_is_once,
             seeds: a_large_sweep_ends_everything_in_steps,
             seeds: a_snapshot_shows_what_is_there,
+            seeds: counts_are_those_of_each_state,
             scheduling: capacity_rules_take_effect_at_a_restart_and_strand_no_lease,
             scheduling: a_lease_lives_as_long_as_its_seed_s_rule_says,
             scheduling: seeds_of_a_capped_host_lend_no_more_than_it_may,

@@ -2,7 +2,7 @@
 
 use super::Registration::{New, NewHolding, Repeated};
 use super::*;
-use crate::store::{Heard, Swept};
+use crate::store::{Counts, Heard, Swept, Tally};
 
 pub(crate) async fn no_leak_a_silent_seed_is_not_offered<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
@@ -271,4 +271,37 @@ pub(crate) async fn a_snapshot_shows_what_is_there<H: Home>() {
     assert_eq!(leases[0].lease, lease(1));
     assert_eq!(leases[0].seed_identity, identity(1).to_string());
     assert_eq!(leases[0].seed_key, key("k"));
+}
+
+pub(crate) async fn counts_are_those_of_each_state<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 3, lease_ttl_ms: 100_000, ..RULES }).await;
+    let counts = async || bench.store.counts().await.unwrap();
+    assert_eq!(counts().await, Counts::default());
+    bench.register(3, "drains").await;
+    assert!(bench.acquire("drains", 1).await.is_some());
+    assert!(bench.acquire("drains", 2).await.is_some());
+    assert_eq!(bench.remove(3, "drains").await, Removal::Draining);
+    bench.register(4, "silent").await;
+    assert!(bench.acquire("silent", 3).await.is_some());
+    bench.step(60_000);
+    assert!(bench.renew(3, 1).await && bench.renew(4, 3).await);
+    // The second lease has ended then, and no sweep has come.
+    bench.step(40_000);
+    bench.register(2, "suspect").await;
+    assert!(bench.acquire("suspect", 4).await.is_some());
+    assert!(bench.acquire("suspect", 5).await.is_some());
+    let failed = Command::Release { identity: identity(2), lease: lease(5), report: Report::Failed };
+    assert_eq!(bench.apply(&[failed]).await, [Outcome::Released(true)]);
+    bench.register(1, "live").await;
+    bench.register(5, "live").await;
+    assert!(bench.acquire("live", 6).await.is_some());
+    assert!(bench.acquire("live", 7).await.is_some());
+    let one = Tally { seeds: 1, capacity: 3, leases: 1 };
+    let live = Tally { seeds: 2, capacity: 6, leases: 2 };
+    assert_eq!(counts().await, Counts { draining: one, silent: one, suspect: one, live });
+    bench.store.sweep().await.unwrap();
+    assert_eq!(counts().await, Counts { draining: one, silent: one, suspect: one, live });
+    bench.step(RULES.back_off.first_ms);
+    let live = Tally { seeds: 3, capacity: 9, leases: 3 };
+    assert_eq!(counts().await, Counts { draining: one, silent: one, suspect: Tally::default(), live });
 }

@@ -44,7 +44,10 @@ use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgConnection, Row};
 
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
-use super::{Beat, Clock, Command, MAX_FLUSH, Outcome, Rules, Snapshot, Store, StoreError, Swept};
+use super::{
+    Beat, Clock, Command, Counts, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
+    pool_view,
+};
 use crate::config::PostgresUrl;
 use transaction::{Begin, Stopped, run};
 
@@ -180,8 +183,16 @@ impl Store for PostgresStore {
         run(&self.pool, Begin::View, list::Keys { store: self, part }).await
     }
 
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        Counts::from_rows(run(&self.pool, Begin::View, view::Count(self)).await?)
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         run(&self.pool, Begin::Write, view::Check).await
+    }
+
+    fn pools(&self) -> Vec<PoolView> {
+        vec![pool_view("postgres", &self.pool)]
     }
 
     async fn close(&self) {

@@ -72,6 +72,33 @@ impl Work for View<'_> {
     }
 }
 
+/// The work of [`super::super::Store::counts`]: rows of state, seeds, capacity, leases.
+pub(super) struct Count<'a>(pub(super) &'a PostgresStore);
+
+#[async_trait]
+impl Work for Count<'_> {
+    type Done = Vec<(String, i64, i64, i64)>;
+
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Self::Done, Stopped> {
+        let now = self.0.now(connection).await?;
+        let rows = sqlx::query_as(
+            "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > $1 GROUP BY seed_id)
+             SELECT CASE WHEN s.removed OR s.drained THEN 'draining'
+                         WHEN h.last_ms <= $2 THEN 'silent'
+                         WHEN s.suspect_until_ms > $1 THEN 'suspect'
+                         ELSE 'live' END AS state,
+                    count(*), sum(s.capacity)::bigint, coalesce(sum(u.n), 0)::bigint
+             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
+             GROUP BY state",
+        )
+        .bind(now)
+        .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))
+        .fetch_all(connection)
+        .await?;
+        Ok(rows)
+    }
+}
+
 /// The work of [`super::super::Store::check`]. That a transaction which may write has begun proves that the
 /// server takes writes: one in recovery refuses it.
 pub(super) struct Check;

@@ -34,7 +34,9 @@ use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 use crate::domain::location::Location;
 
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
-use super::{Beat, Clock, Command, Outcome, Rules, Snapshot, Store, StoreError, Swept};
+use super::{
+    Beat, Clock, Command, Counts, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept, pool_view,
+};
 
 /// How long a statement waits for the file's lock, which only a foreign process could hold.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
@@ -319,11 +321,21 @@ impl Store for SqliteStore {
         list::keys(&mut tx, now, &self.rules, part).await
     }
 
+    async fn counts(&self) -> Result<Counts, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        view::counts(&mut tx, now, &self.rules).await
+    }
+
     async fn check(&self) -> Result<(), StoreError> {
         // Takes and gives back the write lock, which a read would not prove to be available.
         let (tx, _) = self.begin().await?;
         tx.rollback().await?;
         Ok(())
+    }
+
+    fn pools(&self) -> Vec<PoolView> {
+        vec![pool_view("writer", &self.writer), pool_view("readers", &self.readers)]
     }
 
     async fn close(&self) {

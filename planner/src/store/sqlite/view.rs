@@ -2,7 +2,7 @@
 
 use sqlx::{Row, SqliteConnection};
 
-use super::super::{LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, StoreError};
+use super::super::{Counts, LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, StoreError};
 
 pub(super) async fn snapshot(
     connection: &mut SqliteConnection,
@@ -63,4 +63,26 @@ pub(super) async fn snapshot(
         seeds,
         leases,
     })
+}
+
+pub(super) async fn counts(
+    connection: &mut SqliteConnection,
+    now: i64,
+    rules: &Rules,
+) -> Result<Counts, StoreError> {
+    let rows = sqlx::query_as(
+        "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > ?1 GROUP BY seed_id)
+         SELECT CASE WHEN s.removed = 1 OR s.drained = 1 THEN 'draining'
+                     WHEN h.last_ms <= ?2 THEN 'silent'
+                     WHEN s.suspect_until_ms > ?1 THEN 'suspect'
+                     ELSE 'live' END AS state,
+                count(*), sum(s.capacity), coalesce(sum(u.n), 0)
+         FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
+         GROUP BY state",
+    )
+    .bind(now)
+    .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
+    .fetch_all(connection)
+    .await?;
+    Counts::from_rows(rows)
 }

@@ -5,25 +5,27 @@
 //! which stands before whatever store there is.
 
 mod due;
+mod groups;
 mod measured;
 mod series;
 
 use std::time::{Duration, Instant};
 
-use prometheus::{
-    Encoder, Histogram, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
-};
+use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
 use crate::store::{Command, Counts, Heard, Outcome, Refusal, Registration, Removal, Report, Store};
 use due::Due;
+use groups::{Calls, Changes, Held, Transfers};
 pub use measured::MeasuredStore;
 use series::Series;
 
 /// Bounds of latencies, in seconds: from a database in memory to the request deadline.
 const LATENCY_SECONDS: &[f64] =
     &[0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
-/// Bounds of how many commands one transaction takes.
-const BATCH_COMMANDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// No transfer has more bytes, 1 PiB: what a client claims beyond is a slip and must not swamp the sum.
+const MAX_TRANSFER_BYTES: u64 = 1 << 50;
+/// No transfer takes longer than a day.
+const MAX_TRANSFER_MS: u64 = 86_400_000;
 /// The longest that a scrape waits for the database's counts.
 const COUNT_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -37,132 +39,8 @@ pub struct Metrics {
     changes: Changes,
     held: Held,
     calls: Calls,
+    transfers: Transfers,
     count_due: Due,
-}
-
-/// What became of seeds and leases.
-#[derive(Debug)]
-struct Changes {
-    seeds: IntCounterVec,
-    leases: IntCounterVec,
-    releases: IntCounterVec,
-    refusals: IntCounterVec,
-    heartbeats: IntCounterVec,
-}
-
-/// What the database holds.
-#[derive(Debug)]
-struct Held {
-    seeds: IntGaugeVec,
-    capacity: IntGaugeVec,
-    leases: IntGaugeVec,
-    counted_at: IntGauge,
-}
-
-/// How the store fares.
-#[derive(Debug)]
-struct Calls {
-    seconds: HistogramVec,
-    errors: IntCounterVec,
-    batch_commands: Histogram,
-    pool_connections: IntGaugeVec,
-    pool_most: IntGaugeVec,
-    swept_at: IntGauge,
-}
-
-impl Changes {
-    fn new(series: &Series) -> prometheus::Result<Self> {
-        Ok(Self {
-            seeds: series.counters(
-                "seed_changes_total",
-                "Seeds that came (new, new_holding), repeated, drained or went (removed, forgotten, silenced).",
-                &["change"],
-                &["new", "new_holding", "repeated", "drained", "removed", "forgotten", "silenced"],
-            )?,
-            leases: series.counters(
-                "lease_changes_total",
-                "Leases that were granted, renewed, lost (a renewal of one that is gone) or expired.",
-                &["change"],
-                &["granted", "renewed", "lost", "expired"],
-            )?,
-            releases: series.counters(
-                "releases_total",
-                "Leases that were given back, by how the transfer went (ok, failed, unknown: v1 does not say); and \
-                 late ones, of leases that were gone.",
-                &["outcome"],
-                &["ok", "failed", "unknown", "late"],
-            )?,
-            refusals: series.counters(
-                "refusals_total",
-                "Requests for a seed that got none, by reason.",
-                &["reason"],
-                &["unknown_key", "all_busy", "all_suspect"],
-            )?,
-            heartbeats: series.counters(
-                "heartbeats_total",
-                "Heartbeats written in gathered statements, and those among them whose seed was gone.",
-                &["outcome"],
-                &["written", "gone"],
-            )?,
-        })
-    }
-}
-
-impl Held {
-    fn new(series: &Series) -> prometheus::Result<Self> {
-        let states = Counts::default().by_state().map(|(state, _)| state);
-        let by_state = |name: &str, help: &str| series.gauges(name, help, &["state"], &states);
-        Ok(Self {
-            seeds: by_state("seeds", "Seeds that the database knows, by state.")?,
-            capacity: by_state(
-                "capacity_points",
-                "Leases that seeds may have at once, by the seeds' state; only live ones are offered.",
-            )?,
-            leases: by_state("leases", "Leases that live, by their seed's state.")?,
-            counted_at: series.gauge(
-                "counted_timestamp_seconds",
-                "When the database last said how many seeds and leases there are, in Unix seconds.",
-            )?,
-        })
-    }
-}
-
-impl Calls {
-    fn new(series: &Series) -> prometheus::Result<Self> {
-        Ok(Self {
-            seconds: series.histograms(
-                "store_seconds",
-                "Time of one call of the store.",
-                "operation",
-                LATENCY_SECONDS,
-            )?,
-            errors: series.counters(
-                "store_errors_total",
-                "Calls of the store that failed.",
-                &["operation"],
-                &[],
-            )?,
-            batch_commands: series.histogram(
-                "batch_commands",
-                "Commands that one transaction took.",
-                BATCH_COMMANDS,
-            )?,
-            pool_connections: series.gauges(
-                "pool_connections",
-                "Connections to the database, by pool: used, or idle.",
-                &["pool", "state"],
-                &[],
-            )?,
-            pool_most: series.gauges(
-                "pool_connections_max",
-                "Connections to the database that a pool may have.",
-                &["pool"],
-                &[],
-            )?,
-            swept_at: series
-                .gauge("last_sweep_timestamp_seconds", "When the last sweep ended, in Unix seconds.")?,
-        })
-    }
 }
 
 impl Metrics {
@@ -191,6 +69,7 @@ impl Metrics {
             changes: Changes::new(&series)?,
             held: Held::new(&series)?,
             calls: Calls::new(&series)?,
+            transfers: Transfers::new(&series)?,
             count_due: Due::default(),
             registry: series.registry,
         })
@@ -206,6 +85,23 @@ impl Metrics {
     pub(crate) fn request(&self, route: &str, status: u16, took: Duration) {
         self.requests.with_label_values(&[route, &status.to_string()]).inc();
         self.request_seconds.with_label_values(&[route]).observe(took.as_secs_f64());
+    }
+
+    /// Counts a transfer as its worker reports it, in bytes and milliseconds.
+    pub(crate) fn transfer(&self, bytes: Option<u64>, duration_ms: Option<u64>) {
+        let bytes = bytes.map(|bytes| bytes.min(MAX_TRANSFER_BYTES));
+        let seconds = duration_ms.map(|ms| ms.min(MAX_TRANSFER_MS) as f64 / 1_000.0);
+        if let Some(bytes) = bytes {
+            self.transfers.bytes.inc_by(bytes);
+        }
+        if let Some(seconds) = seconds {
+            self.transfers.seconds.observe(seconds);
+        }
+        if let (Some(bytes), Some(seconds)) = (bytes, seconds)
+            && seconds > 0.0
+        {
+            self.transfers.bytes_per_second.observe(bytes as f64 / seconds);
+        }
     }
 
     /// The series as Prometheus reads them, with what the store holds now; that is left as it was while the
@@ -325,6 +221,9 @@ mod tests {
             silent: Tally { seeds: 1, capacity: 2, leases: 1 },
             ..Counts::default()
         });
+        metrics.transfer(Some(3 << 30), Some(2_000));
+        metrics.transfer(Some(u64::MAX), None);
+        metrics.transfer(Some(0), Some(0));
         let running = metrics.running();
         let (_, text) = metrics.encode().unwrap();
         drop(running);
@@ -342,6 +241,11 @@ mod tests {
             r#"seeds{state="suspect"} 0"#,
             r#"capacity_points{state="live"} 6"#,
             r#"leases{state="silent"} 1"#,
+            "transfer_bytes_total 1125903128068096\n",
+            "transfer_seconds_count 2\n",
+            r#"transfer_bytes_per_second_bucket{le="1073741824"} 0"#,
+            r#"transfer_bytes_per_second_bucket{le="4294967296"} 1"#,
+            "transfer_bytes_per_second_count 1\n",
             "build_info{version=",
         ] {
             assert!(text.contains(&format!("\nrfork_planner_{line}")), "{line} is not in:\n{text}");

@@ -65,7 +65,7 @@ pub(super) async fn renew(call: Call<Renew>) -> Result<Renewed, Refused> {
 }
 
 pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
-    let Call { api, request: Release { lease_id, seed, outcome, reason, .. }, .. } = call;
+    let Call { api, request: Release { lease_id, seed, outcome, reason, bytes, duration_ms }, .. } = call;
     let report = match outcome {
         TransferOutcome::Ok => Report::Ok,
         TransferOutcome::Failed => Report::Failed,
@@ -74,6 +74,7 @@ pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
     match api.writer.submit(command).await? {
         Outcome::Released(true) => {
             tracing::debug!(%seed, lease = %lease_id, ?outcome, ?reason, "released");
+            api.metrics.transfer(bytes, duration_ms);
             Ok(Released {})
         }
         Outcome::Released(false) => Err(not_found(&lease_id)),

@@ -1,0 +1,176 @@
+//! The series, in groups that are counted together.
+
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
+
+use super::LATENCY_SECONDS;
+use super::series::Series;
+use crate::store::Counts;
+
+/// Bounds of how many commands one transaction takes.
+const BATCH_COMMANDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// Bounds of transfers: from a small model near by to one that is nearly given up.
+const TRANSFER_SECONDS: &[f64] =
+    &[0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0];
+/// Bounds of throughputs, in bytes per second: 1 MiB/s to 256 GiB/s by fours.
+const BYTES_PER_SECOND: &[f64] = &[
+    1_048_576.0,
+    4_194_304.0,
+    16_777_216.0,
+    67_108_864.0,
+    268_435_456.0,
+    1_073_741_824.0,
+    4_294_967_296.0,
+    17_179_869_184.0,
+    68_719_476_736.0,
+    274_877_906_944.0,
+];
+/// What became of seeds and leases.
+#[derive(Debug)]
+pub(super) struct Changes {
+    pub(super) seeds: IntCounterVec,
+    pub(super) leases: IntCounterVec,
+    pub(super) releases: IntCounterVec,
+    pub(super) refusals: IntCounterVec,
+    pub(super) heartbeats: IntCounterVec,
+}
+
+/// What the database holds.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) seeds: IntGaugeVec,
+    pub(super) capacity: IntGaugeVec,
+    pub(super) leases: IntGaugeVec,
+    pub(super) counted_at: IntGauge,
+}
+
+/// How the store fares.
+#[derive(Debug)]
+pub(super) struct Calls {
+    pub(super) seconds: HistogramVec,
+    pub(super) errors: IntCounterVec,
+    pub(super) batch_commands: Histogram,
+    pub(super) pool_connections: IntGaugeVec,
+    pub(super) pool_most: IntGaugeVec,
+    pub(super) swept_at: IntGauge,
+}
+
+/// What workers report of their transfers, which only v2 lets them.
+#[derive(Debug)]
+pub(super) struct Transfers {
+    pub(super) bytes: IntCounter,
+    pub(super) seconds: Histogram,
+    pub(super) bytes_per_second: Histogram,
+}
+
+impl Changes {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        Ok(Self {
+            seeds: series.counters(
+                "seed_changes_total",
+                "Seeds that came (new, new_holding), repeated, drained or went (removed, forgotten, silenced).",
+                &["change"],
+                &["new", "new_holding", "repeated", "drained", "removed", "forgotten", "silenced"],
+            )?,
+            leases: series.counters(
+                "lease_changes_total",
+                "Leases that were granted, renewed, lost (a renewal of one that is gone) or expired.",
+                &["change"],
+                &["granted", "renewed", "lost", "expired"],
+            )?,
+            releases: series.counters(
+                "releases_total",
+                "Leases that were given back, by how the transfer went (ok, failed, unknown: v1 does not say); and \
+                 late ones, of leases that were gone.",
+                &["outcome"],
+                &["ok", "failed", "unknown", "late"],
+            )?,
+            refusals: series.counters(
+                "refusals_total",
+                "Requests for a seed that got none, by reason.",
+                &["reason"],
+                &["unknown_key", "all_busy", "all_suspect"],
+            )?,
+            heartbeats: series.counters(
+                "heartbeats_total",
+                "Heartbeats written in gathered statements, and those among them whose seed was gone.",
+                &["outcome"],
+                &["written", "gone"],
+            )?,
+        })
+    }
+}
+
+impl Held {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        let states = Counts::default().by_state().map(|(state, _)| state);
+        let by_state = |name: &str, help: &str| series.gauges(name, help, &["state"], &states);
+        Ok(Self {
+            seeds: by_state("seeds", "Seeds that the database knows, by state.")?,
+            capacity: by_state(
+                "capacity_points",
+                "Leases that seeds may have at once, by the seeds' state; only live ones are offered.",
+            )?,
+            leases: by_state("leases", "Leases that live, by their seed's state.")?,
+            counted_at: series.gauge(
+                "counted_timestamp_seconds",
+                "When the database last said how many seeds and leases there are, in Unix seconds.",
+            )?,
+        })
+    }
+}
+
+impl Calls {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        Ok(Self {
+            seconds: series.histograms(
+                "store_seconds",
+                "Time of one call of the store.",
+                "operation",
+                LATENCY_SECONDS,
+            )?,
+            errors: series.counters(
+                "store_errors_total",
+                "Calls of the store that failed.",
+                &["operation"],
+                &[],
+            )?,
+            batch_commands: series.histogram(
+                "batch_commands",
+                "Commands that one transaction took.",
+                BATCH_COMMANDS,
+            )?,
+            pool_connections: series.gauges(
+                "pool_connections",
+                "Connections to the database, by pool: used, or idle.",
+                &["pool", "state"],
+                &[],
+            )?,
+            pool_most: series.gauges(
+                "pool_connections_max",
+                "Connections to the database that a pool may have.",
+                &["pool"],
+                &[],
+            )?,
+            swept_at: series
+                .gauge("last_sweep_timestamp_seconds", "When the last sweep ended, in Unix seconds.")?,
+        })
+    }
+}
+
+impl Transfers {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        Ok(Self {
+            bytes: series.counter("transfer_bytes_total", "Bytes that workers say they read from seeds.")?,
+            seconds: series.histogram(
+                "transfer_seconds",
+                "Time that workers say their transfers took.",
+                TRANSFER_SECONDS,
+            )?,
+            bytes_per_second: series.histogram(
+                "transfer_bytes_per_second",
+                "Throughput of transfers of which workers say bytes and time.",
+                BYTES_PER_SECOND,
+            )?,
+        })
+    }
+}

@@ -118,6 +118,27 @@ fn workers_fork_and_a_killed_planner_is_passed_over_by_haproxy() {
     workers_fork_and_a_killed_planner_is_passed_over(Kind::Haproxy);
 }
 
+#[test]
+fn a_planner_that_is_stopped_in_order_is_left_by_haproxy_before_it_closes() {
+    let (balancer, mut planners) = planners(Kind::Haproxy);
+    std::thread::scope(|scope| {
+        let stopped = planners.remove(0);
+        let stopping = scope.spawn(|| {
+            let mut stopped = stopped;
+            stopped.process.terminate()
+        });
+        let mut rounds = 0;
+        while !stopping.is_finished() {
+            assert_eq!(ask(&balancer, "POST", "/add_seed", &seed("k", "10.0.0.1")).status, 200);
+            let granted = ask(&balancer, "GET", "/get_seed", &[("SEED_KEY", "k")]);
+            assert_eq!(granted.status, 200, "{granted:?}");
+            assert_eq!(ask(&balancer, "POST", "/put_seed", &lease(&granted)).status, 200);
+            rounds += 1;
+        }
+        assert!(stopping.join().unwrap().success() && rounds > 10, "{rounds} rounds");
+    });
+}
+
 /// A planner that takes every `get_seed` and dies of it, and is well otherwise; gives its address and its deaths.
 fn dying_planner() -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -7,4 +7,5 @@ mod command;
 mod faults;
 mod forks;
 mod planner;
+mod replicas;
 mod telemetry;

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 
 pub mod balancer;
 pub mod cluster;
+pub mod history;
 pub mod http;
+pub mod load;
 pub mod model;
 pub mod process;
 pub mod proxy;

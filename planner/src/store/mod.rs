@@ -21,6 +21,8 @@ use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter}
 pub(crate) mod conformance;
 pub mod list;
 pub mod postgres;
+#[cfg(test)]
+pub(crate) mod simulation;
 pub mod sqlite;
 
 /// The most commands that one transaction takes.

@@ -21,6 +21,7 @@ use crate::domain::policy::{Policy, Wish};
 use crate::domain::seed::Profile;
 
 pub(crate) mod allocation;
+pub(crate) mod found;
 pub(crate) mod histories;
 pub(crate) mod leases;
 pub(crate) mod lists;
@@ -265,6 +266,11 @@ macro_rules! conformance_suite {
             lists: leases_are_listed_while_they_live,
             lists: keys_are_summed_up,
             lists: pages_hold_everything_once,
+            found: an_answer_for_a_lease_that_ends_in_the_same_batch_is_none,
+            found: a_heartbeat_beside_its_seed_s_registration_is_told_the_number,
+            found: reports_count_in_the_order_of_a_batch,
+            found: a_seed_that_is_drained_as_it_comes_stays_out,
+            found: no_false_refusal_when_another_seed_of_a_full_host_holds_something_else,
             histories: generated_histories_agree_with_the_model,
         );
     };

@@ -20,6 +20,8 @@ use super::instances::Sources;
 use super::transaction::{Stopped, is_locked};
 use super::{key_hash, offer, small};
 use crate::domain::policy::{self, Obstacle, Wish};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most rounds of one batch. Each ends somebody's wait, loses a race, or takes seeds out of the next round.
 const MAX_ROUNDS: usize = 4_096;

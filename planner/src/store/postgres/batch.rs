@@ -17,6 +17,8 @@ use super::{PostgresStore, allocate, lease_hash, leases, offer, seed_key, seeds,
 use crate::domain::health::Health;
 use crate::domain::seed::{Known, Profile};
 use crate::domain::terms::Terms;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The work of [`super::PostgresStore::apply`].
 pub(super) struct Batch<'a> {
@@ -119,6 +121,8 @@ pub(super) struct Held<'a> {
     /// The number of the seed that the database has.
     pub(super) stored: Option<i64>,
     pub(super) seed: Option<Seed>,
+    /// Whether a seed that the database did not have came and went within the batch.
+    pub(super) passed: bool,
 }
 
 /// By identity, in the order in which new ones are inserted.
@@ -137,7 +141,9 @@ impl<'a> Batch<'a> {
             .commands
             .iter()
             .filter_map(Command::identity)
-            .map(|identity| (identity.to_string(), Held { identity, stored: None, seed: None }))
+            .map(|identity| {
+                (identity.to_string(), Held { identity, stored: None, seed: None, passed: false })
+            })
             .collect();
         allocate::lock_hosts(connection, &self.chosen_before.hosts).await?;
         if held.is_empty() && self.chosen_before.seeds.is_empty() {
@@ -219,7 +225,7 @@ impl<'a> Batch<'a> {
         seeds::write(connection, held).await?;
         let moved = held.values().filter_map(|held| {
             let seed = held.seed.as_ref()?;
-            (seed.moved && held.stored == Some(seed.id)).then_some(seed.id)
+            seed.moved.then_some(seed.id)
         });
         offer::refresh(connection, now, &self.store.rules, &moved.collect::<Vec<_>>()).await
     }

@@ -18,6 +18,8 @@ use super::transaction::Stopped;
 use super::{identity, key_hash, seeds, small};
 use crate::domain::location::Location;
 use crate::domain::policy::{Candidate, HostRoom, Policy};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most seeds of one key that a page holds, beside those that workers exclude.
 const PAGE: usize = 64;

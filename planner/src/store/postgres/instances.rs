@@ -13,6 +13,8 @@ use sqlx::PgConnection;
 use super::super::INSTANCE_MEMORY_MS;
 use super::PostgresStore;
 use super::transaction::{Stopped, Work};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most rows that one call of [`Forget`] ends.
 const STEP_ROWS: i64 = 500;

@@ -9,6 +9,8 @@ use super::super::{Command, LeaseHash, Outcome, Report, Rules};
 use super::batch::{HeldSeeds, Seed};
 use super::transaction::Stopped;
 use crate::domain::health::Health;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 pub(super) fn renew(
     now: i64,

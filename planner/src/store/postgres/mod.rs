@@ -28,6 +28,8 @@ mod leases;
 mod list;
 mod offer;
 mod seeds;
+#[cfg(test)]
+mod simulation;
 mod sweep;
 #[cfg(test)]
 mod tests;

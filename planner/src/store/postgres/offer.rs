@@ -11,6 +11,8 @@ use sqlx::PgConnection;
 
 use super::super::Rules;
 use super::transaction::Stopped;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The part of SQL that computes a seed's place at time `$1`.
 macro_rules! place {

@@ -16,6 +16,8 @@ use crate::domain::health::Health;
 use crate::domain::location::Location;
 use crate::domain::seed::{self, Heard, Profile, Registration, Removal};
 use crate::domain::terms::Terms;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most seeds that one step of [`Adopt`] or [`Invalidate`] changes.
 const STEP_ROWS: i64 = 1_000;
@@ -132,7 +134,10 @@ pub(super) fn remove(
         let known = held.seed.as_ref().map(|seed| seed.known(now));
         let removal = seed::remove(known.as_ref(), key);
         match (removal, &mut held.seed) {
-            (Removal::Gone, seed) => *seed = None,
+            (Removal::Gone, seed) => {
+                *seed = None;
+                held.passed = held.stored.is_none();
+            }
             (Removal::Draining, Some(seed)) => {
                 seed.removed = true;
                 (seed.moved, seed.changed) = (true, true);
@@ -170,6 +175,7 @@ pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -
     }
     delete(connection, &gone).await?;
     describe(connection, &changed).await?;
+    meet_nobody(connection, held).await?;
     if !heard.0.is_empty() {
         // Heartbeats may arrive out of order; the latest counts.
         sqlx::query(
@@ -183,6 +189,20 @@ pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -
         .await?;
     }
     insert(connection, &new).await
+}
+
+/// A seed that comes and goes within the batch is not inserted, so that the unique index does not say whether
+/// another planner has registered it meanwhile. If one has, this transaction begins again and finds it.
+async fn meet_nobody(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
+    let passed: Vec<&String> = held.iter().filter(|(_, held)| held.passed).map(|(name, _)| name).collect();
+    if passed.is_empty() {
+        return Ok(());
+    }
+    let met: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM seeds WHERE identity = ANY($1))")
+        .bind(passed)
+        .fetch_one(connection)
+        .await?;
+    if met { Err(Stopped::Again) } else { Ok(()) }
 }
 
 /// Inserts new holdings, in the order of their identities. Another planner that inserts the same ones is waited
@@ -216,8 +236,10 @@ async fn insert(connection: &mut PgConnection, new: &[(&SeedIdentity, &Seed)]) -
     if inserted != new.len() as u64 {
         return Err(Stopped::Again);
     }
-    // Most tell nothing and are not bound.
-    let more = |seed: &Seed| seed.profile != Profile::default() || seed.terms.host_capacity.is_some();
+    // Most tell nothing, are not bound, and are not drained at once.
+    let more = |seed: &Seed| {
+        seed.changed || seed.profile != Profile::default() || seed.terms.host_capacity.is_some()
+    };
     let told: Vec<_> = new.iter().filter(|(_, seed)| more(seed)).copied().collect();
     describe(connection, &told).await?;
     sqlx::query(

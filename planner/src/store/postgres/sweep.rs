@@ -9,6 +9,8 @@ use sqlx::PgConnection;
 use super::super::Swept;
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, offer, seeds};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most rows of a kind that one step ends: claims of the same seeds wait for it.
 const STEP_ROWS: i64 = 500;

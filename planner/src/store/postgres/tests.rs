@@ -14,7 +14,7 @@ use cluster::Cluster;
 mod cluster;
 
 /// A database of a test's own.
-struct Database(PostgresUrl);
+pub(super) struct Database(pub(super) PostgresUrl);
 
 fn url(text: &str) -> PostgresUrl {
     match text.parse().unwrap() {
@@ -224,6 +224,39 @@ async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
     let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
     assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+}
+
+#[tokio::test]
+async fn a_seed_that_comes_and_goes_in_a_batch_meets_the_one_that_another_planner_registers() {
+    let Database(url) = Database::make().await;
+    let store = std::sync::Arc::new(PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap());
+    store.apply(&[register(1, "k")]).await.unwrap();
+    // Another planner is about to commit that the seed holds something else.
+    let mut other = url.options().connect().await.unwrap();
+    sqlx::raw_sql(
+        "BEGIN;
+         CREATE TEMP TABLE held AS SELECT * FROM seeds;
+         DELETE FROM seeds;
+         UPDATE held SET id = nextval('seeds_id_seq'), seed_key = 'l', key_hash = sha256('l');
+         INSERT INTO seeds SELECT * FROM held;
+         INSERT INTO heartbeats SELECT id, key_hash, 0 FROM held",
+    )
+    .execute(&mut other)
+    .await
+    .unwrap();
+    let batch = tokio::spawn({
+        let store = store.clone();
+        async move { store.apply(&[register(1, "k"), remove(1, "k")]).await }
+    });
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut other).await.unwrap() == 0 {
+        tokio::task::yield_now().await;
+    }
+    sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
+    let outcomes = batch.await.unwrap().unwrap();
+    assert!(matches!(outcomes[0], Outcome::Registered(Registration::NewHolding, _)), "{outcomes:?}");
+    assert_eq!(store.snapshot().await.unwrap(), Snapshot::default(), "what was registered last is removed");
 }
 
 #[tokio::test]

@@ -16,6 +16,8 @@ use super::super::{Command, Grant, LeaseHash, Outcome, Refusal, Rules, StoreErro
 use super::{instances, json, offer};
 use crate::domain::location::Location;
 use crate::domain::policy::{self, Candidate, HostRoom, Obstacle, Policy, Wish};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most seeds of one key that a snapshot holds, beside those that workers exclude.
 const PAGE: usize = 64;

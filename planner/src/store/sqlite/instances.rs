@@ -9,6 +9,8 @@ use sqlx::SqliteConnection;
 
 use super::super::StoreError;
 use super::json;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The sources that are known for these instances.
 pub(super) async fn sources(

@@ -8,6 +8,8 @@ use sqlx::SqliteConnection;
 
 use super::super::{Command, LeaseHash, Outcome, Report, Rules, StoreError};
 use super::{health, json, offer};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// A live lease that a command names.
 struct Named {
@@ -106,25 +108,26 @@ pub(super) async fn release(
     }
     // Of two commands that release one lease, the first does.
     let mut released = HashSet::new();
-    let (mut answered, mut well, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut answered, mut told) = (Vec::new(), Vec::new());
     for named in find_live(connection, now, &leases).await? {
-        let Some(report) = reports.get(&named.at) else {
-            outcomes[named.at] = Some(Outcome::Noted(true));
-            answered.push(named.point.0);
-            continue;
-        };
-        if released.insert(named.point) {
-            outcomes[named.at] = Some(Outcome::Released(true));
-            match report {
-                Report::Unknown => {}
-                Report::Ok => well.push(named.point.0),
-                Report::Failed => failed.push(named.point.0),
+        let seed_id = named.point.0;
+        match reports.get(&named.at) {
+            Some(report) => {
+                if released.insert(named.point) {
+                    outcomes[named.at] = Some(Outcome::Released(true));
+                    told.push((seed_id, *report));
+                }
+            }
+            // One that an earlier command has released lives no more.
+            None if released.contains(&named.point) => {}
+            None => {
+                outcomes[named.at] = Some(Outcome::Noted(true));
+                answered.push(seed_id);
             }
         }
     }
     health::answered(connection, now, &answered).await?;
-    health::well(connection, &well).await?;
-    health::failed(connection, now, rules, &failed).await?;
+    health::reported(connection, now, rules, &told).await?;
     if released.is_empty() {
         return Ok(());
     }

@@ -9,6 +9,8 @@ use sqlx::SqliteConnection;
 
 use super::super::{Rules, StoreError};
 use crate::domain::policy::Policy;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The part of SQL that computes a seed's place at time `?1`; `?2` is [`weight`]. 9223372036854775807 is "never".
 macro_rules! place {

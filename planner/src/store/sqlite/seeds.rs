@@ -11,6 +11,8 @@ use super::super::{Beat, Command, MAX_FLUSH, Outcome, Rules, StoreError};
 use super::{json, location, offer};
 use crate::domain::seed::{self, Heard, Known, Profile, Registration, Removal};
 use crate::domain::terms::Terms;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most seeds that one step of [`adopt`] or [`invalidate`] changes.
 const STEP_ROWS: u32 = 1_000;
@@ -63,7 +65,8 @@ pub(super) async fn register(
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
-    let mut heard_again = Vec::new();
+    // Silent ones that are heard of again have no place, and others may have found room on their host.
+    let mut moved = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
         if let Command::Beat { identity, key, incarnation, age_ms } = command {
             let known = known(connection, now, identity).await?;
@@ -73,7 +76,7 @@ pub(super) async fn register(
                 heard(connection, id, now.saturating_sub(*age_ms)).await?;
             }
             let id = heard_id.filter(|_| status == Heard::Known);
-            heard_again.extend(id);
+            moved.extend(id);
             *outcome = Some(Outcome::Heard(status, id));
         }
         let Command::Register { identity, key, profile, age_ms } = command else { continue };
@@ -86,6 +89,7 @@ pub(super) async fn register(
             }
             (Registration::NewHolding, Some((id, _))) => {
                 // Nothing of what it was remains, its leases included.
+                moved.extend(beside(connection, rules, id).await?);
                 delete(connection, id).await?;
                 insert(connection, rules, identity, key, profile, heard_ms).await?
             }
@@ -93,10 +97,11 @@ pub(super) async fn register(
                 heard(connection, id, heard_ms).await?;
                 let profile = profile.as_ref().clone().or(&known.profile);
                 if profile != known.profile {
+                    moved.extend(beside(connection, rules, id).await?);
                     let terms = rules.terms(identity, key, &profile);
                     describe(connection, id, identity, &profile, terms).await?;
                 }
-                heard_again.push(id);
+                moved.push(id);
                 id
             }
             (Registration::Draining, Some((id, _))) => {
@@ -106,8 +111,20 @@ pub(super) async fn register(
         };
         *outcome = Some(Outcome::Registered(registration, id));
     }
-    // It may have been silent, and so without a place.
-    offer::refresh(connection, now, rules, &heard_again).await
+    offer::refresh(connection, now, rules, &moved).await
+}
+
+/// The other seeds of a seed's host, if those share a bound.
+async fn beside(connection: &mut SqliteConnection, rules: &Rules, id: i64) -> Result<Vec<i64>, StoreError> {
+    if !rules.caps_hosts() {
+        return Ok(Vec::new());
+    }
+    Ok(sqlx::query_scalar(
+        "SELECT o.id FROM seeds s JOIN seeds o ON o.capped_host = s.capped_host WHERE s.id = ?1 AND o.id <> ?1",
+    )
+    .bind(id)
+    .fetch_all(connection)
+    .await?)
 }
 
 async fn insert(

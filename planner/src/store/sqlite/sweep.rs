@@ -4,6 +4,8 @@ use sqlx::SqliteConnection;
 
 use super::super::{INSTANCE_MEMORY_MS, Rules, StoreError, Swept};
 use super::{instances, offer};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most rows of a kind that one step ends.
 const STEP_ROWS: u32 = 1_000;

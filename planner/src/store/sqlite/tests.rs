@@ -4,10 +4,10 @@ use super::*;
 use crate::store::conformance::{self, Home, RULES, acquire, register};
 
 /// A file in a directory of its own.
-struct Directory(tempfile::TempDir);
+pub(super) struct Directory(tempfile::TempDir);
 
 impl Directory {
-    fn file(&self) -> PathBuf {
+    pub(super) fn file(&self) -> PathBuf {
         self.0.path().join("planner.db")
     }
 }

@@ -1,0 +1,64 @@
+//! What the simulation found, each case as short as it was made.
+
+use super::*;
+use crate::domain::location::Location;
+use crate::domain::seed::Profile;
+use crate::domain::terms::{Hosts, Overrides};
+
+pub(crate) async fn an_answer_for_a_lease_that_ends_in_the_same_batch_is_none<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    let answered = Command::Answered { identity: identity(1), lease: lease(1) };
+    let outcomes = bench.apply(&[answered.clone(), release(1, 1), answered]).await;
+    assert_eq!(outcomes, [Outcome::Noted(true), Outcome::Released(true), Outcome::Noted(false)]);
+}
+
+pub(crate) async fn reports_count_in_the_order_of_a_batch<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    bench.register(1, "k").await;
+    let finish = |number, report| Command::Release { identity: identity(1), lease: lease(number), report };
+    for (first, reports) in [(0, [Report::Failed, Report::Ok]), (2, [Report::Ok, Report::Failed])] {
+        assert!(bench.acquire("k", first).await.is_some());
+        assert!(bench.acquire("k", first + 1).await.is_some());
+        let outcomes = bench.apply(&[finish(first, reports[0]), finish(first + 1, reports[1])]).await;
+        assert_eq!(outcomes, [Outcome::Released(true), Outcome::Released(true)]);
+        let failures = u32::from(reports[1] == Report::Failed);
+        assert_eq!(bench.view(1).await.unwrap().failures, failures, "{reports:?}: the last one counts");
+    }
+}
+
+pub(crate) async fn a_seed_that_is_drained_as_it_comes_stays_out<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let drain = Command::Drain { identity: identity(1), key: key("k") };
+    let outcomes = bench.apply(&[register(1, "k"), drain]).await;
+    assert_eq!(outcomes[1], Outcome::Drained(Some(0)));
+    assert!(bench.view(1).await.unwrap().draining);
+    assert_eq!(bench.acquire("k", 1).await, None);
+    assert_eq!(bench.register(1, "k").await.0, Registration::Draining);
+}
+
+pub(crate) async fn no_false_refusal_when_another_seed_of_a_full_host_holds_something_else<H: Home>() {
+    let host_capacity = vec![(Hosts::parse("10.0.0.*"), 1)];
+    let overrides = Some(Arc::new(Overrides { host_capacity, ..Overrides::default() }));
+    let bench = Bench::<H>::new(Rules { overrides, ..RULES }).await;
+    let on_host = |seed: u8, text: &str| {
+        let location = Location { host: Some("h".into()), ..Location::default() };
+        let profile = Box::new(Profile { location, ..Profile::default() });
+        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
+    };
+    bench.apply(&[on_host(1, "k"), on_host(2, "k")]).await;
+    assert_eq!(bench.acquire("k", 1).await, Some(identity(1)));
+    assert_eq!(bench.acquire("k", 2).await, None);
+    // Its lease ends, so the host may lend again.
+    bench.apply(&[on_host(1, "l")]).await;
+    assert_eq!(bench.acquire("k", 3).await, Some(identity(2)));
+}
+
+pub(crate) async fn a_heartbeat_beside_its_seed_s_registration_is_told_the_number<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let beat = Command::Beat { identity: identity(1), key: key("k"), incarnation: None, age_ms: 0 };
+    let outcomes = bench.apply(&[register(1, "k"), beat]).await;
+    let Outcome::Registered(Registration::New, number) = outcomes[0] else { panic!("{outcomes:?}") };
+    assert_eq!(outcomes[1], Outcome::Heard(super::super::Heard::Known, Some(number)));
+}

@@ -1,0 +1,475 @@
+//! Plays a history on the real store and on the model, and says where they differ.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+use super::super::{Beat, Clock, Command, Outcome, Snapshot, Store, StoreError, Swept};
+use super::Ground;
+use super::commands::{command, told};
+use super::history::{Ask, Cut, History, Step, Work};
+use super::interleave::{Task, interleave};
+use super::model::{Event, Model, Order, Told};
+use super::search;
+use super::world::{KEYS, SEEDS, World};
+use crate::store::conformance::key;
+
+/// When every history begins, Unix milliseconds.
+const BEGIN_MS: i64 = 1_000_000;
+
+/// After how many steps all that the store shows is compared; every answer is.
+const SHOWN_EVERY: usize = 3;
+
+/// How often what matters has happened: a simulation in which something never did shows nothing of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    pub(super) steps: u64,
+    pub(super) granted: u64,
+    pub(super) refused: u64,
+    pub(super) released: u64,
+    pub(super) fenced: u64,
+    pub(super) ended_by_sweep: u64,
+    pub(super) killed_before_commit: u64,
+    pub(super) killed_after_commit: u64,
+    pub(super) together: u64,
+}
+
+impl Tally {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.steps += other.steps;
+        self.granted += other.granted;
+        self.refused += other.refused;
+        self.released += other.released;
+        self.fenced += other.fenced;
+        self.ended_by_sweep += other.ended_by_sweep;
+        self.killed_before_commit += other.killed_before_commit;
+        self.killed_after_commit += other.killed_after_commit;
+        self.together += other.together;
+    }
+
+    fn count(&mut self, told: Option<Told>) {
+        match told {
+            Some(Told::Granted { .. }) => self.granted += 1,
+            Some(Told::Refused(_)) => self.refused += 1,
+            Some(Told::Released(true)) => self.released += 1,
+            Some(Told::Released(false) | Told::Renewed(None)) => self.fenced += 1,
+            _ => {}
+        }
+    }
+
+    /// The names of what never happened.
+    pub(super) fn missing(&self) -> Vec<&'static str> {
+        let all = [
+            ("granted", self.granted),
+            ("refused", self.refused),
+            ("released", self.released),
+            ("fenced", self.fenced),
+            ("ended_by_sweep", self.ended_by_sweep),
+            ("killed_before_commit", self.killed_before_commit),
+            ("killed_after_commit", self.killed_after_commit),
+            ("together", self.together),
+        ];
+        all.into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
+    }
+}
+
+/// Planners over one database, which play one history after the other.
+pub(super) struct Stage<G> {
+    ground: G,
+    clock: Arc<AtomicI64>,
+    world: World,
+    stores: Vec<Arc<dyn Store>>,
+}
+
+impl<G: Ground> Stage<G> {
+    pub(super) async fn new(world: World) -> Self {
+        let mut stage =
+            Self { ground: G::make().await, clock: Arc::new(AtomicI64::new(0)), world, stores: Vec::new() };
+        stage.restart(world).await;
+        stage
+    }
+
+    /// Starts all planners, the earlier ones having crashed.
+    async fn restart(&mut self, world: World) {
+        self.world = world;
+        self.stores.clear();
+        for _ in 0..G::PLANNERS {
+            self.stores.push(self.open().await);
+        }
+    }
+
+    async fn open(&self) -> Arc<dyn Store> {
+        self.ground.open(self.world.rules(), Clock::Fixed(self.clock.clone())).await
+    }
+
+    /// Plays a history from its begin, on an empty database.
+    ///
+    /// # Errors
+    /// The first difference between the store and the model.
+    pub(super) async fn play(&mut self, history: &History) -> Result<Tally, String> {
+        self.ground.empty().await;
+        self.clock.store(BEGIN_MS, Ordering::SeqCst);
+        let world = World::new(history.world);
+        if self.world != world {
+            self.restart(world).await;
+        }
+        let mut play = Play {
+            possible: vec![Model::new(world, BEGIN_MS)],
+            // Which of several keys comes first is open, and counts where hosts are bounded.
+            order: if world.caps_hosts() { Order::Any } else { Order::Policy },
+            leases: Vec::new(),
+            asked: 0,
+            gathered: vec![Gathered::default(); G::PLANNERS],
+            numbers: BTreeMap::new(),
+            tally: Tally::default(),
+            stage: self,
+        };
+        let last = history.steps.len() - 1;
+        for (at, step) in history.steps.iter().enumerate() {
+            let here = |difference| format!("step {at}, {step:?}: {difference}");
+            play.step(step).await.map_err(here)?;
+            // It takes as long as the step. What differs mostly stays so for a while.
+            if at % SHOWN_EVERY == 0 || at == last {
+                let snapshot = play.snapshot().await.map_err(here)?;
+                play.keep(|model| model.compare(&snapshot)).map_err(here)?;
+            }
+        }
+        play.tally.steps = history.steps.len() as u64;
+        Ok(play.tally)
+    }
+}
+
+/// When the last heartbeat of a holding came that a planner has not written yet, Unix milliseconds.
+type Gathered = BTreeMap<i64, i64>;
+
+/// What a planner's work comes to.
+enum Done {
+    Batch(Result<Vec<Outcome>, StoreError>),
+    Flush(Result<HashSet<i64>, StoreError>),
+    Sweep(Result<Swept, StoreError>),
+}
+
+/// Work that is about to be done: the planner, what it means for the model, and what for the store.
+struct Begun {
+    planner: usize,
+    events: Vec<Event>,
+    commands: Vec<Command>,
+    beats: Vec<Beat>,
+    cut: Option<Cut>,
+}
+
+struct Play<'a, G> {
+    stage: &'a mut Stage<G>,
+    /// What may be. More than one thing only after a call was cut off, or planners worked at the same time, as far
+    /// as nothing that was shown tells them apart.
+    possible: Vec<Model>,
+    order: Order,
+    /// All leases that were granted: number, seed.
+    leases: Vec<(u32, u8)>,
+    /// How many leases were asked for.
+    asked: u32,
+    gathered: Vec<Gathered>,
+    /// The numbers of seeds that planners were told last, be they old by now.
+    numbers: BTreeMap<u8, i64>,
+    tally: Tally,
+}
+
+impl<G: Ground> Play<'_, G> {
+    fn store(&self, planner: usize) -> &Arc<dyn Store> {
+        &self.stage.stores[planner]
+    }
+
+    fn now(&self) -> i64 {
+        self.stage.clock.load(Ordering::SeqCst)
+    }
+
+    async fn snapshot(&self) -> Result<Snapshot, String> {
+        self.store(0).snapshot().await.map_err(|error| error.to_string())
+    }
+
+    /// Keeps what may be as far as `fits` says.
+    fn keep(&mut self, mut fits: impl FnMut(&mut Model) -> Result<(), String>) -> Result<(), String> {
+        let mut difference = String::new();
+        self.possible.retain_mut(|model| fits(model).map_err(|text| difference = text).is_ok());
+        if self.possible.is_empty() { Err(difference) } else { Ok(()) }
+    }
+
+    async fn step(&mut self, step: &Step) -> Result<(), String> {
+        match step {
+            Step::Batch(planner, asks) => {
+                let begun = self.begin(*planner, asks, None);
+                self.alone(begun).await?;
+            }
+            Step::Killed(planner, asks, cut) => {
+                let begun = self.begin(*planner, asks, Some(*cut));
+                self.alone(begun).await?;
+            }
+            Step::Together(works, order) => self.together(works, *order).await?,
+            Step::Wait(ms) => self.pass(*ms),
+            Step::Back(ms) => {
+                self.order = Order::Any;
+                self.pass(-ms);
+            }
+            Step::Beat(planner, seeds) => {
+                let now = self.now();
+                for seed in (0..SEEDS).filter(|seed| seeds >> seed & 1 == 1) {
+                    if let Some(number) = self.numbers.get(&seed) {
+                        self.gathered[*planner].insert(*number, now);
+                    }
+                }
+            }
+            Step::Flush(planner) => {
+                let begun = self.begin_flush(*planner);
+                self.alone(begun).await?;
+            }
+            Step::Sweep(planner) => {
+                let swept = self.store(*planner).sweep().await.map_err(|error| error.to_string())?;
+                self.tally.ended_by_sweep += swept.leases;
+                self.keep(|model| match model.sweep() {
+                    expected if expected == (swept.leases, swept.seeds) => Ok(()),
+                    expected => Err(format!("ended {swept:?}, not {expected:?}")),
+                })?;
+            }
+            Step::Invalidate(planner, at) => {
+                let done = self.store(*planner).invalidate(&key(KEYS[*at]), None).await;
+                let drained = done.map_err(|error| error.to_string())?;
+                self.keep(|model| match model.invalidate(*at) {
+                    expected if expected == drained => Ok(()),
+                    expected => Err(format!("drained {drained}, not {expected}")),
+                })?;
+            }
+            Step::Restart(planner, crash) => {
+                if !crash {
+                    self.store(*planner).close().await;
+                }
+                self.restart(*planner).await;
+            }
+            Step::Capacity(capacity) => {
+                let world = self.stage.world.with_capacity(*capacity);
+                self.possible.iter_mut().for_each(|model| model.adopt(world));
+                self.stage.restart(world).await;
+                self.gathered = vec![Gathered::default(); G::PLANNERS];
+            }
+        }
+        Ok(())
+    }
+
+    fn pass(&mut self, ms: i64) {
+        self.possible.iter_mut().for_each(|model| model.now += ms);
+        self.stage.clock.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    async fn restart(&mut self, planner: usize) {
+        self.gathered[planner] = Gathered::default();
+        // The old store goes first: some databases allow only one.
+        self.stage.stores.remove(planner);
+        let store = self.stage.open().await;
+        self.stage.stores.insert(planner, store);
+    }
+
+    fn begin(&mut self, planner: usize, asks: &[Ask], cut: Option<Cut>) -> Begun {
+        let mut events = Vec::with_capacity(asks.len());
+        for ask in asks {
+            // Where none was granted, of one that nobody has.
+            let named = |back, other: Option<u8>| {
+                let lease = self.leases.iter().rev().nth(back).or(self.leases.first());
+                let (lease, seed) = lease.copied().unwrap_or((u32::MAX, 0));
+                (lease, other.unwrap_or(seed))
+            };
+            events.push(match *ask {
+                Ask::Register(seed, key, process, age_ms) => Event::Register { seed, key, process, age_ms },
+                Ask::Hear(seed, key, process, age_ms) => Event::Hear { seed, key, process, age_ms },
+                Ask::Acquire(key, exclude) => {
+                    self.asked += 1;
+                    Event::Acquire { key, lease: self.asked, exclude }
+                }
+                Ask::Renew(back, other) => {
+                    let (lease, seed) = named(back, other);
+                    Event::Renew { seed, lease }
+                }
+                Ask::Release(back, other, report) => {
+                    let (lease, seed) = named(back, other);
+                    Event::Release { seed, lease, report }
+                }
+                Ask::Answered(back, other) => {
+                    let (lease, seed) = named(back, other);
+                    Event::Answered { seed, lease }
+                }
+                Ask::Drain(seed, key) => Event::Drain { seed, key },
+                Ask::Remove(seed, key) => Event::Remove { seed, key },
+            });
+        }
+        let commands = events.iter().map(|event| command(self.stage.world, event)).collect();
+        Begun { planner, events, commands, beats: Vec::new(), cut }
+    }
+
+    fn begin_flush(&mut self, planner: usize) -> Begun {
+        let now = self.now();
+        let waiting = std::mem::take(&mut self.gathered[planner]);
+        let beats: Vec<Beat> = waiting
+            .into_iter()
+            .map(|(seed_id, arrived_ms)| Beat { seed_id, age_ms: (now - arrived_ms).max(0) })
+            .collect();
+        let events = beats.iter().map(|beat| Event::Beat { number: beat.seed_id, age_ms: beat.age_ms });
+        Begun { planner, events: events.collect(), commands: Vec::new(), beats, cut: None }
+    }
+
+    /// Does one thing; its outcomes follow the documented order.
+    async fn alone(&mut self, begun: Begun) -> Result<(), String> {
+        if self.order == Order::Any {
+            return self.beside(vec![begun], 0).await;
+        }
+        let mut ordered: Vec<usize> = (0..begun.events.len()).collect();
+        ordered.sort_by_key(|at| begun.events[*at].kind());
+        let told = self.perform(std::slice::from_ref(&begun), 0).await?.remove(0);
+        let mut after = self.possible.clone();
+        for at in ordered {
+            let told = told.as_ref().and_then(|told| told[at]);
+            let mut next = Vec::new();
+            let mut difference = String::new();
+            for model in after {
+                match model.after(&begun.events[at], told, self.order) {
+                    Ok(models) => next.extend(models),
+                    Err(text) => difference = text,
+                }
+            }
+            if next.is_empty() {
+                return Err(difference);
+            }
+            after = next;
+        }
+        if told.is_some() {
+            self.possible = after;
+            return Ok(());
+        }
+        self.stage.ground.settle(&self.stage.stores[begun.planner]).await;
+        let snapshot = self.snapshot().await?;
+        let undone = self.possible.iter().any(|model| model.compare(&snapshot).is_ok());
+        let all: HashSet<Model> = self.possible.drain(..).chain(after).collect();
+        self.possible = all.into_iter().collect();
+        self.keep(|model| model.compare(&snapshot))
+            .map_err(|text| format!("neither undone nor done: {text}"))?;
+        if undone {
+            self.tally.killed_before_commit += 1;
+        } else {
+            self.tally.killed_after_commit += 1;
+        }
+        Ok(())
+    }
+
+    /// Several planners work at the same time. There must be an order of all that they did in which everybody
+    /// was told what is right; what a batch names comes in the documented order.
+    async fn together(&mut self, works: &[Work], order: u64) -> Result<(), String> {
+        let mut begun = Vec::new();
+        for (at, work) in works.iter().enumerate() {
+            let planner = at % G::PLANNERS;
+            begun.push(match work {
+                Work::Batch(asks) => self.begin(planner, asks, None),
+                Work::Killed(asks, cut) => self.begin(planner, asks, Some(*cut)),
+                Work::Flush => self.begin_flush(planner),
+                Work::Sweep => {
+                    let events = (0..SEEDS).map(|seed| Event::Sweep { seed }).collect();
+                    Begun { planner, events, commands: Vec::new(), beats: Vec::new(), cut: None }
+                }
+            });
+        }
+        self.tally.together += 1;
+        self.beside(begun, order).await
+    }
+
+    async fn beside(&mut self, begun: Vec<Begun>, order: u64) -> Result<(), String> {
+        let told = self.perform(&begun, order).await?;
+        if told.iter().any(Option::is_none) {
+            self.stage.ground.settle(&self.stage.stores[0]).await;
+        }
+        let snapshot = self.snapshot().await?;
+        let all: Vec<_> = begun
+            .into_iter()
+            .zip(told)
+            .map(|(begun, told)| search::Done { events: begun.events, told })
+            .collect();
+        let mut found = HashSet::new();
+        let mut difference = String::new();
+        for model in &self.possible {
+            match search::explain(model, &all, &snapshot) {
+                Ok(models) => found.extend(models),
+                Err(text) => difference = text,
+            }
+        }
+        self.possible = found.into_iter().collect();
+        if self.possible.is_empty() { Err(difference) } else { Ok(()) }
+    }
+
+    /// Has the planners do it, and gives what they told; `None` of those that were killed.
+    async fn perform(
+        &mut self,
+        begun: &[Begun],
+        order: u64,
+    ) -> Result<Vec<Option<Vec<Option<Told>>>>, String> {
+        let tasks = begun.iter().map(|begun| {
+            let store = self.stage.stores[begun.planner].clone();
+            Task { future: Box::pin(work(store, begun)), cut: begun.cut }
+        });
+        let done = interleave(tasks.collect(), order).await;
+        let mut all = Vec::new();
+        for (begun, done) in begun.iter().zip(done) {
+            let told = match done {
+                None => None,
+                Some(Done::Batch(outcomes)) => {
+                    let outcomes = outcomes.map_err(|error| error.to_string())?;
+                    if outcomes.len() != begun.events.len() {
+                        return Err(format!("{} outcomes of {}", outcomes.len(), begun.events.len()));
+                    }
+                    Some(outcomes.iter().map(|outcome| Some(told(outcome))).collect())
+                }
+                Some(Done::Flush(gone)) => {
+                    let gone = gone.map_err(|error| error.to_string())?;
+                    Some(
+                        begun
+                            .beats
+                            .iter()
+                            .map(|beat| Some(Told::Gone(gone.contains(&beat.seed_id))))
+                            .collect(),
+                    )
+                }
+                Some(Done::Sweep(swept)) => {
+                    self.tally.ended_by_sweep += swept.map_err(|error| error.to_string())?.leases;
+                    Some(vec![None; begun.events.len()])
+                }
+            };
+            self.note(begun, told.as_deref().unwrap_or_default());
+            all.push(told);
+        }
+        Ok(all)
+    }
+
+    /// What clients and the planner remember of what they were told.
+    fn note(&mut self, begun: &Begun, told: &[Option<Told>]) {
+        for (event, told) in begun.events.iter().zip(told) {
+            self.tally.count(*told);
+            match (event, told) {
+                (Event::Acquire { lease, .. }, Some(Told::Granted { seed, .. })) => {
+                    self.leases.push((*lease, *seed));
+                }
+                (Event::Register { seed, .. }, Some(Told::Registered(_, number)))
+                | (Event::Hear { seed, .. }, Some(Told::Heard(_, Some(number)))) => {
+                    self.numbers.insert(*seed, *number);
+                }
+                (Event::Beat { number, .. }, Some(Told::Gone(true))) => {
+                    self.numbers.retain(|_, known| known != number);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+async fn work(store: Arc<dyn Store>, begun: &Begun) -> Done {
+    if !begun.commands.is_empty() {
+        Done::Batch(store.apply(&begun.commands).await)
+    } else if matches!(begun.events.first(), Some(Event::Sweep { .. })) {
+        Done::Sweep(store.sweep().await)
+    } else {
+        Done::Flush(store.flush(&begun.beats).await)
+    }
+}

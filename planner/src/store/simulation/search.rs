@@ -1,0 +1,87 @@
+//! Looks for an order of what happened at the same time in which every answer was right.
+
+use std::collections::HashSet;
+
+use super::super::Snapshot;
+use super::model::{Event, Model, Order, Told};
+
+/// States that are looked at before the search is given up: far more than any history needs.
+const MAX_STATES: usize = 200_000;
+
+/// What one planner did.
+pub(super) struct Done {
+    pub(super) events: Vec<Event>,
+    /// What it told of each; `None` if it was killed, and did all or nothing.
+    pub(super) told: Option<Vec<Option<Told>>>,
+}
+
+struct Search<'a> {
+    done: Vec<&'a Done>,
+    snapshot: &'a Snapshot,
+    seen: HashSet<(Vec<u64>, Model)>,
+    found: HashSet<Model>,
+    /// Why the last branch ended.
+    difference: String,
+}
+
+/// What the model may be after all of it: the database shows `snapshot` then.
+///
+/// # Errors
+/// There is no such order; with one of the reasons.
+pub(super) fn explain(model: &Model, done: &[Done], snapshot: &Snapshot) -> Result<HashSet<Model>, String> {
+    let killed: Vec<usize> = (0..done.len()).filter(|at| done[*at].told.is_none()).collect();
+    let mut found = HashSet::new();
+    let mut difference = String::new();
+    // Each of the killed has committed or has not.
+    for committed in 0..1usize << killed.len() {
+        let bit = |at: &usize| killed.iter().position(|killed| killed == at);
+        let is_done = |at: &usize| bit(at).is_none_or(|bit| committed >> bit & 1 == 1);
+        let done: Vec<&Done> = (0..done.len()).filter(is_done).map(|at| &done[at]).collect();
+        let remaining: Vec<u64> = done.iter().map(|done| (1 << done.events.len()) - 1).collect();
+        let mut search = Search { done, snapshot, seen: HashSet::new(), found, difference: String::new() };
+        search.go_on(model, &remaining);
+        (found, difference) = (search.found, search.difference);
+    }
+    if found.is_empty() {
+        return Err(format!("no order explains what was told, for one because {difference}"));
+    }
+    Ok(found)
+}
+
+impl Search<'_> {
+    /// `remaining`: of each planner's events a bit.
+    fn go_on(&mut self, model: &Model, remaining: &[u64]) {
+        if remaining.iter().all(|events| *events == 0) {
+            match model.compare(self.snapshot) {
+                Ok(()) => drop(self.found.insert(model.clone())),
+                Err(difference) => self.difference = difference,
+            }
+            return;
+        }
+        assert!(self.seen.len() < MAX_STATES, "the search for an order has no end");
+        if !self.seen.insert((remaining.to_vec(), model.clone())) {
+            return;
+        }
+        for planner in 0..remaining.len() {
+            for at in self.next_of(planner, remaining[planner]) {
+                let done = self.done[planner];
+                let told = done.told.as_ref().and_then(|told| told[at]);
+                let mut remaining = remaining.to_vec();
+                remaining[planner] &= !(1 << at);
+                match model.after(&done.events[at], told, Order::Any) {
+                    Ok(models) => models.iter().for_each(|model| self.go_on(model, &remaining)),
+                    Err(difference) => self.difference = difference,
+                }
+            }
+        }
+    }
+
+    /// The events that may be a planner's next: the first of those that have an order, and any of the others.
+    fn next_of(&self, planner: usize, remaining: u64) -> Vec<usize> {
+        let events = &self.done[planner].events;
+        let left: Vec<usize> = (0..events.len()).filter(|at| remaining >> at & 1 == 1).collect();
+        let Some(kind) = left.iter().map(|at| events[*at].kind()).min() else { return left };
+        let mut same = left.into_iter().filter(|at| events[*at].kind() == kind);
+        if kind == Event::UNORDERED { same.collect() } else { same.next().into_iter().collect() }
+    }
+}

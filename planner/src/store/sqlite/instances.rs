@@ -61,7 +61,7 @@ pub(super) async fn forget(
 ) -> Result<u64, StoreError> {
     let forgotten = sqlx::query(
         "DELETE FROM instances WHERE instance_id IN
-             (SELECT instance_id FROM instances WHERE used_ms <= ?1 LIMIT ?2)",
+             (SELECT instance_id FROM instances WHERE used_ms <= ?1 LIMIT ?2 + 0)",
     )
     .bind(unused_since_ms)
     .bind(limit)

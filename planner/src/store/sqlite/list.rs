@@ -32,7 +32,7 @@ pub(super) async fn seeds(
          FROM {from}
          WHERE {of_key} AND (?4 IS NULL OR s.model_url = ?4) AND (?5 IS NULL OR s.host = ?5)
            AND (?6 IS NULL OR {state} = ?6) AND (?7 IS NULL OR s.identity > ?7)
-         ORDER BY s.identity LIMIT ?8",
+         ORDER BY s.identity LIMIT ?8 + 0",
     )))
     .bind(now)
     .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
@@ -86,7 +86,7 @@ pub(super) async fn leases(
          FROM {from} CROSS JOIN points p ON p.seed_id = s.id
          WHERE {of_key} AND (?3 IS NULL OR s.identity = ?3) AND p.busy_until_ms > ?1
            AND s.identity >= ?4 AND (s.identity > ?4 OR p.n > ?5)
-         ORDER BY s.identity, p.n LIMIT ?6",
+         ORDER BY s.identity, p.n LIMIT ?6 + 0",
     )))
     .bind(now)
     .bind(filter.key.as_ref().map(rfork_protocol::SeedKey::as_bytes))
@@ -123,7 +123,7 @@ pub(super) async fn keys(
         "SELECT h.seed_key, sum({state} = ?5) AS live, sum({state} = ?6) AS suspect, sum({state} = ?7) AS draining,
                 sum({state} = ?8) AS silent, sum(iif({state} = ?5, s.capacity, 0)) AS capacity,
                 sum((SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1)) AS used
-         FROM {OF_KEY} WHERE h.seed_key > ?3 GROUP BY h.seed_key ORDER BY h.seed_key LIMIT ?4",
+         FROM {OF_KEY} WHERE h.seed_key > ?3 GROUP BY h.seed_key ORDER BY h.seed_key LIMIT ?4 + 0",
     )))
     .bind(now)
     .bind(now.saturating_sub(rules.heartbeat_ttl_ms))

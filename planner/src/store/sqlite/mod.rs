@@ -4,6 +4,9 @@
 //! own, which see the last commit. `BEGIN IMMEDIATE` takes the write lock before the first read, without
 //! which a read-then-write could fail half-way.
 //!
+//! A limit that is a parameter is written `LIMIT ?1 + 0`. SQLite looks at the value of a bare one when it plans, and
+//! so prepares the statement anew for each execution, which costs more than most of them.
+//!
 //! Durability: WAL with `synchronous=NORMAL`. What was acknowledged survives a crash of the planner (kill -9
 //! included); a crash of the operating system or a power cut may lose the last moments, never consistency.
 

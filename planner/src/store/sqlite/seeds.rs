@@ -202,7 +202,7 @@ pub(super) async fn adopt(
     rules: &Rules,
     after: i64,
 ) -> Result<Option<i64>, StoreError> {
-    let rows = sqlx::query("SELECT * FROM seeds WHERE id > ?1 ORDER BY id LIMIT ?2")
+    let rows = sqlx::query("SELECT * FROM seeds WHERE id > ?1 ORDER BY id LIMIT ?2 + 0")
         .bind(after)
         .bind(STEP_ROWS)
         .fetch_all(&mut *connection)
@@ -331,7 +331,7 @@ pub(super) async fn invalidate(
 ) -> Result<usize, StoreError> {
     let ids: Vec<i64> = sqlx::query_scalar(
         "SELECT s.id FROM heartbeats h INDEXED BY heartbeats_by_key CROSS JOIN seeds s ON s.id = h.seed_id
-         WHERE h.seed_key = ?1 AND s.drained = 0 AND (?2 IS NULL OR s.content_id IS NOT ?2) LIMIT ?3",
+         WHERE h.seed_key = ?1 AND s.drained = 0 AND (?2 IS NULL OR s.content_id IS NOT ?2) LIMIT ?3 + 0",
     )
     .bind(key.as_bytes())
     .bind(keep)

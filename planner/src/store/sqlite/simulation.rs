@@ -109,8 +109,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a sweep frees points that it has freed before",
         edits: &[(
-            "FROM points WHERE busy_until_ms <= ?1 LIMIT ?2",
-            "FROM points WHERE busy_until_ms <= ?1 + 5 LIMIT ?2",
+            "FROM points WHERE busy_until_ms <= ?1 LIMIT ?2 + 0",
+            "FROM points WHERE busy_until_ms <= ?1 + 5 LIMIT ?2 + 0",
         )],
     },
     Mutant {

@@ -23,7 +23,7 @@ pub(super) async fn step(
 ) -> Result<Step, StoreError> {
     let freed: Vec<i64> = sqlx::query_scalar(
         "DELETE FROM points WHERE lease_hash IN
-             (SELECT lease_hash FROM points WHERE busy_until_ms <= ?1 LIMIT ?2)
+             (SELECT lease_hash FROM points WHERE busy_until_ms <= ?1 LIMIT ?2 + 0)
          RETURNING seed_id",
     )
     .bind(now)
@@ -36,7 +36,7 @@ pub(super) async fn step(
         "DELETE FROM seeds WHERE id IN
              (SELECT s.id FROM seeds s WHERE s.removed = 1 AND s.drained = 0
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)
-              LIMIT ?1)",
+              LIMIT ?1 + 0)",
     )
     .bind(STEP_ROWS)
     .execute(&mut *connection)
@@ -47,7 +47,7 @@ pub(super) async fn step(
         "DELETE FROM seeds WHERE id IN
              (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= ?1
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)
-              LIMIT ?2)",
+              LIMIT ?2 + 0)",
     )
     .bind(silent_since)
     .bind(STEP_ROWS)
@@ -58,7 +58,7 @@ pub(super) async fn step(
     let silenced = sqlx::query(
         "UPDATE seeds SET offer_rank = NULL WHERE id IN
              (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
-              WHERE h.last_ms <= ?1 AND s.offer_rank IS NOT NULL LIMIT ?2)",
+              WHERE h.last_ms <= ?1 AND s.offer_rank IS NOT NULL LIMIT ?2 + 0)",
     )
     .bind(silent_since)
     .bind(STEP_ROWS)

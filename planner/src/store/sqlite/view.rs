@@ -18,7 +18,7 @@ pub(super) async fn snapshot(
     let rows = sqlx::query(
         "SELECT s.*, h.last_ms, (s.removed = 1 OR s.drained = 1 OR h.last_ms <= ?2) AS draining,
                 (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used
-         FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT ?3",
+         FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT ?3 + 0",
     )
     .bind(now)
     .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
@@ -42,7 +42,7 @@ pub(super) async fn snapshot(
     }
     let rows = sqlx::query(
         "SELECT p.lease_hash, s.identity, s.seed_key FROM points p JOIN seeds s ON s.id = p.seed_id
-         WHERE p.busy_until_ms > ?1 ORDER BY s.identity, p.n LIMIT ?2",
+         WHERE p.busy_until_ms > ?1 ORDER BY s.identity, p.n LIMIT ?2 + 0",
     )
     .bind(now)
     .bind(MAX_SNAPSHOT)

@@ -2,8 +2,8 @@
 
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
-use super::LATENCY_SECONDS;
 use super::series::Series;
+use super::{LATENCY_SECONDS, by_state};
 use crate::store::Counts;
 
 /// Bounds of how many commands one transaction takes.
@@ -102,7 +102,7 @@ impl Changes {
 
 impl Held {
     pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
-        let states = Counts::default().by_state().map(|(state, _)| state);
+        let states = by_state(&Counts::default()).map(|(state, _)| state);
         let by_state = |name: &str, help: &str| series.gauges(name, help, &["state"], &states);
         Ok(Self {
             seeds: by_state("seeds", "Seeds that the database knows, by state.")?,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
-use crate::store::{Command, Counts, Heard, Outcome, Refusal, Registration, Removal, Report, Store};
+use crate::store::{Command, Counts, Heard, Outcome, Refusal, Registration, Removal, Report, Store, Tally};
 use due::Due;
 use groups::{Calls, Changes, Held, Transfers};
 pub use measured::MeasuredStore;
@@ -139,7 +139,7 @@ impl Metrics {
         let set = |gauge: &IntGaugeVec, state: &str, count: u64| {
             gauge.with_label_values(&[state]).set(i64::try_from(count).unwrap_or(i64::MAX));
         };
-        for (state, tally) in counts.by_state() {
+        for (state, tally) in by_state(counts) {
             set(&self.held.seeds, state, tally.seeds);
             set(&self.held.capacity, state, tally.capacity);
             set(&self.held.leases, state, tally.leases);
@@ -185,6 +185,12 @@ impl Metrics {
     }
 }
 
+/// Each state's label, and what is in it.
+fn by_state(counts: &Counts) -> [(&'static str, Tally); 4] {
+    let Counts { live, suspect, draining, silent } = *counts;
+    [("live", live), ("suspect", suspect), ("draining", draining), ("silent", silent)]
+}
+
 /// A request that runs, until it is dropped.
 pub(crate) struct Running<'a>(&'a IntGauge);
 
@@ -202,7 +208,6 @@ fn unix_seconds() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::Tally;
 
     #[test]
     fn every_series_is_named_once_and_shown() {

@@ -12,7 +12,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use crate::domain::health::BackOff;
 use crate::domain::policy::{Policy, Wish};
-use crate::domain::seed::Profile;
+use crate::domain::seed::{Profile, State};
 pub use crate::domain::seed::{Heard, Registration, Removal};
 use crate::domain::terms::{Overrides, Subject, Terms};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
@@ -322,45 +322,36 @@ pub struct Tally {
     pub leases: u64,
 }
 
-/// How much of everything there is. A seed counts under the first state that holds of it.
+/// How much of everything there is, by the state of seeds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Counts {
-    /// Removed or drained: offered no more.
-    pub draining: Tally,
-    /// Not heard of for its time to live.
-    pub silent: Tally,
-    /// Failed, and left alone for a while.
-    pub suspect: Tally,
-    /// Offered.
+    /// Those that are offered.
     pub live: Tally,
+    /// Those that failed lately.
+    pub suspect: Tally,
+    /// Those that were removed or drained.
+    pub draining: Tally,
+    /// Those that were not heard of.
+    pub silent: Tally,
 }
 
 impl Counts {
-    /// Each state with its name.
-    pub fn by_state(&self) -> [(&'static str, Tally); 4] {
-        let Self { draining, silent, suspect, live } = *self;
-        [("draining", draining), ("silent", silent), ("suspect", suspect), ("live", live)]
-    }
-
-    /// The tally of the state that a database calls `name`.
-    fn tally(&mut self, name: &str) -> Result<&mut Tally, StoreError> {
-        match name {
-            "draining" => Ok(&mut self.draining),
-            "silent" => Ok(&mut self.silent),
-            "suspect" => Ok(&mut self.suspect),
-            "live" => Ok(&mut self.live),
-            _ => Err(StoreError::Broken(format!("a seed is '{name}', which is no state"))),
-        }
-    }
-
-    /// From rows of state, seeds, capacity, leases.
-    fn from_rows(rows: Vec<(String, i64, i64, i64)>) -> Result<Self, StoreError> {
+    /// From rows of a state's number, seeds, capacity, leases.
+    fn from_rows(rows: Vec<(i32, i64, i64, i64)>) -> Result<Self, StoreError> {
         let mut counts = Self::default();
         for (state, seeds, capacity, leases) in rows {
-            let tally = counts.tally(&state)?;
-            tally.seeds += seeds.unsigned_abs();
-            tally.capacity += capacity.unsigned_abs();
-            tally.leases += leases.unsigned_abs();
+            let tally = match u8::try_from(state).ok().and_then(State::of_number) {
+                Some(State::Live) => &mut counts.live,
+                Some(State::Suspect) => &mut counts.suspect,
+                Some(State::Draining) => &mut counts.draining,
+                Some(State::Silent) => &mut counts.silent,
+                None => return Err(StoreError::Broken(format!("{state} is no seed's state"))),
+            };
+            *tally = Tally {
+                seeds: seeds.unsigned_abs(),
+                capacity: capacity.unsigned_abs(),
+                leases: leases.unsigned_abs(),
+            };
         }
         Ok(counts)
     }

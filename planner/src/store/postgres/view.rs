@@ -1,8 +1,9 @@
 //! What is there, for people; and whether anything can be done with it.
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
+use super::super::list::state_sql;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, lease_hash, seed_key, small};
@@ -72,25 +73,22 @@ impl Work for View<'_> {
     }
 }
 
-/// The work of [`super::super::Store::counts`]: rows of state, seeds, capacity, leases.
+/// The work of [`super::super::Store::counts`]: rows of a state's number, seeds, capacity, leases.
 pub(super) struct Count<'a>(pub(super) &'a PostgresStore);
 
 #[async_trait]
 impl Work for Count<'_> {
-    type Done = Vec<(String, i64, i64, i64)>;
+    type Done = Vec<(i32, i64, i64, i64)>;
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Self::Done, Stopped> {
         let now = self.0.now(connection).await?;
-        let rows = sqlx::query_as(
+        let state = state_sql("$1", "$2");
+        let rows = sqlx::query_as(AssertSqlSafe(format!(
             "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > $1 GROUP BY seed_id)
-             SELECT CASE WHEN s.removed OR s.drained THEN 'draining'
-                         WHEN h.last_ms <= $2 THEN 'silent'
-                         WHEN s.suspect_until_ms > $1 THEN 'suspect'
-                         ELSE 'live' END AS state,
-                    count(*), sum(s.capacity)::bigint, coalesce(sum(u.n), 0)::bigint
+             SELECT {state} AS state, count(*), sum(s.capacity)::bigint, coalesce(sum(u.n), 0)::bigint
              FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
              GROUP BY state",
-        )
+        )))
         .bind(now)
         .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))
         .fetch_all(connection)

@@ -1,7 +1,8 @@
 //! What is there, for people.
 
-use sqlx::{Row, SqliteConnection};
+use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
+use super::super::list::state_sql;
 use super::super::{Counts, LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, StoreError};
 
 pub(super) async fn snapshot(
@@ -70,16 +71,13 @@ pub(super) async fn counts(
     now: i64,
     rules: &Rules,
 ) -> Result<Counts, StoreError> {
-    let rows = sqlx::query_as(
+    let state = state_sql("?1", "?2");
+    let rows = sqlx::query_as(AssertSqlSafe(format!(
         "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > ?1 GROUP BY seed_id)
-         SELECT CASE WHEN s.removed = 1 OR s.drained = 1 THEN 'draining'
-                     WHEN h.last_ms <= ?2 THEN 'silent'
-                     WHEN s.suspect_until_ms > ?1 THEN 'suspect'
-                     ELSE 'live' END AS state,
-                count(*), sum(s.capacity), coalesce(sum(u.n), 0)
+         SELECT {state} AS state, count(*), sum(s.capacity), coalesce(sum(u.n), 0)
          FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
          GROUP BY state",
-    )
+    )))
     .bind(now)
     .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
     .fetch_all(connection)

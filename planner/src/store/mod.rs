@@ -12,8 +12,8 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use crate::domain::health::BackOff;
 use crate::domain::policy::{Policy, Wish};
-use crate::domain::seed::{Profile, State};
 pub use crate::domain::seed::{Heard, Registration, Removal};
+use crate::domain::seed::{Profile, State};
 use crate::domain::terms::{Overrides, Subject, Terms};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 

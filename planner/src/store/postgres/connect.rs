@@ -123,7 +123,8 @@ async fn apply(connection: &mut PgConnection) -> Result<(), String> {
     migrations().run_direct(None, connection, false).await.map_err(|error| error.to_string())
 }
 
-async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+/// Whether the schema has all that this program knows; it may have more.
+pub(super) async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
     let ours: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await?;

@@ -195,6 +195,22 @@ async fn planners_that_start_together_migrate_once() {
 }
 
 #[tokio::test]
+async fn a_planner_is_ready_for_its_own_schema_and_for_newer_ones() {
+    let url = Database::make().await.0;
+    let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let mut connection = url.options().connect().await.unwrap();
+    store.check().await.unwrap();
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES (9999, 'of the next version', TRUE, '', 0)";
+    sqlx::query(newer).execute(&mut connection).await.unwrap();
+    store.check().await.unwrap();
+    let older = "DELETE FROM _sqlx_migrations WHERE version = (SELECT min(version) FROM _sqlx_migrations)";
+    sqlx::query(older).execute(&mut connection).await.unwrap();
+    let error = store.check().await.unwrap_err();
+    assert!(matches!(&error, StoreError::Broken(why) if why.contains("rfork planner migrate")), "{error}");
+}
+
+#[tokio::test]
 async fn a_lock_that_is_held_is_an_outage_that_passes() {
     let Database(url) = Database::make().await;
     let quick = ConnectSettings { statement_timeout: std::time::Duration::from_millis(200), ..few() };

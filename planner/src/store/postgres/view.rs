@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::super::list::state_sql;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
+use super::connect::is_current;
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, lease_hash, seed_key, small};
 
@@ -98,7 +99,8 @@ impl Work for Count<'_> {
 }
 
 /// The work of [`super::super::Store::check`]. That a transaction which may write has begun proves that the
-/// server takes writes: one in recovery refuses it.
+/// server takes writes: one in recovery refuses it. A schema is usable that has all migrations of this program;
+/// newer ones only add to it.
 pub(super) struct Check;
 
 #[async_trait]
@@ -106,7 +108,10 @@ impl Work for Check {
     type Done = ();
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<(), Stopped> {
-        sqlx::query("SELECT 1 FROM seeds LIMIT 1").execute(connection).await?;
+        if !is_current(connection).await? {
+            let reason = "its schema lacks migrations of this program; `rfork planner migrate` applies them";
+            return Err(Stopped::Broken(reason.into()));
+        }
         Ok(())
     }
 }

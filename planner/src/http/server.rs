@@ -17,8 +17,8 @@ use tower::ServiceExt;
 use crate::config::Bounds;
 use crate::shutdown::Stop;
 
-/// Open files that are left for the database and the rest of the process.
-const OTHER_FILES: u64 = 64;
+/// Open files that are left for the database, whose pool may have 100, and the rest of the process.
+const OTHER_FILES: u64 = 256;
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 

@@ -168,10 +168,6 @@ const MUTANTS: &[Mutant] = &[
             ("< c.host_capacity", "< c.host_capacity + 1"),
         ],
     },
-    Mutant {
-        name: "planners claim points of a host without its lock",
-        edits: &[("SELECT pg_advisory_xact_lock(t.number)", "SELECT t.number")],
-    },
 ];
 
 simulation_suite!(Scene, MUTANTS);

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::heartbeats::Heartbeats;
-use crate::store::{Command, MAX_BATCH, Outcome, Report, Store, StoreError};
+use crate::store::{Command, Leaving, MAX_BATCH, Outcome, Report, Store, StoreError};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
@@ -87,6 +87,11 @@ impl Writer {
         }
     }
 
+    /// Has a command applied whose outcome nobody waits for. If the queue is full it is lost.
+    pub fn tell(&self, command: Command) {
+        let _ = self.enqueue(command, oneshot::channel().0);
+    }
+
     fn enqueue(
         &self,
         command: Command,
@@ -117,7 +122,7 @@ impl Drop for Awaited<'_> {
             && let Some(release) = orphan(self.command.clone(), outcome)
         {
             // Nobody waits for this. If the queue is full, the lease ends by its time to live.
-            let _ = self.writer.enqueue(release, oneshot::channel().0);
+            self.writer.tell(release);
         }
     }
 }
@@ -172,9 +177,18 @@ fn aged(mut command: Command, arrived: Instant) -> Command {
     command
 }
 
-/// The release of a lease that was granted to a client that is gone.
+/// What becomes of a lease, or a place in the queue, whose client is gone.
 fn orphan(command: Command, outcome: Outcome) -> Option<Command> {
     match (command, outcome) {
+        // Its client may come back for it: until then it lives as long as any that is not renewed.
+        (Command::Acquire { queue: Some(queue), .. }, Outcome::Acquired(Ok(_)))
+            if queue.idempotency.is_some() =>
+        {
+            None
+        }
+        (Command::Acquire { lease, .. }, Outcome::Queued(_)) => {
+            Some(Command::Leave { lease, why: Leaving::Gone })
+        }
         (Command::Acquire { lease, .. }, Outcome::Acquired(Ok(grant))) => {
             Some(Command::Release { identity: grant.identity, lease, report: Report::Unknown })
         }
@@ -215,8 +229,12 @@ mod tests {
             }
         };
         {
-            let mut asking =
-                pin!(writer.submit(Command::Acquire { key, wish: Box::default(), lease: [7; 32] }));
+            let mut asking = pin!(writer.submit(Command::Acquire {
+                key,
+                wish: Box::default(),
+                lease: [7; 32],
+                queue: None
+            }));
             let polled = asking.as_mut().poll(&mut Context::from_waker(Waker::noop()));
             assert!(matches!(polled, Poll::Pending), "{polled:?}");
             // Granted; the writer, which runs on this thread too, answers when it is given a turn.

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 use tokio::net::TcpListener;
 
-use crate::config::{Bounds, DatabaseError, DatabaseUrl, Settings};
+use crate::config::{Bounds, DatabaseError, DatabaseUrl, PROBE_NETWORKS, Settings};
 use crate::domain::policy::Policy;
 use crate::http::v2::openapi;
 use crate::settings_file::{FileError, FileSettings};
@@ -119,6 +120,27 @@ pub struct PlannerArgs {
         value_parser = whole(0..=HOUR_SEC))]
     drain_sec: u64,
 
+    /// Seconds that a request for a seed (API v1) may wait for one while all are busy, instead of being refused at
+    /// once; clients give up after 10
+    #[arg(long, env = "RFORK_CFG_V1_HOLD_SEC", default_value = "0", value_name = "SECONDS",
+        value_parser = whole(0..=9u64))]
+    v1_hold_sec: u64,
+
+    /// Seconds between two heartbeats of a seed, as its worker is set. One that was silent for longer is asked
+    /// whether it lives before it is handed out
+    #[arg(long, env = "RFORK_CFG_HEARTBEAT_INTERVAL_SEC", default_value = "30", value_name = "SECONDS",
+        value_parser = whole(1..=HOUR_SEC))]
+    heartbeat_interval_sec: u64,
+
+    /// Never ask a seed whether it lives
+    #[arg(long, env = "RFORK_CFG_NO_LIVENESS_PROBE")]
+    no_liveness_probe: bool,
+
+    /// Networks, separated by commas, at whose addresses seeds may be asked
+    #[arg(long, env = "RFORK_CFG_PROBE_NETWORKS", value_name = "NETWORKS", value_delimiter = ',',
+        default_value = PROBE_NETWORKS)]
+    probe_networks: Vec<IpNet>,
+
     /// A TOML file of rules for some seeds: capacity, lease time, a bound for all seeds of a host; and where
     /// addresses are. `docs/settings-file.md` says what may stand in it
     #[arg(long, env = "RFORK_CFG_SETTINGS_FILE", value_name = "FILE")]
@@ -209,6 +231,10 @@ impl PlannerArgs {
                 drain: Duration::from_secs(self.drain_sec),
                 ..Bounds::default()
             },
+            v1_hold: Duration::from_secs(self.v1_hold_sec),
+            heartbeat_interval: Duration::from_secs(self.heartbeat_interval_sec),
+            liveness_probe: !self.no_liveness_probe,
+            probe_networks: self.probe_networks,
             file: file.map(Arc::new).unwrap_or_default(),
         })
     }

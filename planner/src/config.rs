@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
 use sqlx::postgres::PgConnectOptions;
 
 use crate::domain::health::BackOff;
@@ -17,6 +18,10 @@ use crate::store::postgres::ConnectSettings;
 
 /// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
+
+/// Where seeds may be asked for their health unless settings say otherwise: private networks, and this machine.
+pub const PROBE_NETWORKS: &str =
+    "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7,127.0.0.0/8,::1/128";
 
 /// Where seeds and leases are kept.
 ///
@@ -251,6 +256,14 @@ pub struct Settings {
     pub alloc_policy: Policy,
     /// What clients may take.
     pub bounds: Bounds,
+    /// How long `get_seed` of API v1 may wait for a seed; clients give up after 10 s.
+    pub v1_hold: Duration,
+    /// How often seeds send heartbeats.
+    pub heartbeat_interval: Duration,
+    /// Whether a seed that was silent for longer is asked for its health before it is granted.
+    pub liveness_probe: bool,
+    /// At which addresses seeds may be asked.
+    pub probe_networks: Vec<IpNet>,
     /// What differs for some seeds, and where addresses are.
     pub file: Arc<FileSettings>,
 }
@@ -269,6 +282,10 @@ impl Settings {
             default_resource_points: 1,
             alloc_policy: Policy::default(),
             bounds: Bounds::default(),
+            v1_hold: Duration::ZERO,
+            heartbeat_interval: Duration::from_secs(30),
+            liveness_probe: true,
+            probe_networks: PROBE_NETWORKS.split(',').filter_map(|network| network.parse().ok()).collect(),
             file: Arc::default(),
         }
     }

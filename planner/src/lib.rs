@@ -14,14 +14,17 @@ pub mod allocate;
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod grant;
 pub mod heartbeats;
 pub mod http;
 pub mod metrics;
+pub mod probe;
 pub mod settings_file;
 pub mod shutdown;
 pub mod store;
 pub mod sweeper;
 pub mod telemetry;
+pub mod waiting;
 
 use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
 use shutdown::Stop;
@@ -100,10 +103,22 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
     let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
+    let room =
+        Arc::new(waiting::WaitingRoom::new(writer.clone(), store.clone(), metrics.clone(), stop.clone()));
+    let seating = tokio::spawn(room.clone().run(settings.heartbeat_sweep, requests_done.clone()));
+    let liveness = settings.liveness_probe.then(|| {
+        let prober = probe::Prober::new(settings.probe_networks.clone());
+        Arc::new(grant::Liveness { prober, heartbeat_interval: settings.heartbeat_interval })
+    });
+    let granter = grant::Granter { writer: writer.clone(), room, liveness };
     let api = http::Api {
+        granter,
+        v1_hold: settings.v1_hold,
+        file: settings.file.clone(),
         writer,
         heartbeats,
         store: store.clone(),
+        heartbeat_interval: settings.heartbeat_interval,
         heartbeat_ttl: settings.heartbeat_ttl,
         metrics,
         stop: stop.clone(),
@@ -112,7 +127,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     http::server::serve(listener, router, &settings.bounds, &stop).await;
     requests_done.cancel();
     // A panic in one of them was logged when it happened; the rest is still to be closed.
-    let _ = (flushing.await, sweeping.await);
+    let _ = (flushing.await, sweeping.await, seating.await);
     let _ = tokio::time::timeout(REQUEST_DEADLINE, writing).await;
     store.close().await;
     tracing::info!("the planner has stopped");

@@ -1,7 +1,9 @@
 //! Where seeds and workers stand, and how far they are from each other.
 
+use serde::{Deserialize, Serialize};
+
 /// A place in a cluster; what is not known is `None`.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Location {
     /// The largest part that is told apart, a data centre or an availability zone.
     pub zone: Option<String>,

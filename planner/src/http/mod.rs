@@ -12,8 +12,10 @@ use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_L
 
 use crate::allocate::Writer;
 use crate::config::Bounds;
+use crate::grant::Granter;
 use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
+use crate::settings_file::FileSettings;
 use crate::shutdown::Stop;
 use crate::store::Store;
 
@@ -32,12 +34,20 @@ use bounds::Lanes;
 /// What every request may use.
 #[derive(Clone)]
 pub struct Api {
+    /// Leases seeds.
+    pub granter: Granter,
+    /// How long `get_seed` may wait for a seed.
+    pub v1_hold: Duration,
+    /// Where addresses are.
+    pub file: Arc<FileSettings>,
     /// Applies commands.
     pub writer: Writer,
     /// Takes repeated heartbeats.
     pub heartbeats: Arc<Heartbeats>,
     /// Answers questions.
     pub store: Arc<dyn Store>,
+    /// How often seeds are to send heartbeats.
+    pub heartbeat_interval: Duration,
     /// How long a seed may be silent.
     pub heartbeat_ttl: Duration,
     /// Counts requests.
@@ -56,7 +66,10 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
             .route("/readyz", get_only(get(ops::readyz)))
             .route("/metrics", get_only(get(ops::metrics))),
     );
-    let acquire = acquire.hold(Router::new().route(GET_SEED, get_only(get(v1::get_seed))));
+    // A request that is held is still answered before its client gives up.
+    let deadline = bounds.deadline.max(api.v1_hold + Duration::from_millis(800));
+    let acquire =
+        acquire.with_deadline(deadline).hold(Router::new().route(GET_SEED, get_only(get(v1::get_seed))));
     let rest = rest.hold(
         Router::new()
             .route(ADD_SEED, post(v1::add_seed))

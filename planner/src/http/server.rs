@@ -1,5 +1,6 @@
 //! The HTTP server around the routes: bounded connections, deadlines, an orderly end.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,6 +23,10 @@ const OTHER_FILES: u64 = 256;
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
+/// The address at the other end of a request's connection: the client's, or that of a proxy before the planner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Client(pub IpAddr);
+
 /// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline.
 pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop: &Stop) {
     let permits = Arc::new(Semaphore::new(connection_limit(bounds.connections)));
@@ -39,8 +44,10 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop:
             () = closing.as_mut() => break,
         };
         match accepted {
-            Some((permit, Ok((stream, _)))) => {
-                let connection = connection(stream, permit, router.clone(), bounds.idle, stop.clone());
+            Some((permit, Ok((stream, address)))) => {
+                let client = Client(address.ip());
+                let connection =
+                    connection(stream, client, permit, router.clone(), bounds.idle, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
             Some((_, Err(error))) => {
@@ -73,6 +80,7 @@ fn connection_limit(wanted: usize) -> usize {
 /// One connection. It owns its permit; a stop lets the request that runs finish and closes it then.
 async fn connection(
     stream: TcpStream,
+    client: Client,
     permit: OwnedSemaphorePermit,
     router: Router,
     idle: Duration,
@@ -83,7 +91,8 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     // The system ends a connection whose client takes nothing of what it is sent.
     let _ = set_tcp_user_timeout(&stream, u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
-    let service = router.map_request(|request: hyper::Request<Incoming>| {
+    let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(client);
         super::single_slash(request.map(axum::body::Body::new))
     });
     let mut server = hyper::server::conn::http1::Builder::new();

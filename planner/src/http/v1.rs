@@ -1,6 +1,6 @@
 //! API v1: headers in, headers out.
 
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use rfork_protocol::LeaseId;
@@ -10,8 +10,11 @@ use rfork_protocol::v1::{
 
 use super::Api;
 use super::error::ApiError;
+use super::server::Client;
+use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
-use crate::store::{Command, Grant, Outcome, Report};
+use crate::store::{Command, Grant, Outcome, Queue, Report};
+use crate::waiting::{AcquireError, Ask};
 
 /// An outcome that does not belong to its command: a fault of ours, told as one.
 fn mismatched(outcome: &Outcome) -> ApiError {
@@ -22,7 +25,9 @@ fn mismatched(outcome: &Outcome) -> ApiError {
 pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let AddSeed { key, identity, labels, .. } = AddSeed::decode(&headers)?;
     let name = identity.to_string();
-    let profile = Box::new(Profile { labels, ..Profile::default() });
+    let host = identity.host().trim_start_matches('[').trim_end_matches(']');
+    let location = host.parse().map(|address| api.file.networks.locate(address)).unwrap_or_default();
+    let profile = Box::new(Profile { labels, location, ..Profile::default() });
     if api.heartbeats.note(&name, &key, &profile) {
         return Ok(StatusCode::OK);
     }
@@ -40,20 +45,32 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     }
 }
 
-pub(super) async fn get_seed(State(api): State<Api>, headers: HeaderMap) -> Result<Response, ApiError> {
+pub(super) async fn get_seed(
+    State(api): State<Api>,
+    client: Option<Extension<Client>>,
+    headers: HeaderMap,
+) -> Result<Response, ApiError> {
     let GetSeed { key, .. } = GetSeed::decode(&headers)?;
+    let location = client.map(|Extension(client)| api.file.networks.locate(client.0)).unwrap_or_default();
     let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
         .map_err(|error| ApiError::Unavailable(error.to_string()))?;
-    let command = Command::Acquire { key: key.clone(), wish: Box::default(), lease: lease.hash() };
-    match api.writer.submit(command).await? {
-        Outcome::Acquired(Ok(Grant { identity, lease_ttl_ms, .. })) => {
+    let wait_ms = i64::try_from(api.v1_hold.as_millis()).unwrap_or(i64::MAX);
+    let ask = Ask {
+        key: key.clone(),
+        wish: Box::new(Wish { location, ..Wish::default() }),
+        lease: lease.hash(),
+        queue: Queue { wait_ms, idempotency: None },
+    };
+    match api.granter.acquire(&ask).await {
+        Ok(Grant { identity, lease_ttl_ms, .. }) => {
             tracing::debug!(seed = %identity, %key, %lease, "granted");
             let lease_ttl_sec = Some(lease_ttl_ms.unsigned_abs() / 1_000);
             let granted = Granted { identity, lease, lease_ttl_sec };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
-        Outcome::Acquired(Err(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
-        outcome => Err(mismatched(&outcome)),
+        Err(AcquireError::Refused(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
+        Err(AcquireError::Write(error)) => Err(error.into()),
+        Err(error) => Err(ApiError::Unavailable(error.to_string())),
     }
 }
 

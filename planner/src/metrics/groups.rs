@@ -8,6 +8,8 @@ use crate::store::Counts;
 
 /// Bounds of how many commands one transaction takes.
 const BATCH_COMMANDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
+/// Bounds of waits: to the longest that a request may ask for.
+const WAIT_SECONDS: &[f64] = &[0.01, 0.05, 0.25, 1.0, 2.5, 5.0, 10.0, 25.0, 60.0, 120.0, 300.0];
 /// Bounds of transfers: from a small model near by to one that is nearly given up.
 const TRANSFER_SECONDS: &[f64] =
     &[0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 100.0, 250.0, 500.0, 1_000.0, 2_500.0];
@@ -54,6 +56,13 @@ pub(super) struct Calls {
     pub(super) swept_at: IntGauge,
 }
 
+/// Requests that may wait for a seed.
+#[derive(Debug)]
+pub(super) struct Waits {
+    pub(super) now: IntGauge,
+    pub(super) seconds: HistogramVec,
+}
+
 /// What workers report of their transfers, which only v2 lets them.
 #[derive(Debug)]
 pub(super) struct Transfers {
@@ -73,9 +82,10 @@ impl Changes {
             )?,
             leases: series.counters(
                 "lease_changes_total",
-                "Leases that were granted, renewed, lost (a renewal of one that is gone) or expired.",
+                "Leases that were granted, queued (their requests wait), renewed, lost (a renewal of one that is gone) or \
+                 expired.",
                 &["change"],
-                &["granted", "renewed", "lost", "expired"],
+                &["granted", "queued", "renewed", "lost", "expired"],
             )?,
             releases: series.counters(
                 "releases_total",
@@ -88,7 +98,7 @@ impl Changes {
                 "refusals_total",
                 "Requests for a seed that got none, by reason.",
                 &["reason"],
-                &["unknown_key", "all_busy", "all_suspect"],
+                &["unknown_key", "all_busy", "all_suspect", "lease_ended", "other_request"],
             )?,
             heartbeats: series.counters(
                 "heartbeats_total",
@@ -153,6 +163,20 @@ impl Calls {
             )?,
             swept_at: series
                 .gauge("last_sweep_timestamp_seconds", "When the last sweep ended, in Unix seconds.")?,
+        })
+    }
+}
+
+impl Waits {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        Ok(Self {
+            now: series.gauge("requests_waiting", "Requests that wait here for a seed.")?,
+            seconds: series.histograms(
+                "wait_seconds",
+                "Time that requests took which were allowed to wait, by outcome.",
+                "outcome",
+                WAIT_SECONDS,
+            )?,
         })
     }
 }

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use async_trait::async_trait;
 use rfork_protocol::SeedKey;
+use tokio::sync::Notify;
 use tracing::Instrument;
 
 use super::{Metrics, unix_seconds};
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
-use crate::store::{Beat, Command, Counts, Outcome, PoolView, Snapshot, Store, StoreError, Swept};
+use crate::store::{Beat, Command, Counts, Outcome, PoolView, Snapshot, Store, StoreError, Swept, Woken};
 
 /// A store whose calls are timed and whose outcomes are counted.
 pub struct MeasuredStore {
@@ -53,6 +54,17 @@ impl Store for MeasuredStore {
             self.metrics.applied(command, outcome);
         }
         Ok(outcomes)
+    }
+
+    fn wakes(&self) -> Arc<Notify> {
+        self.inner.wakes()
+    }
+
+    async fn collect(&self) -> Result<Vec<Woken>, StoreError> {
+        let woken = self.time("collect", 0, self.inner.collect()).await?;
+        let granted = woken.iter().filter(|woken| woken.grant.is_some()).count();
+        self.metrics.changes.leases.with_label_values(&["granted"]).inc_by(granted as u64);
+        Ok(woken)
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {

@@ -15,7 +15,7 @@ use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Re
 
 use crate::store::{Command, Counts, Heard, Outcome, Refusal, Registration, Removal, Report, Store, Tally};
 use due::Due;
-use groups::{Calls, Changes, Held, Transfers};
+use groups::{Calls, Changes, Held, Transfers, Waits};
 pub use measured::MeasuredStore;
 use series::Series;
 
@@ -40,6 +40,7 @@ pub struct Metrics {
     held: Held,
     calls: Calls,
     transfers: Transfers,
+    waits: Waits,
     count_due: Due,
 }
 
@@ -70,6 +71,7 @@ impl Metrics {
             held: Held::new(&series)?,
             calls: Calls::new(&series)?,
             transfers: Transfers::new(&series)?,
+            waits: Waits::new(&series)?,
             count_due: Due::default(),
             registry: series.registry,
         })
@@ -79,6 +81,18 @@ impl Metrics {
     pub(crate) fn running(&self) -> Running<'_> {
         self.requests_running.inc();
         Running(&self.requests_running)
+    }
+
+    /// Counts a request that waits for a seed, while it waits.
+    pub(crate) fn waiting(&self) -> Running<'_> {
+        self.waits.now.inc();
+        Running(&self.waits.now)
+    }
+
+    /// Counts how long a request waited that was allowed to, whatever came of it.
+    pub(crate) fn waited(&self, granted: bool, took: Duration) {
+        let outcome = if granted { "granted" } else { "refused" };
+        self.waits.seconds.with_label_values(&[outcome]).observe(took.as_secs_f64());
     }
 
     /// Counts a request that was answered. `route` is a route's path, never what a client wrote.
@@ -167,6 +181,8 @@ impl Metrics {
                     Refusal::UnknownKey => "unknown_key",
                     Refusal::AllBusy => "all_busy",
                     Refusal::AllSuspect => "all_suspect",
+                    Refusal::LeaseEnded => "lease_ended",
+                    Refusal::OtherRequest => "other_request",
                 };
                 self.changes.refusals.with_label_values(&[reason]).inc();
             }
@@ -180,7 +196,8 @@ impl Metrics {
             Outcome::Released(false) => released("late"),
             Outcome::Noted(_) => {}
             Outcome::Drained(Some(_)) => seed("drained"),
-            Outcome::Drained(None) => {}
+            Outcome::Queued(_) => lease("queued"),
+            Outcome::Drained(None) | Outcome::Served(_) | Outcome::Left(_) => {}
         }
     }
 }
@@ -191,7 +208,8 @@ fn by_state(counts: &Counts) -> [(&'static str, Tally); 4] {
     [("live", live), ("suspect", suspect), ("draining", draining), ("silent", silent)]
 }
 
-/// A request that runs, until it is dropped.
+/// A request that runs, or waits, until it is dropped.
+#[derive(Debug)]
 pub(crate) struct Running<'a>(&'a IntGauge);
 
 impl Drop for Running<'_> {

@@ -160,6 +160,8 @@ pub struct KeyEntry {
     pub capacity: u64,
     /// Leases that its seeds have.
     pub used: u64,
+    /// Requests that wait for one of its seeds.
+    pub waiting: u64,
 }
 
 /// A seed's [`State`] as statements spell it. `now` and `silent` name the parameters that hold the time,

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use tokio::sync::Notify;
 
 use crate::domain::health::BackOff;
 use crate::domain::policy::{Policy, Wish};
@@ -24,6 +25,7 @@ pub mod postgres;
 #[cfg(test)]
 pub(crate) mod simulation;
 pub mod sqlite;
+mod wish;
 
 /// The most commands that one transaction takes.
 pub const MAX_BATCH: usize = 512;
@@ -33,6 +35,15 @@ pub const MAX_FLUSH: usize = 2_000;
 
 /// How long it is remembered which instance served another one, in milliseconds.
 const INSTANCE_MEMORY_MS: i64 = 3_600_000;
+
+/// A planner that was silent this long answers nobody any more, in milliseconds: its waiters are passed over.
+pub const PLANNER_TTL_MS: i64 = 8_000;
+
+/// The most waiters of one key that are looked at in one round.
+const MAX_SERVED: i64 = 64;
+
+/// How long a granted request is remembered for its repetitions, in milliseconds.
+const REQUEST_MEMORY_MS: i64 = 3_600_000;
 
 /// What decides over seeds and leases, the same for every call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -126,6 +137,20 @@ pub enum Command {
         wish: Box<Wish>,
         /// The lease to be.
         lease: LeaseHash,
+        /// How it waits and is told from its repetitions; without it, it is answered at once.
+        queue: Option<Box<Queue>>,
+    },
+    /// Give a key's free points to those who wait for them.
+    Serve {
+        /// The key.
+        key: SeedKey,
+    },
+    /// End an acquisition's wait.
+    Leave {
+        /// The lease that it was to be.
+        lease: LeaseHash,
+        /// Who ends it.
+        why: Leaving,
     },
     /// Extend a lease.
     Renew {
@@ -170,7 +195,7 @@ impl Command {
     /// The seed that it names.
     pub fn identity(&self) -> Option<&SeedIdentity> {
         match self {
-            Self::Acquire { .. } => None,
+            Self::Acquire { .. } | Self::Serve { .. } | Self::Leave { .. } => None,
             Self::Register { identity, .. }
             | Self::Beat { identity, .. }
             | Self::Renew { identity, .. }
@@ -180,6 +205,36 @@ impl Command {
             | Self::Drain { identity, .. } => Some(identity),
         }
     }
+}
+
+/// How an acquisition waits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Queue {
+    /// How long it may wait, in milliseconds; 0 for not at all.
+    pub wait_ms: i64,
+    /// What tells it from others, if it may be repeated.
+    pub idempotency: Option<Idempotency>,
+}
+
+/// What tells an acquisition that may be repeated from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// SHA-256 of its key.
+    pub key: [u8; 32],
+    /// SHA-256 of what is asked for: another request under the same key is refused.
+    pub request: [u8; 32],
+}
+
+/// Who ends a wait, and so what becomes of a lease that was granted in the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// The waiter, whose time is over: the lease is its own.
+    TimedOut,
+    /// Its client has gone away: the lease is given back; an acquisition that may be repeated keeps its place, and
+    /// its lease, for a client that comes back.
+    Gone,
+    /// The planner, which found that the seed does not answer, and has ended the lease.
+    Void,
 }
 
 /// How the transfer of a lease went.
@@ -216,6 +271,19 @@ pub enum Refusal {
     AllBusy,
     /// Those that have it are suspect; they come back after a pause.
     AllSuspect,
+    /// The repetition of an acquisition whose lease has ended.
+    LeaseEnded,
+    /// Under the idempotency key of another request.
+    OtherRequest,
+}
+
+/// A waiter whose turn came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Woken {
+    /// The lease that it waits for.
+    pub lease: LeaseHash,
+    /// What it was given; `None` if that has ended already.
+    pub grant: Option<Grant>,
 }
 
 /// What became of a [`Command`].
@@ -227,6 +295,14 @@ pub enum Outcome {
     Heard(Heard, Option<i64>),
     /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.
     Acquired(Result<Grant, Refusal>),
+    /// Of [`Command::Acquire`]: it waits, and [`Store::collect`] gives its lease when its turn comes. A lease on a
+    /// seed of its key ends by itself after so many milliseconds, if any does: [`Command::Serve`] is to be asked
+    /// for then.
+    Queued(Option<i64>),
+    /// Of [`Command::Serve`]: how long it is to the next such end, in milliseconds.
+    Served(Option<i64>),
+    /// Of [`Command::Leave`]: what it had been given, if it was given anything; given back if its client is gone.
+    Left(Option<Grant>),
     /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
     Renewed(Option<i64>),
     /// Of [`Command::Release`]: whether the lease lived.
@@ -390,17 +466,34 @@ pub enum StoreError {
     Broken(String),
 }
 
+/// A name for a process that answers those who wait: no other has it.
+fn planner_id() -> String {
+    uuid::Uuid::new_v4().simple().to_string()
+}
+
 /// A store of seeds and leases.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
     /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
-    /// refuses least: registrations and heartbeats, renewals, releases and answers, removals and drains, acquisitions, each kind
-    /// as listed.
+    /// refuses least: registrations and heartbeats, renewals, releases and answers, removals and drains,
+    /// acquisitions, each kind as listed. Waiters of a key come before acquisitions of it that are new; ends of
+    /// waits come last.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError>;
+
+    /// Tells when some waiter of this store's may have been served, by whichever planner. A hint: it may come for
+    /// nothing, and one may be lost.
+    fn wakes(&self) -> Arc<Notify>;
+
+    /// Takes the waiters of this store's whose turn came, and says that this planner lives and answers. A planner
+    /// that has waiters calls it at least every [`PLANNER_TTL_MS`] divided by 4; those of others are passed over.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn collect(&self) -> Result<Vec<Woken>, StoreError>;
 
     /// Takes out all seeds of a key that do not hold the content `keep`, in bounded steps, as [`Command::Drain`]
     /// does; gives how many were taken out. For weights that were replaced under the same name.

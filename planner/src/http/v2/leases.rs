@@ -1,31 +1,69 @@
 //! Leases: acquired, renewed, released.
 
+use std::time::Instant;
+
+use rfork_protocol::ids::hex;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v2::{
     Acquire, Granted, IDEMPOTENCY_KEY, IdempotencyKey, Location, Name, Release, Released, Renew, Renewed,
     TransferOutcome,
 };
 use rfork_protocol::{LeaseId, SeedIdentity};
+use sha2::{Digest, Sha256};
 
 use super::refused::Refused;
 use super::route::Call;
 use crate::domain::policy::Wish;
-use crate::store::{Command, Grant, Outcome, Refusal, Report};
+use crate::store::{Command, Grant, Idempotency, Outcome, Queue, Refusal, Report};
+use crate::waiting::{AcquireError, Ask, MAX_WAIT};
 
 pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
-    idempotency_key(&call)?;
-    let Call { api, request: Acquire { seed_key: key, location, instance_id, exclude, .. }, .. } = call;
-    let lease_id = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
-        .map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
-    let wish = Box::new(wish(location, instance_id, exclude));
-    let command = Command::Acquire { key: key.clone(), wish, lease: lease_id.hash() };
-    match api.writer.submit(command).await? {
-        Outcome::Acquired(Ok(Grant { identity: seed, lease_ttl_ms, .. })) => {
-            tracing::debug!(%seed, %key, lease = %lease_id, "granted");
-            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms: 0 })
+    let begun = Instant::now();
+    let idempotency_key = idempotency_key(&call)?;
+    let Call { api, request, .. } = call;
+    let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request));
+    let lease_id = match &idempotency_key {
+        Some(key) => lease_of(key),
+        None => uuid::Uuid::new_v4().simple().to_string(),
+    };
+    let lease_id = LeaseId::new(lease_id).map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
+    let Acquire { seed_key: key, wait_ms, location, instance_id, exclude } = request;
+    let wait_ms = i64::try_from(wait_ms.min(super::millis(MAX_WAIT))).unwrap_or(i64::MAX);
+    let ask = Ask {
+        key,
+        wish: Box::new(wish(location, instance_id, exclude)),
+        lease: lease_id.hash(),
+        queue: Queue { wait_ms, idempotency },
+    };
+    match api.granter.acquire(&ask).await {
+        Ok(Grant { identity: seed, lease_ttl_ms, .. }) => {
+            let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
+            tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
+            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms })
         }
-        Outcome::Acquired(Err(refusal)) => Err(refused(refusal)),
-        outcome => Err(Refused::mismatched(&outcome)),
+        Err(AcquireError::Refused(refusal)) => Err(refused(refusal)),
+        Err(AcquireError::Superseded) => Err(refused(Refusal::LeaseEnded)),
+        Err(AcquireError::Write(error)) => Err(error.into()),
+        Err(AcquireError::Mismatched) => Err(Refused::new(Code::Internal, "internal error")),
+    }
+}
+
+/// The lease of all acquisitions under one idempotency key: it need not be kept anywhere to be told again. Who
+/// knows the key knows the lease, so the key is a credential.
+fn lease_of(key: &IdempotencyKey) -> String {
+    let mut digest = Sha256::new();
+    digest.update("rfork lease of idempotency key ");
+    digest.update(key.expose());
+    hex(&digest.finalize()[..16])
+}
+
+/// What tells the request from others. How long it waits is not part of it: a repetition has less time.
+fn idempotency(key: &IdempotencyKey, request: &Acquire) -> Idempotency {
+    let request = Acquire { wait_ms: 0, ..request.clone() };
+    Idempotency {
+        key: key.hash(),
+        // A request that was read from JSON has a JSON form.
+        request: Sha256::digest(serde_json::to_vec(&request).unwrap_or_default()).into(),
     }
 }
 
@@ -43,6 +81,12 @@ fn refused(refusal: Refusal) -> Refused {
     let (code, detail) = match refusal {
         Refusal::UnknownKey => (Code::UnknownKey, "no seed that lives holds this key"),
         Refusal::AllBusy => (Code::AllBusy, "the seeds of this key that may be offered have no room"),
+        Refusal::LeaseEnded => {
+            (Code::LeaseEnded, "the lease of this idempotency key has ended; ask anew under another key")
+        }
+        Refusal::OtherRequest => {
+            (Code::IdempotencyConflict, "another request was made under this idempotency key; take a new one")
+        }
         Refusal::AllSuspect => (Code::AllSuspect, "the seeds of this key that have room failed lately"),
     };
     Refused::new(code, detail)

@@ -104,7 +104,7 @@ pub(super) async fn keys(call: Call<KeyQuery>) -> Result<KeyList, Refused> {
         },
         capacity: key.capacity,
         used: key.used,
-        waiting: 0,
+        waiting: key.waiting,
     });
     Ok(KeyList { keys: keys.collect(), next: page.next.as_deref().map(Cursor::of) })
 }

@@ -15,6 +15,7 @@ use rfork_protocol::v2;
 use super::Api;
 use super::bounds::Lane;
 use crate::domain::location::Location;
+use crate::waiting::MAX_WAIT;
 
 mod keys;
 mod leases;
@@ -147,7 +148,8 @@ pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
         *routes = std::mem::take(routes).route(about.path, serve);
     }
     let told = |lane: &Lane| lane.clone().telling(|refusal| Refused::from(refusal).into_response());
-    let router = told(acquire).hold(acquiring).merge(told(rest).hold(others));
+    let waiting = told(acquire).with_deadline(MAX_WAIT + Duration::from_secs(10));
+    let router = waiting.hold(acquiring).merge(told(rest).hold(others));
     let methods = Arc::new(methods);
     let router = router.method_not_allowed_fallback(async move |path: MatchedPath| {
         Refused::method(methods.get(path.as_str()).map_or("", String::as_str))

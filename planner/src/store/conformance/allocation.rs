@@ -198,8 +198,12 @@ pub(crate) async fn keys_are_bytes<H: Home>() {
     }
     for (bytes, seed) in keys.iter().zip(1u8..) {
         let key = SeedKey::new(bytes.to_vec()).unwrap();
-        let acquire =
-            |number| Command::Acquire { key: key.clone(), wish: Box::default(), lease: lease(number) };
+        let acquire = |number| Command::Acquire {
+            key: key.clone(),
+            wish: Box::default(),
+            lease: lease(number),
+            queue: None,
+        };
         let outcomes = bench.apply(&[acquire(u32::from(seed)), acquire(100 + u32::from(seed))]).await;
         assert_eq!(super::granted(&outcomes[0]), Some(identity(seed)), "{key:?}");
         assert_eq!(super::granted(&outcomes[1]), None, "{key:?}");

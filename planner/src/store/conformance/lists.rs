@@ -100,7 +100,16 @@ pub(crate) async fn keys_are_summed_up<H: Home>() {
     let keys = bench.store.list_keys(&ALL).await.unwrap();
     assert_eq!(keys.next, None);
     let of = |text| keys.entries.iter().find(|entry| entry.key == key(text)).cloned().unwrap();
-    let k = KeyEntry { key: key("k"), live: 2, suspect: 0, draining: 1, silent: 1, capacity: 6, used: 5 };
+    let k = KeyEntry {
+        key: key("k"),
+        live: 2,
+        suspect: 0,
+        draining: 1,
+        silent: 1,
+        capacity: 6,
+        used: 5,
+        waiting: 0,
+    };
     assert_eq!(of("k"), k);
     assert_eq!((of("l").live, of("l").capacity, of("l").used, keys.entries.len()), (1, 3, 0, 2));
 }

@@ -27,6 +27,7 @@ pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;
+pub(crate) mod waiting;
 
 /// A database that a test has for itself.
 #[async_trait]
@@ -146,7 +147,7 @@ pub(crate) fn register(seed: u8, text: &str) -> Command {
 }
 
 pub(crate) fn acquire(text: &str, number: u32) -> Command {
-    Command::Acquire { key: key(text), wish: Box::default(), lease: lease(number) }
+    Command::Acquire { key: key(text), wish: Box::default(), lease: lease(number), queue: None }
 }
 
 pub(crate) fn renew(seed: u8, number: u32) -> Command {
@@ -167,6 +168,12 @@ struct Closed;
 #[async_trait]
 impl Store for Closed {
     async fn apply(&self, _: &[Command]) -> Result<Vec<Outcome>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    fn wakes(&self) -> Arc<tokio::sync::Notify> {
+        Arc::default()
+    }
+    async fn collect(&self) -> Result<Vec<super::Woken>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn invalidate(&self, _: &SeedKey, _: Option<&str>) -> Result<u64, super::StoreError> {
@@ -271,6 +278,16 @@ macro_rules! conformance_suite {
             found: reports_count_in_the_order_of_a_batch,
             found: a_seed_that_is_drained_as_it_comes_stays_out,
             found: no_false_refusal_when_another_seed_of_a_full_host_holds_something_else,
+            waiting: those_who_wait_are_served_in_their_order_and_once,
+            waiting: a_new_seed_serves_those_who_wait,
+            waiting: a_lease_that_ends_by_itself_serves_who_waits_when_asked,
+            waiting: who_gives_up_leaves_its_place_to_the_next,
+            waiting: whose_time_is_over_keeps_what_it_was_given_in_that_moment,
+            waiting: a_wait_ends_and_its_row_is_swept,
+            waiting: waiters_of_a_planner_that_died_are_passed_over,
+            waiting: a_repeated_acquisition_has_the_same_lease,
+            waiting: a_repeated_acquisition_keeps_its_place,
+            waiting: a_refused_acquisition_may_be_repeated,
             histories: generated_histories_agree_with_the_model,
         );
     };

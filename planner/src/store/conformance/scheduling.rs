@@ -12,7 +12,7 @@ fn tell(identity: SeedIdentity, text: &str, profile: Profile) -> Command {
 }
 
 fn wish(text: &str, number: u32, wish: Wish) -> Command {
-    Command::Acquire { key: key(text), wish: Box::new(wish), lease: lease(number) }
+    Command::Acquire { key: key(text), wish: Box::new(wish), lease: lease(number), queue: None }
 }
 
 fn finish(seed: SeedIdentity, number: u32, report: Report) -> Command {

@@ -18,7 +18,7 @@ use super::batch::Chosen;
 use super::candidates::{Facts, Snapshot, snapshot};
 use super::instances::Sources;
 use super::transaction::{Stopped, is_locked};
-use super::{key_hash, offer, small};
+use super::{PostgresStore, key_hash, offer, requests, small};
 use crate::domain::policy::{self, Obstacle, Wish};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -26,15 +26,26 @@ use crate::store::simulation::sqlx;
 /// The most rounds of one batch. Each ends somebody's wait, loses a race, or takes seeds out of the next round.
 const MAX_ROUNDS: usize = 4_096;
 
+/// Whose lease it is to be.
+pub(super) enum Who {
+    /// That of the command at this place in the batch.
+    Command(usize),
+    /// That of a waiting request, and the planner that answers it.
+    Waiter {
+        /// The request's number.
+        id: i64,
+        planner: String,
+    },
+}
+
 /// A worker that waits for a seed.
 pub(super) struct Worker {
-    /// Its command's place in the batch.
-    at: usize,
-    lease: LeaseHash,
+    pub(super) who: Who,
+    pub(super) lease: LeaseHash,
     pub(super) wish: Wish,
 }
 
-/// Workers that wait for a seed of each key, in the order of their commands.
+/// Workers that wait for a seed of each key, those of earlier batches first, then in the order of their commands.
 pub(super) type Waiting<'a> = BTreeMap<&'a SeedKey, VecDeque<Worker>>;
 
 /// A point that was chosen.
@@ -63,45 +74,63 @@ struct Rounds<'a> {
     /// Keys for which seeds of capped hosts are looked for whatever their place says.
     thorough: HashSet<&'a SeedKey>,
     refused: Vec<(usize, &'a SeedKey)>,
+    /// Waiters that were served, and the planners that answer them.
+    served: Vec<(i64, String)>,
     sources: Sources,
 }
 
-/// Answers the acquisitions. `may_wait`: the transaction holds no lock of a seed yet. What others held is added
-/// to `chosen`, and the transaction is to begin again.
+/// What is asked of a batch's acquisitions.
+pub(super) struct Asked<'a> {
+    pub(super) commands: &'a [Command],
+    /// Keys whose waiters come first.
+    pub(super) touched: &'a BTreeSet<SeedKey>,
+    /// Whether the transaction holds no lock of a seed yet.
+    pub(super) may_wait: bool,
+}
+
+/// Serves those who wait for the keys that are touched, then the commands that have no outcome yet; gives whether
+/// any of this planner's was served who waited. What others held is added to `chosen`, and the transaction is to
+/// begin again.
 pub(super) async fn acquire(
     connection: &mut PgConnection,
     now: i64,
-    rules: &Rules,
-    commands: &[Command],
-    may_wait: bool,
+    store: &PostgresStore,
+    asked: Asked<'_>,
     chosen: &mut Chosen,
     outcomes: &mut [Option<Outcome>],
-) -> Result<(), Stopped> {
+) -> Result<bool, Stopped> {
+    let rules = &store.rules;
     let mut waiting = Waiting::new();
-    for (at, command) in commands.iter().enumerate() {
-        if let Command::Acquire { key, lease, wish } = command {
-            let worker = Worker { at, lease: *lease, wish: wish.as_ref().clone() };
+    let called = requests::call_up(connection, now, asked.touched, &mut waiting).await?;
+    for (at, command) in asked.commands.iter().enumerate() {
+        if let Command::Acquire { key, lease, wish, .. } = command
+            && outcomes[at].is_none()
+        {
+            let worker = Worker { who: Who::Command(at), lease: *lease, wish: wish.as_ref().clone() };
             waiting.entry(key).or_default().push_back(worker);
         }
     }
     if waiting.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
     let mut rounds = Rounds {
         now,
         rules,
-        may_wait,
+        // Whoever holds a request waits for no seed.
+        may_wait: asked.may_wait && !called,
         hosts: chosen.hosts.clone(),
         misplaced: Vec::new(),
         thorough: HashSet::new(),
         refused: Vec::new(),
+        served: Vec::new(),
         sources: Sources::load(connection, now, instances).await?,
     };
     for _ in 0..MAX_ROUNDS {
         if waiting.is_empty() {
             refuse(connection, &rounds, outcomes).await?;
-            return rounds.sources.write(connection, now).await;
+            rounds.sources.write(connection, now).await?;
+            return requests::served(connection, store, &rounds.served).await;
         }
         rounds.run(connection, &mut waiting, chosen, outcomes).await?;
     }
@@ -156,12 +185,17 @@ impl<'a> Rounds<'a> {
                 self.sources.settle(instance, source);
             }
             let last_ms = claim.last_heartbeat_ms.max(claim.facts.answered_ms);
-            outcomes[claim.worker.at] = Some(Outcome::Acquired(Ok(Grant {
-                lease_ttl_ms: claimed.get(&(claim.seed_id, claim.n)).copied().unwrap_or_default(),
-                quiet_ms: self.now.saturating_sub(last_ms),
-                answers: claim.facts.answered_ms > 0,
-                identity: claim.identity,
-            })));
+            match claim.worker.who {
+                Who::Waiter { id, planner } => self.served.push((id, planner)),
+                Who::Command(at) => {
+                    outcomes[at] = Some(Outcome::Acquired(Ok(Grant {
+                        lease_ttl_ms: claimed.get(&(claim.seed_id, claim.n)).copied().unwrap_or_default(),
+                        quiet_ms: self.now.saturating_sub(last_ms),
+                        answers: claim.facts.answered_ms > 0,
+                        identity: claim.identity,
+                    })));
+                }
+            }
         }
         let used: BTreeSet<i64> = claimed.keys().map(|(seed_id, _)| *seed_id).collect();
         offer::refresh_used(connection, self.now, self.rules, &used.into_iter().collect::<Vec<_>>()).await
@@ -223,7 +257,11 @@ impl<'a> Rounds<'a> {
             // A place may be older than what another planner did on its host.
             let look_closer = nothing && self.rules.caps_hosts() && self.thorough.insert(key);
             if nothing && !look_closer {
-                self.refused.extend(left.drain(..).map(|worker| (worker.at, *key)));
+                self.refused.extend(left.drain(..).filter_map(|worker| match worker.who {
+                    Who::Command(at) => Some((at, *key)),
+                    // It waits on.
+                    Who::Waiter { .. } => None,
+                }));
             }
             *queue = left;
             !queue.is_empty()

@@ -12,8 +12,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::super::{Command, LeaseHash, Outcome};
+use super::allocate::Asked;
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, allocate, lease_hash, leases, offer, seed_key, seeds, small};
+use super::{PostgresStore, allocate, lease_hash, leases, offer, requests, seed_key, seeds, small};
 use crate::domain::health::Health;
 use crate::domain::seed::{Known, Profile};
 use crate::domain::terms::Terms;
@@ -26,6 +27,15 @@ pub(super) struct Batch<'a> {
     commands: &'a [Command],
     /// What an earlier attempt chose and others held: locked from the start.
     chosen_before: Chosen,
+}
+
+/// What a batch did.
+pub(super) struct Applied {
+    pub(super) outcomes: Vec<Outcome>,
+    /// Whether waiters of this planner's were served.
+    pub(super) woke: bool,
+    /// Keys of which a point may have become free, or for which somebody may wait.
+    pub(super) touched: BTreeSet<SeedKey>,
 }
 
 /// What was chosen when locks were held already, so that it could not be waited for.
@@ -233,9 +243,9 @@ impl<'a> Batch<'a> {
 
 #[async_trait]
 impl Work for Batch<'_> {
-    type Done = Vec<Outcome>;
+    type Done = Applied;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<Outcome>, Stopped> {
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Applied, Stopped> {
         let rules = &self.store.rules;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; self.commands.len()];
         let mut held = self.lock(connection).await?;
@@ -249,12 +259,30 @@ impl Work for Batch<'_> {
         seeds::remove(now, self.commands, &mut held, &mut outcomes);
         self.write(connection, now, &held).await?;
 
-        let may_wait = held.is_empty() && self.chosen_before.seeds.is_empty();
-        let chosen = &mut self.chosen_before;
-        allocate::acquire(connection, now, rules, self.commands, may_wait, chosen, &mut outcomes).await?;
-        outcomes
+        let (store, commands, chosen) = (self.store, self.commands, &mut self.chosen_before);
+        let may_wait = held.is_empty() && chosen.seeds.is_empty();
+        let twins = requests::resume(connection, now, &store.planner, commands, &mut outcomes).await?;
+        for (at, _) in &twins {
+            // Until it is known what became of the first.
+            outcomes[*at] = Some(Outcome::Queued(None));
+        }
+        let touched = requests::touched(commands, &held);
+        let asked = Asked { commands, touched: &touched, may_wait };
+        let mut woke = allocate::acquire(connection, now, store, asked, chosen, &mut outcomes).await?;
+        requests::enqueue(connection, now, &store.planner, commands, &mut outcomes).await?;
+        for (at, first) in twins {
+            let of_first = outcomes[first].clone();
+            outcomes[at] = of_first;
+        }
+        let freed = requests::leave(connection, now, store, commands, chosen, &mut outcomes).await?;
+        if !freed.is_empty() {
+            let asked = Asked { commands: &[], touched: &freed, may_wait: false };
+            woke |= allocate::acquire(connection, now, store, asked, chosen, &mut []).await?;
+        }
+        requests::next_ends(connection, now, commands, &mut outcomes).await?;
+        let outcomes = outcomes
             .into_iter()
-            .map(|outcome| outcome.ok_or_else(|| Stopped::Broken("a command has no outcome".into())))
-            .collect()
+            .map(|outcome| outcome.ok_or_else(|| Stopped::Broken("a command has no outcome".into())));
+        Ok(Applied { outcomes: outcomes.collect::<Result<_, _>>()?, woke, touched })
     }
 }

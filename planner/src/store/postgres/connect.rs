@@ -1,17 +1,23 @@
 //! Reaching the database, and its schema.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::Migrator;
-use sqlx::postgres::{PgConnection, PgPool, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 
+use tokio::sync::Notify;
+
+use super::requests;
 use crate::config::PostgresUrl;
 
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one attempt to connect at the start may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause between two attempts to listen to other planners.
+const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 /// Pause between two attempts to connect at the start.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// The longest that a migration may take, waiting for another planner's included.
@@ -92,6 +98,33 @@ pub(super) fn pool(url: &PostgresUrl, settings: ConnectSettings) -> PgPool {
             Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(set)).execute(connection).await.map(|_| ()) })
         })
         .connect_lazy_with(url.options().clone())
+}
+
+/// Hears on a connection of its own when waiters of `planner` were served by another one. While it has no
+/// connection nothing is lost but time: waiters ask for themselves now and then.
+pub(super) async fn listen(options: PgConnectOptions, planner: String, served: Arc<Notify>) {
+    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
+    let pool = pool.connect_lazy_with(options);
+    loop {
+        if let Err(error) = hear(&pool, &planner, &served).await {
+            tracing::debug!(%error, "not listening to other planners at the moment");
+        }
+        // Those who were served meanwhile.
+        served.notify_one();
+        tokio::time::sleep(LISTEN_PAUSE).await;
+    }
+}
+
+/// Until the connection breaks.
+async fn hear(pool: &PgPool, planner: &str, served: &Notify) -> Result<(), sqlx::Error> {
+    let mut listener = PgListener::connect_with(pool).await?;
+    listener.listen(requests::CHANNEL).await?;
+    while let Some(told) = listener.try_recv().await? {
+        if told.payload() == planner {
+            served.notify_one();
+        }
+    }
+    Ok(())
 }
 
 /// Brings the schema up to what this program knows, waiting at most `patience` for a database that is away. A

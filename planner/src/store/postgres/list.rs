@@ -140,7 +140,9 @@ impl Work for Keys<'_> {
                     count(*) FILTER (WHERE {state} = $8) AS silent,
                     coalesce(sum(s.capacity) FILTER (WHERE {state} = $5), 0)::bigint AS capacity,
                     sum((SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1))::bigint
-                        AS used
+                        AS used,
+                    (SELECT count(*) FROM requests r WHERE r.key_hash = h.key_hash
+                       AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > $1) AS waiting
              FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
              WHERE h.key_hash > $3 GROUP BY h.key_hash ORDER BY h.key_hash LIMIT $4",
         )))
@@ -165,6 +167,7 @@ impl Work for Keys<'_> {
                 silent: count("silent")?,
                 capacity: count("capacity")?,
                 used: count("used")?,
+                waiting: count("waiting")?,
             });
         }
         Ok(Page::of(entries, part.limit, |entry: &KeyEntry| key_hash(&entry.key).to_vec()))

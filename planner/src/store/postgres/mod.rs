@@ -27,6 +27,7 @@ mod instances;
 mod leases;
 mod list;
 mod offer;
+mod requests;
 mod seeds;
 #[cfg(test)]
 mod simulation;
@@ -36,7 +37,8 @@ mod tests;
 mod transaction;
 mod view;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 pub use connect::{ConnectError, ConnectSettings, migrate};
@@ -44,11 +46,13 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use sha2::{Digest, Sha256};
 use sqlx::postgres::{PgPool, PgRow};
 use sqlx::{PgConnection, Row};
+use tokio::sync::Notify;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Command, Counts, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
-    pool_view,
+    Woken, pool_view,
 };
 use crate::config::PostgresUrl;
 use transaction::{Begin, Stopped, run};
@@ -62,6 +66,12 @@ pub struct PostgresStore {
     pool: PgPool,
     rules: Rules,
     clock: Clock,
+    /// This process, for those who wait for its answers.
+    planner: String,
+    /// Told when some of those were served.
+    served: Arc<Notify>,
+    /// Hears of those whom other planners served; it ends with the store.
+    _listener: AbortOnDropHandle<()>,
 }
 
 impl PostgresStore {
@@ -76,9 +86,31 @@ impl PostgresStore {
         clock: Clock,
     ) -> Result<Self, ConnectError> {
         migrate(url, settings.patience).await?;
-        let store = Self { pool: connect::pool(url, settings), rules, clock };
+        let (planner, served) = (super::planner_id(), Arc::new(Notify::new()));
+        let listening = connect::listen(url.options().clone(), planner.clone(), served.clone());
+        let listener = AbortOnDropHandle::new(tokio::spawn(listening));
+        let pool = connect::pool(url, settings);
+        let store = Self { pool, rules, clock, planner, served, _listener: listener };
         store.adopt_rules().await.map_err(|error| ConnectError::unusable(url, &error))?;
         Ok(store)
+    }
+
+    /// Looks once more for those who wait, after a commit: see [`requests`]. What fails here is made up for by the
+    /// waiters' own planners, which ask again after a while.
+    async fn serve_again(&self, keys: &BTreeSet<SeedKey>) {
+        let serve = async {
+            let keys = run(&self.pool, Begin::Write, requests::WaitedFor { keys }).await?;
+            if keys.is_empty() {
+                return Ok(false);
+            }
+            let serve: Vec<Command> = keys.into_iter().map(|key| Command::Serve { key }).collect();
+            Ok(run(&self.pool, Begin::Write, batch::Batch::new(self, &serve)).await?.woke)
+        };
+        match serve.await {
+            Ok(false) => {}
+            Ok(true) => self.served.notify_one(),
+            Err::<_, StoreError>(error) => tracing::warn!(%error, "those who wait were not looked for"),
+        }
     }
 
     /// Leases on points that are no longer offered go on until they end.
@@ -132,7 +164,26 @@ fn small<T: TryFrom<i64>>(number: i64) -> Result<T, Stopped> {
 #[async_trait]
 impl Store for PostgresStore {
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
-        run(&self.pool, Begin::Write, batch::Batch::new(self, commands)).await
+        let applied = run(&self.pool, Begin::Write, batch::Batch::new(self, commands)).await?;
+        if applied.woke {
+            self.served.notify_one();
+        }
+        // A batch of acquisitions that were all answered neither frees nor waits.
+        let matters = commands.iter().zip(&applied.outcomes).any(|(command, outcome)| {
+            !matches!((command, outcome), (Command::Acquire { .. }, Outcome::Acquired(_)))
+        });
+        if matters && !applied.touched.is_empty() {
+            self.serve_again(&applied.touched).await;
+        }
+        Ok(applied.outcomes)
+    }
+
+    fn wakes(&self) -> Arc<Notify> {
+        self.served.clone()
+    }
+
+    async fn collect(&self) -> Result<Vec<Woken>, StoreError> {
+        run(&self.pool, Begin::Write, requests::Collect(self)).await
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
@@ -166,6 +217,7 @@ impl Store for PostgresStore {
             }
         }
         run(&self.pool, Begin::Write, instances::Forget(self)).await?;
+        run(&self.pool, Begin::Write, requests::Forget(self)).await?;
         Ok(swept)
     }
 

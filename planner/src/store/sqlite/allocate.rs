@@ -13,7 +13,7 @@ use rfork_protocol::ids::hex;
 use sqlx::{Row, SqliteConnection};
 
 use super::super::{Command, Grant, LeaseHash, Outcome, Refusal, Rules, StoreError};
-use super::{instances, json, offer};
+use super::{instances, json, offer, requests};
 use crate::domain::location::Location;
 use crate::domain::policy::{self, Candidate, HostRoom, Obstacle, Policy, Wish};
 #[cfg(test)]
@@ -26,16 +26,24 @@ const PAGE: usize = 64;
 /// only places that are wrong again as soon as they are recomputed could need more: better 503 than no end.
 const MAX_ROUNDS: usize = 4_096;
 
-/// A worker that waits for a seed.
-struct Worker {
-    /// Its command's place in the batch.
-    at: usize,
-    lease: LeaseHash,
-    wish: Wish,
+/// Whose lease it is to be.
+#[derive(Clone, Copy)]
+pub(super) enum Who {
+    /// That of the command at this place in the batch.
+    Command(usize),
+    /// That of the waiting request with this number.
+    Waiter(i64),
 }
 
-/// Workers that wait for a seed of each key, in the order of their commands.
-type Waiting<'a> = BTreeMap<&'a SeedKey, VecDeque<Worker>>;
+/// A worker that waits for a seed.
+pub(super) struct Worker {
+    pub(super) who: Who,
+    pub(super) lease: LeaseHash,
+    pub(super) wish: Wish,
+}
+
+/// Workers that wait for a seed of each key, those of earlier batches first, then in the order of their commands.
+pub(super) type Waiting<'a> = BTreeMap<&'a SeedKey, VecDeque<Worker>>;
 
 /// A point that was chosen.
 struct Claim {
@@ -45,31 +53,40 @@ struct Claim {
     lease_ttl_ms: i64,
 }
 
+/// Serves those who wait for the keys that are `touched`, then the commands that have no outcome yet; gives
+/// whether any was served who waited.
 pub(super) async fn acquire(
     connection: &mut SqliteConnection,
     now: i64,
     rules: &Rules,
     commands: &[Command],
+    touched: &BTreeSet<SeedKey>,
     outcomes: &mut [Option<Outcome>],
-) -> Result<(), StoreError> {
+) -> Result<bool, StoreError> {
     let mut waiting = Waiting::new();
+    requests::call_up(connection, now, touched, &mut waiting).await?;
     for (at, command) in commands.iter().enumerate() {
-        if let Command::Acquire { key, lease, wish } = command {
-            let worker = Worker { at, lease: *lease, wish: wish.as_ref().clone() };
+        if let Command::Acquire { key, lease, wish, .. } = command
+            && outcomes[at].is_none()
+        {
+            let worker = Worker { who: Who::Command(at), lease: *lease, wish: wish.as_ref().clone() };
             waiting.entry(key).or_default().push_back(worker);
         }
     }
     if waiting.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
     let mut sources = instances::sources(connection, instances).await?;
-    offer::refresh_ended(connection, now, rules).await?;
+    offer::refresh_ended(connection, now, rules, waiting.keys().copied()).await?;
+    let mut served: Vec<i64> = Vec::new();
     let mut refused: Vec<(usize, &SeedKey)> = Vec::new();
     for _ in 0..MAX_ROUNDS {
         if waiting.is_empty() {
             instances::remember(connection, now, &sources).await?;
-            return refuse(connection, now, rules, &refused, outcomes).await;
+            requests::served(connection, now, &served).await?;
+            refuse(connection, now, rules, &refused, outcomes).await?;
+            return Ok(!served.is_empty());
         }
         for worker in waiting.values_mut().flatten() {
             let source = worker.wish.instance_id.as_ref().and_then(|id| sources.get(id));
@@ -111,17 +128,26 @@ pub(super) async fn acquire(
                     sources.insert(id.clone(), source.clone());
                 }
                 let row = &rows[&seed.id];
-                outcomes[worker.at] = Some(Outcome::Acquired(Ok(Grant {
-                    identity: seed.identity.clone(),
-                    lease_ttl_ms: row.lease_ttl_ms,
-                    quiet_ms: now.saturating_sub(seed.last_heartbeat_ms.max(row.answered_ms)),
-                    answers: row.answered_ms > 0,
-                })));
+                match worker.who {
+                    Who::Waiter(id) => served.push(id),
+                    Who::Command(at) => {
+                        outcomes[at] = Some(Outcome::Acquired(Ok(Grant {
+                            identity: seed.identity.clone(),
+                            lease_ttl_ms: row.lease_ttl_ms,
+                            quiet_ms: now.saturating_sub(seed.last_heartbeat_ms.max(row.answered_ms)),
+                            answers: row.answered_ms > 0,
+                        })));
+                    }
+                }
                 let (lease, lease_ttl_ms) = (worker.lease, row.lease_ttl_ms);
                 claims.push(Claim { seed_id: seed.id, point, lease, lease_ttl_ms });
             }
             if !deferred && before == (claims.len(), misplaced.len()) {
-                refused.extend(left.drain(..).map(|worker| (worker.at, *key)));
+                refused.extend(left.drain(..).filter_map(|worker| match worker.who {
+                    Who::Command(at) => Some((at, *key)),
+                    // It waits on.
+                    Who::Waiter(_) => None,
+                }));
             }
             *queue = left;
             !queue.is_empty()

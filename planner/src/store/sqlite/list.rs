@@ -122,7 +122,9 @@ pub(super) async fn keys(
     let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT h.seed_key, sum({state} = ?5) AS live, sum({state} = ?6) AS suspect, sum({state} = ?7) AS draining,
                 sum({state} = ?8) AS silent, sum(iif({state} = ?5, s.capacity, 0)) AS capacity,
-                sum((SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1)) AS used
+                sum((SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1)) AS used,
+                (SELECT count(*) FROM requests r WHERE r.seed_key = h.seed_key
+                   AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > ?1) AS waiting
          FROM {OF_KEY} WHERE h.seed_key > ?3 GROUP BY h.seed_key ORDER BY h.seed_key LIMIT ?4 + 0",
     )))
     .bind(now)
@@ -146,6 +148,7 @@ pub(super) async fn keys(
             silent: count("silent")?,
             capacity: count("capacity")?,
             used: count("used")?,
+            waiting: count("waiting")?,
         });
     }
     Ok(Page::of(entries, part.limit, |entry: &KeyEntry| entry.key.as_bytes().to_vec()))

@@ -16,6 +16,7 @@ mod instances;
 mod leases;
 mod list;
 mod offer;
+mod requests;
 mod seeds;
 #[cfg(test)]
 mod simulation;
@@ -27,6 +28,7 @@ mod view;
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -35,12 +37,14 @@ use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
+use tokio::sync::Notify;
 
 use crate::domain::location::Location;
 
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Counts, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept, pool_view,
+    Beat, Clock, Command, Counts, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept, Woken,
+    pool_view,
 };
 
 /// How long a statement waits for the file's lock, which only a foreign process could hold.
@@ -91,6 +95,10 @@ pub struct SqliteStore {
     readers: SqlitePool,
     rules: Rules,
     clock: Clock,
+    /// This process, for those who wait for its answers.
+    planner: String,
+    /// Told when some of those were served.
+    served: Arc<Notify>,
     /// Held while the store lives; the system frees it when the process ends, however it ends.
     _lock: File,
 }
@@ -128,7 +136,15 @@ impl SqliteStore {
         migrate(&writer).await.map_err(|reason| unusable(&reason))?;
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
-        let store = Self { writer, readers, rules, clock, _lock: lock };
+        let store = Self {
+            writer,
+            readers,
+            rules,
+            clock,
+            planner: super::planner_id(),
+            served: Arc::default(),
+            _lock: lock,
+        };
         store.adopt_rules().await.map_err(|error| unusable(&error))?;
         Ok(store)
     }
@@ -259,12 +275,45 @@ impl Store for SqliteStore {
         leases::renew(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         leases::release(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         seeds::remove(&mut tx, now, commands, &mut outcomes).await?;
-        allocate::acquire(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
+        let twins = requests::resume(&mut tx, now, &self.planner, commands, &mut outcomes).await?;
+        for (at, _) in &twins {
+            // Until it is known what became of the first.
+            outcomes[*at] = Some(Outcome::Queued(None));
+        }
+        let touched = requests::touched(&mut tx, commands).await?;
+        let mut served =
+            allocate::acquire(&mut tx, now, &self.rules, commands, &touched, &mut outcomes).await?;
+        requests::enqueue(&mut tx, now, &self.planner, commands, &mut outcomes).await?;
+        for (at, first) in twins {
+            let of_first = outcomes[first].clone();
+            outcomes[at] = of_first;
+        }
+        let freed = requests::leave(&mut tx, now, commands, &mut outcomes).await?;
+        offer::refresh(&mut tx, now, &self.rules, &freed).await?;
+        if !freed.is_empty() {
+            let keys = requests::keys_of(&mut tx, &freed).await?;
+            served |= allocate::acquire(&mut tx, now, &self.rules, &[], &keys, &mut []).await?;
+        }
+        requests::next_ends(&mut tx, now, commands, &mut outcomes).await?;
         tx.commit().await?;
+        if served {
+            self.served.notify_one();
+        }
         outcomes
             .into_iter()
             .map(|outcome| outcome.ok_or_else(|| StoreError::Broken("a command has no outcome".into())))
             .collect()
+    }
+
+    fn wakes(&self) -> Arc<Notify> {
+        self.served.clone()
+    }
+
+    async fn collect(&self) -> Result<Vec<Woken>, StoreError> {
+        let (mut tx, now) = self.begin().await?;
+        let woken = requests::collect(&mut tx, now, &self.planner).await?;
+        tx.commit().await?;
+        Ok(woken)
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {

@@ -5,6 +5,8 @@
 //! while cost a second look (the clock went back) and never hide a free point. Where the seeds of a host share a
 //! bound, a change of one moves all.
 
+use rfork_protocol::SeedKey;
+use rfork_protocol::ids::hex;
 use sqlx::SqliteConnection;
 
 use super::super::{Rules, StoreError};
@@ -108,15 +110,23 @@ pub(super) async fn refresh_used(
     Ok(())
 }
 
-/// Recomputes the places of seeds of which a lease or a suspicion has ended by itself: each is met once for each
-/// such end.
+/// Recomputes the places of seeds of these keys of which a lease or a suspicion has ended by itself: each is met
+/// once for each such end.
 pub(super) async fn refresh_ended(
     connection: &mut SqliteConnection,
     now: i64,
     rules: &Rules,
+    keys: impl Iterator<Item = &SeedKey>,
 ) -> Result<(), StoreError> {
-    let update = concat!("UPDATE seeds SET ", place!(), "WHERE next_end_ms <= ?1");
-    sqlx::query(update).bind(now).bind(weight(rules)).execute(connection).await?;
+    let keys: Vec<String> = keys.map(|key| hex(key.as_bytes())).collect();
+    let update = concat!(
+        "UPDATE seeds SET ",
+        place!(),
+        "WHERE id IN (SELECT e.id FROM json_each(?3) wanted
+                      CROSS JOIN seeds e INDEXED BY seeds_by_key_end
+                      WHERE e.seed_key = unhex(wanted.value) AND e.next_end_ms <= ?1)"
+    );
+    sqlx::query(update).bind(now).bind(weight(rules)).bind(super::json(&keys)?).execute(connection).await?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use sqlx::SqliteConnection;
 
 use super::super::{INSTANCE_MEMORY_MS, Rules, StoreError, Swept};
-use super::{instances, offer};
+use super::{instances, offer, requests};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -66,11 +66,12 @@ pub(super) async fn step(
     .await?
     .rows_affected();
     let unused_since = now.saturating_sub(INSTANCE_MEMORY_MS);
-    let instances = instances::forget(connection, unused_since, STEP_ROWS).await?;
+    let instances = instances::forget(&mut *connection, unused_since, STEP_ROWS).await?;
+    let requests = requests::forget(connection, now).await?;
     let full = u64::from(STEP_ROWS);
     let leases = freed.len() as u64;
     Ok(Step {
         swept: Swept { leases, seeds: removed + forgotten, silenced },
-        more: [leases, removed, forgotten, silenced, instances].contains(&full),
+        more: [leases, removed, forgotten, silenced, instances, requests].contains(&full),
     })
 }

@@ -1,0 +1,336 @@
+//! Acquisitions that wait for a seed.
+//!
+//! The queue is in the database: whichever planner frees a point gives it to the first who waits, in the same
+//! transaction. A planner keeps no more than a seat for each of its own clients that wait, to be told there.
+//!
+//! Nothing is polled: a waiter is served by what frees a point. What frees itself, a lease or a suspicion that
+//! ends, has one timer a key; and once a sweep each key with a seat is looked at, which makes up for any hint
+//! that was lost.
+//!
+//! On cancel: a client that goes away gives up its seat, and its place in the database is ended at once; if it
+//! had been served in that moment its lease is given back. One that asks under an idempotency key keeps its place
+//! and its lease for a repetition. On kill -9 of the planner: its waiters are passed over after
+//! [`PLANNER_TTL_MS`](crate::store::PLANNER_TTL_MS), and their rows are swept.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use rfork_protocol::SeedKey;
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use crate::allocate::{WriteError, Writer};
+use crate::domain::policy::Wish;
+use crate::metrics::Metrics;
+use crate::shutdown::Stop;
+use crate::store::{Command, Grant, LeaseHash, Leaving, Outcome, PLANNER_TTL_MS, Queue, Refusal, Store};
+
+/// The longest that a request may wait; one that asks for more waits so long.
+pub const MAX_WAIT: Duration = Duration::from_secs(300);
+/// The most clients of one planner that wait.
+const MAX_SEATS: usize = 65_536;
+/// How often a planner with seats says that it lives.
+const ALIVE_EVERY: Duration = Duration::from_millis(PLANNER_TTL_MS.unsigned_abs() / 4);
+/// The most keys that are served at once.
+const MAX_SERVING: usize = 256;
+
+/// Why an acquisition has no lease.
+#[derive(Debug, thiserror::Error)]
+pub enum AcquireError {
+    /// There is none for it.
+    #[error("refused: {0:?}")]
+    Refused(Refusal),
+    /// It was repeated elsewhere, and the repetition is answered.
+    #[error("the request was repeated, and its repetition is answered")]
+    Superseded,
+    /// It could not be decided.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// An outcome of another command: a fault of ours.
+    #[error("internal error")]
+    Mismatched,
+}
+
+/// A client that waits.
+#[derive(Debug)]
+struct Seat {
+    /// Tells it from a later one of the same lease.
+    number: u64,
+    key: SeedKey,
+    tell: oneshot::Sender<Option<Grant>>,
+}
+
+#[derive(Debug, Default)]
+struct Seats {
+    next: u64,
+    by_lease: HashMap<LeaseHash, Seat>,
+    /// When a key's waiters are to be served because something ends by itself.
+    due: HashMap<SeedKey, Instant>,
+}
+
+/// What an acquisition asks for.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// What the worker wants.
+    pub key: SeedKey,
+    /// What it wishes beside that.
+    pub wish: Box<Wish>,
+    /// The lease to be.
+    pub lease: LeaseHash,
+    /// How it waits.
+    pub queue: Queue,
+}
+
+/// Where clients wait. No lock is held across an await.
+pub struct WaitingRoom {
+    writer: Writer,
+    store: Arc<dyn Store>,
+    metrics: Arc<Metrics>,
+    stop: Stop,
+    seats: Mutex<Seats>,
+    /// Told when there is a seat or a timer that the room does not know yet.
+    changed: Notify,
+}
+
+impl std::fmt::Debug for WaitingRoom {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("WaitingRoom").field("seats", &self.seats().by_lease.len()).finish_non_exhaustive()
+    }
+}
+
+/// A seat that is given up when it is dropped.
+struct Sitting<'a> {
+    room: &'a WaitingRoom,
+    lease: LeaseHash,
+    number: u64,
+    told: oneshot::Receiver<Option<Grant>>,
+    /// Whether the database has a place that is to be ended, too.
+    queued: bool,
+}
+
+impl Drop for Sitting<'_> {
+    fn drop(&mut self) {
+        // Closing comes first: a grant is then either here, or still with the room, which sees that nobody waits.
+        self.told.close();
+        let mut seats = self.room.seats();
+        let seated = seats.by_lease.get(&self.lease).is_some_and(|seat| seat.number == self.number);
+        if seated {
+            seats.by_lease.remove(&self.lease);
+        }
+        drop(seats);
+        if self.queued && (seated || self.told.try_recv().is_ok()) {
+            self.room.writer.tell(Command::Leave { lease: self.lease, why: Leaving::Gone });
+        }
+    }
+}
+
+impl WaitingRoom {
+    /// An empty one. [`WaitingRoom::run`] serves it.
+    pub fn new(writer: Writer, store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: Stop) -> Self {
+        Self { writer, store, metrics, stop, seats: Mutex::default(), changed: Notify::new() }
+    }
+
+    fn seats(&self) -> MutexGuard<'_, Seats> {
+        // Whoever panicked left whole entries behind.
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many clients wait here.
+    pub fn waiting(&self) -> usize {
+        self.seats().by_lease.len()
+    }
+
+    /// Leases a point, waiting for one as long as the request may, at most until the planner closes.
+    ///
+    /// # Errors
+    /// [`AcquireError`].
+    pub async fn acquire(&self, ask: &Ask) -> Result<Grant, AcquireError> {
+        let begun = Instant::now();
+        let granted = self.acquire_in_turn(ask).await;
+        if ask.queue.wait_ms > 0 {
+            self.metrics.waited(granted.is_ok(), begun.elapsed());
+        }
+        granted
+    }
+
+    async fn acquire_in_turn(&self, ask: &Ask) -> Result<Grant, AcquireError> {
+        // The seat comes first: the grant may be collected before the answer to the command is here.
+        let mut sitting = self.sit(ask)?;
+        let begun = Instant::now();
+        match self.ask(ask, ask.queue.clone()).await? {
+            Outcome::Acquired(granted) => return granted.map_err(AcquireError::Refused),
+            Outcome::Queued(next_end_ms) => {
+                sitting.queued = true;
+                self.due(&ask.key, next_end_ms);
+            }
+            _ => return Err(AcquireError::Mismatched),
+        }
+        let _waiting = self.metrics.waiting();
+        let wait = Duration::from_millis(ask.queue.wait_ms.unsigned_abs()).saturating_sub(begun.elapsed());
+        tokio::select! {
+            told = &mut sitting.told => match told {
+                Ok(Some(grant)) => {
+                    sitting.queued = false;
+                    return Ok(grant);
+                }
+                // It ended before it could be told.
+                Ok(None) => sitting.queued = false,
+                Err(_) => {
+                    sitting.queued = false;
+                    return Err(AcquireError::Superseded);
+                }
+            },
+            () = tokio::time::sleep(wait) => {}
+            () = self.stop.closing() => {}
+        }
+        let left = Command::Leave { lease: ask.lease, why: Leaving::TimedOut };
+        let left = self.writer.submit(left).await?;
+        sitting.queued = false;
+        match left {
+            Outcome::Left(Some(grant)) => return Ok(grant),
+            Outcome::Left(None) => {}
+            _ => return Err(AcquireError::Mismatched),
+        }
+        // Once more, at the end: for the reason, and for what was freed just now.
+        let queue = Queue { wait_ms: 0, ..ask.queue.clone() };
+        match self.ask(ask, queue).await? {
+            Outcome::Acquired(granted) => granted.map_err(AcquireError::Refused),
+            _ => Err(AcquireError::Mismatched),
+        }
+    }
+
+    async fn ask(&self, ask: &Ask, queue: Queue) -> Result<Outcome, WriteError> {
+        let Ask { key, wish, lease, .. } = ask.clone();
+        self.writer.submit(Command::Acquire { key, wish, lease, queue: Some(Box::new(queue)) }).await
+    }
+
+    fn sit(&self, ask: &Ask) -> Result<Sitting<'_>, AcquireError> {
+        let (tell, told) = oneshot::channel();
+        let mut seats = self.seats();
+        if seats.by_lease.len() >= MAX_SEATS {
+            return Err(WriteError::Overloaded.into());
+        }
+        seats.next += 1;
+        let number = seats.next;
+        // One of the same lease is the request that this one repeats: it is told that by the end of its channel.
+        seats.by_lease.insert(ask.lease, Seat { number, key: ask.key.clone(), tell });
+        drop(seats);
+        Ok(Sitting { room: self, lease: ask.lease, number, told, queued: false })
+    }
+
+    /// Notes when something of a key ends by itself.
+    fn due(&self, key: &SeedKey, in_ms: Option<i64>) {
+        if let Some(in_ms) = in_ms {
+            let at = Instant::now() + Duration::from_millis(in_ms.unsigned_abs().saturating_add(1));
+            let mut seats = self.seats();
+            let due = seats.due.entry(key.clone()).or_insert(at);
+            *due = at.min(*due);
+        }
+        self.changed.notify_one();
+    }
+
+    /// Serves the room until stopped: hands out what was granted, and has keys looked at when something of them
+    /// ended, and every `sweep`.
+    pub async fn run(self: Arc<Self>, sweep: Duration, stop: CancellationToken) {
+        let wakes = self.store.wakes();
+        let (mut swept, mut collected) = (Instant::now(), Instant::now());
+        loop {
+            let next = self.next(collected);
+            let pause = async {
+                match next {
+                    Some(at) => tokio::time::sleep_until(at.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let woken = tokio::select! {
+                () = stop.cancelled() => return,
+                () = wakes.notified() => true,
+                () = self.changed.notified() => false,
+                () = pause => false,
+            };
+            if self.waiting() == 0 {
+                self.seats().due.clear();
+                continue;
+            }
+            if swept.elapsed() >= sweep {
+                swept = Instant::now();
+                self.all_are_due();
+            }
+            let served = self.serve().await;
+            if woken || served || collected.elapsed() >= ALIVE_EVERY {
+                collected = Instant::now();
+                self.collect().await;
+            }
+        }
+    }
+
+    /// When there is something to do if nothing happens.
+    fn next(&self, collected: Instant) -> Option<Instant> {
+        let seats = self.seats();
+        if seats.by_lease.is_empty() {
+            return None;
+        }
+        seats.due.values().copied().chain([collected + ALIVE_EVERY]).min()
+    }
+
+    fn all_are_due(&self) {
+        let now = Instant::now();
+        let mut seats = self.seats();
+        let keys: Vec<SeedKey> = seats.by_lease.values().map(|seat| seat.key.clone()).collect();
+        for key in keys {
+            seats.due.insert(key, now);
+        }
+    }
+
+    /// Has the keys that are due looked at; gives whether there were any.
+    async fn serve(&self) -> bool {
+        let now = Instant::now();
+        let keys: Vec<SeedKey> = {
+            let mut seats = self.seats();
+            let due = seats.due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone());
+            let keys: Vec<SeedKey> = due.take(MAX_SERVING).collect();
+            for key in &keys {
+                seats.due.remove(key);
+            }
+            keys
+        };
+        let serve = |key: SeedKey| async move {
+            (self.writer.submit(Command::Serve { key: key.clone() }).await, key)
+        };
+        let any = !keys.is_empty();
+        for (outcome, key) in join_all(keys.into_iter().map(serve)).await {
+            match outcome {
+                // Something that ends at once would be asked for in a loop if the store did not see it end.
+                Ok(Outcome::Served(next_end_ms)) => self.due(&key, next_end_ms.map(|ms| ms.max(10))),
+                Ok(_) => {}
+                // The next sweep makes up for it.
+                Err(error) => tracing::warn!(%error, "those who wait were not looked for"),
+            }
+        }
+        any
+    }
+
+    /// Tells those who were served.
+    async fn collect(&self) {
+        let woken = match self.store.collect().await {
+            Ok(woken) => woken,
+            Err(error) => {
+                tracing::warn!(%error, "those who were served could not be told");
+                return;
+            }
+        };
+        for woken in woken {
+            let seat = self.seats().by_lease.remove(&woken.lease);
+            let told = match seat {
+                Some(seat) => seat.tell.send(woken.grant).map_err(|_| ()),
+                None => Err(()),
+            };
+            if told.is_err() {
+                // Gone in this moment: what it did not take is given back.
+                self.writer.tell(Command::Leave { lease: woken.lease, why: Leaving::Gone });
+            }
+        }
+    }
+}

@@ -40,6 +40,8 @@ pub enum WriteError {
 struct Waiting {
     command: Command,
     arrived: Instant,
+    /// That of its request.
+    span: tracing::Span,
     answer: oneshot::Sender<Result<Outcome, StoreError>>,
 }
 
@@ -97,7 +99,7 @@ impl Writer {
         command: Command,
         answer: oneshot::Sender<Result<Outcome, StoreError>>,
     ) -> Result<(), WriteError> {
-        let waiting = Waiting { command, arrived: Instant::now(), answer };
+        let waiting = Waiting { command, arrived: Instant::now(), span: tracing::Span::current(), answer };
         self.queue.try_send(waiting).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => WriteError::Overloaded,
             mpsc::error::TrySendError::Closed(_) => WriteError::Stopping,
@@ -143,7 +145,12 @@ async fn write(store: Arc<dyn Store>, heartbeats: Arc<Heartbeats>, mut queue: mp
         if commands.is_empty() {
             continue;
         }
-        match store.apply(&commands).await {
+        // It is in no request's span, for it is done for all of them; a trace has links to each.
+        let span = tracing::debug_span!("batch", commands = commands.len());
+        for waiting in &batch {
+            span.follows_from(&waiting.span);
+        }
+        match tracing::Instrument::instrument(store.apply(&commands), span).await {
             Ok(outcomes) => {
                 heartbeats.learn(commands.iter().zip(outcomes.iter().map(Some)));
                 for (waiting, outcome) in batch.drain(..).zip(outcomes.into_iter().skip(given_back)) {
@@ -245,5 +252,45 @@ mod tests {
             // The client leaves before it looks.
         }
         tokio::time::timeout(Duration::from_secs(30), leases(0)).await.expect("the lease is given back");
+    }
+
+    /// Notes which spans follow from which.
+    #[derive(Default, Clone)]
+    struct Links(Arc<std::sync::Mutex<Vec<(String, String)>>>);
+
+    impl<S> tracing_subscriber::Layer<S> for Links
+    where
+        S: tracing::Subscriber + for<'span> tracing_subscriber::registry::LookupSpan<'span>,
+    {
+        fn on_follows_from(
+            &self,
+            later: &tracing::span::Id,
+            earlier: &tracing::span::Id,
+            context: tracing_subscriber::layer::Context<'_, S>,
+        ) {
+            let name = |id| context.span(id).unwrap().name().to_owned();
+            self.0.lock().unwrap().push((name(later), name(earlier)));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_linked_to_the_requests_that_it_serves() {
+        use tracing_subscriber::layer::SubscriberExt;
+        let links = Links::default();
+        // The writer runs on this thread, too.
+        let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(links.clone()));
+        let directory = tempfile::TempDir::new().unwrap();
+        let path = directory.path().join("p.db");
+        let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::Database).await.unwrap());
+        let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
+        let (writer, _writing) = Writer::start(store, heartbeats, Duration::from_secs(60));
+        let command = Command::Remove {
+            identity: SeedIdentity::new("h", 1, 0).unwrap(),
+            key: SeedKey::new(*b"k").unwrap(),
+        };
+        let span = tracing::info_span!("request");
+        tracing::Instrument::instrument(writer.submit(command), span).await.unwrap();
+        assert_eq!(*links.0.lock().unwrap(), [("batch".to_owned(), "request".to_owned())]);
     }
 }

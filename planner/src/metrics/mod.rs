@@ -124,6 +124,13 @@ impl Metrics {
     /// # Errors
     /// When a series cannot be written as text.
     pub(crate) async fn scrape(&self, store: &dyn Store) -> prometheus::Result<(String, Vec<u8>)> {
+        // First: the question after it takes a connection itself.
+        for pool in store.pools() {
+            let used = pool.connections.saturating_sub(pool.idle);
+            self.calls.pool_connections.with_label_values(&[pool.name, "idle"]).set(pool.idle.into());
+            self.calls.pool_connections.with_label_values(&[pool.name, "used"]).set(used.into());
+            self.calls.pool_most.with_label_values(&[pool.name]).set(pool.most.into());
+        }
         let begun = Instant::now();
         if self.count_due.claim(begun) {
             match tokio::time::timeout(COUNT_DEADLINE, store.counts()).await {
@@ -132,12 +139,6 @@ impl Metrics {
                 Err(_) => tracing::debug!("the counts of seeds and leases are old: no answer in time"),
             }
             self.count_due.done(begun, Instant::now());
-        }
-        for pool in store.pools() {
-            let used = pool.connections.saturating_sub(pool.idle);
-            self.calls.pool_connections.with_label_values(&[pool.name, "idle"]).set(pool.idle.into());
-            self.calls.pool_connections.with_label_values(&[pool.name, "used"]).set(used.into());
-            self.calls.pool_most.with_label_values(&[pool.name]).set(pool.most.into());
         }
         self.encode()
     }

@@ -111,7 +111,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         Arc::new(grant::Liveness { prober, heartbeat_interval: settings.heartbeat_interval })
     });
     let granter = grant::Granter { writer: writer.clone(), room, liveness };
-    let api = http::Api {
+    let api = http::Parts {
         granter,
         v1_hold: settings.v1_hold,
         file: settings.file.clone(),
@@ -123,7 +123,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         metrics,
         stop: stop.clone(),
     };
-    let router = http::router(api, &settings.bounds);
+    let router = http::router(api.into(), &settings.bounds);
     http::server::serve(listener, router, &settings.bounds, &stop).await;
     requests_done.cancel();
     // A panic in one of them was logged when it happened; the rest is still to be closed.

@@ -1,5 +1,6 @@
 //! The planner's HTTP side: thin adapters between requests and the store's commands.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,9 +32,12 @@ pub mod v2;
 
 use bounds::Lanes;
 
-/// What every request may use.
+/// What every request may use. Cheap to clone: axum does so for each layer that a request goes through.
 #[derive(Clone)]
-pub struct Api {
+pub struct Api(Arc<Parts>);
+
+/// What an [`Api`] is made of.
+pub struct Parts {
     /// Leases seeds.
     pub granter: Granter,
     /// How long `get_seed` may wait for a seed.
@@ -54,6 +58,20 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     /// Tells when the planner ends.
     pub stop: Stop,
+}
+
+impl From<Parts> for Api {
+    fn from(parts: Parts) -> Self {
+        Self(Arc::new(parts))
+    }
+}
+
+impl Deref for Api {
+    type Target = Parts;
+
+    fn deref(&self) -> &Parts {
+        &self.0
+    }
 }
 
 /// All routes, within `bounds`.

@@ -65,8 +65,19 @@ pub(super) enum Event {
 }
 
 impl Event {
-    /// The kind of events that have no order among each other.
-    pub(super) const UNORDERED: u8 = 4;
+    /// The seed whose lock it needs.
+    pub(super) fn names(&self) -> Option<u8> {
+        match *self {
+            Self::Register { seed, .. }
+            | Self::Hear { seed, .. }
+            | Self::Renew { seed, .. }
+            | Self::Release { seed, .. }
+            | Self::Answered { seed, .. }
+            | Self::Remove { seed, .. }
+            | Self::Drain { seed, .. } => Some(seed),
+            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => None,
+        }
+    }
 
     /// The order in which a store applies what is in one batch.
     pub(super) fn kind(&self) -> u8 {
@@ -75,7 +86,7 @@ impl Event {
             Self::Renew { .. } => 1,
             Self::Release { .. } | Self::Answered { .. } => 2,
             Self::Remove { .. } | Self::Drain { .. } => 3,
-            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => Self::UNORDERED,
+            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => 4,
         }
     }
 }

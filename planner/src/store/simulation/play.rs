@@ -358,7 +358,7 @@ impl<G: Ground> Play<'_, G> {
     }
 
     /// Several planners work at the same time. There must be an order of all that they did in which everybody
-    /// was told what is right; what a batch names comes in the documented order.
+    /// was told what is right; what a batch does to one seed comes in the documented order.
     async fn together(&mut self, works: &[Work], order: u64) -> Result<(), String> {
         let mut begun = Vec::new();
         for (at, work) in works.iter().enumerate() {

@@ -76,12 +76,16 @@ impl Search<'_> {
         }
     }
 
-    /// The events that may be a planner's next: the first of those that have an order, and any of the others.
+    /// The events that may be a planner's next: of each seed that is named the first, since its lock ties what is
+    /// done to it together and to nothing else; after them, in any order, what names none.
     fn next_of(&self, planner: usize, remaining: u64) -> Vec<usize> {
         let events = &self.done[planner].events;
-        let left: Vec<usize> = (0..events.len()).filter(|at| remaining >> at & 1 == 1).collect();
-        let Some(kind) = left.iter().map(|at| events[*at].kind()).min() else { return left };
-        let mut same = left.into_iter().filter(|at| events[*at].kind() == kind);
-        if kind == Event::UNORDERED { same.collect() } else { same.next().into_iter().collect() }
+        let mut left: Vec<usize> = (0..events.len()).filter(|at| remaining >> at & 1 == 1).collect();
+        left.sort_by_key(|at| events[*at].kind());
+        let mut named = HashSet::new();
+        let first_of_each =
+            left.iter().filter(|at| events[**at].names().is_some_and(|seed| named.insert(seed)));
+        let next: Vec<usize> = first_of_each.copied().collect();
+        if next.is_empty() { left } else { next }
     }
 }

@@ -166,13 +166,6 @@ const MUTANTS: &[Mutant] = &[
             ("< seeds.host_capacity", "< seeds.host_capacity + 1"),
         ],
     },
-    Mutant {
-        name: "nobody sees that a host has room again",
-        edits: &[(
-            "ON o.capped_host = s.capped_host WHERE s.id = ?1 AND o.id <> ?1",
-            "ON o.id = s.id WHERE s.id = ?1",
-        )],
-    },
 ];
 
 simulation_suite!(Scene, MUTANTS);

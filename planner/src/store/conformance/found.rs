@@ -62,3 +62,14 @@ pub(crate) async fn a_heartbeat_beside_its_seed_s_registration_is_told_the_numbe
     let Outcome::Registered(Registration::New, number) = outcomes[0] else { panic!("{outcomes:?}") };
     assert_eq!(outcomes[1], Outcome::Heard(super::super::Heard::Known, Some(number)));
 }
+
+pub(crate) async fn a_seed_that_was_drained_and_removed_goes_with_its_last_lease<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    bench.apply(&[Command::Drain { identity: identity(1), key: key("k") }]).await;
+    assert_eq!(bench.remove(1, "k").await, Removal::Draining);
+    bench.step(RULES.lease_ttl_ms);
+    assert_eq!(bench.store.sweep().await.unwrap().seeds, 1);
+    assert_eq!(bench.view(1).await, None);
+}

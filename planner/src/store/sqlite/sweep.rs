@@ -34,7 +34,7 @@ pub(super) async fn step(
     // Only seeds without a row of points: what goes with a seed would not be bounded.
     let removed = sqlx::query(
         "DELETE FROM seeds WHERE id IN
-             (SELECT s.id FROM seeds s WHERE s.removed = 1 AND s.drained = 0
+             (SELECT s.id FROM seeds s WHERE s.removed = 1
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)
               LIMIT ?1 + 0)",
     )

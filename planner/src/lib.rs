@@ -114,6 +114,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let api = http::Parts {
         granter,
         v1_hold: settings.v1_hold,
+        policy: settings.alloc_policy,
         file: settings.file.clone(),
         writer,
         heartbeats,

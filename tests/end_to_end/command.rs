@@ -75,6 +75,29 @@ fn inspect_shows_what_planner_and_seed_say() {
 }
 
 #[test]
+fn explain_tells_why_a_seed_would_be_given_or_not() {
+    let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
+    let explain = |more: &[&str]| {
+        let url = planner.url();
+        let told = run(&[&["explain", "--planner", &url], more].concat());
+        (told.status.success(), String::from_utf8_lossy(&[told.stdout, told.stderr].concat()).into_owned())
+    };
+    let (ok, shown) = explain(&["--seed-key", "nobody's"]);
+    assert!(ok && shown.contains("no seed of this key"), "{shown}");
+    let worker = Worker::start("seed", &model, &planner.url(), &[]);
+    let serving = worker.serving();
+    let (ok, shown) = explain(&["--seed-key", &serving.key, "--zone", "z"]);
+    assert!(ok && shown.contains(&format!("would be given {}", serving.identity)), "{shown}");
+    let excluded = ["--seed-key", &serving.key, "--exclude", &serving.identity];
+    let (ok, shown) = explain(&excluded);
+    assert!(ok && shown.contains("given no seed") && shown.contains("excluded by the request"), "{shown}");
+    let told = explain(&[&excluded[..], &["--json"]].concat()).1;
+    assert!(told.contains(r#""grant":null"#) && told.contains(r#""verdict":"excluded""#), "{told}");
+    let (ok, shown) = explain(&["--seed-key", "k", "--exclude", "nonsense"]);
+    assert!(!ok && shown.contains("nonsense"), "{shown}");
+}
+
+#[test]
 fn a_worker_s_bad_setting_is_refused_by_name() {
     let model = Model::new(1, 1);
     let path = model.path().to_str().unwrap();

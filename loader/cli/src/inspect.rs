@@ -82,18 +82,12 @@ struct Lease {
 async fn planner(url: &str, as_json: bool) -> Result<()> {
     let base = parse_url(url)?;
     let asked = format!("{}/debug/snapshot", base.as_str().trim_end_matches('/'));
-    let mut answer =
+    let answer =
         http::client(DEADLINE)?.get(&asked).send().await.with_context(|| format!("{url} cannot be asked"))?;
     if !answer.status().is_success() {
         bail!("{url} answered with {}: is it a planner?", answer.status());
     }
-    let mut body = Vec::new();
-    while let Some(piece) = answer.chunk().await? {
-        body.extend_from_slice(&piece);
-        if body.len() > MAX_ANSWER_BYTES {
-            bail!("{url} answers with more than {}", show::bytes(MAX_ANSWER_BYTES as u64));
-        }
-    }
+    let body = body(url, answer).await?;
     if as_json {
         let value: Value =
             serde_json::from_slice(&body).with_context(|| format!("{url} did not answer with JSON"))?;
@@ -177,7 +171,19 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
     Ok(())
 }
 
-fn parse_url(url: &str) -> Result<reqwest::Url> {
+/// The whole of an answer, unless it is too long.
+pub(crate) async fn body(url: &str, mut answer: reqwest::Response) -> Result<Vec<u8>> {
+    let mut body = Vec::new();
+    while let Some(piece) = answer.chunk().await? {
+        body.extend_from_slice(&piece);
+        if body.len() > MAX_ANSWER_BYTES {
+            bail!("{url} answers with more than {}", show::bytes(MAX_ANSWER_BYTES as u64));
+        }
+    }
+    Ok(body)
+}
+
+pub(crate) fn parse_url(url: &str) -> Result<reqwest::Url> {
     let parsed = reqwest::Url::parse(url)
         .with_context(|| format!("'{url}' is not a URL; give one like http://host:port"))?;
     if parsed.scheme() != "http" && parsed.scheme() != "https" || parsed.host_str().is_none() {

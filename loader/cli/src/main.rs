@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 mod demo;
+mod explain;
 mod inspect;
 mod logging;
 mod sample_model;
@@ -37,6 +38,8 @@ enum Command {
     /// Ask a planner or a seed what it knows
     #[command(subcommand)]
     Inspect(inspect::InspectCommand),
+    /// Ask a planner why a worker would be given a seed now, or not
+    Explain(explain::ExplainArgs),
 }
 
 #[tokio::main]
@@ -63,6 +66,7 @@ async fn main() -> ExitCode {
         }
         Command::Worker(args) => worker::run(*args).await,
         Command::Demo(args) => demo::run(args).await,
+        Command::Explain(args) => explain::run(args).await.map(|()| ExitCode::SUCCESS),
         Command::Inspect(command) => inspect::run(command).await.map(|()| ExitCode::SUCCESS),
     };
     if let Some(exporter) = exporter {

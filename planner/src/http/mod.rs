@@ -13,6 +13,7 @@ use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_L
 
 use crate::allocate::Writer;
 use crate::config::Bounds;
+use crate::domain::policy::Policy;
 use crate::grant::Granter;
 use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
@@ -42,6 +43,8 @@ pub struct Parts {
     pub granter: Granter,
     /// How long `get_seed` may wait for a seed.
     pub v1_hold: Duration,
+    /// How seeds are compared.
+    pub policy: Policy,
     /// Where addresses are.
     pub file: Arc<FileSettings>,
     /// Applies commands.

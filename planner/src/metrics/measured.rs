@@ -67,6 +67,10 @@ impl Store for MeasuredStore {
         Ok(woken)
     }
 
+    async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError> {
+        self.time("source_instance", 0, self.inner.source_instance(instance)).await
+    }
+
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let drained = self.time("invalidate", 0, self.inner.invalidate(key, keep)).await?;
         self.metrics.changes.seeds.with_label_values(&["drained"]).inc_by(drained);

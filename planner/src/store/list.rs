@@ -83,6 +83,8 @@ pub struct SeedEntry {
     pub failures: u32,
     /// What it told of itself.
     pub profile: Profile,
+    /// Its host and the leases that seeds of that may still be given together, where that is bounded.
+    pub host_room: Option<(String, u32)>,
 }
 
 /// The times of a seed as a row has them, Unix milliseconds.

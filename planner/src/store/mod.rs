@@ -495,6 +495,12 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`].
     async fn collect(&self) -> Result<Vec<Woken>, StoreError>;
 
+    /// The instance that serves the ranks of `instance`, if one of them was served lately.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError>;
+
     /// Takes out all seeds of a key that do not hold the content `keep`, in bounded steps, as [`Command::Drain`]
     /// does; gives how many were taken out. For weights that were replaced under the same name.
     ///

@@ -32,6 +32,40 @@ fn told((status, problem): (u16, Value)) -> (u16, String) {
 }
 
 #[tokio::test]
+async fn what_would_be_granted_is_explained_seed_by_seed() {
+    let (_directory, planner) = planner().await;
+    for (seed, zone) in [("10.0.0.1:1:0", "far"), ("10.0.0.2:1:0", "near"), ("10.0.0.3:1:0", "near")] {
+        let register = json!({"seed": seed, "seed_key": "k", "location": {"zone": zone}});
+        assert_eq!(planner.call("POST", "/v2/seeds", &register).await.0, 200);
+    }
+    let near = json!({"seed_key": "k", "location": {"zone": "near"}, "exclude": ["10.0.0.3:1:0"]});
+    let verdicts = async || {
+        let (status, explained) = planner.call("POST", "/v2/explain", &near).await;
+        assert_eq!(status, 200, "{explained}");
+        let seeds = explained["seeds"].as_array().unwrap().iter();
+        let seeds: Vec<Value> =
+            seeds.map(|seed| json!([seed["seed"], seed["verdict"], seed["rank"]])).collect();
+        (explained["grant"].clone(), seeds)
+    };
+    let expected = [
+        json!(["10.0.0.2:1:0", "would_be_granted", 1]),
+        json!(["10.0.0.1:1:0", "ranked", 2]),
+        json!(["10.0.0.3:1:0", "excluded", null]),
+    ];
+    assert_eq!(verdicts().await, (json!("10.0.0.2:1:0"), expected.to_vec()));
+    let (_, granted) = planner.call("POST", "/v2/leases", &near).await;
+    assert_eq!(granted["seed"], "10.0.0.2:1:0", "what was told");
+    planner.call("POST", "/v2/seeds/drain", &json!({"seed": "10.0.0.1:1:0", "seed_key": "k"})).await;
+    let expected = [
+        json!(["10.0.0.1:1:0", "draining", null]),
+        json!(["10.0.0.2:1:0", "full", null]),
+        json!(["10.0.0.3:1:0", "excluded", null]),
+    ];
+    assert_eq!(verdicts().await, (Value::Null, expected.to_vec()));
+    planner.stop().await;
+}
+
+#[tokio::test]
 async fn the_planner_says_what_it_speaks() {
     let (_directory, planner) = planner().await;
     let (status, service) = planner.call("GET", "/v2", &Value::Null).await;

@@ -51,7 +51,7 @@ fn told_state(state: State) -> SeedState {
     }
 }
 
-fn seed(seed: SeedEntry) -> SeedSummary {
+pub(super) fn seed(seed: SeedEntry) -> SeedSummary {
     let profile = seed.profile;
     SeedSummary {
         seed: seed.identity,

@@ -17,6 +17,7 @@ use super::bounds::Lane;
 use crate::domain::location::Location;
 use crate::waiting::MAX_WAIT;
 
+mod explain;
 mod keys;
 mod leases;
 mod lists;
@@ -129,6 +130,18 @@ fn routes() -> Vec<Route> {
             },
             body,
             keys::invalidate,
+        ),
+        post(
+            About {
+                description: "Nothing is leased, and no seed is asked whether it lives.",
+                ..About::new(
+                    v2::EXPLAIN,
+                    "explain",
+                    "Say of each seed of a key why it would be granted now or not",
+                )
+            },
+            body,
+            explain::explain,
         ),
     ]
 }

@@ -175,6 +175,9 @@ impl Store for Closed {
     async fn collect(&self) -> Result<Vec<super::Woken>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
+    async fn source_instance(&self, _: &str) -> Result<Option<String>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
     async fn invalidate(&self, _: &SeedKey, _: Option<&str>) -> Result<u64, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }

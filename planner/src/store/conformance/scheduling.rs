@@ -215,6 +215,9 @@ pub(crate) async fn ranks_of_an_instance_are_served_by_one_instance<H: Home>() {
             let instances: std::collections::BTreeSet<char> =
                 seeds.iter().map(|host| host.chars().nth(7).unwrap()).collect();
             assert_eq!(instances.len(), 1, "one source for all ranks: {seeds:?}");
+            let source = bench.store.source_instance(&format!("new-{new}")).await.unwrap();
+            let base = instances.first().and_then(|base| base.to_digit(10)).unwrap();
+            assert_eq!(source, ["a", "b", "c"].get(base as usize - 1).map(ToString::to_string));
         }
     }
 }

@@ -88,6 +88,23 @@ impl Sources {
     }
 }
 
+/// The work of [`super::super::Store::source_instance`].
+pub(super) struct Source<'a> {
+    pub(super) store: &'a PostgresStore,
+    pub(super) instance: &'a str,
+}
+
+#[async_trait]
+impl Work for Source<'_> {
+    type Done = Option<String>;
+
+    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Option<String>, Stopped> {
+        let now = self.store.now(connection).await?;
+        let sources = Sources::load(connection, now, std::iter::once(self.instance)).await?;
+        Ok(sources.get(self.instance).cloned())
+    }
+}
+
 /// Forgets a bounded number of those that were not used for long; gives how many.
 pub(super) struct Forget<'a>(pub(super) &'a PostgresStore);
 

@@ -29,7 +29,10 @@ impl Work for Seeds<'_> {
         let state = state_sql("$1", "$2");
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT s.*, h.last_ms, {state} AS state,
-                    (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used
+                    (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used,
+                    CASE WHEN s.capped_host IS NOT NULL THEN s.host_capacity - (
+                        SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id
+                        WHERE o.capped_host = s.capped_host AND q.busy_until_ms > $1) END AS host_room
              FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
              WHERE ($3::bytea IS NULL OR h.key_hash = $3) AND ($4::text IS NULL OR s.model_url = $4)
                AND ($5::text IS NULL OR s.host = $5) AND ($6::int IS NULL OR {state} = $6)
@@ -64,6 +67,10 @@ fn seed(row: &PgRow, now: i64) -> Result<SeedEntry, Stopped> {
         suspect_ms: None,
         failures: small(row.try_get::<i32, _>("failures")?.into())?,
         profile: profile(row)?,
+        host_room: row
+            .try_get::<Option<String>, _>("capped_host")?
+            .zip(row.try_get::<Option<i64>, _>("host_room")?)
+            .map(|(host, room)| (host, u32::try_from(room).unwrap_or(0))),
     };
     let times = Times {
         heard_ms: row.try_get("last_ms")?,

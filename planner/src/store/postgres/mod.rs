@@ -186,6 +186,10 @@ impl Store for PostgresStore {
         run(&self.pool, Begin::Write, requests::Collect(self)).await
     }
 
+    async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError> {
+        run(&self.pool, Begin::View, instances::Source { store: self, instance }).await
+    }
+
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let mut drained = 0;
         loop {

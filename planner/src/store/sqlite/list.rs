@@ -28,7 +28,10 @@ pub(super) async fn seeds(
     let state = state_sql("?1", "?2");
     let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT s.*, h.last_ms, {state} AS state,
-                (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used
+                (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used,
+                CASE WHEN s.capped_host IS NOT NULL THEN s.host_capacity - (
+                    SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id
+                    WHERE o.capped_host = s.capped_host AND q.busy_until_ms > ?1) END AS host_room
          FROM {from}
          WHERE {of_key} AND (?4 IS NULL OR s.model_url = ?4) AND (?5 IS NULL OR s.host = ?5)
            AND (?6 IS NULL OR {state} = ?6) AND (?7 IS NULL OR s.identity > ?7)
@@ -61,6 +64,10 @@ fn seed(row: &SqliteRow, now: i64) -> Result<SeedEntry, StoreError> {
         suspect_ms: None,
         failures: row.try_get("failures")?,
         profile: profile(row)?,
+        host_room: row
+            .try_get::<Option<String>, _>("capped_host")?
+            .zip(row.try_get::<Option<i64>, _>("host_room")?)
+            .map(|(host, room)| (host, u32::try_from(room).unwrap_or(0))),
     };
     let times = Times {
         heard_ms: row.try_get("last_ms")?,

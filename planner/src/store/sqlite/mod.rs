@@ -316,6 +316,11 @@ impl Store for SqliteStore {
         Ok(woken)
     }
 
+    async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        Ok(instances::sources(&mut tx, std::iter::once(instance)).await?.remove(instance))
+    }
+
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let mut drained = 0;
         loop {

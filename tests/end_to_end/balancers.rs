@@ -1,9 +1,10 @@
 //! Planners behind nginx and behind haproxy, with the configurations that the documentation gives.
 
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rfork_tests::balancer::{Balancer, Kind};
 use rfork_tests::cluster::Cluster;
@@ -137,6 +138,32 @@ fn a_planner_that_is_stopped_in_order_is_left_by_haproxy_before_it_closes() {
         }
         assert!(stopping.join().unwrap().success() && rounds > 10, "{rounds} rounds");
     });
+}
+
+#[test]
+fn a_worker_that_leaves_while_it_waits_leaves_the_queue_behind_nginx() {
+    let (balancer, planners) = planners(Kind::Nginx);
+    assert_eq!(ask(&balancer, "POST", "/add_seed", &seed("k", "10.0.0.1")).status, 200);
+    let granted = ask(&balancer, "GET", "/get_seed", &[("SEED_KEY", "k")]);
+    assert_eq!(granted.status, 200);
+    let waiting = |count: u64| {
+        until(&format!("that {count} wait"), || {
+            let keys = planners[0].request("GET", "/v2/keys", &[]).json();
+            (keys["keys"][0]["waiting"] == count).then_some(())
+        });
+    };
+    let mut worker = TcpStream::connect(&balancer.address).unwrap();
+    let body = r#"{"seed_key":"k","wait_ms":60000}"#;
+    let head = format!(
+        "POST /v2/leases HTTP/1.1\r\nHost: planner\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
+        body.len()
+    );
+    worker.write_all(format!("{head}{body}").as_bytes()).unwrap();
+    waiting(1);
+    let left = Instant::now();
+    drop(worker);
+    waiting(0);
+    assert!(left.elapsed() < Duration::from_secs(30), "it left by its time alone");
 }
 
 /// A planner that takes every `get_seed` and dies of it, and is well otherwise; gives its address and its deaths.

@@ -33,7 +33,8 @@ use route::{About, Route, get, post};
 /// What is under the prefix of this API and no route of it.
 const ELSEWHERE: [&str; 2] = ["/v2/", "/v2/{*rest}"];
 
-/// All routes of this API.
+/// All routes of this API: a table, read from top to bottom.
+#[allow(clippy::too_many_lines)]
 fn routes() -> Vec<Route> {
     let body = v2::MAX_BODY_BYTES;
     let lease_is_gone = &[Code::LeaseNotFound];

@@ -177,6 +177,11 @@ impl<'a> Rounds<'a> {
         self.may_wait = false;
         let (won, lost): (Vec<_>, Vec<_>) =
             claims.into_iter().partition(|claim| claimed.contains_key(&(claim.seed_id, claim.n)));
+        if !lost.is_empty() {
+            // Time has passed for others: one that was full may have been given back before the point was lost, so
+            // that together they were never all taken.
+            self.misplaced.clear();
+        }
         give_back(lost, waiting);
         for claim in won {
             if let (Some(instance), Some(source)) = (&claim.worker.wish.instance_id, &claim.instance_id)

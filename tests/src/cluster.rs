@@ -110,7 +110,7 @@ impl Cluster {
     /// Starts the server, and waits until it serves.
     pub fn start(&self) {
         let options = format!(
-            "-c listen_addresses= -c unix_socket_directories={} -c max_connections=300 {}",
+            "-c listen_addresses= -c unix_socket_directories={} -c max_connections=1000 {}",
             self.home.display(),
             self.settings
         );

@@ -71,7 +71,7 @@ pub struct PostgresStore {
     /// Told when some of those were served.
     served: Arc<Notify>,
     /// Hears of those whom other planners served; it ends with the store.
-    _listener: AbortOnDropHandle<()>,
+    listener: AbortOnDropHandle<()>,
 }
 
 impl PostgresStore {
@@ -90,7 +90,7 @@ impl PostgresStore {
         let listening = connect::listen(url.options().clone(), planner.clone(), served.clone());
         let listener = AbortOnDropHandle::new(tokio::spawn(listening));
         let pool = connect::pool(url, settings);
-        let store = Self { pool, rules, clock, planner, served, _listener: listener };
+        let store = Self { pool, rules, clock, planner, served, listener };
         store.adopt_rules().await.map_err(|error| ConnectError::unusable(url, &error))?;
         Ok(store)
     }
@@ -254,6 +254,7 @@ impl Store for PostgresStore {
     }
 
     async fn close(&self) {
+        self.listener.abort();
         self.pool.close().await;
     }
 }

@@ -10,6 +10,9 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use rfork_protocol::manifest::metadata::EntryFields;
+use rfork_protocol::v2::{Location, Name};
+
+use crate::planner_client::WorkerPlace;
 
 /// A setting that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -70,6 +73,9 @@ pub struct Config {
     pub lease_release_retry_interval: Duration,
     /// `rfork_seed_wait_sec`: how long a worker may wait for a seed before it goes to storage. Zero asks once.
     pub seed_wait: Duration,
+    /// `rfork_zone`, `rfork_rack`, `rfork_host` and `rfork_instance_id`: where this worker stands, and the instance
+    /// whose rank it is. Planners that speak v2 prefer near seeds, and serve an instance from one.
+    pub place: WorkerPlace,
     /// `rfork_seed_max_readers`: connections that this worker's seed side serves at once.
     pub seed_max_readers: u32,
     /// `rfork_seed_max_gib_per_sec`: what this worker's seed side sends at most, in GiB/s; unlimited when
@@ -80,7 +86,7 @@ pub struct Config {
 }
 
 /// Every field with its environment fallback, for help texts and to know a misspelt one.
-pub const FIELDS: [(&str, Option<&str>); 17] = [
+pub const FIELDS: [(&str, Option<&str>); 21] = [
     ("model_url", Some("MODEL_URL")),
     ("model_deploy_strategy_name", Some("MODEL_DEPLOY_STRATEGY_NAME")),
     ("rfork_scheduler_url", Some("RFORK_SCHEDULER_URL")),
@@ -95,6 +101,10 @@ pub const FIELDS: [(&str, Option<&str>); 17] = [
     ("rfork_lease_release_max_attempts", None),
     ("rfork_lease_release_retry_interval_sec", None),
     ("rfork_seed_wait_sec", None),
+    ("rfork_zone", Some("RFORK_ZONE")),
+    ("rfork_rack", Some("RFORK_RACK")),
+    ("rfork_host", Some("RFORK_HOST")),
+    ("rfork_instance_id", Some("RFORK_INSTANCE_ID")),
     ("rfork_seed_max_readers", None),
     ("rfork_seed_max_gib_per_sec", None),
     ("rfork_seed_metadata_fields", None),
@@ -142,6 +152,7 @@ impl Config {
                     if value.as_f64() == Some(0.0) { Some(Duration::ZERO) } else { seconds(value) }
                 })?
                 .unwrap_or(Duration::ZERO),
+            place: read.place(),
             seed_max_readers: read.positive_integer("rfork_seed_max_readers", 16)?,
             seed_max_gib_per_sec: read.optional(
                 "rfork_seed_max_gib_per_sec",
@@ -228,6 +239,22 @@ impl Reader<'_> {
         self.or_env(field, NOT_EMPTY, |value| {
             value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
         })
+    }
+
+    fn name_or_env(&mut self, field: &'static str) -> Option<Name> {
+        self.or_env(field, "a text of 1 to 256 bytes without control characters", |value| {
+            Name::try_from(value.as_str()?.to_owned()).ok()
+        })
+    }
+
+    fn place(&mut self) -> WorkerPlace {
+        let location = Location {
+            zone: self.name_or_env("rfork_zone"),
+            rack: self.name_or_env("rfork_rack"),
+            host: self.name_or_env("rfork_host"),
+        };
+        let instance_id = self.name_or_env("rfork_instance_id");
+        WorkerPlace { location: (location != Location::default()).then_some(location), instance_id }
     }
 
     fn required_text(&mut self, field: &'static str) -> Result<String, ConfigError> {

@@ -5,12 +5,11 @@
 
 use std::time::Duration;
 
-use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::planner_client::PlannerClient;
+use crate::planner_client::{Advert, Heard, PlannerClient, PlannerError};
 use crate::retry::{Backoff, jittered};
 
 /// The first pause after a beat that failed.
@@ -23,18 +22,16 @@ pub struct Heartbeat {
     answered: CancellationToken,
     task: AbortOnDropHandle<()>,
     client: PlannerClient,
-    key: SeedKey,
-    identity: SeedIdentity,
+    advert: Advert,
 }
 
 impl Heartbeat {
     /// Starts to beat about every `interval`.
-    pub fn start(client: PlannerClient, key: SeedKey, identity: SeedIdentity, interval: Duration) -> Self {
+    pub fn start(client: PlannerClient, advert: Advert, interval: Duration) -> Self {
         let (stop, answered) = (CancellationToken::new(), CancellationToken::new());
-        let beating =
-            beat(client.clone(), key.clone(), identity.clone(), interval, stop.clone(), answered.clone());
+        let beating = beat(client.clone(), advert.clone(), interval, stop.clone(), answered.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(beating));
-        Self { stop, answered, task, client, key, identity }
+        Self { stop, answered, task, client, advert }
     }
 
     /// Waits until the first beat was answered or has failed, which the request's deadline bounds.
@@ -49,7 +46,7 @@ impl Heartbeat {
         // A beat that is under way ends first (its request has a deadline): were it dropped, the planner
         // might still take it, after the removal. An error means that the task panicked: nothing beats.
         let _ = self.task.await;
-        if let Err(error) = self.client.remove_seed(&self.key, &self.identity).await {
+        if let Err(error) = self.client.withdraw(&self.advert).await {
             tracing::warn!(%error, "the advertisement was not removed; it expires by itself");
         }
     }
@@ -57,8 +54,7 @@ impl Heartbeat {
 
 async fn beat(
     client: PlannerClient,
-    key: SeedKey,
-    identity: SeedIdentity,
+    advert: Advert,
     interval: Duration,
     stop: CancellationToken,
     answered: CancellationToken,
@@ -67,12 +63,19 @@ async fn beat(
     let _answered = answered.clone().drop_guard();
     let mut backoff = Backoff::new(FIRST_RETRY, interval);
     let mut failing = false;
+    let mut registered = false;
+    let identity = &advert.identity;
     loop {
         let started = Instant::now();
-        let pause = match client.add_seed(&key, &identity).await {
-            Ok(()) => {
+        let heard = tell(&client, &advert, registered).await;
+        registered = matches!(heard, Ok(Heard::Known)) || (registered && heard.is_err());
+        let pause = match heard {
+            Ok(heard) => {
+                if heard == Heard::Draining {
+                    tracing::debug!(%identity, "the planner offers this seed no more");
+                }
                 if failing {
-                    tracing::info!(%identity, "the planner has this seed again");
+                    tracing::info!(%identity, "the planner hears this seed again");
                 }
                 failing = false;
                 backoff = Backoff::new(FIRST_RETRY, interval);
@@ -97,4 +100,16 @@ async fn beat(
             () = tokio::time::sleep_until(started + pause) => {}
         }
     }
+}
+
+/// Registers, or says that the seed which is registered lives. One that the planner does not know registers at once.
+async fn tell(client: &PlannerClient, advert: &Advert, registered: bool) -> Result<Heard, PlannerError> {
+    if registered {
+        let heard = client.beat(advert).await?;
+        if heard != Heard::Unknown {
+            return Ok(heard);
+        }
+        tracing::info!(identity = %advert.identity, "the planner does not know this seed: it registers");
+    }
+    client.register(advert).await.map(|()| Heard::Known)
 }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::planner_client::{Grant, PlannerClient};
+use crate::planner_client::{Grant, PlannerClient, TransferReport};
 use crate::retry::Backoff;
 
 /// A lease is renewed when this part of its time has passed, which leaves two more tries.
@@ -19,6 +19,7 @@ const RENEW_AFTER: f64 = 1.0 / 3.0;
 #[derive(Debug)]
 pub struct Lease {
     reference: LeaseRef,
+    report: TransferReport,
     lost: CancellationToken,
     releases: Releases,
     _renewal: Option<AbortOnDropHandle<()>>,
@@ -30,15 +31,18 @@ impl Lease {
     ///
     /// Must be called within a tokio runtime.
     pub fn hold(grant: Grant, client: PlannerClient, releases: Releases) -> Self {
-        let reference = LeaseRef { identity: grant.granted.identity, lease: grant.granted.lease };
+        let Grant { reference, ttl, since } = grant;
         let lost = CancellationToken::new();
-        let renewal = grant.granted.lease_ttl_sec.map(|ttl_sec| {
-            let ttl = Duration::from_secs(ttl_sec);
-            let asked_at = Instant::from_std(grant.asked_at);
-            let renewing = renew(client, reference.clone(), ttl, asked_at, lost.clone());
+        let renewal = ttl.map(|ttl| {
+            let renewing = renew(client, reference.clone(), ttl, Instant::from_std(since), lost.clone());
             AbortOnDropHandle::new(tokio::spawn(renewing))
         });
-        Self { reference, lost, releases, _renewal: renewal }
+        Self { reference, report: TransferReport::Aborted, lost, releases, _renewal: renewal }
+    }
+
+    /// Notes how reading from the seed went, which the release tells.
+    pub fn report(&mut self, report: TransferReport) {
+        self.report = report;
     }
 
     /// The seed.
@@ -56,7 +60,7 @@ impl Drop for Lease {
     fn drop(&mut self) {
         // A lease that is gone at the planner has nothing to release.
         if !self.lost.is_cancelled() {
-            self.releases.begin(self.reference.clone());
+            self.releases.begin(self.reference.clone(), self.report);
         }
     }
 }
@@ -67,12 +71,12 @@ async fn renew(
     client: PlannerClient,
     reference: LeaseRef,
     ttl: Duration,
-    asked_at: Instant,
+    since: Instant,
     lost: CancellationToken,
 ) {
     let retries = || Backoff::new(ttl.mul_f64(RENEW_AFTER / 8.0), ttl.mul_f64(RENEW_AFTER));
     let mut backoff = retries();
-    let mut next = asked_at + ttl.mul_f64(RENEW_AFTER);
+    let mut next = since + ttl.mul_f64(RENEW_AFTER);
     loop {
         tokio::time::sleep_until(next).await;
         let sent = Instant::now();
@@ -120,12 +124,12 @@ impl Releases {
         Self { client, attempts, interval, tasks: TaskTracker::new(), runtime: Handle::current() }
     }
 
-    fn begin(&self, reference: LeaseRef) {
+    fn begin(&self, reference: LeaseRef, report: TransferReport) {
         let (client, attempts) = (self.client.clone(), self.attempts);
         let mut backoff = Backoff::new(self.interval, self.interval);
         let releasing = async move {
             for attempt in 1..=attempts {
-                match client.put_seed(&reference).await {
+                match client.release(&reference, &report).await {
                     Ok(()) => return,
                     Err(error) if error.is_passing() && attempt < attempts => {
                         tracing::warn!(lease = %reference.lease, %error, attempt, "a release failed; it is tried again");

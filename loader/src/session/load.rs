@@ -22,7 +22,7 @@ use crate::engine::memory::{Content, WeightMemory};
 use crate::engine::{ReadError, ReadRequest, TransferEngine};
 use crate::fallback::{Fallback, FallbackError, FillRequest};
 use crate::lease::{Lease, Releases};
-use crate::planner_client::PlannerClient;
+use crate::planner_client::{PlannerClient, TransferReport, Wish};
 use crate::retry::Backoff;
 use crate::seed_client;
 
@@ -167,8 +167,16 @@ impl<'a> Load<'a> {
 
     async fn ask(&mut self) -> Event {
         self.asking_since.get_or_insert_with(Instant::now);
+        if self.planner.excludes_seeds().await {
+            // Seeds that failed are not handed out again, so their leases need not be kept.
+            self.condemned.clear();
+        }
         for _ in 0..=REPEATED_QUESTIONS {
-            match self.planner.get_seed(&self.worker.key).await {
+            let wish = Wish {
+                wait: self.config.seed_wait.saturating_sub(self.waited_so_far()),
+                exclude: self.failed.iter().cloned().collect(),
+            };
+            match self.planner.acquire(&self.worker.key, &wish).await {
                 Ok(Some(grant)) => {
                     let lease = Lease::hold(grant, self.planner.clone(), self.releases.clone());
                     if self.failed.contains(lease.seed()) {
@@ -203,6 +211,7 @@ impl<'a> Load<'a> {
         let Some(lease) = &self.lease else { return Event::SeedFailed };
         let seed = lease.seed().clone();
         self.reporter.phase(Phase::Checking(seed.clone()));
+        let begun = Instant::now();
         let fetching = seed_client::fetch(self.planner.http(), &seed, &self.worker.key);
         let Some(metadata) = lease.lost().run_until_cancelled(fetching).await else {
             return Event::LeaseLost;
@@ -211,6 +220,11 @@ impl<'a> Load<'a> {
             Ok(metadata) => metadata,
             Err(error) => {
                 tracing::warn!(%seed, %error, "the seed is passed over");
+                self.report(TransferReport::Failed {
+                    reason: "metadata",
+                    bytes: 0,
+                    duration: begun.elapsed(),
+                });
                 return Event::SeedFailed;
             }
         };
@@ -228,6 +242,13 @@ impl<'a> Load<'a> {
                 tracing::warn!(%seed, reason, "the seed is passed over");
                 Event::SeedFailed
             }
+        }
+    }
+
+    /// Notes how the seed did, for the planner.
+    fn report(&mut self, report: TransferReport) {
+        if let Some(lease) = &mut self.lease {
+            lease.report(report);
         }
     }
 
@@ -285,6 +306,18 @@ impl<'a> Load<'a> {
         drop(reading);
         let lost = lease.lost().is_cancelled();
         self.share(Source::Seed(seed.clone()), held_before, begun);
+        let (bytes, duration) = (self.memory.held_bytes().saturating_sub(held_before), begun.elapsed());
+        let failed = |reason| TransferReport::Failed { reason, bytes, duration };
+        self.report(match &result {
+            Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },
+            Ok(_) => failed("incomplete"),
+            Err(ReadError::Lost { .. }) => failed("lost"),
+            Err(ReadError::Refused { .. }) => failed("refused"),
+            Err(ReadError::Protocol { .. }) => failed("protocol"),
+            Err(ReadError::Corrupt { .. }) => failed("corrupt"),
+            // That says nothing of the seed.
+            Err(_) => TransferReport::Aborted,
+        });
         match result {
             Ok(_) if self.memory.all_held() => Ok(Event::AllHeld),
             Ok(_) => Ok(Event::SeedFailed),

@@ -12,6 +12,7 @@ use rfork_protocol::manifest::agreement::Tolerance;
 use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata};
 use rfork_protocol::manifest::{Manifest, Tensor};
 use rfork_protocol::v1::Labels;
+use rfork_protocol::v2::Name;
 use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::engine::tcp::{TcpEngine, TcpOptions};
 use crate::fallback::Fallback;
 use crate::heartbeat::Heartbeat;
 use crate::lease::Releases;
-use crate::planner_client::PlannerClient;
+use crate::planner_client::{Advert, PlannerClient};
 use crate::seed_service::SeedService;
 
 mod error;
@@ -100,7 +101,8 @@ impl Session {
         } else {
             Labels::default()
         };
-        let planner = PlannerClient::new(&config.scheduler_url, config.request_timeout, labels)?;
+        let planner =
+            PlannerClient::new(&config.scheduler_url, config.request_timeout, labels, config.place.clone())?;
         config.seed_port(worker.rank, worker.draft)?;
         let advertise = config.seed_advertise_host.as_deref();
         let advertise_host = advertised_host(advertise, &config.seed_bind_host, planner.base()).await;
@@ -177,9 +179,9 @@ impl Session {
         match self.start_service().await {
             Ok(serving) => {
                 self.state = step(self.state, Event::Healthy, LIMITS).0;
-                let (planner, key) = (self.planner.clone(), self.worker.key.clone());
+                let advert = self.advert(serving.identity.clone());
                 let interval = self.config.heartbeat_interval;
-                let heartbeat = Heartbeat::start(planner, key, serving.identity.clone(), interval);
+                let heartbeat = Heartbeat::start(self.planner.clone(), advert, interval);
                 // Kept before it is waited for: a caller that gives up here can still close everything.
                 self.heartbeat.insert(heartbeat).first().await;
                 Ok(serving)
@@ -189,6 +191,18 @@ impl Session {
                 self.state = step(self.state, Event::ServiceFailed, LIMITS).0;
                 Err(error)
             }
+        }
+    }
+
+    /// What the planner is told of this worker.
+    fn advert(&self, identity: SeedIdentity) -> Advert {
+        let content = self.model.as_ref().and_then(|model| model.memory.content());
+        Advert {
+            key: self.worker.key.clone(),
+            identity,
+            // This memory, served from now on: a worker that serves again, in whatever process, has another.
+            incarnation: Name::cut(&uuid::Uuid::new_v4().simple().to_string()),
+            content_id: content.and_then(|content| Name::cut(&content.id.to_string())),
         }
     }
 

@@ -92,6 +92,8 @@ pub enum TransferOutcome {
     Ok,
     /// The seed failed: others are spared it for a while.
     Failed,
+    /// The worker stopped for reasons that say nothing of the seed.
+    Aborted,
 }
 
 /// `POST /v2/leases/release`: the worker reads no more. Repeating it is harmless.

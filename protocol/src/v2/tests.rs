@@ -68,7 +68,7 @@ fn a_refusal_names_the_field() {
         (
             refusal::<Release>(&json!({"seed": seed, "lease_id": "l", "outcome": "good"})),
             "outcome",
-            "expected `ok` or `failed`",
+            "one of `ok`, `failed`, `aborted`",
         ),
         (
             refusal::<Release>(&json!({"seed": seed, "lease_id": "l", "outcome": "ok", "reason": "Why?"})),
@@ -201,13 +201,16 @@ prop_compose! {
 
 prop_compose! {
     fn releases()(
-        lease in "[!-~]{1,40}", seed in seeds(), ok: bool, reason in maybe("[a-z0-9_-]{1,64}"), bytes: Option<u64>,
+        lease in "[!-~]{1,40}", seed in seeds(), outcome in outcomes(), reason in maybe("[a-z0-9_-]{1,64}"), bytes: Option<u64>,
         duration_ms: Option<u64>,
     ) -> Release {
-        let outcome = if ok { TransferOutcome::Ok } else { TransferOutcome::Failed };
         let reason = reason.map(|reason| Reason::try_from(reason).unwrap());
         Release { lease_id: LeaseId::new(lease).unwrap(), seed, outcome, reason, bytes, duration_ms }
     }
+}
+
+fn outcomes() -> impl Strategy<Value = TransferOutcome> {
+    prop::sample::select(vec![TransferOutcome::Ok, TransferOutcome::Failed, TransferOutcome::Aborted])
 }
 
 fn states() -> impl Strategy<Value = SeedState> {

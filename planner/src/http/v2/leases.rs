@@ -113,6 +113,7 @@ pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
     let report = match outcome {
         TransferOutcome::Ok => Report::Ok,
         TransferOutcome::Failed => Report::Failed,
+        TransferOutcome::Aborted => Report::Unknown,
     };
     let command = Command::Release { identity: seed.clone(), lease: lease_id.hash(), report };
     match api.writer.submit(command).await? {

@@ -1,0 +1,311 @@
+//! The planner, as a worker sees it: five requests, and what each answer means for the worker.
+//!
+//! A planner that speaks API v2 is spoken to in it, any other in v1; what it speaks is asked once. The two see
+//! the same seeds and leases, so that a planner may be replaced by one of another version at any time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::StatusCode;
+use reqwest::{Client, Url};
+use rfork_protocol::v1::{Labels, LeaseRef};
+use rfork_protocol::v2::{DEREGISTER, HEARTBEAT, LEASES, Location, Name, RELEASE, RENEW, SEEDS};
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+mod v1;
+mod v2;
+
+#[cfg(test)]
+mod tests;
+
+use v2::{Failed, Known};
+
+/// A request to the planner that had no usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PlannerError {
+    /// The base URL is not one.
+    #[error(
+        "rfork_scheduler_url '{url}' is not a URL of a planner: {reason}; give one like http://planner:1223"
+    )]
+    BadUrl {
+        /// What was given.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// No HTTP client could be made.
+    #[error("cannot set up HTTP: {0}")]
+    Client(#[source] reqwest::Error),
+    /// Nothing came back in time.
+    #[error("the planner at {planner} did not answer {request}: {reason}")]
+    Unreachable {
+        /// Its base URL, without credentials.
+        planner: String,
+        /// The endpoint asked.
+        request: &'static str,
+        /// What failed.
+        reason: String,
+    },
+    /// It answered with a refusal that has no meaning of its own here.
+    #[error("the planner at {planner} answered {request} with {status}: {reason}")]
+    Refused {
+        /// Its base URL, without credentials.
+        planner: String,
+        /// The endpoint asked.
+        request: &'static str,
+        /// The status.
+        status: StatusCode,
+        /// The first line of its reason.
+        reason: String,
+    },
+    /// It answered 200 without what belongs there.
+    #[error("the planner at {planner} answered {request} in a form this worker does not read: {reason}")]
+    Malformed {
+        /// Its base URL, without credentials.
+        planner: String,
+        /// The endpoint asked.
+        request: &'static str,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl PlannerError {
+    /// Whether the same request may succeed later: no answer, 408, 429 or any 5xx.
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Unreachable { .. } => true,
+            Self::Refused { status, .. } => is_passing(*status),
+            _ => false,
+        }
+    }
+}
+
+fn is_passing(status: StatusCode) -> bool {
+    status.is_server_error() || matches!(status.as_u16(), 408 | 429)
+}
+
+/// A seed that the planner granted.
+#[derive(Debug, Clone)]
+pub struct Grant {
+    /// The seed and the lease.
+    pub reference: LeaseRef,
+    /// How long the lease lives without a renewal. Planners of the first generations do not say, and cannot renew.
+    pub ttl: Option<Duration>,
+    /// From when that counts: the planner granted it no earlier.
+    pub since: Instant,
+}
+
+/// Where a worker stands, and of which instance it is a rank. Told to planners that speak v2.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct WorkerPlace {
+    /// Where it stands.
+    pub location: Option<Location>,
+    /// The instance.
+    pub instance_id: Option<Name>,
+}
+
+/// What a worker wishes beside a key.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wish {
+    /// How long it waits for a seed. Only v2 waits, at most for as long as the planner lets it.
+    pub wait: Duration,
+    /// Seeds that it does not want. v1 has no words for it.
+    pub exclude: Vec<SeedIdentity>,
+}
+
+/// What a seed says of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Advert {
+    /// What it holds.
+    pub key: SeedKey,
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// Its process: another one at the same address has other memory.
+    pub incarnation: Option<Name>,
+    /// What its bytes are.
+    pub content_id: Option<Name>,
+}
+
+/// What a planner says to a heartbeat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Heard {
+    /// It has the seed.
+    Known,
+    /// It does not: the seed must register.
+    Unknown,
+    /// It has the seed and offers it no more.
+    Draining,
+}
+
+/// How the transfer of a lease went. v1 has no words for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum TransferReport {
+    /// The seed did well.
+    Done {
+        /// Bytes that were read.
+        bytes: u64,
+        /// How long that took.
+        duration: Duration,
+    },
+    /// The seed failed: others should be spared it for a while.
+    Failed {
+        /// Why, in a word of a-z, 0-9 and `-`.
+        reason: &'static str,
+        /// Bytes that were read before.
+        bytes: u64,
+        /// How long that took.
+        duration: Duration,
+    },
+    /// The worker stopped for reasons that say nothing of the seed.
+    #[default]
+    Aborted,
+}
+
+/// A planner's client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct PlannerClient {
+    http: Client,
+    base: Url,
+    timeout: Duration,
+    labels: Labels,
+    place: WorkerPlace,
+    known: Arc<Known>,
+}
+
+/// Asks over v2 if the planner speaks it, else over v1.
+macro_rules! over_either {
+    ($self:ident, $path:expr, $v2:expr, $v1:expr) => {{
+        if $self.v2_max_wait().await.is_none() {
+            return $v1.await;
+        }
+        match $v2.await {
+            Ok(answer) => Ok(answer),
+            Err(Failed::NotSpoken) => {
+                $self.v2_not_spoken();
+                $v1.await
+            }
+            Err(Failed::Problem(status, problem)) => Err($self.v2_error($path, status, &problem)),
+            Err(Failed::Other(error)) => Err(error),
+        }
+    }};
+}
+
+impl PlannerClient {
+    /// A client for the planner at `base_url`; each request ends after `timeout`, and one that waits for a seed
+    /// that much later. `labels` go with every request that names a key.
+    ///
+    /// # Errors
+    /// [`PlannerError::BadUrl`] or [`PlannerError::Client`].
+    pub fn new(
+        base_url: &str,
+        timeout: Duration,
+        labels: Labels,
+        place: WorkerPlace,
+    ) -> Result<Self, PlannerError> {
+        let bad = |reason: String| PlannerError::BadUrl { url: base_url.to_owned(), reason };
+        let base = Url::parse(base_url).map_err(|error| bad(error.to_string()))?;
+        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+            return Err(bad("it must start with http:// or https:// and name a host".into()));
+        }
+        let http = crate::http::client(timeout).map_err(PlannerError::Client)?;
+        Ok(Self { http, base, timeout, labels, place, known: Arc::default() })
+    }
+
+    /// The planner's base URL.
+    pub fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// The HTTP client, for requests to seeds.
+    pub fn http(&self) -> &Client {
+        &self.http
+    }
+
+    /// Whether the planner leaves out the seeds that a [`Wish`] excludes.
+    pub async fn excludes_seeds(&self) -> bool {
+        self.v2_max_wait().await.is_some()
+    }
+
+    /// Asks for a seed of `key`; `None` when none is free.
+    ///
+    /// # Errors
+    /// [`PlannerError`]: no answer, another refusal, or an answer that cannot be read.
+    pub async fn acquire(&self, key: &SeedKey, wish: &Wish) -> Result<Option<Grant>, PlannerError> {
+        let max_wait = self.v2_max_wait().await.unwrap_or_default();
+        over_either!(self, LEASES, self.v2_acquire(key, wish, max_wait), self.v1_acquire(key))
+    }
+
+    /// Extends a lease; `false` when the planner does not know it (any more).
+    ///
+    /// # Errors
+    /// [`PlannerError`].
+    pub async fn renew(&self, lease: &LeaseRef) -> Result<bool, PlannerError> {
+        over_either!(self, RENEW, self.v2_renew(lease), self.v1_renew(lease))
+    }
+
+    /// Gives a lease back and tells how it went. Harmless when it is gone already.
+    ///
+    /// # Errors
+    /// [`PlannerError`]; see [`PlannerError::is_passing`] for whether to try again.
+    pub async fn release(&self, lease: &LeaseRef, report: &TransferReport) -> Result<(), PlannerError> {
+        over_either!(self, RELEASE, self.v2_release(lease, report), self.v1_release(lease))
+    }
+
+    /// Registers this worker as a seed.
+    ///
+    /// # Errors
+    /// [`PlannerError`]; one that is not passing ends the seed service.
+    pub async fn register(&self, advert: &Advert) -> Result<(), PlannerError> {
+        over_either!(self, SEEDS, self.v2_register(advert), self.v1_announce(advert))
+    }
+
+    /// Says that this worker still is a seed. Over v1 that registers it as well.
+    ///
+    /// # Errors
+    /// As [`PlannerClient::register`].
+    pub async fn beat(&self, advert: &Advert) -> Result<Heard, PlannerError> {
+        let v1 = async || self.v1_announce(advert).await.map(|()| Heard::Known);
+        over_either!(self, HEARTBEAT, self.v2_beat(advert), v1())
+    }
+
+    /// Takes this worker's advertisement back. A planner that does not know it, still has leases on it (it is
+    /// then handed out no more), or has no such endpoint is as good.
+    ///
+    /// # Errors
+    /// [`PlannerError`].
+    pub async fn withdraw(&self, advert: &Advert) -> Result<(), PlannerError> {
+        over_either!(self, DEREGISTER, self.v2_withdraw(advert), self.v1_withdraw(advert))
+    }
+
+    fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        url.set_path(&format!("{}{path}", self.base.path().trim_end_matches('/')));
+        url
+    }
+
+    fn unreachable(&self, request: &'static str, error: reqwest::Error) -> PlannerError {
+        PlannerError::Unreachable { planner: self.name(), request, reason: crate::http::explain(error) }
+    }
+
+    async fn refused(&self, request: &'static str, answer: reqwest::Response) -> PlannerError {
+        let status = answer.status();
+        self.refused_with(request, status, &answer.text().await.unwrap_or_default())
+    }
+
+    fn refused_with(&self, request: &'static str, status: StatusCode, body: &str) -> PlannerError {
+        let reason = body.lines().next().unwrap_or_default().chars().take(200).collect();
+        PlannerError::Refused { planner: self.name(), request, status, reason }
+    }
+
+    fn malformed(&self, request: &'static str, error: &dyn std::error::Error) -> PlannerError {
+        PlannerError::Malformed { planner: self.name(), request, reason: error.to_string() }
+    }
+
+    /// The planner's URL for messages, without credentials.
+    fn name(&self) -> String {
+        let mut shown = self.base.clone();
+        let _ = (shown.set_username(""), shown.set_password(None));
+        shown.to_string().trim_end_matches('/').to_owned()
+    }
+}

@@ -1,0 +1,150 @@
+//! Which API is spoken, and that it may change at any time.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+
+use super::*;
+
+const V1_GRANT: [(&str, &str); 5] = [
+    ("SEED_IP", "10.0.0.7"),
+    ("SEED_PORT", "8000"),
+    ("SEED_RANK", "3"),
+    ("USER_ID", "0123456789abcdef0123456789abcdef"),
+    ("LEASE_TTL_SEC", "60"),
+];
+
+/// A planner that notes what it is asked.
+#[derive(Default)]
+struct Fake {
+    speaks_v2: AtomicBool,
+    busy: AtomicBool,
+    loses_an_answer: AtomicBool,
+    asked: Mutex<Vec<String>>,
+    idempotency_keys: Mutex<Vec<String>>,
+}
+
+impl Fake {
+    fn answer(&self, request: &Request) -> Response {
+        let path = request.uri().path().to_owned();
+        self.asked.lock().unwrap().push(path.clone());
+        let json =
+            |body: &str| ([(header::CONTENT_TYPE, "application/json")], body.to_owned()).into_response();
+        let problem = |status: StatusCode, code: &str| {
+            let body = format!(r#"{{"status":{},"code":"{code}"}}"#, status.as_u16());
+            (status, [(header::CONTENT_TYPE, "application/problem+json")], body).into_response()
+        };
+        if path.starts_with("/v2") && !self.speaks_v2.load(Ordering::SeqCst) {
+            return StatusCode::NOT_FOUND.into_response();
+        }
+        match path.as_str() {
+            "/v2" if self.busy.load(Ordering::SeqCst) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
+            "/v2" => json(
+                r#"{"service":"rfork-planner","version":"9","api":["v2"],"heartbeat_interval_ms":1,"max_wait_ms":5}"#,
+            ),
+            "/v2/leases" => {
+                let key = request.headers()["idempotency-key"].to_str().unwrap().to_owned();
+                self.idempotency_keys.lock().unwrap().push(key);
+                if self.loses_an_answer.swap(false, Ordering::SeqCst) {
+                    // More is announced than comes: the connection breaks.
+                    let body = axum::body::Body::from("{");
+                    return (
+                        [(header::CONTENT_TYPE, "application/json"), (header::CONTENT_LENGTH, "9")],
+                        body,
+                    )
+                        .into_response();
+                }
+                json(r#"{"lease_id":"0123456789abcdef","seed":"10.0.0.8:8000:3","ttl_ms":9,"waited_ms":1}"#)
+            }
+            "/v2/leases/renew" => problem(StatusCode::NOT_FOUND, "lease-not-found"),
+            "/v2/seeds/heartbeat" => json(r#"{"results":[{"seed":"h:1:0","status":"unknown"}]}"#),
+            "/v2/seeds" => json(r#"{"registration":"new","heartbeat_interval_ms":1,"heartbeat_ttl_ms":2}"#),
+            "/get_seed" => (V1_GRANT, ()).into_response(),
+            _ => StatusCode::OK.into_response(),
+        }
+    }
+
+    fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.asked.lock().unwrap())
+    }
+}
+
+async fn start(speaks_v2: bool) -> (Arc<Fake>, PlannerClient) {
+    let fake = Arc::new(Fake { speaks_v2: AtomicBool::new(speaks_v2), ..Fake::default() });
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}/", listener.local_addr().unwrap());
+    let answering = fake.clone();
+    let router = Router::new().fallback(async move |request: Request| answering.answer(&request));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let client =
+        PlannerClient::new(&url, Duration::from_secs(20), Labels::default(), WorkerPlace::default()).unwrap();
+    (fake, client)
+}
+
+fn advert() -> Advert {
+    let identity = SeedIdentity::new("h", 1, 0).unwrap();
+    Advert { key: SeedKey::new("k").unwrap(), identity, incarnation: None, content_id: None }
+}
+
+async fn acquire(client: &PlannerClient) -> Grant {
+    client.acquire(&SeedKey::new("k").unwrap(), &Wish::default()).await.unwrap().unwrap()
+}
+
+#[tokio::test]
+async fn a_planner_is_asked_once_what_it_speaks() {
+    let (v1, client) = start(false).await;
+    assert_eq!(acquire(&client).await.reference.identity.host(), "10.0.0.7");
+    client.clone().register(&advert()).await.unwrap();
+    assert_eq!(v1.asked(), ["/v2", "/get_seed", "/add_seed"]);
+    let (v2, client) = start(true).await;
+    assert_eq!(acquire(&client).await.reference.identity.host(), "10.0.0.8");
+    client.clone().register(&advert()).await.unwrap();
+    assert_eq!(v2.asked(), ["/v2", "/v2/leases", "/v2/seeds"]);
+}
+
+#[tokio::test]
+async fn a_planner_that_is_put_back_to_v1_goes_on_in_v1() {
+    let (fake, client) = start(true).await;
+    let grant = acquire(&client).await;
+    fake.speaks_v2.store(false, Ordering::SeqCst);
+    fake.asked();
+    assert!(client.renew(&grant.reference).await.unwrap(), "the lease is the same in both");
+    client.release(&grant.reference, &TransferReport::Aborted).await.unwrap();
+    assert_eq!(client.beat(&advert()).await.unwrap(), Heard::Known);
+    client.withdraw(&advert()).await.unwrap();
+    let v1 = ["/v2/leases/renew", "/renew_seed_lease", "/put_seed", "/add_seed", "/remove_seed"];
+    assert_eq!(fake.asked(), v1);
+}
+
+#[tokio::test]
+async fn a_planner_that_cannot_say_is_asked_again() {
+    let (fake, client) = start(true).await;
+    fake.busy.store(true, Ordering::SeqCst);
+    assert_eq!(acquire(&client).await.reference.identity.host(), "10.0.0.7", "over v1 this time");
+    fake.busy.store(false, Ordering::SeqCst);
+    assert_eq!(acquire(&client).await.reference.identity.host(), "10.0.0.8");
+}
+
+#[tokio::test]
+async fn a_problem_is_an_answer_and_no_sign_of_v1() {
+    let (fake, client) = start(true).await;
+    let grant = acquire(&client).await;
+    assert!(!client.renew(&grant.reference).await.unwrap());
+    assert_eq!(client.beat(&advert()).await.unwrap(), Heard::Unknown);
+    assert_eq!(fake.asked(), ["/v2", "/v2/leases", "/v2/leases/renew", "/v2/seeds/heartbeat"]);
+}
+
+#[tokio::test]
+async fn an_acquisition_whose_answer_is_lost_is_repeated_under_its_key() {
+    let (fake, client) = start(true).await;
+    fake.loses_an_answer.store(true, Ordering::SeqCst);
+    acquire(&client).await;
+    acquire(&client).await;
+    let keys = fake.idempotency_keys.lock().unwrap().clone();
+    assert_eq!(keys.len(), 3);
+    assert!(keys[0] == keys[1] && keys[1] != keys[2] && keys[0].len() >= 32);
+}

@@ -312,10 +312,9 @@ impl<'a> Load<'a> {
             Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },
             Ok(_) => failed("incomplete"),
             Err(ReadError::Lost { .. }) => failed("lost"),
-            Err(ReadError::Refused { .. }) => failed("refused"),
             Err(ReadError::Protocol { .. }) => failed("protocol"),
             Err(ReadError::Corrupt { .. }) => failed("corrupt"),
-            // That says nothing of the seed.
+            // That says nothing of the seed's health: one that refuses, because it has readers enough, lives.
             Err(_) => TransferReport::Aborted,
         });
         match result {

@@ -67,7 +67,7 @@ macro_rules! page {
     ($condition:literal, $order:literal) => {
         concat!(
             "SELECT c.id FROM seeds c JOIN heartbeats b ON b.seed_id = c.id
-             WHERE c.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2
+             WHERE c.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2 AND c.suspect_until_ms <= $1
                AND c.id <> ALL($5::bigint[]) ",
             $condition,
             " ORDER BY ",
@@ -96,7 +96,7 @@ const BY_SHARE: &str = snapshot!(with_ended!(page!("", "c.offer_rank, c.last_use
 const BY_USE: &str = snapshot!(with_ended!(page!("", "c.last_used_ms, c.identity")));
 const BY_HEARTBEAT: &str = snapshot!(with_ended!(
     "SELECT c.id FROM heartbeats b JOIN seeds c ON c.id = b.seed_id
-     WHERE b.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2
+     WHERE b.key_hash = wanted.key_hash AND c.offer_rank IS NOT NULL AND b.last_ms > $2 AND c.suspect_until_ms <= $1
        AND c.id <> ALL($5::bigint[])
      ORDER BY b.last_ms, c.identity LIMIT $4"
 ));

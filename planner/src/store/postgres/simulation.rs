@@ -158,6 +158,7 @@ const MUTANTS: &[Mutant] = &[
         edits: &[
             ("AND s.suspect_until_ms <= $1 AND count(*)", "AND count(*)"),
             ("OR s.suspect_until_ms > $1 AS out", "AS out"),
+            ("AND c.suspect_until_ms <= $1", ""),
         ],
     },
     Mutant {

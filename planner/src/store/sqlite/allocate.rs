@@ -193,41 +193,41 @@ macro_rules! snapshot {
 
 const BY_PLACE: &str = snapshot!(
     "SELECT c.id FROM seeds c INDEXED BY seeds_by_offer CROSS JOIN heartbeats b ON b.seed_id = c.id
-     WHERE c.seed_key = unhex(wanted.value ->> 0) AND c.offer_rank IS NOT NULL AND b.last_ms > ?2
+     WHERE c.seed_key = unhex(wanted.value ->> 0) AND c.offer_rank IS NOT NULL AND b.last_ms > ?2 AND c.suspect_until_ms <= ?1
      ORDER BY c.offer_rank, c.last_used_ms, c.identity LIMIT ?4 + 0"
 );
 
 const BY_HEARTBEAT: &str = snapshot!(
     "SELECT c.id FROM heartbeats b INDEXED BY heartbeats_by_key CROSS JOIN seeds c ON c.id = b.seed_id
-     WHERE b.seed_key = unhex(wanted.value ->> 0) AND c.offer_rank IS NOT NULL AND b.last_ms > ?2
+     WHERE b.seed_key = unhex(wanted.value ->> 0) AND c.offer_rank IS NOT NULL AND b.last_ms > ?2 AND c.suspect_until_ms <= ?1
      ORDER BY b.last_ms, c.identity LIMIT ?4 + 0"
 );
 
 const IN_ZONE: &str = snapshot!(
     "SELECT c.id FROM seeds c INDEXED BY seeds_by_zone CROSS JOIN heartbeats b ON b.seed_id = c.id
      WHERE c.seed_key = unhex(wanted.value ->> 0) AND c.zone = wanted.value ->> 1
-       AND c.offer_rank IS NOT NULL AND b.last_ms > ?2
+       AND c.offer_rank IS NOT NULL AND b.last_ms > ?2 AND c.suspect_until_ms <= ?1
      ORDER BY c.offer_rank, c.last_used_ms, c.identity LIMIT ?4 + 0"
 );
 
 const IN_RACK: &str = snapshot!(
     "SELECT c.id FROM seeds c INDEXED BY seeds_by_rack CROSS JOIN heartbeats b ON b.seed_id = c.id
      WHERE c.seed_key = unhex(wanted.value ->> 0) AND c.rack = wanted.value ->> 1
-       AND c.zone IS wanted.value ->> 2 AND c.offer_rank IS NOT NULL AND b.last_ms > ?2
+       AND c.zone IS wanted.value ->> 2 AND c.offer_rank IS NOT NULL AND b.last_ms > ?2 AND c.suspect_until_ms <= ?1
      ORDER BY c.offer_rank, c.last_used_ms, c.identity LIMIT ?4 + 0"
 );
 
 const ON_NODE: &str = snapshot!(
     "SELECT c.id FROM seeds c INDEXED BY seeds_by_node CROSS JOIN heartbeats b ON b.seed_id = c.id
      WHERE c.seed_key = unhex(wanted.value ->> 0) AND c.node = wanted.value ->> 1
-       AND c.offer_rank IS NOT NULL AND b.last_ms > ?2
+       AND c.offer_rank IS NOT NULL AND b.last_ms > ?2 AND c.suspect_until_ms <= ?1
      ORDER BY c.offer_rank, c.last_used_ms, c.identity LIMIT ?4 + 0"
 );
 
 const OF_INSTANCE: &str = snapshot!(
     "SELECT c.id FROM seeds c INDEXED BY seeds_by_instance CROSS JOIN heartbeats b ON b.seed_id = c.id
      WHERE c.seed_key = unhex(wanted.value ->> 0) AND c.instance_id = wanted.value ->> 1
-       AND c.offer_rank IS NOT NULL AND b.last_ms > ?2
+       AND c.offer_rank IS NOT NULL AND b.last_ms > ?2 AND c.suspect_until_ms <= ?1
      ORDER BY c.offer_rank, c.last_used_ms, c.identity LIMIT ?4 + 0"
 );
 

@@ -157,7 +157,10 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a suspect seed is offered on",
-        edits: &[("AND seeds.suspect_until_ms <= ?1 AND count(*)", "AND count(*)")],
+        edits: &[
+            ("AND seeds.suspect_until_ms <= ?1 AND count(*)", "AND count(*)"),
+            ("AND c.suspect_until_ms <= ?1", ""),
+        ],
     },
     Mutant {
         name: "a host lends one lease more than it may",

@@ -131,8 +131,6 @@ pub(super) struct Held<'a> {
     /// The number of the seed that the database has.
     pub(super) stored: Option<i64>,
     pub(super) seed: Option<Seed>,
-    /// Whether a seed that the database did not have came and went within the batch.
-    pub(super) passed: bool,
 }
 
 /// By identity, in the order in which new ones are inserted.
@@ -143,17 +141,15 @@ impl<'a> Batch<'a> {
         Self { store, commands, chosen_before: Chosen::default() }
     }
 
-    /// Locks the seeds, in the order of their numbers. A seed that another planner deletes meanwhile, or moves to
-    /// another key, is not there: what is told of a lease on it is then that it has ended, and registering it
-    /// meets the unique index.
+    /// Locks the seeds, in the order of their numbers. A seed that another planner deletes meanwhile is not there,
+    /// be it that its new holding is: registering it meets the unique index, and of what else is told of a seed
+    /// that is not there [`seeds::write`] makes sure.
     async fn lock(&self, connection: &mut PgConnection) -> Result<HeldSeeds<'a>, Stopped> {
         let mut held: HeldSeeds<'a> = self
             .commands
             .iter()
             .filter_map(Command::identity)
-            .map(|identity| {
-                (identity.to_string(), Held { identity, stored: None, seed: None, passed: false })
-            })
+            .map(|identity| (identity.to_string(), Held { identity, stored: None, seed: None }))
             .collect();
         allocate::lock_hosts(connection, &self.chosen_before.hosts).await?;
         if held.is_empty() && self.chosen_before.seeds.is_empty() {

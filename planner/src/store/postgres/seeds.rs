@@ -9,7 +9,7 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::super::{Beat, Command, Outcome, Rules};
-use super::batch::{HeldSeeds, Seed};
+use super::batch::{Held, HeldSeeds, Seed};
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, identity, key_hash, offer, small};
 use crate::domain::health::Health;
@@ -136,7 +136,6 @@ pub(super) fn remove(
         match (removal, &mut held.seed) {
             (Removal::Gone, seed) => {
                 *seed = None;
-                held.passed = held.stored.is_none();
             }
             (Removal::Draining, Some(seed)) => {
                 seed.removed = true;
@@ -191,15 +190,18 @@ pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -
     insert(connection, &new).await
 }
 
-/// A seed that comes and goes within the batch is not inserted, so that the unique index does not say whether
-/// another planner has registered it meanwhile. If one has, this transaction begins again and finds it.
+/// Seeds of which clients are told that they are not there must not be there: others may have registered them, or a
+/// new holding of theirs, while this transaction waited for locks, which the statement that locks does not see. If
+/// one is there, this transaction begins again and finds it.
 async fn meet_nobody(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
-    let passed: Vec<&String> = held.iter().filter(|(_, held)| held.passed).map(|(name, _)| name).collect();
-    if passed.is_empty() {
+    let is_absent = |held: &Held<'_>| held.stored.is_none() && held.seed.is_none();
+    let absent: Vec<&String> =
+        held.iter().filter(|(_, held)| is_absent(held)).map(|(name, _)| name).collect();
+    if absent.is_empty() {
         return Ok(());
     }
     let met: bool = sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM seeds WHERE identity = ANY($1))")
-        .bind(passed)
+        .bind(absent)
         .fetch_one(connection)
         .await?;
     if met { Err(Stopped::Again) } else { Ok(()) }

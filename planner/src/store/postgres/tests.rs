@@ -6,7 +6,7 @@ use sqlx::ConnectOptions;
 
 use super::*;
 use crate::config::DatabaseUrl;
-use crate::domain::seed::Registration;
+use crate::domain::seed::{Heard, Registration, Removal};
 use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove, renew};
 use cluster::Cluster;
 
@@ -242,27 +242,25 @@ async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
     assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
 }
 
-#[tokio::test]
-async fn a_seed_that_comes_and_goes_in_a_batch_meets_the_one_that_another_planner_registers() {
+/// What a batch is told, and what is there after it, when another planner gives seed 1 a new holding, of `key`, while
+/// the batch waits for the old one.
+async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outcome>, Snapshot) {
     let Database(url) = Database::make().await;
     let store = std::sync::Arc::new(PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap());
     store.apply(&[register(1, "k")]).await.unwrap();
-    // Another planner is about to commit that the seed holds something else.
     let mut other = url.options().connect().await.unwrap();
-    sqlx::raw_sql(
+    let renewed = format!(
         "BEGIN;
          CREATE TEMP TABLE held AS SELECT * FROM seeds;
          DELETE FROM seeds;
-         UPDATE held SET id = nextval('seeds_id_seq'), seed_key = 'l', key_hash = sha256('l');
+         UPDATE held SET id = nextval('seeds_id_seq'), seed_key = '{key}', key_hash = sha256('{key}');
          INSERT INTO seeds SELECT * FROM held;
-         INSERT INTO heartbeats SELECT id, key_hash, 0 FROM held",
-    )
-    .execute(&mut other)
-    .await
-    .unwrap();
+         INSERT INTO heartbeats SELECT id, key_hash, 0 FROM held"
+    );
+    sqlx::raw_sql(sqlx::AssertSqlSafe(renewed)).execute(&mut other).await.unwrap();
     let batch = tokio::spawn({
-        let store = store.clone();
-        async move { store.apply(&[register(1, "k"), remove(1, "k")]).await }
+        let (store, batch) = (store.clone(), batch.to_vec());
+        async move { store.apply(&batch).await }
     });
     let waiting = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -270,9 +268,30 @@ async fn a_seed_that_comes_and_goes_in_a_batch_meets_the_one_that_another_planne
         tokio::task::yield_now().await;
     }
     sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
-    let outcomes = batch.await.unwrap().unwrap();
+    (batch.await.unwrap().unwrap(), store.snapshot().await.unwrap())
+}
+
+#[tokio::test]
+async fn a_seed_that_comes_and_goes_in_a_batch_meets_the_one_that_another_planner_registers() {
+    let (outcomes, left) = beside_a_new_holding("l", &[register(1, "k"), remove(1, "k")]).await;
     assert!(matches!(outcomes[0], Outcome::Registered(Registration::NewHolding, _)), "{outcomes:?}");
-    assert_eq!(store.snapshot().await.unwrap(), Snapshot::default(), "what was registered last is removed");
+    assert_eq!(left, Snapshot::default(), "what was registered last is removed");
+}
+
+#[tokio::test]
+async fn a_seed_that_another_planner_renews_is_never_said_to_be_unknown() {
+    let beat = Command::Beat {
+        identity: conformance::identity(1),
+        key: conformance::key("k"),
+        incarnation: None,
+        age_ms: 0,
+    };
+    let (outcomes, left) = beside_a_new_holding("k", &[beat]).await;
+    assert!(matches!(outcomes[0], Outcome::Heard(Heard::Known, Some(_))), "{outcomes:?}");
+    assert_eq!(left.seed_count, 1);
+    let (outcomes, left) = beside_a_new_holding("k", &[remove(1, "k")]).await;
+    assert_eq!(outcomes, [Outcome::Removed(Removal::Gone)]);
+    assert_eq!(left, Snapshot::default());
 }
 
 #[tokio::test]

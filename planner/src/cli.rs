@@ -29,6 +29,7 @@ pub(crate) const POINTS: RangeInclusive<u32> = 1..=1_000;
 /// Connections to the database: one for the writer, and others for heartbeats, the sweep and questions.
 const POOL: RangeInclusive<u32> = 2..=100;
 const HOUR_SEC: u64 = 3_600;
+const MONTH_SEC: u64 = 30 * 86_400;
 /// Connections and requests at once.
 const CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
 /// A statement that takes longer could not be answered within a request's deadline.
@@ -132,6 +133,12 @@ pub struct PlannerArgs {
         value_parser = whole(1..=HOUR_SEC))]
     heartbeat_interval_sec: u64,
 
+    /// Seconds for which it is kept what has ended, for people: leases, and what became of seeds; 0 keeps nothing.
+    /// Of a busy planner's only the last are kept: 200,000 leases and 100,000 events
+    #[arg(long, env = "RFORK_CFG_HISTORY_SEC", default_value = "3600", value_name = "SECONDS",
+        value_parser = whole(0..=MONTH_SEC))]
+    history_sec: u64,
+
     /// Never ask a seed whether it lives
     #[arg(long, env = "RFORK_CFG_NO_LIVENESS_PROBE")]
     no_liveness_probe: bool,
@@ -233,6 +240,7 @@ impl PlannerArgs {
             },
             v1_hold: Duration::from_secs(self.v1_hold_sec),
             heartbeat_interval: Duration::from_secs(self.heartbeat_interval_sec),
+            history: Duration::from_secs(self.history_sec),
             liveness_probe: !self.no_liveness_probe,
             probe_networks: self.probe_networks,
             file: file.map(Arc::new).unwrap_or_default(),

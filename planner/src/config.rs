@@ -14,6 +14,7 @@ use crate::domain::policy::Policy;
 use crate::domain::terms::Overrides;
 use crate::settings_file::FileSettings;
 use crate::store::Rules;
+use crate::store::history::Keep;
 use crate::store::postgres::ConnectSettings;
 
 /// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
@@ -260,6 +261,8 @@ pub struct Settings {
     pub v1_hold: Duration,
     /// How often seeds send heartbeats.
     pub heartbeat_interval: Duration,
+    /// How long what has ended is kept for people; zero keeps nothing.
+    pub history: Duration,
     /// Whether a seed that was silent for longer is asked for its health before it is granted.
     pub liveness_probe: bool,
     /// At which addresses seeds may be asked.
@@ -284,6 +287,7 @@ impl Settings {
             bounds: Bounds::default(),
             v1_hold: Duration::ZERO,
             heartbeat_interval: Duration::from_secs(30),
+            history: Duration::from_secs(3_600),
             liveness_probe: true,
             probe_networks: PROBE_NETWORKS.split(',').filter_map(|network| network.parse().ok()).collect(),
             file: Arc::default(),
@@ -301,6 +305,7 @@ impl Settings {
             back_off: BackOff::default(),
             overrides: (self.file.overrides != Overrides::default())
                 .then(|| Arc::new(self.file.overrides.clone())),
+            history: Keep::of(millis(self.history)),
         }
     }
 }

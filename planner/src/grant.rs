@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::allocate::{WriteError, Writer};
 use crate::probe::{Prober, Verdict};
+use crate::store::history::{Account, End};
 use crate::store::{Command, Grant, Leaving, Outcome, Report};
 use crate::waiting::{AcquireError, Ask, WaitingRoom};
 
@@ -16,6 +17,8 @@ use crate::waiting::{AcquireError, Ask, WaitingRoom};
 const MAX_DEAD: usize = 16;
 /// What a heartbeat may be late by, on its way and until it is written, in milliseconds.
 const LATE_MS: i64 = 3_000;
+/// Why the lease on a seed that does not answer ends.
+const NO_ANSWER: &str = "no-answer";
 
 /// How seeds are asked for their health.
 #[derive(Debug)]
@@ -63,15 +66,20 @@ impl Granter {
                 return Ok(grant);
             };
             let (identity, lease) = (grant.identity.clone(), ask.lease);
-            let release = |report| Command::Release { identity: identity.clone(), lease, report };
+            let release = |report, reason: Option<&str>| {
+                let reason = reason.map(str::to_owned);
+                let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
+                Command::Release { identity: identity.clone(), lease, report, account }
+            };
             // One that may be repeated is kept for its repetition.
             let kept = ask.queue.idempotency.is_some();
-            let mut held = Held { writer: &self.writer, release: (!kept).then(|| release(Report::Unknown)) };
+            let mut held =
+                Held { writer: &self.writer, release: (!kept).then(|| release(Report::Unknown, None)) };
             let verdict = liveness.prober.ask(&grant.identity, &ask.key).await;
             if verdict == Verdict::Silent && grant.answers {
                 held.release = None;
                 tracing::info!(seed = %grant.identity, "a seed does not answer; it is left out for a while");
-                self.writer.submit(release(Report::Failed)).await?;
+                self.writer.submit(release(Report::Failed, Some(NO_ANSWER))).await?;
                 if kept || ask.queue.wait_ms > 0 {
                     self.writer.submit(Command::Leave { lease, why: Leaving::Void }).await?;
                 }

@@ -64,6 +64,8 @@ pub struct Wish {
     pub source_instance: Option<String>,
     /// Seeds that it does not want.
     pub exclude: Vec<SeedIdentity>,
+    /// Who it is, for people: nothing is chosen by it.
+    pub requester: Option<String>,
 }
 
 /// A seed that might serve: live, of the key that was asked for, neither drained nor suspect.

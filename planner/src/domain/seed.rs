@@ -38,10 +38,18 @@ impl Profile {
         }
     }
 
-    /// Whether both tell of memory, and of different memory.
-    fn contradicts(&self, other: &Self) -> bool {
+    /// In which way both tell of memory, and of different memory; `None` if they do not.
+    fn contradiction(&self, other: &Self) -> Option<&'static str> {
         let differ = |a: &Option<String>, b: &Option<String>| matches!((a, b), (Some(a), Some(b)) if a != b);
-        differ(&self.incarnation, &other.incarnation) || differ(&self.content_id, &other.content_id)
+        if differ(&self.incarnation, &other.incarnation) {
+            Some("another process")
+        } else {
+            differ(&self.content_id, &other.content_id).then_some("other content")
+        }
+    }
+
+    fn contradicts(&self, other: &Self) -> bool {
+        self.contradiction(other).is_some()
     }
 }
 
@@ -106,6 +114,14 @@ pub fn register(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Regi
         Some(known) if known.removed => Registration::NewHolding,
         Some(_) => Registration::Repeated,
     }
+}
+
+/// What is new of a [`Registration::NewHolding`], for people.
+pub fn novelty(known: &Known, key: &SeedKey, profile: &Profile) -> &'static str {
+    if known.key != *key {
+        return "another key";
+    }
+    known.profile.contradiction(profile).unwrap_or("it had been removed")
 }
 
 /// What a heartbeat meets that is no registration.

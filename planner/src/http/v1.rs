@@ -51,13 +51,15 @@ pub(super) async fn get_seed(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let GetSeed { key, .. } = GetSeed::decode(&headers)?;
-    let location = client.map(|Extension(client)| api.file.networks.locate(client.0)).unwrap_or_default();
+    let address = client.map(|Extension(Client(address))| address);
+    let location = address.map(|address| api.file.networks.locate(address)).unwrap_or_default();
+    let requester = address.map(|address| address.to_string());
     let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
         .map_err(|error| ApiError::Unavailable(error.to_string()))?;
     let wait_ms = i64::try_from(api.v1_hold.as_millis()).unwrap_or(i64::MAX);
     let ask = Ask {
         key: key.clone(),
-        wish: Box::new(Wish { location, ..Wish::default() }),
+        wish: Box::new(Wish { location, requester, ..Wish::default() }),
         lease: lease.hash(),
         queue: Queue { wait_ms, idempotency: None },
     };
@@ -88,8 +90,12 @@ pub(super) async fn renew_seed_lease(
 
 pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
-    let command =
-        Command::Release { identity: identity.clone(), lease: lease.hash(), report: Report::Unknown };
+    let command = Command::Release {
+        identity: identity.clone(),
+        lease: lease.hash(),
+        report: Report::Unknown,
+        account: None,
+    };
     match api.writer.submit(command).await? {
         Outcome::Released(true) => {
             tracing::debug!(seed = %identity, %lease, "released");

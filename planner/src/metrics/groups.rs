@@ -34,6 +34,7 @@ pub(super) struct Changes {
     pub(super) releases: IntCounterVec,
     pub(super) refusals: IntCounterVec,
     pub(super) heartbeats: IntCounterVec,
+    pub(super) forgotten: IntCounterVec,
 }
 
 /// What the database holds.
@@ -89,10 +90,10 @@ impl Changes {
             )?,
             releases: series.counters(
                 "releases_total",
-                "Leases that were given back, by how the transfer went (ok, failed, unknown: v1 does not say); and \
-                 late ones, of leases that were gone.",
+                "Leases that were given back, by how the transfer went (ok, failed, aborted, unknown: v1 does not \
+                 say); and late ones, of leases that were gone.",
                 &["outcome"],
-                &["ok", "failed", "unknown", "late"],
+                &["ok", "failed", "aborted", "unknown", "late"],
             )?,
             refusals: series.counters(
                 "refusals_total",
@@ -105,6 +106,13 @@ impl Changes {
                 "Heartbeats written in gathered statements, and those among them whose seed was gone.",
                 &["outcome"],
                 &["written", "gone"],
+            )?,
+            forgotten: series.counters(
+                "history_deleted_total",
+                "Rows that were kept for long enough: ended leases, events, and requests remembered for their \
+                 repetitions.",
+                &["kind"],
+                &["lease", "event", "request"],
             )?,
         })
     }

@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use tracing::Instrument;
 
 use super::{Metrics, unix_seconds};
+use crate::store::history::{EndedLease, Event, EventFilter};
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use crate::store::{Beat, Command, Counts, Outcome, PoolView, Snapshot, Store, StoreError, Swept, Woken};
 
@@ -92,6 +93,12 @@ impl Store for MeasuredStore {
         self.metrics.changes.leases.with_label_values(&["expired"]).inc_by(swept.leases);
         self.metrics.changes.seeds.with_label_values(&["forgotten"]).inc_by(swept.seeds);
         self.metrics.changes.seeds.with_label_values(&["silenced"]).inc_by(swept.silenced);
+        let forgotten = swept.forgotten;
+        for (kind, rows) in
+            [("lease", forgotten.leases), ("event", forgotten.events), ("request", forgotten.requests)]
+        {
+            self.metrics.changes.forgotten.with_label_values(&[kind]).inc_by(rows);
+        }
         self.metrics.calls.swept_at.set(unix_seconds());
         Ok(swept)
     }
@@ -106,6 +113,18 @@ impl Store for MeasuredStore {
 
     async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
         self.time("list_leases", 0, self.inner.list_leases(filter, part)).await
+    }
+
+    async fn list_ended_leases(
+        &self,
+        filter: &LeaseFilter,
+        part: &Part,
+    ) -> Result<Page<EndedLease>, StoreError> {
+        self.time("list_ended_leases", 0, self.inner.list_ended_leases(filter, part)).await
+    }
+
+    async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError> {
+        self.time("list_events", 0, self.inner.list_events(filter, part)).await
     }
 
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {

@@ -192,6 +192,7 @@ impl Metrics {
             Outcome::Released(true) => match command {
                 Command::Release { report: Report::Ok, .. } => released("ok"),
                 Command::Release { report: Report::Failed, .. } => released("failed"),
+                Command::Release { report: Report::Aborted, .. } => released("aborted"),
                 _ => released("unknown"),
             },
             Outcome::Released(false) => released("late"),
@@ -236,6 +237,7 @@ mod tests {
             identity: rfork_protocol::SeedIdentity::new("h", 1, 0).unwrap(),
             lease: [0; 32],
             report: Report::Failed,
+            account: None,
         };
         metrics.applied(&release, &Outcome::Acquired(Err(Refusal::AllBusy)));
         metrics.applied(&release, &Outcome::Released(true));

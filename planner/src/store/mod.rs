@@ -11,15 +11,17 @@ use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::sync::Notify;
 
-use crate::domain::health::BackOff;
+use crate::domain::health::{BackOff, Health};
 use crate::domain::policy::{Policy, Wish};
 pub use crate::domain::seed::{Heard, Registration, Removal};
 use crate::domain::seed::{Profile, State};
 use crate::domain::terms::{Overrides, Subject, Terms};
+use history::{Account, EndedLease, Event, EventFilter, Forgotten, Keep};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 
 #[cfg(test)]
 pub(crate) mod conformance;
+pub mod history;
 pub mod list;
 pub mod postgres;
 #[cfg(test)]
@@ -42,7 +44,7 @@ pub const PLANNER_TTL_MS: i64 = 8_000;
 /// The most waiters of one key that are looked at in one round.
 const MAX_SERVED: i64 = 64;
 
-/// How long a granted request is remembered for its repetitions, in milliseconds.
+/// How long a granted request is remembered for its repetitions at least, in milliseconds.
 const REQUEST_MEMORY_MS: i64 = 3_600_000;
 
 /// What decides over seeds and leases, the same for every call.
@@ -60,9 +62,22 @@ pub struct Rules {
     pub back_off: BackOff,
     /// What differs for some seeds.
     pub overrides: Option<Arc<Overrides>>,
+    /// How much is kept of what was.
+    pub history: Keep,
 }
 
 impl Rules {
+    /// Whether what ends is kept at all.
+    fn keeps_history(&self) -> bool {
+        self.history.ms > 0
+    }
+
+    /// How long a granted request is remembered, in milliseconds: as long as the rest, and long enough for its
+    /// repetitions, which must find their lease.
+    fn request_memory_ms(&self) -> i64 {
+        self.history.ms.max(REQUEST_MEMORY_MS)
+    }
+
     /// The terms of one seed.
     pub fn terms(&self, identity: &SeedIdentity, key: &SeedKey, profile: &Profile) -> Terms {
         self.terms_of(&Subject { key, model_url: profile.labels.model_url.as_deref(), host: identity.host() })
@@ -167,6 +182,8 @@ pub enum Command {
         lease: LeaseHash,
         /// How the transfer went.
         report: Report,
+        /// What else is told of its end; `None` for a release by its holder, who tells nothing.
+        account: Option<Box<Account>>,
     },
     /// Note that a seed has just answered when it was asked for its health.
     Answered {
@@ -237,16 +254,35 @@ pub enum Leaving {
     Void,
 }
 
-/// How the transfer of a lease went.
+/// How the transfer of a lease went. The numbers are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Report {
     /// The worker does not say: v1 has no words for it.
     #[default]
-    Unknown,
+    Unknown = 0,
     /// It has its weights: the seed is well.
-    Ok,
+    Ok = 1,
     /// It failed: the seed is suspect.
-    Failed,
+    Failed = 2,
+    /// The worker gave it up, which says nothing of the seed.
+    Aborted = 3,
+}
+
+impl Report {
+    /// A seed's health after it.
+    fn on(self, health: Health, now: i64, back_off: BackOff) -> Health {
+        match self {
+            Self::Unknown | Self::Aborted => health,
+            Self::Ok => Health::default(),
+            Self::Failed => health.failed(now, back_off),
+        }
+    }
+
+    /// The report of this number; one of a later version is not known.
+    fn of_number(number: i64) -> Self {
+        let reports = [Self::Ok, Self::Failed, Self::Aborted];
+        reports.into_iter().find(|report| *report as i64 == number).unwrap_or(Self::Unknown)
+    }
 }
 
 /// A leased point.
@@ -333,6 +369,8 @@ pub struct Swept {
     pub seeds: u64,
     /// Seeds that fell silent and still have leases.
     pub silenced: u64,
+    /// What was kept for long enough.
+    pub forgotten: Forgotten,
 }
 
 /// A seed, for people.
@@ -538,6 +576,22 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`].
     async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError>;
+
+    /// Leases that ended and are still remembered, the last first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list_ended_leases(
+        &self,
+        filter: &LeaseFilter,
+        part: &Part,
+    ) -> Result<Page<EndedLease>, StoreError>;
+
+    /// What became of seeds and is still remembered, the last first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError>;
 
     /// Keys of which there are seeds, in an order of the store's.
     ///

@@ -16,6 +16,8 @@ struct Kept {
     instance_id: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     exclude: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    requester: Option<String>,
 }
 
 /// As JSON.
@@ -24,6 +26,7 @@ pub(super) fn encode(wish: &Wish) -> String {
         location: wish.location.clone(),
         instance_id: wish.instance_id.clone(),
         exclude: wish.exclude.iter().map(ToString::to_string).collect(),
+        requester: wish.requester.clone(),
     };
     // A struct of texts always has a JSON form; should it not, nothing is wished.
     serde_json::to_string(&kept).unwrap_or_else(|_| "{}".into())
@@ -38,6 +41,7 @@ pub(super) fn decode(text: &str) -> Result<Wish, String> {
         instance_id: kept.instance_id,
         source_instance: None,
         exclude: exclude.collect::<Result<_, _>>().map_err(|error| format!("a wish: {error}"))?,
+        requester: kept.requester,
     })
 }
 
@@ -48,10 +52,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3)) {
+        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}")) {
             let exclude = ports.into_iter().map(|port| SeedIdentity::new("fd00::1", port, 7).unwrap()).collect();
             let location = Location { zone, ..Location::default() };
-            let wish = Wish { location, instance_id, source_instance: None, exclude };
+            let wish = Wish { location, instance_id, source_instance: None, exclude, requester };
             prop_assert_eq!(decode(&encode(&wish)).unwrap(), wish);
         }
     }

@@ -24,7 +24,8 @@ pub(super) async fn explain(call: Call<Explain>) -> Result<Explained, Refused> {
         Some(instance) => within(DEADLINE, api.store.source_instance(instance)).await?,
         None => None,
     };
-    let wish = Wish { location: super::location(location), instance_id, source_instance, exclude };
+    let wish =
+        Wish { location: super::location(location), instance_id, source_instance, exclude, requester: None };
     let filter = SeedFilter { key: Some(seed_key), ..SeedFilter::default() };
     let part = Part { limit: MAX_SEEDS, after: None };
     let page = within(DEADLINE, api.store.list_seeds(&filter, &part)).await?;

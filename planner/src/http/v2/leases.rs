@@ -1,5 +1,6 @@
 //! Leases: acquired, renewed, released.
 
+use std::net::IpAddr;
 use std::time::Instant;
 
 use rfork_protocol::ids::hex;
@@ -14,13 +15,14 @@ use sha2::{Digest, Sha256};
 use super::refused::Refused;
 use super::route::Call;
 use crate::domain::policy::Wish;
+use crate::store::history::{Account, End};
 use crate::store::{Command, Grant, Idempotency, Outcome, Queue, Refusal, Report};
 use crate::waiting::{AcquireError, Ask, MAX_WAIT};
 
 pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let begun = Instant::now();
     let idempotency_key = idempotency_key(&call)?;
-    let Call { api, request, .. } = call;
+    let Call { api, request, client, .. } = call;
     let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request));
     let lease_id = match &idempotency_key {
         Some(key) => lease_of(key),
@@ -31,7 +33,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let wait_ms = i64::try_from(wait_ms.min(super::millis(MAX_WAIT))).unwrap_or(i64::MAX);
     let ask = Ask {
         key,
-        wish: Box::new(wish(location, instance_id, exclude)),
+        wish: Box::new(wish(location, instance_id, exclude, client)),
         lease: lease_id.hash(),
         queue: Queue { wait_ms, idempotency },
     };
@@ -68,13 +70,19 @@ fn idempotency(key: &IdempotencyKey, request: &Acquire) -> Idempotency {
 }
 
 /// What a worker wishes beside a key.
-fn wish(location: Option<Location>, instance_id: Option<Name>, exclude: Vec<SeedIdentity>) -> Wish {
-    Wish {
-        location: super::location(location),
-        instance_id: instance_id.map(String::from),
-        source_instance: None,
-        exclude,
-    }
+fn wish(
+    location: Option<Location>,
+    instance_id: Option<Name>,
+    exclude: Vec<SeedIdentity>,
+    client: Option<IpAddr>,
+) -> Wish {
+    let instance_id = instance_id.map(String::from);
+    let requester = match (&instance_id, client) {
+        (Some(instance), Some(address)) => Some(format!("{instance}@{address}")),
+        (Some(instance), None) => Some(instance.clone()),
+        (None, address) => address.map(|address| address.to_string()),
+    };
+    Wish { location: super::location(location), instance_id, source_instance: None, exclude, requester }
 }
 
 fn refused(refusal: Refusal) -> Refused {
@@ -113,9 +121,16 @@ pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
     let report = match outcome {
         TransferOutcome::Ok => Report::Ok,
         TransferOutcome::Failed => Report::Failed,
-        TransferOutcome::Aborted => Report::Unknown,
+        TransferOutcome::Aborted => Report::Aborted,
     };
-    let command = Command::Release { identity: seed.clone(), lease: lease_id.hash(), report };
+    let account =
+        Account { end: End::Released, reason: reason.clone().map(String::from), bytes, duration_ms };
+    let command = Command::Release {
+        identity: seed.clone(),
+        lease: lease_id.hash(),
+        report,
+        account: Some(Box::new(account)),
+    };
     match api.writer.submit(command).await? {
         Outcome::Released(true) => {
             tracing::debug!(%seed, lease = %lease_id, ?outcome, ?reason, "released");

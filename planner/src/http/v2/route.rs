@@ -1,9 +1,10 @@
 //! A route of API v2: one entry says what serves it and what the document tells of it, so that both speak of the
 //! same types.
 
-use axum::Json;
+use std::net::IpAddr;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{DefaultBodyLimit, FromRequest, Request, State};
 use axum::http::{HeaderMap, header};
@@ -16,6 +17,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::Api;
+use super::super::server::Client;
 use super::refused::Refused;
 use crate::store::StoreError;
 
@@ -26,6 +28,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 pub(super) struct Call<T> {
     pub(super) api: Api,
     pub(super) headers: HeaderMap,
+    /// The client's address, as far as it is known.
+    pub(super) client: Option<IpAddr>,
     pub(super) request: T,
 }
 
@@ -88,12 +92,13 @@ where
     let serve = routing::post(async move |State(api): State<Api>, request: Request| {
         let call = async {
             let headers = checked_head(&request)?;
+            let client = client_of(&request);
             if !is_json(&headers) {
                 let detail = "declare the body with the header Content-Type: application/json";
                 return Err(Refused::new(Code::UnsupportedMediaType, detail));
             }
             let body = Bytes::from_request(request, &()).await?;
-            Ok(Call { api, headers, request: v2::decode(&body)? })
+            Ok(Call { api, headers, client, request: v2::decode(&body)? })
         };
         match call.await {
             Ok(call) => answer(handler(call).await),
@@ -122,9 +127,10 @@ where
     F: Future<Output = Result<Res, Refused>> + Send + 'static,
 {
     let serve = routing::get(async move |State(api): State<Api>, request: Request| {
+        let client = client_of(&request);
         let call = checked_head(&request).and_then(|headers| {
             let request = Req::decode(request.uri().query().unwrap_or_default())?;
-            Ok(Call { api, headers, request })
+            Ok(Call { api, headers, client, request })
         });
         match call {
             Ok(call) => answer(handler(call).await),
@@ -147,6 +153,10 @@ fn answer<Res: Serialize>(outcome: Result<Res, Refused>) -> Response {
         Ok(answer) => Json(answer).into_response(),
         Err(refused) => refused.into_response(),
     }
+}
+
+fn client_of(request: &Request) -> Option<IpAddr> {
+    request.extensions().get::<Client>().map(|client| client.0)
 }
 
 fn checked_head(request: &Request) -> Result<HeaderMap, Refused> {

@@ -17,7 +17,12 @@ pub(crate) async fn an_answer_for_a_lease_that_ends_in_the_same_batch_is_none<H:
 pub(crate) async fn reports_count_in_the_order_of_a_batch<H: Home>() {
     let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
     bench.register(1, "k").await;
-    let finish = |number, report| Command::Release { identity: identity(1), lease: lease(number), report };
+    let finish = |number, report| Command::Release {
+        identity: identity(1),
+        lease: lease(number),
+        report,
+        account: None,
+    };
     for (first, reports) in [(0, [Report::Failed, Report::Ok]), (2, [Report::Ok, Report::Failed])] {
         assert!(bench.acquire("k", first).await.is_some());
         assert!(bench.acquire("k", first + 1).await.is_some());

@@ -18,7 +18,7 @@ impl<H: Home> Bench<H> {
 }
 
 fn release_failed(seed: u8, number: u32) -> Command {
-    Command::Release { identity: identity(seed), lease: lease(number), report: Report::Failed }
+    Command::Release { identity: identity(seed), lease: lease(number), report: Report::Failed, account: None }
 }
 
 pub(crate) async fn seeds_are_listed_by_what_they_are<H: Home>() {

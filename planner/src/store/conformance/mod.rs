@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use super::history::{EndedLease, Event, EventFilter, Keep};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Command, LeaseHash, Outcome, Refusal, Registration, Removal, Report, Rules, SeedView,
@@ -22,6 +23,7 @@ use crate::domain::seed::Profile;
 
 pub(crate) mod allocation;
 pub(crate) mod found;
+pub(crate) mod history;
 pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod scheduling;
@@ -45,6 +47,7 @@ pub(crate) const RULES: Rules = Rules {
     policy: Policy::Balanced,
     back_off: BackOff { first_ms: 1_000, most_ms: 4_000 },
     overrides: None,
+    history: Keep::of(3_600_000),
 };
 
 /// A store under test, on a clock that the test steps.
@@ -154,7 +157,12 @@ pub(crate) fn renew(seed: u8, number: u32) -> Command {
 }
 
 pub(crate) fn release(seed: u8, number: u32) -> Command {
-    Command::Release { identity: identity(seed), lease: lease(number), report: Report::Unknown }
+    Command::Release {
+        identity: identity(seed),
+        lease: lease(number),
+        report: Report::Unknown,
+        account: None,
+    }
 }
 
 pub(crate) fn remove(seed: u8, text: &str) -> Command {
@@ -194,6 +202,16 @@ impl Store for Closed {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn list_leases(&self, _: &LeaseFilter, _: &Part) -> Result<Page<LeaseEntry>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn list_ended_leases(
+        &self,
+        _: &LeaseFilter,
+        _: &Part,
+    ) -> Result<Page<EndedLease>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
+    async fn list_events(&self, _: &EventFilter, _: &Part) -> Result<Page<Event>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn list_keys(&self, _: &Part) -> Result<Page<KeyEntry>, super::StoreError> {
@@ -281,6 +299,14 @@ macro_rules! conformance_suite {
             found: reports_count_in_the_order_of_a_batch,
             found: a_seed_that_is_drained_as_it_comes_stays_out,
             found: no_false_refusal_when_another_seed_of_a_full_host_holds_something_else,
+            history: each_end_of_a_lease_leaves_one_row,
+            history: what_a_seed_takes_along_is_kept,
+            history: ended_leases_are_listed_by_key_and_seed,
+            history: events_tell_what_became_of_seeds,
+            history: what_is_old_is_forgotten,
+            history: no_more_is_kept_than_there_may_be,
+            history: nothing_is_kept_when_that_is_the_rule,
+            history: pages_go_from_the_newest_to_the_oldest,
             waiting: those_who_wait_are_served_in_their_order_and_once,
             waiting: a_new_seed_serves_those_who_wait,
             waiting: a_lease_that_ends_by_itself_serves_who_waits_when_asked,

@@ -16,7 +16,7 @@ fn wish(text: &str, number: u32, wish: Wish) -> Command {
 }
 
 fn finish(seed: SeedIdentity, number: u32, report: Report) -> Command {
-    Command::Release { identity: seed, lease: lease(number), report }
+    Command::Release { identity: seed, lease: lease(number), report, account: None }
 }
 
 fn at(zone: &str, rack: &str, host: &str) -> Location {

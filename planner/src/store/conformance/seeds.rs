@@ -290,7 +290,8 @@ pub(crate) async fn counts_are_those_of_each_state<H: Home>() {
     bench.register(2, "suspect").await;
     assert!(bench.acquire("suspect", 4).await.is_some());
     assert!(bench.acquire("suspect", 5).await.is_some());
-    let failed = Command::Release { identity: identity(2), lease: lease(5), report: Report::Failed };
+    let failed =
+        Command::Release { identity: identity(2), lease: lease(5), report: Report::Failed, account: None };
     assert_eq!(bench.apply(&[failed]).await, [Outcome::Released(true)]);
     bench.register(1, "live").await;
     bench.register(5, "live").await;

@@ -314,14 +314,15 @@ macro_rules! claim {
                  FROM seeds s WHERE s.id = ANY($2) ORDER BY s.id FOR UPDATE ",
             $wait,
             ")
-             INSERT INTO points (seed_id, n, lease_hash, busy_until_ms, granted_ms)
-             SELECT t.seed_id, t.n, t.lease_hash, $1 + locked.lease_ttl_ms, $1
-             FROM unnest($2::bigint[], $3::int[], $4::bytea[]) AS t (seed_id, n, lease_hash)
+             INSERT INTO points (seed_id, n, lease_hash, busy_until_ms, granted_ms, requester)
+             SELECT t.seed_id, t.n, t.lease_hash, $1 + locked.lease_ttl_ms, $1, t.requester
+             FROM unnest($2::bigint[], $3::int[], $4::bytea[], $5::text[]) AS t (seed_id, n, lease_hash, requester)
              JOIN locked ON locked.id = t.seed_id
              WHERE NOT locked.out AND t.n < locked.capacity
              ORDER BY 1, 2
              ON CONFLICT (seed_id, n) DO UPDATE SET lease_hash = excluded.lease_hash,
-                 busy_until_ms = excluded.busy_until_ms, granted_ms = excluded.granted_ms
+                 busy_until_ms = excluded.busy_until_ms, granted_ms = excluded.granted_ms,
+                 requester = excluded.requester
              WHERE points.busy_until_ms <= $1
              RETURNING seed_id, n, busy_until_ms - $1"
         )
@@ -342,6 +343,7 @@ async fn claim(
         .bind(claims.iter().map(|claim| claim.seed_id).collect::<Vec<_>>())
         .bind(claims.iter().map(number).collect::<Vec<_>>())
         .bind(claims.iter().map(|claim| &claim.worker.lease[..]).collect::<Vec<_>>())
+        .bind(claims.iter().map(|claim| claim.worker.wish.requester.as_deref()).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
     rows.into_iter().map(|(seed_id, n, ttl)| Ok(((seed_id, small(n.into())?), ttl))).collect()

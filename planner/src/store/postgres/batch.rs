@@ -13,6 +13,7 @@ use sqlx::{PgConnection, Row};
 
 use super::super::{Command, LeaseHash, Outcome};
 use super::allocate::Asked;
+use super::history::Log;
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, allocate, lease_hash, leases, offer, requests, seed_key, seeds, small};
 use crate::domain::health::Health;
@@ -51,6 +52,8 @@ pub(super) struct Point {
     pub(super) n: u32,
     pub(super) lease: LeaseHash,
     pub(super) busy_until_ms: i64,
+    pub(super) granted_ms: i64,
+    pub(super) requester: Option<String>,
 }
 
 /// A seed as it is to be when the batch is written.
@@ -136,6 +139,13 @@ pub(super) struct Held<'a> {
 /// By identity, in the order in which new ones are inserted.
 pub(super) type HeldSeeds<'a> = BTreeMap<String, Held<'a>>;
 
+/// What commands change, before it is written.
+pub(super) struct Changes<'c, 'a> {
+    pub(super) held: &'c mut HeldSeeds<'a>,
+    pub(super) outcomes: &'c mut [Option<Outcome>],
+    pub(super) log: &'c mut Log,
+}
+
 impl<'a> Batch<'a> {
     pub(super) fn new(store: &'a PostgresStore, commands: &'a [Command]) -> Self {
         Self { store, commands, chosen_before: Chosen::default() }
@@ -204,17 +214,21 @@ impl<'a> Batch<'a> {
         if by_id.is_empty() {
             return Ok(());
         }
-        let rows =
-            sqlx::query("SELECT seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)")
-                .bind(by_id.keys().copied().collect::<Vec<_>>())
-                .fetch_all(connection)
-                .await?;
+        let rows = sqlx::query(
+            "SELECT granted_ms, requester, seed_id, n, lease_hash, busy_until_ms FROM points
+             WHERE seed_id = ANY($1)",
+        )
+        .bind(by_id.keys().copied().collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
         for row in rows {
             if let Some(seed) = by_id.get_mut(&row.try_get("seed_id")?) {
                 seed.points.push(Point {
                     n: small(row.try_get::<i32, _>("n")?.into())?,
                     lease: lease_hash(row.try_get("lease_hash")?)?,
                     busy_until_ms: row.try_get("busy_until_ms")?,
+                    granted_ms: row.try_get("granted_ms")?,
+                    requester: row.try_get("requester")?,
                 });
             }
         }
@@ -226,9 +240,11 @@ impl<'a> Batch<'a> {
         connection: &mut PgConnection,
         now: i64,
         held: &HeldSeeds<'a>,
+        log: &Log,
     ) -> Result<(), Stopped> {
-        leases::write(connection, held).await?;
+        leases::write(connection, held, log).await?;
         seeds::write(connection, held).await?;
+        log.write(connection, now).await?;
         let moved = held.values().filter_map(|held| {
             let seed = held.seed.as_ref()?;
             seed.moved.then_some(seed.id)
@@ -249,11 +265,13 @@ impl Work for Batch<'_> {
         let now = self.store.now(connection).await?;
         self.load_points(connection, &mut held).await?;
 
-        seeds::register(connection, now, rules, self.commands, &mut held, &mut outcomes).await?;
-        leases::renew(now, self.commands, &mut held, &mut outcomes);
-        leases::release(now, rules, self.commands, &mut held, &mut outcomes);
-        seeds::remove(now, self.commands, &mut held, &mut outcomes);
-        self.write(connection, now, &held).await?;
+        let mut log = Log::new(rules);
+        let mut changes = Changes { held: &mut held, outcomes: &mut outcomes, log: &mut log };
+        seeds::register(connection, now, rules, self.commands, &mut changes).await?;
+        leases::renew(now, self.commands, &mut changes);
+        leases::release(now, rules, self.commands, &mut changes);
+        seeds::remove(now, self.commands, &mut changes);
+        self.write(connection, now, &held, &log).await?;
 
         let (store, commands, chosen) = (self.store, self.commands, &mut self.chosen_before);
         let may_wait = held.is_empty() && chosen.seeds.is_empty();

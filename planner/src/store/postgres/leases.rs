@@ -3,22 +3,20 @@
 //! The seed is locked and its points were read after that, so a sweep, another planner's claim or a second
 //! release of the same lease came either before, and is seen, or waits.
 
+use rfork_protocol::SeedIdentity;
 use sqlx::PgConnection;
 
+use super::super::history::{Account, EventKind, Happened};
 use super::super::{Command, LeaseHash, Outcome, Report, Rules};
-use super::batch::{HeldSeeds, Seed};
+use super::batch::{Changes, HeldSeeds, Point, Seed};
+use super::history::{self, Log};
 use super::transaction::Stopped;
-use crate::domain::health::Health;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
-pub(super) fn renew(
-    now: i64,
-    commands: &[Command],
-    held: &mut HeldSeeds<'_>,
-    outcomes: &mut [Option<Outcome>],
-) {
-    for (command, outcome) in commands.iter().zip(outcomes) {
+pub(super) fn renew(now: i64, commands: &[Command], changes: &mut Changes<'_, '_>) {
+    let Changes { held, outcomes, .. } = changes;
+    for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
         let Command::Renew { identity, lease } = command else { continue };
         let seed = held.get_mut(&identity.to_string()).and_then(|held| held.seed.as_mut());
         *outcome = Some(Outcome::Renewed(seed.and_then(|seed| renew_one(seed, lease, now))));
@@ -35,54 +33,60 @@ fn renew_one(seed: &mut Seed, lease: &LeaseHash, now: i64) -> Option<i64> {
     Some(lease_ttl_ms)
 }
 
-pub(super) fn release(
-    now: i64,
-    rules: &Rules,
-    commands: &[Command],
-    held: &mut HeldSeeds<'_>,
-    outcomes: &mut [Option<Outcome>],
-) {
-    for (command, outcome) in commands.iter().zip(outcomes) {
+pub(super) fn release(now: i64, rules: &Rules, commands: &[Command], changes: &mut Changes<'_, '_>) {
+    let Changes { held, outcomes, log } = changes;
+    for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
         if let Command::Answered { identity, lease } = command {
             let seed = held.get_mut(&identity.to_string()).and_then(|held| held.seed.as_mut());
             *outcome = Some(Outcome::Noted(seed.is_some_and(|seed| note_one(seed, lease, now))));
         }
-        let Command::Release { identity, lease, report } = command else { continue };
+        let Command::Release { identity, lease, report, account } = command else { continue };
         let held = held.get_mut(&identity.to_string());
         let released = held.is_some_and(|held| {
             let Some(seed) = &mut held.seed else { return false };
-            let released = release_one(seed, lease, now);
-            if released {
-                judge(seed, *report, now, rules);
-            }
+            let Some(point) = release_one(seed, lease, now) else { return false };
+            let told = (*report, account.as_deref());
+            judge(seed, identity, told, now, rules, log);
+            log.release(now, (identity, &seed.key), point, told);
             // A seed that was removed goes with its last lease.
-            if released && seed.removed && seed.live_leases(now) == 0 {
-                held.seed = None;
+            if seed.removed
+                && seed.live_leases(now) == 0
+                && let Some(seed) = held.seed.take()
+            {
+                log.take_along(now, identity, seed);
             }
-            released
+            true
         });
         *outcome = Some(Outcome::Released(released));
     }
 }
 
-fn release_one(seed: &mut Seed, lease: &LeaseHash, now: i64) -> bool {
-    let Some(point) = seed.leased(lease, now) else { return false };
-    let n = point.n;
-    seed.points.retain(|point| point.n != n);
+fn release_one(seed: &mut Seed, lease: &LeaseHash, now: i64) -> Option<Point> {
+    let n = seed.leased(lease, now)?.n;
+    let at = seed.points.iter().position(|point| point.n == n)?;
     seed.renewed.remove(&n);
     seed.released.insert(n);
     seed.moved = true;
-    true
+    Some(seed.points.swap_remove(at))
 }
 
 /// What the end of a lease says of its seed.
-fn judge(seed: &mut Seed, report: Report, now: i64, rules: &Rules) {
-    let health = match report {
-        Report::Unknown => seed.health,
-        Report::Ok => Health::default(),
-        Report::Failed => seed.health.failed(now, rules.back_off),
-    };
-    seed.changed |= health != seed.health;
+fn judge(
+    seed: &mut Seed,
+    identity: &SeedIdentity,
+    (report, account): (Report, Option<&Account>),
+    now: i64,
+    rules: &Rules,
+    log: &mut Log,
+) {
+    let health = report.on(seed.health, now, rules.back_off);
+    if health == seed.health {
+        return;
+    }
+    let reason = account.and_then(|account| account.reason.as_deref());
+    let happened = Happened::to(identity, &seed.key, EventKind::Suspect);
+    happened.of_health(seed.health, health, now, reason).into_iter().for_each(|event| log.note(event));
+    seed.changed = true;
     seed.health = health;
 }
 
@@ -97,7 +101,11 @@ fn note_one(seed: &mut Seed, lease: &LeaseHash, now: i64) -> bool {
 }
 
 /// Writes what [`renew`] and [`release`] decided for seeds that stay; the others take their points along.
-pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
+pub(super) async fn write(
+    connection: &mut PgConnection,
+    held: &HeldSeeds<'_>,
+    log: &Log,
+) -> Result<(), Stopped> {
     let (mut renewed, mut released) = (Points::default(), Points::default());
     let mut ends: Vec<i64> = Vec::new();
     for seed in held.values().filter_map(|held| held.seed.as_ref()) {
@@ -118,17 +126,7 @@ pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -
         .execute(&mut *connection)
         .await?;
     }
-    if !released.seed_ids.is_empty() {
-        sqlx::query(
-            "DELETE FROM points p USING unnest($1::bigint[], $2::int[]) AS t (seed_id, n)
-             WHERE p.seed_id = t.seed_id AND p.n = t.n",
-        )
-        .bind(released.seed_ids)
-        .bind(released.numbers)
-        .execute(connection)
-        .await?;
-    }
-    Ok(())
+    history::end_leases(connection, (released.seed_ids, released.numbers), &log.ended).await
 }
 
 /// Points, as the columns of an array parameter each.

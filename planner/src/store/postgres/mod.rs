@@ -23,6 +23,7 @@ mod allocate;
 mod batch;
 mod candidates;
 mod connect;
+mod history;
 mod instances;
 mod leases;
 mod list;
@@ -49,6 +50,7 @@ use sqlx::{PgConnection, Row};
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Command, Counts, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
@@ -193,7 +195,7 @@ impl Store for PostgresStore {
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let mut drained = 0;
         loop {
-            match run(&self.pool, Begin::Write, seeds::Invalidate { key, keep }).await? {
+            match run(&self.pool, Begin::Write, seeds::Invalidate { store: self, key, keep }).await? {
                 0 => return Ok(drained),
                 step => drained += step,
             }
@@ -221,7 +223,16 @@ impl Store for PostgresStore {
             }
         }
         run(&self.pool, Begin::Write, instances::Forget(self)).await?;
-        run(&self.pool, Begin::Write, requests::Forget(self)).await?;
+        for _ in 0..MAX_STEPS {
+            let mut step = run(&self.pool, Begin::Write, history::Forget(self)).await?;
+            step.requests = run(&self.pool, Begin::Write, requests::Forget(self)).await?;
+            if step == Forgotten::default() {
+                break;
+            }
+            swept.forgotten.leases += step.leases;
+            swept.forgotten.events += step.events;
+            swept.forgotten.requests += step.requests;
+        }
         Ok(swept)
     }
 
@@ -235,6 +246,18 @@ impl Store for PostgresStore {
 
     async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
         run(&self.pool, Begin::View, list::Leases { store: self, filter, part }).await
+    }
+
+    async fn list_ended_leases(
+        &self,
+        filter: &LeaseFilter,
+        part: &Part,
+    ) -> Result<Page<EndedLease>, StoreError> {
+        run(&self.pool, Begin::View, history::Leases { store: self, filter, part }).await
+    }
+
+    async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError> {
+        run(&self.pool, Begin::View, history::Events { store: self, filter, part }).await
     }
 
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {

@@ -21,6 +21,7 @@ use super::super::{
 };
 use super::allocate::{Waiting, Who, Worker};
 use super::batch::{Chosen, HeldSeeds};
+use super::history::freeing;
 use super::transaction::{Stopped, Work, is_locked};
 use super::{PostgresStore, identity, key_hash, lease_hash, offer};
 
@@ -322,7 +323,7 @@ pub(super) async fn leave(
         sqlx::query("DELETE FROM requests WHERE id = $1").bind(id).execute(&mut *connection).await?;
         if why == Leaving::Gone
             && !waits
-            && let Some(seed_id) = give_back(connection, chosen, &lease).await?
+            && let Some(seed_id) = give_back(connection, now, store, chosen, &lease).await?
         {
             offer::refresh(connection, now, &store.rules, &[seed_id]).await?;
             freed.insert(super::seed_key(row.try_get("seed_key")?)?);
@@ -334,6 +335,8 @@ pub(super) async fn leave(
 /// Ends a lease that nobody took; gives its seed.
 async fn give_back(
     connection: &mut PgConnection,
+    now: i64,
+    store: &PostgresStore,
     chosen: &mut Chosen,
     lease: &[u8],
 ) -> Result<Option<i64>, Stopped> {
@@ -353,7 +356,12 @@ async fn give_back(
         }
         locked => locked?,
     };
-    sqlx::query("DELETE FROM points WHERE lease_hash = $1").bind(lease).execute(connection).await?;
+    sqlx::query(freeing!("DELETE FROM points p WHERE p.lease_hash = $1", "$2", "$3"))
+        .bind(lease)
+        .bind(now)
+        .bind(store.rules.keeps_history())
+        .execute(connection)
+        .await?;
     Ok(Some(seed_id))
 }
 
@@ -454,7 +462,7 @@ impl Work for Forget<'_> {
                  WHERE (waits_until_ms IS NULL AND changed_ms <= $1) OR waits_until_ms <= $2
                  ORDER BY id LIMIT $3 FOR UPDATE)",
         )
-        .bind(now.saturating_sub(REQUEST_MEMORY_MS))
+        .bind(now.saturating_sub(self.0.rules.request_memory_ms()))
         .bind(now.saturating_sub(PLANNER_TTL_MS))
         .bind(STEP_ROWS)
         .execute(&mut *connection)

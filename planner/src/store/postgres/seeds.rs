@@ -8,8 +8,10 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
+use super::super::history::{EventKind, Happened};
 use super::super::{Beat, Command, Outcome, Rules};
-use super::batch::{Held, HeldSeeds, Seed};
+use super::batch::{Changes, Held, HeldSeeds, Seed};
+use super::history::Log;
 use super::transaction::{Stopped, Work};
 use super::{PostgresStore, identity, key_hash, offer, small};
 use crate::domain::health::Health;
@@ -29,9 +31,9 @@ pub(super) async fn register(
     now: i64,
     rules: &Rules,
     commands: &[Command],
-    held: &mut HeldSeeds<'_>,
-    outcomes: &mut [Option<Outcome>],
+    changes: &mut Changes<'_, '_>,
 ) -> Result<(), Stopped> {
+    let Changes { held, outcomes, log } = changes;
     // Numbers below 0 stand for new ones until it is known how many are needed.
     let mut fresh: i64 = 0;
     for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
@@ -53,6 +55,15 @@ pub(super) async fn register(
         let id = match (registration, &mut held.seed) {
             (Registration::New | Registration::NewHolding, _) | (_, None) => {
                 fresh -= 1;
+                let happened = Happened::to(identity, key, EventKind::Registered);
+                log.note(match &known {
+                    None => happened,
+                    Some(known) => Happened { kind: EventKind::NewHolding, ..happened }
+                        .with(seed::novelty(known, key, profile)),
+                });
+                if let Some(old) = held.seed.take() {
+                    log.take_along(now, identity, old);
+                }
                 held.seed = Some(Seed {
                     id: fresh,
                     key: key.clone(),
@@ -111,13 +122,9 @@ pub(super) async fn register(
 
 /// Decides what the removals mean. The seed's lock was waited for: an allocation either came before, and is a
 /// lease that keeps the seed, or comes after and finds it removed.
-pub(super) fn remove(
-    now: i64,
-    commands: &[Command],
-    held: &mut HeldSeeds<'_>,
-    outcomes: &mut [Option<Outcome>],
-) {
-    for (command, outcome) in commands.iter().zip(outcomes) {
+pub(super) fn remove(now: i64, commands: &[Command], changes: &mut Changes<'_, '_>) {
+    let Changes { held, outcomes, log } = changes;
+    for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
         let (Command::Remove { identity, key } | Command::Drain { identity, key }) = command else {
             continue;
         };
@@ -125,17 +132,26 @@ pub(super) fn remove(
         if matches!(command, Command::Drain { .. }) {
             let seed = held.seed.as_mut().filter(|seed| seed.key == *key);
             *outcome = Some(Outcome::Drained(seed.map(|seed| {
+                let leases = seed.live_leases(now);
+                if !seed.drained {
+                    log.note(Happened::to(identity, key, EventKind::Drained).leaving(leases));
+                }
                 seed.drained = true;
                 (seed.moved, seed.changed) = (true, true);
-                seed.live_leases(now)
+                leases
             })));
             continue;
         }
         let known = held.seed.as_ref().map(|seed| seed.known(now));
         let removal = seed::remove(known.as_ref(), key);
+        if let Some(known) = known.filter(|known| known.key == *key && !known.removed) {
+            log.note(Happened::to(identity, key, EventKind::Removed).leaving(known.live_leases));
+        }
         match (removal, &mut held.seed) {
             (Removal::Gone, seed) => {
-                *seed = None;
+                if let Some(gone) = seed.take() {
+                    log.take_along(now, identity, gone);
+                }
             }
             (Removal::Draining, Some(seed)) => {
                 seed.removed = true;
@@ -435,6 +451,7 @@ impl Work for Adopt<'_> {
 
 /// Takes out a bounded number of seeds of a key whose content is not `keep`; gives how many.
 pub(super) struct Invalidate<'a> {
+    pub(super) store: &'a PostgresStore,
     pub(super) key: &'a SeedKey,
     pub(super) keep: Option<&'a str>,
 }
@@ -454,8 +471,15 @@ impl Work for Invalidate<'_> {
         .bind(&key_hash(self.key)[..])
         .bind(self.keep)
         .bind(STEP_ROWS)
-        .execute(connection)
-        .await?;
-        Ok(drained.rows_affected())
+        .execute(&mut *connection)
+        .await?
+        .rows_affected();
+        if drained > 0 {
+            let now = self.store.now(connection).await?;
+            let mut log = Log::new(&self.store.rules);
+            log.note(Happened::invalidated(self.key, drained));
+            log.write(connection, now).await?;
+        }
+        Ok(drained)
     }
 }

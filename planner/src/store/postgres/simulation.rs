@@ -83,15 +83,15 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "releases and renewals act on ended leases",
         edits: &[(
-            "SELECT seed_id, n, lease_hash, busy_until_ms FROM",
-            "SELECT seed_id, n, lease_hash, busy_until_ms + 1000 AS busy_until_ms FROM",
+            "seed_id, n, lease_hash, busy_until_ms FROM",
+            "seed_id, n, lease_hash, busy_until_ms + 1000 AS busy_until_ms FROM",
         )],
     },
     Mutant {
         name: "releases and renewals lack the fence of the seed",
         edits: &[(
-            "SELECT seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)",
-            "SELECT ($1::bigint[])[1] AS seed_id, n, lease_hash, busy_until_ms FROM points",
+            "requester, seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)",
+            "requester, ($1::bigint[])[1] AS seed_id, n, lease_hash, busy_until_ms FROM points",
         )],
     },
     Mutant {

@@ -4,11 +4,13 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use sqlx::PgConnection;
+use sqlx::{PgConnection, Row};
 
 use super::super::Swept;
+use super::super::history::{EventKind, Happened};
+use super::history::{Log, freeing};
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, offer, seeds};
+use super::{PostgresStore, identity, offer, seed_key, seeds};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -64,13 +66,16 @@ impl Work for Step<'_> {
                 .fetch_all(&mut *connection)
                 .await?;
         // A lease that was renewed meanwhile, or a point that was leased anew, is not freed.
-        let freed: Vec<i64> = sqlx::query_scalar(
+        let freed: Vec<i64> = sqlx::query_scalar(freeing!(
             "DELETE FROM points p USING unnest($1::bigint[], $2::int[]) AS t (seed_id, n)
-             WHERE p.seed_id = t.seed_id AND p.n = t.n AND p.busy_until_ms <= $3 RETURNING p.seed_id",
-        )
+             WHERE p.seed_id = t.seed_id AND p.n = t.n AND p.busy_until_ms <= $3",
+            "$3",
+            "$4"
+        ))
         .bind(ended.iter().map(|(seed_id, _)| *seed_id).collect::<Vec<_>>())
         .bind(ended.iter().map(|(_, n)| *n).collect::<Vec<_>>())
         .bind(now)
+        .bind(self.0.rules.keeps_history())
         .fetch_all(&mut *connection)
         .await?;
         swept.leases = freed.len() as u64;
@@ -78,8 +83,8 @@ impl Work for Step<'_> {
         offer::refresh(connection, now, &self.0.rules, &freed.into_iter().collect::<Vec<_>>()).await?;
         // A seed that was heard of meanwhile, or leased, stays.
         seeds::lock_heartbeats(connection, &locked).await?;
-        let gone: Vec<i64> = sqlx::query_scalar(
-            "SELECT s.id FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
+        let rows = sqlx::query(
+            "SELECT s.id, s.removed, s.host, s.port, s.rank, s.seed_key FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
              WHERE s.id = ANY($1) AND (s.removed OR h.last_ms <= $2)
                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)",
         )
@@ -87,7 +92,18 @@ impl Work for Step<'_> {
         .bind(silent_since)
         .fetch_all(&mut *connection)
         .await?;
+        let mut log = Log::new(&self.0.rules);
+        let mut gone: Vec<i64> = Vec::with_capacity(rows.len());
+        for row in &rows {
+            gone.push(row.try_get("id")?);
+            // That it was removed is told already.
+            if !row.try_get::<bool, _>("removed")? {
+                let key = seed_key(row.try_get("seed_key")?)?;
+                log.note(Happened::to(&identity(row)?, &key, EventKind::Silent));
+            }
+        }
         seeds::delete(connection, &gone).await?;
+        log.write(connection, now).await?;
         swept.seeds = gone.len() as u64;
         Ok(Ended { swept, more })
     }

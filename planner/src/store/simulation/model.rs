@@ -419,7 +419,7 @@ impl Model {
         let Some(seed) = self.seeds.get_mut(&name) else { return false };
         seed.points.retain(|_, point| point.lease != lease);
         match report {
-            Report::Unknown => {}
+            Report::Unknown | Report::Aborted => {}
             Report::Ok => (seed.failures, seed.suspect_until_ms) = (0, 0),
             // Of one trouble only the first who sees it counts.
             Report::Failed if seed.suspect_until_ms > now => {}

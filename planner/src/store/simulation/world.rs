@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::Rules;
+use super::super::history::Keep;
 use crate::domain::health::BackOff;
 use crate::domain::location::Location;
 use crate::domain::policy::Policy;
@@ -29,6 +30,8 @@ const PATIENT: u8 = 2;
 const MORE_PATIENT_MS: i64 = 5;
 /// What the seeds of one of two hosts lend together, where that is bounded.
 const HOST_CAPACITY: u32 = 2;
+/// How long what has ended is kept: forgetting it is to happen, too.
+const HISTORY_MS: i64 = 20;
 
 /// The rules of a history, and what seeds tell of themselves in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -113,6 +116,7 @@ impl World {
                     .into_iter()
                     .collect(),
             })),
+            history: Keep { ms: HISTORY_MS, leases: 3, events: 3 },
         }
     }
 }

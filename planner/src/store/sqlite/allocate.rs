@@ -51,6 +51,7 @@ struct Claim {
     point: u32,
     lease: LeaseHash,
     lease_ttl_ms: i64,
+    requester: Option<String>,
 }
 
 /// Serves those who wait for the keys that are `touched`, then the commands that have no outcome yet; gives
@@ -139,8 +140,13 @@ pub(super) async fn acquire(
                         })));
                     }
                 }
-                let (lease, lease_ttl_ms) = (worker.lease, row.lease_ttl_ms);
-                claims.push(Claim { seed_id: seed.id, point, lease, lease_ttl_ms });
+                claims.push(Claim {
+                    seed_id: seed.id,
+                    point,
+                    lease: worker.lease,
+                    lease_ttl_ms: row.lease_ttl_ms,
+                    requester: worker.wish.requester,
+                });
             }
             if !deferred && before == (claims.len(), misplaced.len()) {
                 refused.extend(left.drain(..).filter_map(|worker| match worker.who {
@@ -349,14 +355,20 @@ async fn claim(connection: &mut SqliteConnection, now: i64, claims: &[Claim]) ->
     if claims.is_empty() {
         return Ok(());
     }
-    let row = |claim: &Claim| (claim.seed_id, claim.point, hex(&claim.lease[..]), claim.lease_ttl_ms);
-    let rows: Vec<_> = claims.iter().map(row).collect();
+    let rows: Vec<_> = claims
+        .iter()
+        .map(|claim| {
+            (claim.seed_id, claim.point, hex(&claim.lease[..]), claim.lease_ttl_ms, &claim.requester)
+        })
+        .collect();
     let claimed = sqlx::query(
-        "INSERT INTO points (seed_id, n, lease_hash, busy_until_ms, granted_ms)
-         SELECT value ->> 0, value ->> 1, unhex(value ->> 2), ?1 + (value ->> 3), ?1 FROM json_each(?2)
+        "INSERT INTO points (seed_id, n, lease_hash, busy_until_ms, granted_ms, requester)
+         SELECT value ->> 0, value ->> 1, unhex(value ->> 2), ?1 + (value ->> 3), ?1, value ->> 4
+         FROM json_each(?2)
          WHERE true ORDER BY 1, 2
          ON CONFLICT (seed_id, n) DO UPDATE SET lease_hash = excluded.lease_hash,
-             busy_until_ms = excluded.busy_until_ms, granted_ms = excluded.granted_ms
+             busy_until_ms = excluded.busy_until_ms, granted_ms = excluded.granted_ms,
+             requester = excluded.requester
          WHERE points.busy_until_ms <= ?1",
     )
     .bind(now)

@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::SqliteConnection;
+use sqlx::{Row, SqliteConnection};
 
+use super::super::history::{EventKind, Happened};
 use super::super::{Report, Rules, StoreError};
-use super::json;
+use super::{history, json};
 use crate::domain::health::Health;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -32,29 +33,36 @@ pub(super) async fn reported(
     connection: &mut SqliteConnection,
     now: i64,
     rules: &Rules,
-    reports: &[(i64, Report)],
+    reports: &[(i64, Report, Option<&str>)],
 ) -> Result<(), StoreError> {
-    let mut by_seed: BTreeMap<i64, Vec<Report>> = BTreeMap::new();
-    for (id, report) in reports.iter().filter(|(_, report)| *report != Report::Unknown) {
-        by_seed.entry(*id).or_default().push(*report);
+    let mut by_seed: BTreeMap<i64, Vec<(Report, Option<&str>)>> = BTreeMap::new();
+    for (id, report, reason) in reports {
+        if matches!(report, Report::Ok | Report::Failed) {
+            by_seed.entry(*id).or_default().push((*report, *reason));
+        }
     }
     // Nearly all go well.
-    let (only_well, others): (Vec<_>, Vec<_>) =
-        by_seed.into_iter().partition(|(_, reports)| !reports.contains(&Report::Failed));
-    well(connection, &only_well.into_iter().map(|(id, _)| id).collect::<Vec<_>>()).await?;
+    let (only_well, others): (Vec<_>, Vec<_>) = by_seed
+        .into_iter()
+        .partition(|(_, reports)| reports.iter().all(|(report, _)| *report != Report::Failed));
+    let only_well: Vec<i64> = only_well.into_iter().map(|(id, _)| id).collect();
+    let mut happened = well(connection, &only_well).await?;
     for (id, reports) in others {
-        let row: Option<(u32, i64)> =
-            sqlx::query_as("SELECT failures, suspect_until_ms FROM seeds WHERE id = ?1")
-                .bind(id)
-                .fetch_optional(&mut *connection)
-                .await?;
-        let Some((failures, suspect_until_ms)) = row else { continue };
-        let before = Health { failures, suspect_until_ms };
-        let health = reports.into_iter().fold(before, |health, report| match report {
-            Report::Unknown => health,
-            Report::Ok => Health::default(),
-            Report::Failed => health.failed(now, rules.back_off),
-        });
+        let row = sqlx::query(
+            "SELECT failures, suspect_until_ms, host, port, rank, seed_key FROM seeds WHERE id = ?1",
+        )
+        .bind(id)
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(row) = row else { continue };
+        let mut health =
+            Health { failures: row.try_get("failures")?, suspect_until_ms: row.try_get("suspect_until_ms")? };
+        for (report, reason) in reports {
+            let before = health;
+            health = report.on(health, now, rules.back_off);
+            happened
+                .extend(history::happened(&row, EventKind::Suspect)?.of_health(before, health, now, reason));
+        }
         sqlx::query("UPDATE seeds SET failures = ?2, suspect_until_ms = ?3 WHERE id = ?1")
             .bind(id)
             .bind(health.failures)
@@ -62,19 +70,21 @@ pub(super) async fn reported(
             .execute(&mut *connection)
             .await?;
     }
-    Ok(())
+    history::write(connection, now, rules, &happened).await
 }
 
-async fn well(connection: &mut SqliteConnection, seed_ids: &[i64]) -> Result<(), StoreError> {
+/// Gives those that had failed.
+async fn well(connection: &mut SqliteConnection, seed_ids: &[i64]) -> Result<Vec<Happened>, StoreError> {
     if seed_ids.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
-    sqlx::query(
+    let rows = sqlx::query(
         "UPDATE seeds SET failures = 0, suspect_until_ms = 0
-         WHERE id IN (SELECT value FROM json_each(?1)) AND failures > 0",
+         WHERE id IN (SELECT value FROM json_each(?1)) AND failures > 0
+         RETURNING host, port, rank, seed_key",
     )
     .bind(json(seed_ids)?)
-    .execute(connection)
+    .fetch_all(connection)
     .await?;
-    Ok(())
+    rows.iter().map(|row| history::happened(row, EventKind::Recovered)).collect()
 }

@@ -6,8 +6,10 @@ use rfork_protocol::SeedIdentity;
 use rfork_protocol::ids::hex;
 use sqlx::SqliteConnection;
 
+use super::super::history::Account;
 use super::super::{Command, LeaseHash, Outcome, Report, Rules, StoreError};
-use super::{health, json, offer};
+use super::history::Ending;
+use super::{health, history, json, offer, seeds};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -88,13 +90,13 @@ pub(super) async fn release(
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
     let mut leases = Vec::new();
-    let mut reports: HashMap<usize, Report> = HashMap::new();
+    let mut reports: HashMap<usize, (Report, Option<&Account>)> = HashMap::new();
     for (at, command) in commands.iter().enumerate() {
         match command {
-            Command::Release { identity, lease, report } => {
+            Command::Release { identity, lease, report, account } => {
                 outcomes[at] = Some(Outcome::Released(false));
                 leases.push((at, identity, lease));
-                reports.insert(at, *report);
+                reports.insert(at, (*report, account.as_deref()));
             }
             Command::Answered { identity, lease } => {
                 outcomes[at] = Some(Outcome::Noted(false));
@@ -108,14 +110,15 @@ pub(super) async fn release(
     }
     // Of two commands that release one lease, the first does.
     let mut released = HashSet::new();
-    let (mut answered, mut told) = (Vec::new(), Vec::new());
+    let (mut answered, mut told, mut endings) = (Vec::new(), Vec::new(), Vec::new());
     for named in find_live(connection, now, &leases).await? {
         let seed_id = named.point.0;
         match reports.get(&named.at) {
-            Some(report) => {
+            Some((report, account)) => {
                 if released.insert(named.point) {
                     outcomes[named.at] = Some(Outcome::Released(true));
-                    told.push((seed_id, *report));
+                    told.push((seed_id, *report, account.and_then(|account| account.reason.as_deref())));
+                    endings.push(Ending::told(named.point, *report, *account));
                 }
             }
             // One that an earlier command has released lives no more.
@@ -132,23 +135,21 @@ pub(super) async fn release(
         return Ok(());
     }
     let points: Vec<(i64, u32)> = released.into_iter().collect();
-    sqlx::query(
-        "DELETE FROM points WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?1))",
-    )
-    .bind(json(&points)?)
-    .execute(&mut *connection)
-    .await?;
-    let seeds = seeds_of(&points);
-    offer::refresh(connection, now, rules, &seeds).await?;
+    history::end_leases(connection, now, rules, &endings).await?;
+    let seed_ids = seeds_of(&points);
+    offer::refresh(connection, now, rules, &seed_ids).await?;
     // A seed that was removed goes with its last lease.
-    sqlx::query(
-        "DELETE FROM seeds WHERE removed = 1 AND id IN (SELECT value FROM json_each(?2))
+    let over: Vec<i64> = sqlx::query_scalar(
+        "SELECT id FROM seeds WHERE removed = 1 AND id IN (SELECT value FROM json_each(?2))
            AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = seeds.id AND p.busy_until_ms > ?1)",
     )
     .bind(now)
-    .bind(json(&seeds)?)
-    .execute(connection)
+    .bind(json(&seed_ids)?)
+    .fetch_all(&mut *connection)
     .await?;
+    for id in over {
+        seeds::delete(connection, now, rules, id).await?;
+    }
     Ok(())
 }
 

@@ -12,6 +12,7 @@
 
 mod allocate;
 mod health;
+mod history;
 mod instances;
 mod leases;
 mod list;
@@ -41,6 +42,7 @@ use tokio::sync::Notify;
 
 use crate::domain::location::Location;
 
+use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Command, Counts, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept, Woken,
@@ -274,7 +276,7 @@ impl Store for SqliteStore {
         seeds::register(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         leases::renew(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         leases::release(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
-        seeds::remove(&mut tx, now, commands, &mut outcomes).await?;
+        seeds::remove(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         let twins = requests::resume(&mut tx, now, &self.planner, commands, &mut outcomes).await?;
         for (at, _) in &twins {
             // Until it is known what became of the first.
@@ -288,7 +290,7 @@ impl Store for SqliteStore {
             let of_first = outcomes[first].clone();
             outcomes[at] = of_first;
         }
-        let freed = requests::leave(&mut tx, now, commands, &mut outcomes).await?;
+        let freed = requests::leave(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         offer::refresh(&mut tx, now, &self.rules, &freed).await?;
         if !freed.is_empty() {
             let keys = requests::keys_of(&mut tx, &freed).await?;
@@ -324,8 +326,8 @@ impl Store for SqliteStore {
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let mut drained = 0;
         loop {
-            let (mut tx, _) = self.begin().await?;
-            let step = seeds::invalidate(&mut tx, key, keep).await?;
+            let (mut tx, now) = self.begin().await?;
+            let step = seeds::invalidate(&mut tx, now, &self.rules, key, keep).await?;
             tx.commit().await?;
             drained += step as u64;
             if step == 0 {
@@ -351,9 +353,22 @@ impl Store for SqliteStore {
             swept.seeds += step.swept.seeds;
             swept.silenced += step.swept.silenced;
             if !step.more {
-                return Ok(swept);
+                break;
             }
         }
+        for _ in 0..MAX_STEPS {
+            let (mut tx, now) = self.begin().await?;
+            let mut step = history::forget(&mut tx, now, &self.rules).await?;
+            step.requests = requests::forget(&mut tx, now, &self.rules).await?;
+            tx.commit().await?;
+            if step == Forgotten::default() {
+                break;
+            }
+            swept.forgotten.leases += step.leases;
+            swept.forgotten.events += step.events;
+            swept.forgotten.requests += step.requests;
+        }
+        Ok(swept)
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
@@ -372,6 +387,22 @@ impl Store for SqliteStore {
         let mut tx = self.readers.begin().await?;
         let now = self.now(&mut tx).await?;
         list::leases(&mut tx, now, filter, part).await
+    }
+
+    async fn list_ended_leases(
+        &self,
+        filter: &LeaseFilter,
+        part: &Part,
+    ) -> Result<Page<EndedLease>, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        history::leases(&mut tx, now, filter, part).await
+    }
+
+    async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError> {
+        let mut tx = self.readers.begin().await?;
+        let now = self.now(&mut tx).await?;
+        history::events(&mut tx, now, filter, part).await
     }
 
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {

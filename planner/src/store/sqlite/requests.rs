@@ -8,11 +8,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use rfork_protocol::SeedKey;
 use sqlx::{Row, SqliteConnection};
 
+use super::super::history::End;
 use super::super::{
     Command, Grant, Idempotency, LeaseHash, Leaving, MAX_SERVED, Outcome, PLANNER_TTL_MS, Queue,
-    REQUEST_MEMORY_MS, Refusal, StoreError, Woken, wish,
+    REQUEST_MEMORY_MS, Refusal, Rules, StoreError, Woken, wish,
 };
 use super::allocate::{Waiting, Who, Worker};
+use super::history::{self, Ending};
 use super::json;
 use crate::domain::policy::Wish;
 
@@ -291,6 +293,7 @@ async fn alive(connection: &mut SqliteConnection, now: i64, planner: &str) -> Re
 pub(super) async fn leave(
     connection: &mut SqliteConnection,
     now: i64,
+    rules: &Rules,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<Vec<i64>, StoreError> {
@@ -314,12 +317,15 @@ pub(super) async fn leave(
             Leaving::TimedOut if waits => delete(connection, id).await?,
             Leaving::Gone if !repeatable => {
                 delete(connection, id).await?;
-                let seeds: Vec<i64> =
-                    sqlx::query_scalar("DELETE FROM points WHERE lease_hash = ?1 RETURNING seed_id")
+                let points: Vec<(i64, u32)> =
+                    sqlx::query_as("SELECT seed_id, n FROM points WHERE lease_hash = ?1")
                         .bind(&lease[..])
                         .fetch_all(&mut *connection)
                         .await?;
-                freed.extend(seeds);
+                let given_back = |point: &(i64, u32)| Ending::by(*point, End::GivenBack);
+                let endings: Vec<_> = points.iter().map(given_back).collect();
+                history::end_leases(connection, now, rules, &endings).await?;
+                freed.extend(points.into_iter().map(|(seed_id, _)| seed_id));
             }
             // A lease that may be asked for again, or is taken now.
             Leaving::TimedOut | Leaving::Gone if repeatable => {
@@ -399,13 +405,17 @@ pub(super) async fn next_ends(
 }
 
 /// Forgets a bounded number of requests and planners that are long over; gives how many.
-pub(super) async fn forget(connection: &mut SqliteConnection, now: i64) -> Result<u64, StoreError> {
+pub(super) async fn forget(
+    connection: &mut SqliteConnection,
+    now: i64,
+    rules: &Rules,
+) -> Result<u64, StoreError> {
     let over = sqlx::query(
         "DELETE FROM requests WHERE id IN (
              SELECT id FROM requests WHERE changed_ms <= ?1 AND (waits_until_ms IS NULL OR waits_until_ms <= ?2)
              LIMIT ?3 + 0)",
     )
-    .bind(now.saturating_sub(REQUEST_MEMORY_MS))
+    .bind(now.saturating_sub(rules.request_memory_ms()))
     .bind(now)
     .bind(STEP_ROWS)
     .execute(&mut *connection)
@@ -425,5 +435,5 @@ pub(super) async fn forget(connection: &mut SqliteConnection, now: i64) -> Resul
         .bind(now.saturating_sub(REQUEST_MEMORY_MS))
         .execute(connection)
         .await?;
-    Ok(over.max(stale))
+    Ok(over + stale)
 }

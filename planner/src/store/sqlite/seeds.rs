@@ -7,8 +7,9 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
+use super::super::history::{EventKind, Happened};
 use super::super::{Beat, Command, MAX_FLUSH, Outcome, Rules, StoreError};
-use super::{json, location, offer};
+use super::{history, json, location, offer};
 use crate::domain::seed::{self, Heard, Known, Profile, Registration, Removal};
 use crate::domain::terms::Terms;
 #[cfg(test)]
@@ -67,6 +68,7 @@ pub(super) async fn register(
 ) -> Result<(), StoreError> {
     // Silent ones that are heard of again have no place, and others may have found room on their host.
     let mut moved = Vec::new();
+    let mut happened = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
         if let Command::Beat { identity, key, incarnation, age_ms } = command {
             let known = known(connection, now, identity).await?;
@@ -85,12 +87,15 @@ pub(super) async fn register(
         let heard_ms = now.saturating_sub(*age_ms);
         let id = match (registration, known) {
             (Registration::New, _) | (_, None) => {
+                happened.push(Happened::to(identity, key, EventKind::Registered));
                 insert(connection, rules, identity, key, profile, heard_ms).await?
             }
-            (Registration::NewHolding, Some((id, _))) => {
+            (Registration::NewHolding, Some((id, known))) => {
+                let novelty = seed::novelty(&known, key, profile);
+                happened.push(Happened::to(identity, key, EventKind::NewHolding).with(novelty));
                 // Nothing of what it was remains, its leases included.
                 moved.extend(beside(connection, rules, id).await?);
-                delete(connection, id).await?;
+                delete(connection, now, rules, id).await?;
                 insert(connection, rules, identity, key, profile, heard_ms).await?
             }
             (Registration::Repeated, Some((id, known))) => {
@@ -111,6 +116,7 @@ pub(super) async fn register(
         };
         *outcome = Some(Outcome::Registered(registration, id));
     }
+    history::write(connection, now, rules, &happened).await?;
     offer::refresh(connection, now, rules, &moved).await
 }
 
@@ -227,7 +233,13 @@ pub(super) async fn adopt(
 }
 
 /// Its points and its heartbeat go with it.
-async fn delete(connection: &mut SqliteConnection, id: i64) -> Result<(), StoreError> {
+pub(super) async fn delete(
+    connection: &mut SqliteConnection,
+    now: i64,
+    rules: &Rules,
+    id: i64,
+) -> Result<(), StoreError> {
+    history::end_leases_of(connection, now, rules, id).await?;
     sqlx::query("DELETE FROM seeds WHERE id = ?1").bind(id).execute(connection).await?;
     Ok(())
 }
@@ -278,9 +290,11 @@ pub(super) async fn flush(
 pub(super) async fn remove(
     connection: &mut SqliteConnection,
     now: i64,
+    rules: &Rules,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
+    let mut happened = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
         let (Command::Remove { identity, key } | Command::Drain { identity, key }) = command else {
             continue;
@@ -290,6 +304,10 @@ pub(super) async fn remove(
             let drained = match known.filter(|(_, known)| known.key == *key) {
                 Some((id, known)) => {
                     drain(connection, &[id]).await?;
+                    if !known.drained {
+                        let drained = Happened::to(identity, key, EventKind::Drained);
+                        happened.push(drained.leaving(known.live_leases));
+                    }
                     Some(known.live_leases)
                 }
                 None => None,
@@ -298,8 +316,12 @@ pub(super) async fn remove(
             continue;
         }
         let removal = seed::remove(known.as_ref().map(|(_, known)| known), key);
+        if let Some((_, known)) = known.as_ref().filter(|(_, known)| known.key == *key && !known.removed) {
+            let removed = Happened::to(identity, key, EventKind::Removed);
+            happened.push(removed.leaving(known.live_leases));
+        }
         match (removal, known) {
-            (Removal::Gone, Some((id, _))) => delete(connection, id).await?,
+            (Removal::Gone, Some((id, _))) => delete(connection, now, rules, id).await?,
             (Removal::Draining, Some((id, _))) => {
                 sqlx::query("UPDATE seeds SET removed = 1, offer_rank = NULL WHERE id = ?1")
                     .bind(id)
@@ -310,7 +332,7 @@ pub(super) async fn remove(
         }
         *outcome = Some(Outcome::Removed(removal));
     }
-    Ok(())
+    history::write(connection, now, rules, &happened).await
 }
 
 async fn drain(connection: &mut SqliteConnection, ids: &[i64]) -> Result<(), StoreError> {
@@ -326,6 +348,8 @@ async fn drain(connection: &mut SqliteConnection, ids: &[i64]) -> Result<(), Sto
 /// Takes out a bounded number of seeds of a key whose content is not `keep`; gives how many.
 pub(super) async fn invalidate(
     connection: &mut SqliteConnection,
+    now: i64,
+    rules: &Rules,
     key: &SeedKey,
     keep: Option<&str>,
 ) -> Result<usize, StoreError> {
@@ -339,5 +363,9 @@ pub(super) async fn invalidate(
     .fetch_all(&mut *connection)
     .await?;
     drain(connection, &ids).await?;
+    if !ids.is_empty() {
+        let invalidated = Happened::invalidated(key, ids.len() as u64);
+        history::write(connection, now, rules, &[invalidated]).await?;
+    }
     Ok(ids.len())
 }

@@ -140,8 +140,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a removed seed stays after its last lease",
         edits: &[(
-            "DELETE FROM seeds WHERE removed = 1 AND id IN",
-            "DELETE FROM seeds WHERE removed = 2 AND id IN",
+            "SELECT id FROM seeds WHERE removed = 1 AND id IN",
+            "SELECT id FROM seeds WHERE removed = 2 AND id IN",
         )],
     },
     Mutant {

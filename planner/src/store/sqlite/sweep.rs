@@ -2,8 +2,10 @@
 
 use sqlx::SqliteConnection;
 
+use super::super::history::{End, EventKind, Forgotten};
 use super::super::{INSTANCE_MEMORY_MS, Rules, StoreError, Swept};
-use super::{instances, offer, requests};
+use super::history::{self, Ending};
+use super::{instances, offer};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -21,15 +23,15 @@ pub(super) async fn step(
     now: i64,
     rules: &Rules,
 ) -> Result<Step, StoreError> {
-    let freed: Vec<i64> = sqlx::query_scalar(
-        "DELETE FROM points WHERE lease_hash IN
-             (SELECT lease_hash FROM points WHERE busy_until_ms <= ?1 LIMIT ?2 + 0)
-         RETURNING seed_id",
-    )
-    .bind(now)
-    .bind(STEP_ROWS)
-    .fetch_all(&mut *connection)
-    .await?;
+    let ended: Vec<(i64, u32)> =
+        sqlx::query_as("SELECT seed_id, n FROM points WHERE busy_until_ms <= ?1 LIMIT ?2 + 0")
+            .bind(now)
+            .bind(STEP_ROWS)
+            .fetch_all(&mut *connection)
+            .await?;
+    let endings: Vec<_> = ended.iter().map(|point| Ending::by(*point, End::Expired)).collect();
+    history::end_leases(connection, now, rules, &endings).await?;
+    let freed: Vec<i64> = ended.into_iter().map(|(seed_id, _)| seed_id).collect();
     offer::refresh(connection, now, rules, &freed).await?;
     // Only seeds without a row of points: what goes with a seed would not be bounded.
     let removed = sqlx::query(
@@ -47,13 +49,17 @@ pub(super) async fn step(
         "DELETE FROM seeds WHERE id IN
              (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= ?1
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)
-              LIMIT ?2 + 0)",
+              LIMIT ?2 + 0)
+         RETURNING host, port, rank, seed_key",
     )
     .bind(silent_since)
     .bind(STEP_ROWS)
-    .execute(&mut *connection)
-    .await?
-    .rows_affected();
+    .fetch_all(&mut *connection)
+    .await?;
+    let silent = forgotten.iter().map(|row| history::happened(row, EventKind::Silent));
+    let silent: Vec<_> = silent.collect::<Result<_, _>>()?;
+    history::write(connection, now, rules, &silent).await?;
+    let forgotten = silent.len() as u64;
     // Out of the way of allocations, which would skip them one by one.
     let silenced = sqlx::query(
         "UPDATE seeds SET offer_rank = NULL WHERE id IN
@@ -67,11 +73,10 @@ pub(super) async fn step(
     .rows_affected();
     let unused_since = now.saturating_sub(INSTANCE_MEMORY_MS);
     let instances = instances::forget(&mut *connection, unused_since, STEP_ROWS).await?;
-    let requests = requests::forget(connection, now).await?;
     let full = u64::from(STEP_ROWS);
     let leases = freed.len() as u64;
     Ok(Step {
-        swept: Swept { leases, seeds: removed + forgotten, silenced },
-        more: [leases, removed, forgotten, silenced, instances, requests].contains(&full),
+        swept: Swept { leases, seeds: removed + forgotten, silenced, forgotten: Forgotten::default() },
+        more: [leases, removed, forgotten, silenced, instances].contains(&full),
     })
 }

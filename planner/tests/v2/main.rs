@@ -8,4 +8,5 @@ mod support;
 
 mod calls;
 mod document;
+mod history;
 mod refusals;

@@ -121,7 +121,7 @@ pub struct Release {
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Released {}
 
-/// `GET /v2/leases`: those that live and fit all that is told, by seed.
+/// `GET /v2/leases`: those that live and fit all that is told, by seed. `GET /v2/leases/ended`: those that ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LeaseQuery {
     /// Leases on seeds that hold this.

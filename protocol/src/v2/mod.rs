@@ -6,6 +6,7 @@
 //! travels in bodies, never in a URL. Whatever fails is answered with a [problem](crate::problem).
 
 mod body;
+mod history;
 mod keys;
 mod leases;
 mod query;
@@ -17,6 +18,7 @@ mod values;
 mod tests;
 
 pub use body::{BodyError, decode};
+pub use history::{EndedLease, EndedLeaseList, Event, EventKind, EventList, EventQuery, LeaseEnd};
 pub use keys::{
     Explain, Explained, ExplainedSeed, Invalidate, Invalidated, KeyList, KeyQuery, KeySummary, SeedCounts,
     Verdict,
@@ -44,6 +46,8 @@ pub const DRAIN: &str = "/v2/seeds/drain";
 pub const DEREGISTER: &str = "/v2/seeds/deregister";
 /// `POST`: leases a seed. `GET`: lists leases.
 pub const LEASES: &str = "/v2/leases";
+/// `GET`: lists leases that ended.
+pub const ENDED_LEASES: &str = "/v2/leases/ended";
 /// `POST`: extends a lease.
 pub const RENEW: &str = "/v2/leases/renew";
 /// `POST`: ends a lease and tells how it went.
@@ -54,6 +58,8 @@ pub const KEYS: &str = "/v2/keys";
 pub const INVALIDATE: &str = "/v2/keys/invalidate";
 /// `POST`: every seed of a key, and why it would or would not be granted.
 pub const EXPLAIN: &str = "/v2/explain";
+/// `GET`: lists what became of seeds.
+pub const EVENTS: &str = "/v2/events";
 /// `GET`: the description of this API.
 pub const OPENAPI: &str = "/v2/openapi.json";
 

@@ -144,12 +144,24 @@ impl Fields {
         })
     }
 
+    /// A whole number.
+    pub(super) fn number(&mut self, name: &'static str) -> Result<Option<u64>, QueryError> {
+        let Some(text) = self.text(name)? else { return Ok(None) };
+        let digits = text.bytes().all(|b| b.is_ascii_digit());
+        let number = text.parse().ok().filter(|_| digits);
+        number.map(Some).ok_or_else(|| invalid(name, "must be a whole number"))
+    }
+
     /// `limit`, 1 to [`MAX_PAGE`].
     pub(super) fn limit(&mut self) -> Result<u32, QueryError> {
-        let Some(text) = self.text("limit")? else { return Ok(DEFAULT_PAGE) };
-        let digits = text.bytes().all(|b| b.is_ascii_digit());
-        let limit = text.parse().ok().filter(|limit| digits && (1..=MAX_PAGE).contains(limit));
-        limit.ok_or_else(|| invalid("limit", format_args!("must be a whole number from 1 to {MAX_PAGE}")))
+        let wrong = || invalid("limit", format_args!("must be a whole number from 1 to {MAX_PAGE}"));
+        match self.number("limit").map_err(|_| wrong())? {
+            None => Ok(DEFAULT_PAGE),
+            Some(limit) => {
+                let limit = u32::try_from(limit).ok().filter(|limit| (1..=MAX_PAGE).contains(limit));
+                limit.ok_or_else(wrong)
+            }
+        }
     }
 }
 

@@ -143,6 +143,11 @@ fn a_query_is_refused_by_its_parameter() {
     let spaced = SeedQuery::decode("seed_key=a+b%20c%2Bd%E9").unwrap().seed_key.unwrap();
     assert_eq!(spaced.as_bytes(), b"a b c+d\xe9");
     assert!(LeaseQuery::decode("seed=h:1").is_err());
+    for (query, parameter) in
+        [("kind=gone", "kind"), ("since_ms=-1", "since_ms"), ("since_ms=1.5", "since_ms")]
+    {
+        assert_eq!(EventQuery::decode(query).unwrap_err().parameter(), parameter);
+    }
 }
 
 #[test]
@@ -215,6 +220,20 @@ fn outcomes() -> impl Strategy<Value = TransferOutcome> {
 
 fn states() -> impl Strategy<Value = SeedState> {
     prop::sample::select(vec![SeedState::Live, SeedState::Suspect, SeedState::Draining, SeedState::Silent])
+}
+
+fn kinds() -> impl Strategy<Value = EventKind> {
+    use EventKind::{Drained, Invalidated, NewHolding, Recovered, Registered, Removed, Silent, Suspect};
+    prop::sample::select(vec![
+        Registered,
+        NewHolding,
+        Removed,
+        Drained,
+        Silent,
+        Suspect,
+        Recovered,
+        Invalidated,
+    ])
 }
 
 fn place(Location { zone, rack, host }: Location) -> Place {
@@ -296,7 +315,15 @@ proptest! {
         kept_with_more(&LeaseList { leases: vec![lease], next: next.clone() })?;
         let counts = SeedCounts { live: 1, suspect: 2, draining: 3, silent: 4 };
         let key = KeySummary { seed_key: seed.seed_key.clone(), seeds: counts, capacity: ttl_ms, used: 0, waiting: 0 };
-        kept_with_more(&KeyList { keys: vec![key], next })?;
+        kept_with_more(&KeyList { keys: vec![key], next: next.clone() })?;
+        let ended = EndedLease {
+            lease: "0123456789ab".into(), seed: seed.seed.clone(), seed_key: seed.seed_key.clone(),
+            requester: seed.instance_id.clone(), granted_age_ms: None, ended_age_ms: ttl_ms, ended: Some(LeaseEnd::GivenBack),
+            outcome: Some(TransferOutcome::Failed), reason: None, bytes: Some(waited_ms), duration_ms: None,
+        };
+        kept_with_more(&EndedLeaseList { leases: vec![ended], next: next.clone() })?;
+        let event = Event { kind: None, age_ms: ttl_ms, seed_key: seed.seed_key.clone(), seed: None, detail: None };
+        kept_with_more(&EventList { events: vec![event], next })?;
         let explained = ExplainedSeed { verdict: Verdict::WouldBeGranted, rank: Some(1), seed };
         kept_with_more(&Explained { grant: Some(explained.seed.seed.clone()), seeds: vec![explained], truncated: false })?;
     }
@@ -304,13 +331,16 @@ proptest! {
     #[test]
     fn queries_are_read_as_they_were_written(
         seed_key in maybe(keys()), seed in maybe(seeds()), model_url in maybe(text()), host in maybe(text()),
-        state in maybe(states()), limit in 1..=MAX_PAGE, after in maybe(prop::collection::vec(any::<u8>(), 1..9)),
+        state in maybe(states()), kind in maybe(kinds()), since_ms: Option<u64>, limit in 1..=MAX_PAGE, after in maybe(prop::collection::vec(any::<u8>(), 1..9)),
     ) {
         let after = after.map(|bytes| Cursor::of(&bytes));
         let query = SeedQuery { seed_key: seed_key.clone(), model_url, host, state, limit, after: after.clone() };
         prop_assert_eq!(SeedQuery::decode(&query.encode()), Ok(query));
+        let event_key = seed_key.clone();
         let query = LeaseQuery { seed_key, seed, limit, after: after.clone() };
         prop_assert_eq!(LeaseQuery::decode(&query.encode()), Ok(query));
+        let query = EventQuery { seed_key: event_key, kind, since_ms, limit, after: after.clone() };
+        prop_assert_eq!(EventQuery::decode(&query.encode()), Ok(query));
         let query = KeyQuery { limit, after };
         prop_assert_eq!(KeyQuery::decode(&query.encode()), Ok(query));
     }

@@ -14,7 +14,7 @@ use crate::domain::seed::State;
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Part, SeedEntry, SeedFilter};
 
 /// How long the database may take for a page.
-const DEADLINE: Duration = Duration::from_secs(5);
+pub(super) const DEADLINE: Duration = Duration::from_secs(5);
 
 pub(super) async fn seeds(call: Call<SeedQuery>) -> Result<SeedList, Refused> {
     let SeedQuery { seed_key: key, model_url, host, state, limit, after } = call.request;
@@ -29,7 +29,7 @@ pub(super) async fn seeds(call: Call<SeedQuery>) -> Result<SeedList, Refused> {
     Ok(SeedList { seeds, next: page.next.as_deref().map(Cursor::of) })
 }
 
-fn part(limit: u32, after: Option<Cursor>) -> Part {
+pub(super) fn part(limit: u32, after: Option<Cursor>) -> Part {
     Part { limit, after: after.map(|after| after.bytes()) }
 }
 

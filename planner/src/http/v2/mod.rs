@@ -18,6 +18,7 @@ use crate::domain::location::Location;
 use crate::waiting::MAX_WAIT;
 
 mod explain;
+mod history;
 mod keys;
 mod leases;
 mod lists;
@@ -103,6 +104,17 @@ fn routes() -> Vec<Route> {
         )
         .acquiring(),
         get(About::new(v2::LEASES, "list_leases", "List leases that live, by seed"), lists::leases),
+        get(
+            About {
+                description: "They are remembered for a set time, and of very many only the last.",
+                ..About::new(
+                    v2::ENDED_LEASES,
+                    "list_ended_leases",
+                    "List leases that ended, the last one first",
+                )
+            },
+            history::leases,
+        ),
         post(
             About {
                 description: "A worker that reads for longer than a third of the lease's time renews it.",
@@ -131,6 +143,14 @@ fn routes() -> Vec<Route> {
             },
             body,
             keys::invalidate,
+        ),
+        get(
+            About {
+                description: "What became of seeds and keys, without heartbeats and leases. Events are remembered for a \
+                    set time, and of very many only the last.",
+                ..About::new(v2::EVENTS, "list_events", "List events, the last one first")
+            },
+            history::events,
         ),
         post(
             About {

@@ -121,7 +121,7 @@ fn parameter(name: &str, schemas: &mut SchemaGenerator) -> Value {
     fn of<T: JsonSchema>(schemas: &mut SchemaGenerator) -> Value {
         schemas.subschema_for::<T>().to_value()
     }
-    use rfork_protocol::v2::{Cursor, Label, Name, SeedState};
+    use rfork_protocol::v2::{Cursor, EventKind, Label, Name, SeedState};
     let (description, schema) = match name {
         "seed_key" => {
             ("Those of this key: its bytes, percent-encoded.", json!({"type": "string", "minLength": 1}))
@@ -129,6 +129,11 @@ fn parameter(name: &str, schemas: &mut SchemaGenerator) -> Value {
         "seed" => ("Those of this seed.", of::<rfork_protocol::SeedIdentity>(schemas)),
         "model_url" => ("Those of this model.", of::<Label>(schemas)),
         "host" => ("Those at this host, as it stands in the seed's identity.", of::<Name>(schemas)),
+        "kind" => ("Those of this kind.", of::<EventKind>(schemas)),
+        "since_ms" => (
+            "Those of the last so many milliseconds.",
+            json!({"type": "integer", "format": "uint64", "minimum": 0}),
+        ),
         "state" => ("Those in this state.", of::<SeedState>(schemas)),
         "limit" => (
             "Entries on a page.",

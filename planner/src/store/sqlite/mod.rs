@@ -1,8 +1,8 @@
 //! The store on SQLite: one file, one planner process.
 //!
 //! All writes go over one connection, so a transaction never waits for another of ours; readers have their
-//! own, which see the last commit. `BEGIN IMMEDIATE` takes the write lock before the first read, without
-//! which a read-then-write could fail half-way.
+//! own, which see the last commit, and so have checkpoints. `BEGIN IMMEDIATE` takes the write lock before the
+//! first read, without which a read-then-write could fail half-way.
 //!
 //! A limit that is a parameter is written `LIMIT ?1 + 0`. SQLite looks at the value of a bare one when it plans, and
 //! so prepares the statement anew for each execution, which costs more than most of them.
@@ -11,6 +11,7 @@
 //! included); a crash of the operating system or a power cut may lose the last moments, never consistency.
 
 mod allocate;
+mod checkpoint;
 mod health;
 mod history;
 mod instances;
@@ -40,6 +41,8 @@ use sqlx::sqlite::{
 use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
 use tokio::sync::Notify;
 
+use checkpoint::{Checkpoints, LOG_PAGES};
+
 use crate::domain::location::Location;
 
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
@@ -53,9 +56,6 @@ use super::{
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pages that the log gathers before they are written to their places: with more, a page that changes often is
-/// written less often, and there are fewer waits for the disk.
-const CHECKPOINT_PAGES: &str = "4000";
 /// The writer's cache, in KiB (negative means so): room for the indexes of 100,000 seeds.
 const WRITER_CACHE: &str = "-49152";
 /// Connections that only read.
@@ -95,6 +95,7 @@ pub enum OpenError {
 pub struct SqliteStore {
     writer: SqlitePool,
     readers: SqlitePool,
+    checkpoints: Checkpoints,
     rules: Rules,
     clock: Clock,
     /// This process, for those who wait for its answers.
@@ -120,27 +121,24 @@ impl SqliteStore {
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT)
             .foreign_keys(true)
-            .pragma("wal_autocheckpoint", CHECKPOINT_PAGES)
+            .pragma("wal_autocheckpoint", LOG_PAGES)
+            // What a statement needs to undo itself, and its lists, are small: a file for each costs more than all.
+            .pragma("temp_store", "MEMORY")
             .statement_cache_capacity(64);
         let unusable = |error: &dyn std::fmt::Display| OpenError::Unusable {
             path: path.clone(),
             reason: error.to_string(),
         };
-        let pool = |connections| {
-            SqlitePoolOptions::new()
-                .max_connections(connections)
-                .acquire_timeout(ACQUIRE_TIMEOUT)
-                .idle_timeout(None)
-                .max_lifetime(None)
-        };
         let writing = options.clone().pragma("cache_size", WRITER_CACHE);
         let writer = pool(1).connect_with(writing).await.map_err(|error| unusable(&error))?;
         migrate(&writer).await.map_err(|reason| unusable(&reason))?;
+        let checkpoints = Checkpoints::start(options.clone());
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
         let store = Self {
             writer,
             readers,
+            checkpoints,
             rules,
             clock,
             planner: super::planner_id(),
@@ -160,7 +158,7 @@ impl SqliteStore {
             after = last;
         }
         offer::refresh_all(&mut tx, now, &self.rules).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         Ok(())
     }
 
@@ -171,6 +169,13 @@ impl SqliteStore {
         Ok((tx, now))
     }
 
+    /// Ends a transaction that has written.
+    async fn commit(&self, tx: Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+        tx.commit().await?;
+        self.checkpoints.written();
+        Ok(())
+    }
+
     async fn now(&self, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
         match self.clock.fixed_ms() {
             Some(now) => Ok(now),
@@ -179,6 +184,15 @@ impl SqliteStore {
                 .await?),
         }
     }
+}
+
+/// A pool whose connections stay.
+fn pool(connections: u32) -> SqlitePoolOptions {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
 }
 
 /// Makes the file's directory, and gives the file's one true name, by which it is locked.
@@ -297,7 +311,7 @@ impl Store for SqliteStore {
             served |= allocate::acquire(&mut tx, now, &self.rules, &[], &keys, &mut []).await?;
         }
         requests::next_ends(&mut tx, now, commands, &mut outcomes).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         if served {
             self.served.notify_one();
         }
@@ -314,7 +328,7 @@ impl Store for SqliteStore {
     async fn collect(&self) -> Result<Vec<Woken>, StoreError> {
         let (mut tx, now) = self.begin().await?;
         let woken = requests::collect(&mut tx, now, &self.planner).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         Ok(woken)
     }
 
@@ -328,7 +342,7 @@ impl Store for SqliteStore {
         loop {
             let (mut tx, now) = self.begin().await?;
             let step = seeds::invalidate(&mut tx, now, &self.rules, key, keep).await?;
-            tx.commit().await?;
+            self.commit(tx).await?;
             drained += step as u64;
             if step == 0 {
                 return Ok(drained);
@@ -339,7 +353,7 @@ impl Store for SqliteStore {
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {
         let (mut tx, now) = self.begin().await?;
         let gone = seeds::flush(&mut tx, now, &self.rules, beats).await?;
-        tx.commit().await?;
+        self.commit(tx).await?;
         Ok(gone)
     }
 
@@ -348,7 +362,7 @@ impl Store for SqliteStore {
         loop {
             let (mut tx, now) = self.begin().await?;
             let step = sweep::step(&mut tx, now, &self.rules).await?;
-            tx.commit().await?;
+            self.commit(tx).await?;
             swept.leases += step.swept.leases;
             swept.seeds += step.swept.seeds;
             swept.silenced += step.swept.silenced;
@@ -360,7 +374,7 @@ impl Store for SqliteStore {
             let (mut tx, now) = self.begin().await?;
             let mut step = history::forget(&mut tx, now, &self.rules).await?;
             step.requests = requests::forget(&mut tx, now, &self.rules).await?;
-            tx.commit().await?;
+            self.commit(tx).await?;
             if step == Forgotten::default() {
                 break;
             }
@@ -430,6 +444,7 @@ impl Store for SqliteStore {
 
     async fn close(&self) {
         self.readers.close().await;
+        self.checkpoints.close().await;
         self.writer.close().await;
     }
 }

@@ -95,3 +95,27 @@ async fn the_database_s_clock_is_the_time_of_day() {
     let heard = store.snapshot().await.unwrap().seeds[0].last_heartbeat_ms;
     assert!(since.as_millis().abs_diff(u128::from(heard.unsigned_abs())) < 60_000);
 }
+
+#[tokio::test]
+async fn what_is_written_reaches_its_place_while_the_writer_goes_on() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let place = home.0.path().join("copy.db");
+    let mut number = 0;
+    // Of the file alone, without its log, and far from when the writer itself would write it there.
+    let is_there = async || {
+        std::fs::copy(home.file(), &place).unwrap();
+        let copy = SqlitePool::connect_with(SqliteConnectOptions::new().filename(&place)).await.unwrap();
+        let seeds = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM seeds").fetch_one(&copy).await;
+        copy.close().await;
+        // A file that is read while it is written may be none.
+        seeds.is_ok_and(|seeds| seeds > 0)
+    };
+    let reached = async {
+        while !is_there().await {
+            number = (number + 1) % 100;
+            store.apply(&[register(number, "k")]).await.unwrap();
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reached).await.expect("a checkpoint beside the writer");
+}

@@ -357,6 +357,7 @@ mod tests {
             ("--port", "65536", "0 to 65535"),
             ("--heartbeat-ttl-sec", "0", "1 to 315360000"),
             ("--heartbeat-sweep-sec", "-1", "1 to 315360000"),
+            ("--history-sec", "2592001", "0 to 2592000"),
             ("--lease-ttl-sec", "1.5", "1 to 315360000"),
             ("--default-resource-points", "0", "1 to 1000"),
             ("--alloc-policy", "random", "balanced, fifo or lru"),

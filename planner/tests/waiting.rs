@@ -377,6 +377,12 @@ async fn a_quiet_seed_is_asked_whether_it_lives_before_it_is_granted() {
     let (status, problem) = acquire(&planner, 0, None).await;
     assert_eq!((status, &problem["code"]), (404, &json!("all-suspect")));
     assert_eq!(planner.snapshot().await["lease_count"], 0, "no lease on the dead seed is left");
+    let ended = ask(&planner, "GET", "/v2/leases/ended?limit=1", &Value::Null).await.1;
+    let how = ["ended", "outcome", "reason"].map(|name| ended["leases"][0][name].clone());
+    assert_eq!(how, ["given_back", "failed", "no-answer"].map(Value::from), "{ended}");
+    let events = ask(&planner, "GET", "/v2/events?kind=suspect", &Value::Null).await.1;
+    let detail = events["events"][0]["detail"].as_str().unwrap_or_default();
+    assert!(detail.starts_with("failure 1,") && detail.ends_with(": no-answer"), "{events}");
     planner.get("mute").await.is(200, "");
     planner.stop().await;
 }

@@ -62,6 +62,9 @@ fn plan(database: &str) -> Result<()> {
     settings.heartbeat_ttl = HEARTBEAT_TTL;
     // Nobody is at the addresses of these seeds, and they are silent by design.
     settings.liveness_probe = false;
+    if let Ok(sec) = std::env::var("RFORK_BENCH_HISTORY_SEC") {
+        settings.history = Duration::from_secs(sec.parse()?);
+    }
     // As the command has it.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -263,6 +263,7 @@ mod tests {
             r#"releases_total{outcome="failed"} 1"#,
             r#"releases_total{outcome="late"} 1"#,
             r#"lease_changes_total{change="expired"} 0"#,
+            r#"history_deleted_total{kind="lease"} 0"#,
             r#"seeds{state="live"} 3"#,
             r#"seeds{state="suspect"} 0"#,
             r#"capacity_points{state="live"} 6"#,

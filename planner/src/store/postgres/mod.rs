@@ -13,6 +13,8 @@
 //! 4. A seed that is chosen while locks are held already is out of this order, so nobody waits for it: when
 //!    somebody has it, the transaction begins again and takes it at the start (1).
 //!
+//! Rows of [`history`] are only added, and whoever deletes them passes over what another planner deletes.
+//!
 //! So no two transactions wait for each other. Should Postgres report a deadlock all the same, the transaction
 //! is repeated, as it is when its connection broke before the commit. After a commit was asked for nothing is
 //! repeated.

@@ -46,9 +46,10 @@ const SEEDS: u8 = 6;
 const KEYS: [&str; 2] = ["k", "l"];
 const CAPACITY: u32 = 2;
 
-/// Random operations of one planner; gives the leases that it may still hold. An error is not expected: all
-/// races are resolved by beginning again.
-async fn storm(store: &PostgresStore, planner: u32, rounds: u32) -> Vec<(u8, u32)> {
+/// Random operations of one planner; gives how many leases it was granted. An error is not expected: all races are
+/// resolved by beginning again.
+async fn storm(store: &PostgresStore, planner: u32, rounds: u32) -> i64 {
+    let mut granted = 0;
     let mut random = TestRng::from_seed(RngAlgorithm::ChaCha, &[u8::try_from(planner).unwrap(); 32]);
     let mut pick = |below: u32| random.next_u32() % below;
     let mut held: Vec<(u8, u32)> = Vec::new();
@@ -87,6 +88,7 @@ async fn storm(store: &PostgresStore, planner: u32, rounds: u32) -> Vec<(u8, u32
                     let seed =
                         (0..SEEDS).find(|known| conformance::identity(*known) == grant.identity).unwrap();
                     held.push((seed, number));
+                    granted += 1;
                 }
                 (Command::Register { .. }, Outcome::Registered(_, id)) => numbers.push(id),
                 _ => {}
@@ -104,7 +106,17 @@ async fn storm(store: &PostgresStore, planner: u32, rounds: u32) -> Vec<(u8, u32
             _ => {}
         }
     }
-    held
+    granted
+}
+
+/// Every lease that was granted, and has ended, is told once, whichever planner ended it and how.
+async fn check_history(url: &PostgresUrl, granted: i64) {
+    let mut connection = url.options().connect().await.unwrap();
+    let told = "SELECT count(*), count(DISTINCT lease_hash), count(DISTINCT end_kind) FROM ended_leases";
+    let (rows, leases, ways): (i64, i64, i64) =
+        sqlx::query_as(told).fetch_one(&mut connection).await.unwrap();
+    assert_eq!((rows, leases), (granted, granted));
+    assert!(ways >= 3, "they were released, expired, and ended with what their seed held: {ways}");
 }
 
 /// The database's own word, at any moment: no seed has more leases than points, and none on a point that it
@@ -129,11 +141,11 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
     for (store, planner) in stores.clone().into_iter().zip(1..) {
         planners.spawn(async move { storm(&store, planner, 150).await });
     }
-    let mut over = 0;
+    let (mut over, mut all_granted) = (0, 0);
     while over < stores.len() {
         check_capacity(&stores[0]).await;
         if let Some(done) = planners.try_join_next() {
-            done.unwrap();
+            all_granted += done.unwrap();
             over += 1;
         }
     }
@@ -155,6 +167,7 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
         }
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), all_new).await.unwrap();
+    check_history(&url, all_granted).await;
     let all = u32::from(SEEDS) * CAPACITY;
     let wanted: Vec<Command> = (0..all + 5).map(|number| acquire(KEYS[0], 9_000_000 + number)).collect();
     let outcomes = stores[2].apply(&wanted).await.unwrap();

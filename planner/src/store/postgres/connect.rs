@@ -83,9 +83,11 @@ pub(super) fn pool(url: &PostgresUrl, settings: ConnectSettings) -> PgPool {
     // A lock is given up a little earlier than its statement, so that the error says what it was. A planner that
     // stopped dead within a transaction keeps its locks no longer than two statements.
     let (lock, idle) = (statement * 3 / 4, statement * 2);
+    // What writes looks for a few rows by an index. Postgres would read a table of a thousand rows instead, or a large
+    // one of which it has no statistics yet. Lists may: `transaction::Begin::View`.
     let set = format!(
         "SET statement_timeout = {statement}; SET lock_timeout = {lock};
-         SET idle_in_transaction_session_timeout = {idle}; SET jit = off"
+         SET idle_in_transaction_session_timeout = {idle}; SET jit = off; SET enable_seqscan = off"
     );
     PgPoolOptions::new()
         .max_connections(settings.pool_size)

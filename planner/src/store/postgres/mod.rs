@@ -103,7 +103,7 @@ impl PostgresStore {
     /// waiters' own planners, which ask again after a while.
     async fn serve_again(&self, keys: &BTreeSet<SeedKey>) {
         let serve = async {
-            let keys = run(&self.pool, Begin::Write, requests::WaitedFor { keys }).await?;
+            let keys = run(&self.pool, Begin::Single, requests::WaitedFor { keys }).await?;
             if keys.is_empty() {
                 return Ok(false);
             }

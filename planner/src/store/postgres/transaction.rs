@@ -25,14 +25,27 @@ pub(super) enum Begin {
     Write,
     /// Reading, all at one moment.
     View,
+    /// One statement, which is a transaction by itself: nothing is said before or after it.
+    Single,
 }
 
 impl Begin {
-    fn sql(self) -> &'static str {
-        match self {
+    async fn begin(self, connection: &mut PgConnection) -> Result<(), Stopped> {
+        let sql = match self {
             Self::Write => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-            Self::View => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY",
+            // Lists that read a whole table do so in its own order.
+            Self::View => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL enable_seqscan = on",
+            Self::Single => return Ok(()),
+        };
+        connection.execute(sql).await?;
+        Ok(())
+    }
+
+    async fn commit(self, connection: &mut PgConnection) -> Result<(), Stopped> {
+        if !matches!(self, Self::Single) {
+            connection.execute("COMMIT").await?;
         }
+        Ok(())
     }
 }
 
@@ -154,11 +167,11 @@ async fn attempts<W: Work>(pool: &PgPool, begin: Begin, work: &mut W) -> Result<
         let stopped = match attempt(&mut lent, begin, work).await {
             Ok(done) => {
                 let commit = match lent.connection() {
-                    Ok(connection) => connection.execute("COMMIT").await.map_err(Stopped::from),
+                    Ok(connection) => begin.commit(connection).await,
                     Err(stopped) => Err(stopped),
                 };
                 return match commit {
-                    Ok(_) => {
+                    Ok(()) => {
                         lent.keep();
                         Ok(done)
                     }
@@ -202,7 +215,7 @@ async fn attempts<W: Work>(pool: &PgPool, begin: Begin, work: &mut W) -> Result<
 
 async fn attempt<W: Work>(lent: &mut Lent, begin: Begin, work: &mut W) -> Result<W::Done, Stopped> {
     let connection = lent.connection()?;
-    connection.execute(begin.sql()).await?;
+    begin.begin(connection).await?;
     work.attempt(connection).await
 }
 

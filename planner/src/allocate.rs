@@ -15,7 +15,6 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::heartbeats::Heartbeats;
-use crate::store::history::{Account, End};
 use crate::store::{Command, Leaving, MAX_BATCH, Outcome, Report, Store, StoreError};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
@@ -198,8 +197,7 @@ fn orphan(command: Command, outcome: Outcome) -> Option<Command> {
             Some(Command::Leave { lease, why: Leaving::Gone })
         }
         (Command::Acquire { lease, .. }, Outcome::Acquired(Ok(grant))) => {
-            let account = Some(Box::new(Account { end: End::GivenBack, ..Account::default() }));
-            Some(Command::Release { identity: grant.identity, lease, report: Report::Unknown, account })
+            Some(Command::give_back(grant.identity, lease, Report::Unknown, None))
         }
         _ => None,
     }

@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crate::allocate::{WriteError, Writer};
 use crate::probe::{Prober, Verdict};
-use crate::store::history::{Account, End};
 use crate::store::{Command, Grant, Leaving, Outcome, Report};
 use crate::waiting::{AcquireError, Ask, WaitingRoom};
 
@@ -66,11 +65,7 @@ impl Granter {
                 return Ok(grant);
             };
             let (identity, lease) = (grant.identity.clone(), ask.lease);
-            let release = |report, reason: Option<&str>| {
-                let reason = reason.map(str::to_owned);
-                let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
-                Command::Release { identity: identity.clone(), lease, report, account }
-            };
+            let release = |report, reason| Command::give_back(identity.clone(), lease, report, reason);
             // One that may be repeated is kept for its repetition.
             let kept = ask.queue.idempotency.is_some();
             let mut held =

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::delivery::{Delivery, Watched};
 use crate::config::Bounds;
 use crate::shutdown::Stop;
 
@@ -23,9 +24,14 @@ const OTHER_FILES: u64 = 256;
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// The address at the other end of a request's connection: the client's, or that of a proxy before the planner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Client(pub IpAddr);
+/// The other end of a request's connection: the client, or a proxy before the planner.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Its address.
+    pub address: IpAddr,
+    /// How it is told of a lease.
+    pub delivery: Delivery,
+}
 
 /// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline.
 pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop: &Stop) {
@@ -45,9 +51,8 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop:
         };
         match accepted {
             Some((permit, Ok((stream, address)))) => {
-                let client = Client(address.ip());
                 let connection =
-                    connection(stream, client, permit, router.clone(), bounds.idle, stop.clone());
+                    connection(stream, address.ip(), permit, router.clone(), bounds.idle, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
             Some((_, Err(error))) => {
@@ -80,7 +85,7 @@ fn connection_limit(wanted: usize) -> usize {
 /// One connection. It owns its permit; a stop lets the request that runs finish and closes it then.
 async fn connection(
     stream: TcpStream,
-    client: Client,
+    address: IpAddr,
     permit: OwnedSemaphorePermit,
     router: Router,
     idle: Duration,
@@ -91,8 +96,10 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     // The system ends a connection whose client takes nothing of what it is sent.
     let _ = set_tcp_user_timeout(&stream, u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
+    let client = Client { address, delivery: Delivery::default() };
+    let stream = Watched::new(stream, client.delivery.clone());
     let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(client);
+        request.extensions_mut().insert(client.clone());
         super::single_slash(request.map(axum::body::Body::new))
     });
     let mut server = hyper::server::conn::http1::Builder::new();

@@ -51,7 +51,7 @@ pub(super) async fn get_seed(
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let GetSeed { key, .. } = GetSeed::decode(&headers)?;
-    let address = client.map(|Extension(Client(address))| address);
+    let address = client.as_ref().map(|Extension(client)| client.address);
     let location = address.map(|address| api.file.networks.locate(address)).unwrap_or_default();
     let requester = address.map(|address| address.to_string());
     let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
@@ -66,6 +66,12 @@ pub(super) async fn get_seed(
     match api.granter.acquire(&ask).await {
         Ok(Grant { identity, lease_ttl_ms, .. }) => {
             tracing::debug!(seed = %identity, %key, %lease, "granted");
+            if let Some(Extension(client)) = client {
+                client.delivery.of_next_answer(
+                    &api.writer,
+                    Command::give_back(identity.clone(), ask.lease, Report::Unknown, None),
+                );
+            }
             let lease_ttl_sec = Some(lease_ttl_ms.unsigned_abs() / 1_000);
             let granted = Granted { identity, lease, lease_ttl_sec };
             Ok((StatusCode::OK, granted.encode()).into_response())

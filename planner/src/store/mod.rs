@@ -16,7 +16,7 @@ use crate::domain::policy::{Policy, Wish};
 pub use crate::domain::seed::{Heard, Registration, Removal};
 use crate::domain::seed::{Profile, State};
 use crate::domain::terms::{Overrides, Subject, Terms};
-use history::{Account, EndedLease, Event, EventFilter, Forgotten, Keep};
+use history::{Account, End, EndedLease, Event, EventFilter, Forgotten, Keep};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 
 #[cfg(test)]
@@ -209,6 +209,13 @@ pub enum Command {
 }
 
 impl Command {
+    /// Ends a lease that its client never used; `reason` is a short word for people.
+    pub fn give_back(identity: SeedIdentity, lease: LeaseHash, report: Report, reason: Option<&str>) -> Self {
+        let reason = reason.map(str::to_owned);
+        let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
+        Self::Release { identity, lease, report, account }
+    }
+
     /// The seed that it names.
     pub fn identity(&self) -> Option<&SeedIdentity> {
         match self {

@@ -31,14 +31,20 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let lease_id = LeaseId::new(lease_id).map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
     let Acquire { seed_key: key, wait_ms, location, instance_id, exclude } = request;
     let wait_ms = i64::try_from(wait_ms.min(super::millis(MAX_WAIT))).unwrap_or(i64::MAX);
+    let address = client.as_ref().map(|client| client.address);
     let ask = Ask {
         key,
-        wish: Box::new(wish(location, instance_id, exclude, client)),
+        wish: Box::new(wish(location, instance_id, exclude, address)),
         lease: lease_id.hash(),
         queue: Queue { wait_ms, idempotency },
     };
     match api.granter.acquire(&ask).await {
         Ok(Grant { identity: seed, lease_ttl_ms, .. }) => {
+            // One that may be repeated is kept for its repetition.
+            if let (Some(client), None) = (client, &ask.queue.idempotency) {
+                let release = Command::give_back(seed.clone(), ask.lease, Report::Unknown, None);
+                client.delivery.of_next_answer(&api.writer, release);
+            }
             let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
             tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
             Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms })
@@ -74,10 +80,10 @@ fn wish(
     location: Option<Location>,
     instance_id: Option<Name>,
     exclude: Vec<SeedIdentity>,
-    client: Option<IpAddr>,
+    address: Option<IpAddr>,
 ) -> Wish {
     let instance_id = instance_id.map(String::from);
-    let requester = match (&instance_id, client) {
+    let requester = match (&instance_id, address) {
         (Some(instance), Some(address)) => Some(format!("{instance}@{address}")),
         (Some(instance), None) => Some(instance.clone()),
         (None, address) => address.map(|address| address.to_string()),

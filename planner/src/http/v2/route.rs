@@ -1,7 +1,6 @@
 //! A route of API v2: one entry says what serves it and what the document tells of it, so that both speak of the
 //! same types.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
 use axum::Json;
@@ -28,8 +27,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 pub(super) struct Call<T> {
     pub(super) api: Api,
     pub(super) headers: HeaderMap,
-    /// The client's address, as far as it is known.
-    pub(super) client: Option<IpAddr>,
+    /// The client, as far as it is known.
+    pub(super) client: Option<Client>,
     pub(super) request: T,
 }
 
@@ -155,8 +154,8 @@ fn answer<Res: Serialize>(outcome: Result<Res, Refused>) -> Response {
     }
 }
 
-fn client_of(request: &Request) -> Option<IpAddr> {
-    request.extensions().get::<Client>().map(|client| client.0)
+fn client_of(request: &Request) -> Option<Client> {
+    request.extensions().get().cloned()
 }
 
 fn checked_head(request: &Request) -> Result<HeaderMap, Refused> {

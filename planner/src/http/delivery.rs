@@ -1,0 +1,290 @@
+//! Whether an answer that grants a lease reaches its client: a lease whose client is gone when its answer is
+//! written is released at once.
+//!
+//! A handler that has a lease to tell leaves it with its connection's [`Delivery`]. The connection's stream
+//! ([`Watched`]) takes it out again when the system has taken the whole answer, and releases it when the client was
+//! gone by then, writing failed, or the connection ended. One request runs on a connection at a time, so there is
+//! one lease at most, and between the handler's end and the writing of its answer nothing else happens there.
+//!
+//! A client that closed its sending side counts as gone, as it does to the server while a request runs: it is told
+//! nothing. What happens after the system has taken the answer nobody can tell from here: a client that did not read
+//! it lets the lease end by its time to live, or asks again under its idempotency key.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
+
+use rustix::net::{RecvFlags, recv};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use crate::allocate::Writer;
+use crate::store::Command;
+
+/// A lease whose answer is not written yet.
+struct Owed {
+    writer: Writer,
+    release: Command,
+}
+
+/// What a connection is about to tell. Cheap to clone; no lock of it is held across an await.
+#[derive(Clone, Default)]
+pub struct Delivery(Arc<Mutex<Option<Owed>>>);
+
+impl std::fmt::Debug for Delivery {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Delivery")
+    }
+}
+
+impl Delivery {
+    /// Has a lease released by `release`, unless the answer that is given next is written.
+    pub fn of_next_answer(&self, writer: &Writer, release: Command) {
+        *self.owed() = Some(Owed { writer: writer.clone(), release });
+    }
+
+    fn owed(&self) -> std::sync::MutexGuard<'_, Option<Owed>> {
+        // What is in it is whole, whoever panicked.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn is_owed(&self) -> bool {
+        self.owed().is_some()
+    }
+
+    fn delivered(&self) {
+        *self.owed() = None;
+    }
+
+    fn failed(&self) {
+        let owed = self.owed().take();
+        if let Some(Owed { writer, release }) = owed {
+            tracing::debug!("a client was gone when it was told of its lease, which is released");
+            // Nobody waits for this. If the queue is full, the lease ends by its time to live.
+            writer.tell(release);
+        }
+    }
+}
+
+/// A connection's stream, which sees what becomes of answers.
+pub(super) struct Watched {
+    stream: TcpStream,
+    delivery: Delivery,
+}
+
+impl Watched {
+    /// Watches `stream` for what handlers leave with `delivery`.
+    pub(super) fn new(stream: TcpStream, delivery: Delivery) -> Self {
+        Self { stream, delivery }
+    }
+
+    /// Before the answer is written: whether there is still somebody.
+    fn look(&self) -> io::Result<()> {
+        if !self.delivery.is_owed() {
+            return Ok(());
+        }
+        let mut next = [0u8; 1];
+        let gone = match recv(&self.stream, &mut next, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+            // The end of what it sends.
+            Ok((0, _)) => true,
+            // Its next request.
+            Ok(_) => false,
+            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
+        };
+        if gone {
+            self.delivery.failed();
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        Ok(())
+    }
+
+    fn written(&self, written: io::Result<usize>) -> Poll<io::Result<usize>> {
+        if written.is_err() {
+            self.delivery.failed();
+        }
+        Poll::Ready(written)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.delivery.failed();
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.look()?;
+        let written = ready!(Pin::new(&mut self.stream).poll_write(cx, buf));
+        self.written(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.look()?;
+        let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(cx, bufs));
+        self.written(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    /// The server asks for this when all that it had to write is written.
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let flushed = ready!(Pin::new(&mut self.stream).poll_flush(cx));
+        if flushed.is_ok() {
+            self.delivery.delivered();
+        }
+        Poll::Ready(flushed)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use rfork_protocol::{SeedIdentity, SeedKey};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+    use tokio_util::task::AbortOnDropHandle;
+
+    use super::*;
+    use crate::config::{DatabaseUrl, Settings};
+    use crate::heartbeats::Heartbeats;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{Clock, Outcome, Report, Store};
+
+    const LEASE: [u8; 32] = [7; 32];
+
+    /// A lease that a handler has just granted, and the connection that is to tell of it.
+    struct Scene {
+        _directory: tempfile::TempDir,
+        store: Arc<dyn Store>,
+        writer: Writer,
+        _writing: AbortOnDropHandle<()>,
+        watched: Watched,
+        client: TcpStream,
+    }
+
+    impl Scene {
+        async fn new() -> Self {
+            let directory = tempfile::TempDir::new().unwrap();
+            let path = directory.path().join("p.db");
+            let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
+            let store: Arc<dyn Store> =
+                Arc::new(SqliteStore::open(&path, rules, Clock::Database).await.unwrap());
+            let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
+            let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
+            let (key, identity) = (SeedKey::new(*b"k").unwrap(), SeedIdentity::new("h", 1, 0).unwrap());
+            let (profile, wish) = Default::default();
+            let register =
+                Command::Register { identity: identity.clone(), key: key.clone(), profile, age_ms: 0 };
+            writer.submit(register).await.unwrap();
+            let acquire = Command::Acquire { key, wish, lease: LEASE, queue: None };
+            let granted = writer.submit(acquire).await.unwrap();
+            assert!(matches!(granted, Outcome::Acquired(Ok(_))), "{granted:?}");
+
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+            let delivery = Delivery::default();
+            let release = Command::Release { identity, lease: LEASE, report: Report::Unknown, account: None };
+            delivery.of_next_answer(&writer, release);
+            let watched = Watched::new(listener.accept().await.unwrap().0, delivery);
+            Self { _directory: directory, store, writer, _writing: writing, watched, client }
+        }
+
+        async fn leases(&self) -> u64 {
+            self.store.snapshot().await.unwrap().lease_count
+        }
+
+        async fn is_released(&self) {
+            let none = async {
+                while self.leases().await != 0 {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(30), none).await.expect("the lease is released");
+        }
+
+        /// Until the system knows that the client is gone.
+        async fn hears(&self) {
+            self.watched.stream.readable().await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_answer_is_written_is_kept() {
+        let mut scene = Scene::new().await;
+        scene.watched.write_all(b"granted").await.unwrap();
+        scene.watched.flush().await.unwrap();
+        let mut answer = [0; 7];
+        scene.client.read_exact(&mut answer).await.unwrap();
+        let Scene { watched, store, writer, _writing, client, _directory } = scene;
+        drop((client, watched));
+        // Commands are applied in order: what was told before this would have been done.
+        let key = SeedKey::new(*b"k").unwrap();
+        writer.submit(Command::Serve { key }).await.unwrap();
+        assert_eq!(store.snapshot().await.unwrap().lease_count, 1);
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_client_has_closed_is_released_instead_of_told() {
+        let mut scene = Scene::new().await;
+        scene.client.shutdown().await.unwrap();
+        scene.hears().await;
+        let written = scene.watched.write_all(b"granted").await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        scene.is_released().await;
+        let mut answer = Vec::new();
+        drop(scene.watched);
+        scene.client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"", "who was told nothing has no lease");
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_client_was_reset_is_released() {
+        let mut scene = Scene::new().await;
+        rustix::net::sockopt::set_socket_linger(&scene.client, Some(Duration::ZERO)).unwrap();
+        scene.client = Scene::new().await.client;
+        scene.hears().await;
+        scene.watched.write_all(b"granted").await.unwrap_err();
+        scene.is_released().await;
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_connection_ends_before_its_answer_is_released() {
+        let mut scene = Scene::new().await;
+        drop(std::mem::replace(&mut scene.watched, Scene::new().await.watched));
+        scene.is_released().await;
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_its_next_request_already_is_there() {
+        let mut scene = Scene::new().await;
+        scene.client.write_all(b"GET").await.unwrap();
+        scene.hears().await;
+        scene.watched.write_all(b"granted").await.unwrap();
+        scene.watched.flush().await.unwrap();
+        assert_eq!(scene.leases().await, 1);
+        assert!(!scene.watched.delivery.is_owed());
+    }
+}

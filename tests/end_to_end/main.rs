@@ -9,3 +9,4 @@ mod forks;
 mod planner;
 mod replicas;
 mod telemetry;
+mod versions;

@@ -1,7 +1,7 @@
 //! `rfork`, and what stands before it, as processes: their logs are read as they come, and they end with the test.
 
 use std::io::{BufRead, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::sync::{Mutex, OnceLock};
@@ -32,6 +32,12 @@ pub fn rfork() -> &'static PathBuf {
     })
 }
 
+/// The `rfork` program of the version before the last change of the schema. `tests/run` builds it where the history of
+/// this tree is, and tells where by `RFORK_TEST_PREVIOUS`.
+pub fn previous_rfork() -> Option<PathBuf> {
+    std::env::var_os("RFORK_TEST_PREVIOUS").map(PathBuf::from)
+}
+
 /// A running program. Killed when dropped.
 #[derive(Debug)]
 pub struct Process {
@@ -49,7 +55,12 @@ struct Log {
 impl Process {
     /// Starts `rfork` with these arguments, logging JSON.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        let mut command = Command::new(rfork());
+        Self::start_version(name, rfork(), arguments)
+    }
+
+    /// The same of another version of it.
+    fn start_version(name: &str, rfork: &Path, arguments: &[&str]) -> Self {
+        let mut command = Command::new(rfork);
         command.args(["--log-format=json", "--log=info,rfork_loader=debug"]).args(arguments);
         Self::spawn(name, command.env_remove("RFORK_LOG"))
     }
@@ -181,6 +192,7 @@ pub struct Planner {
     _directory: Option<TempDir>,
     database_url: String,
     flags: Vec<String>,
+    program: PathBuf,
 }
 
 impl Planner {
@@ -193,15 +205,21 @@ impl Planner {
 
     /// Starts one on a free port, with this database and these flags besides.
     pub fn start_on(database_url: &str, flags: &[&str]) -> Self {
-        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
-        let (process, address) = Self::run(database_url, &flags, "0");
-        Self { process, address, _directory: None, database_url: database_url.to_owned(), flags }
+        Self::start_version(rfork(), database_url, flags)
     }
 
-    fn run(database_url: &str, flags: &[String], port: &str) -> (Process, String) {
+    /// Starts one of another version, such as [`previous_rfork`], on a free port.
+    pub fn start_version(program: &Path, database_url: &str, flags: &[&str]) -> Self {
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let (process, address) = Self::run(program, database_url, &flags, "0");
+        let (database_url, program) = (database_url.to_owned(), program.to_owned());
+        Self { process, address, _directory: None, database_url, flags, program }
+    }
+
+    fn run(program: &Path, database_url: &str, flags: &[String], port: &str) -> (Process, String) {
         let mut arguments = vec!["planner", "--port", port, "--database-url", database_url];
         arguments.extend(flags.iter().map(String::as_str));
-        let process = Process::start("planner", &arguments);
+        let process = Process::start_version("planner", program, &arguments);
         let address = process.wait_for("the planner listens")["address"].as_str().unwrap().to_owned();
         (process, address)
     }
@@ -215,7 +233,7 @@ impl Planner {
     /// Starts it again after its end, on the same port and database.
     pub fn restart(&mut self) {
         let port = self.address.rsplit_once(':').unwrap().1.to_owned();
-        (self.process, _) = Self::run(&self.database_url, &self.flags, &port);
+        (self.process, _) = Self::run(&self.program, &self.database_url, &self.flags, &port);
     }
 
     /// Its URL.

@@ -122,6 +122,15 @@ impl PostgresUrl {
         Ok(Self { text: text.to_owned(), options: Box::new(options.application_name("rfork-planner")) })
     }
 
+    /// The files that TLS takes, each with its parameter.
+    pub(crate) fn tls_files(&self) -> impl Iterator<Item = (&str, PathBuf)> {
+        let parameters = self.text.split_once('?').map_or("", |(_, parameters)| parameters);
+        let pairs = parameters.split('&').filter_map(|pair| pair.split_once('='));
+        pairs.filter(|(name, _)| ["sslcert", "sslkey", "sslrootcert"].contains(name)).map(|(name, path)| {
+            (name, PathBuf::from(percent_encoding::percent_decode_str(path).decode_utf8_lossy().as_ref()))
+        })
+    }
+
     /// How to connect; it holds the password.
     pub(crate) fn options(&self) -> &PgConnectOptions {
         &self.options

@@ -68,3 +68,57 @@ async fn a_crash_of_postgres_is_503_and_passes() {
     planner.get(SEED.key).await.is(200, "");
     planner.stop().await;
 }
+
+/// Somebody who vouches for servers, and a certificate and key of one that is called `localhost`.
+#[allow(clippy::unwrap_used)] // Clippy knows tests by their attribute.
+fn authority() -> (rcgen::Certificate, String, String) {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let root = params.self_signed(&key).unwrap();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let server = CertificateParams::new(["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
+    (root, server.pem(), key.serialize_pem())
+}
+
+#[tokio::test]
+async fn tls_to_the_database_is_as_strict_as_its_url_says() {
+    let directory = tempfile::TempDir::new().unwrap();
+    let file = |name: &str, root: &rcgen::Certificate| {
+        let path = directory.path().join(name);
+        std::fs::write(&path, root.pem()).unwrap();
+        path.display().to_string()
+    };
+    let (root, certificate, key) = authority();
+    let (root, other) = (file("root.pem", &root), file("other.pem", &authority().0));
+
+    let mut cluster = Cluster::private("tls");
+    let socket = cluster.database();
+    let name = socket.trim_start_matches("postgres:///").split('?').next().unwrap_or_default();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    cluster.use_tls(free, &certificate, &key);
+    let url = |host: &str, mode: &str| format!("postgres://rfork@{host}:{free}/{name}?sslmode={mode}");
+
+    let full = |root: &str| format!("verify-full&sslrootcert={root}");
+    for url in [
+        url("localhost", &full(&root)),
+        url("127.0.0.1", &format!("verify-ca&sslrootcert={root}")),
+        url("127.0.0.1", "require"),
+    ] {
+        let planner = Planner::start_on(url.parse().unwrap(), |_| {}).await;
+        planner.add(&SEED).await.is(200, "");
+        planner.ask("GET", "/readyz", &[]).await.is(200, r#"{"status":"ok"}"#);
+        planner.stop().await;
+    }
+    for (url, why) in [
+        (url("localhost", &full(&other)), "certificate"),
+        (url("127.0.0.1", &full(&root)), "certificate"),
+        (url("localhost", "disable"), "no encryption"),
+        (url("localhost", &full("/no/such/file")), "/no/such/file"),
+    ] {
+        let refused = Planner::refused_on(url.parse().unwrap()).await;
+        assert!(refused.contains(why) && refused.contains("sslmode"), "{url}: {refused}");
+    }
+}

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub struct Cluster {
     home: PathBuf,
     /// Settings that differ from Postgres's own.
-    settings: &'static str,
+    settings: String,
 }
 
 /// What a crash of the machine would lose is no matter to a test; what a crash of the server loses is.
@@ -57,10 +57,27 @@ impl Cluster {
         Self::of(std::process::id(), directory.join("postgres"), "")
     }
 
-    fn of(owner: u32, home: PathBuf, settings: &'static str) -> Self {
+    /// Starts the server again, on this port of 127.0.0.1, too, where it takes only connections with TLS, by which it
+    /// shows this certificate. Both are PEM.
+    pub fn use_tls(&mut self, port: u16, certificate: &str, key: &str) {
+        self.crash();
+        let hba = "local all all trust\nhostssl all all 127.0.0.1/32 trust\n";
+        for (name, text) in [("server.crt", certificate), ("server.key", key), ("pg_hba.conf", hba)] {
+            let path = self.data().join(name);
+            std::fs::write(&path, text).unwrap();
+            std::fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+            if let Some((user, group)) = other_user() {
+                std::os::unix::fs::chown(&path, Some(user), Some(group)).unwrap();
+            }
+        }
+        self.settings = format!("{FOR_TESTS} -c listen_addresses=127.0.0.1 -c port={port} -c ssl=on");
+        self.start();
+    }
+
+    fn of(owner: u32, home: PathBuf, settings: &str) -> Self {
         let mut lock = home.clone().into_os_string();
         lock.push(".lock");
-        let cluster = Self { home, settings };
+        let cluster = Self { home, settings: settings.to_owned() };
         let lock = File::options().create(true).truncate(false).write(true).open(lock);
         let lock = lock.unwrap();
         lock.lock().unwrap();

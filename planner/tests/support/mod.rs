@@ -38,6 +38,13 @@ impl Planner {
         Self { address, stop, running }
     }
 
+    /// Why a planner does not start on this database.
+    pub(crate) async fn refused_on(database: DatabaseUrl) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let running = rfork_planner::run(Settings::of(database), listener, CancellationToken::new());
+        tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap_err().to_string()
+    }
+
     pub(crate) async fn stop(self) {
         self.stop.cancel();
         tokio::time::timeout(PATIENCE, self.running).await.unwrap().unwrap().unwrap();

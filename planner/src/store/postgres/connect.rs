@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use sqlx::migrate::Migrator;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-
 use tokio::sync::Notify;
 
 use super::requests;
 use crate::config::PostgresUrl;
 
+/// What there is to set.
+const TLS_HINT: &str = "see sslmode and sslrootcert in --database-url";
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long one attempt to connect at the start may take.
@@ -177,12 +178,21 @@ pub(super) async fn is_current(connection: &mut PgConnection) -> Result<bool, sq
 
 /// Connects, without the timeouts of the pool's connections: a migration may take long.
 async fn connect(url: &PostgresUrl, patience: Duration) -> Result<PgConnection, ConnectError> {
+    for (parameter, path) in url.tls_files() {
+        if let Err(error) = tokio::fs::metadata(&path).await {
+            let reason = format!("its {parameter}, {}, cannot be read: {error}; {TLS_HINT}", path.display());
+            return Err(ConnectError::unusable(url, &reason));
+        }
+    }
     let since = Instant::now();
     let mut told = false;
     loop {
         let error = match tokio::time::timeout(CONNECT_TIMEOUT, url.options().connect()).await {
             Ok(Ok(connection)) => return Ok(connection),
             Ok(Err(error)) if may_come(&error) => error.to_string(),
+            Ok(Err(error)) if is_about_tls(&error) => {
+                return Err(ConnectError::unusable(url, &format!("{error}; {TLS_HINT}")));
+            }
             Ok(Err(error)) => return Err(ConnectError::unusable(url, &error)),
             Err(_) => format!("no answer within {CONNECT_TIMEOUT:?}"),
         };
@@ -197,10 +207,24 @@ async fn connect(url: &PostgresUrl, patience: Duration) -> Result<PgConnection, 
     }
 }
 
+/// Whether the two do not agree on how, or whether, the connection is encrypted.
+fn is_about_tls(error: &sqlx::Error) -> bool {
+    match error {
+        sqlx::Error::Tls(_) => true,
+        // How rustls says that it does not believe the server.
+        sqlx::Error::Io(error) => error.kind() == std::io::ErrorKind::InvalidData,
+        // invalid_authorization_specification
+        sqlx::Error::Database(error) => {
+            error.code().as_deref() == Some("28000") && error.message().ends_with("no encryption")
+        }
+        _ => false,
+    }
+}
+
 /// Whether a database that cannot be connected to may soon be there.
 fn may_come(error: &sqlx::Error) -> bool {
     match error {
-        sqlx::Error::Io(_) => true,
+        sqlx::Error::Io(_) => !is_about_tls(error),
         // cannot_connect_now, too_many_connections, admin_shutdown, crash_shutdown
         sqlx::Error::Database(error) => {
             matches!(error.code().as_deref(), Some("57P03" | "53300" | "57P01" | "57P02"))

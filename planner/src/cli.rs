@@ -148,6 +148,11 @@ pub struct PlannerArgs {
         default_value = PROBE_NETWORKS)]
     probe_networks: Vec<IpNet>,
 
+    /// Networks, separated by commas, of load balancers that say in X-Forwarded-For for whom they speak. The
+    /// addresses of others than these decide where a worker is that does not tell it itself
+    #[arg(long, env = "RFORK_CFG_TRUSTED_PROXIES", value_name = "NETWORKS", value_delimiter = ',')]
+    trusted_proxies: Vec<IpNet>,
+
     /// A TOML file of rules for some seeds: capacity, lease time, a bound for all seeds of a host; and where
     /// addresses are. `docs/settings-file.md` says what may stand in it
     #[arg(long, env = "RFORK_CFG_SETTINGS_FILE", value_name = "FILE")]
@@ -243,6 +248,7 @@ impl PlannerArgs {
             history: Duration::from_secs(self.history_sec),
             liveness_probe: !self.no_liveness_probe,
             probe_networks: self.probe_networks,
+            trusted_proxies: self.trusted_proxies,
             file: file.map(Arc::new).unwrap_or_default(),
         })
     }
@@ -371,6 +377,7 @@ mod tests {
             ("--idle-timeout-sec", "0", "1 to 3600"),
             ("--otlp-endpoint", "collector:4318", "http://collector:4318"),
             ("--drain-sec", "3601", "0 to 3600"),
+            ("--trusted-proxies", "10.0.0.1/33", "IP address"),
             ("--database-url-file", "/no/such/file", "cannot be read"),
         ] {
             let refusal = parse(&[&format!("{flag}={value}")]).unwrap_err();

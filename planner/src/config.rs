@@ -276,6 +276,8 @@ pub struct Settings {
     pub liveness_probe: bool,
     /// At which addresses seeds may be asked.
     pub probe_networks: Vec<IpNet>,
+    /// Networks of proxies that say for whom they speak.
+    pub trusted_proxies: Vec<IpNet>,
     /// What differs for some seeds, and where addresses are.
     pub file: Arc<FileSettings>,
 }
@@ -299,6 +301,7 @@ impl Settings {
             history: Duration::from_secs(3_600),
             liveness_probe: true,
             probe_networks: PROBE_NETWORKS.split(',').filter_map(|network| network.parse().ok()).collect(),
+            trusted_proxies: Vec::new(),
             file: Arc::default(),
         }
     }

@@ -125,7 +125,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         stop: stop.clone(),
     };
     let router = http::router(api.into(), &settings.bounds);
-    http::server::serve(listener, router, &settings.bounds, &stop).await;
+    http::server::serve(listener, router, &settings.bounds, &settings.trusted_proxies.into(), &stop).await;
     requests_done.cancel();
     // A panic in one of them was logged when it happened; the rest is still to be closed.
     let _ = (flushing.await, sweeping.await, seating.await);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use rfork_tests::balancer::{Balancer, Kind};
 use rfork_tests::cluster::Cluster;
-use rfork_tests::http::{Answer, request};
+use rfork_tests::http::{Answer, request, request_from};
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Worker};
 use rfork_tests::{loopback, until};
@@ -164,6 +164,38 @@ fn a_worker_that_leaves_while_it_waits_leaves_the_queue_behind_nginx() {
     drop(worker);
     waiting(0);
     assert!(left.elapsed() < Duration::from_secs(30), "it left by its time alone");
+}
+
+fn a_worker_is_where_its_address_is(kind: Kind) {
+    let directory = tempfile::TempDir::with_prefix("rfork-test-locations-").unwrap();
+    let (near, far, file) = (loopback(), loopback(), directory.path().join("settings.toml"));
+    let rule = |network: &str, zone: &str| format!("[[location]]\nnetwork = {network:?}\nzone = {zone:?}\n");
+    let rules = [rule(&format!("{near}/32"), "a"), rule(&format!("{far}/32"), "b"), rule("10.1.0.0/16", "a")];
+    std::fs::write(&file, rules.concat() + &rule("10.2.0.0/16", "b")).unwrap();
+    let settings = format!("--settings-file={}", file.display());
+    // By the balancer's own address everybody would be in zone b.
+    let planner = Planner::start(&["--trusted-proxies=127.0.0.1/32,::1/128", &settings]);
+    for ip in ["10.1.0.1", "10.2.0.1"] {
+        assert_eq!(planner.request("POST", "/add_seed", &seed("k", ip)).status, 200);
+    }
+    let balancer = Balancer::start(kind, [&planner.address; 3].map(String::as_str));
+    for (from, expected) in [(near, "10.1.0.1"), (far, "10.2.0.1"), (near, "10.1.0.1")] {
+        // What a worker says of itself is not believed.
+        let forged = [("SEED_KEY", "k"), ("X-Forwarded-For", "10.2.0.9")];
+        let granted = request_from(from, &balancer.address, "GET", "/get_seed", &forged).unwrap();
+        assert_eq!((granted.status, granted.header("seed_ip")), (200, expected), "{from}: {granted:?}");
+        assert_eq!(planner.request("POST", "/put_seed", &lease(&granted)).status, 200);
+    }
+}
+
+#[test]
+fn a_worker_is_where_its_address_is_behind_nginx() {
+    a_worker_is_where_its_address_is(Kind::Nginx);
+}
+
+#[test]
+fn a_worker_is_where_its_address_is_behind_haproxy() {
+    a_worker_is_where_its_address_is(Kind::Haproxy);
 }
 
 /// A planner that takes every `get_seed` and dies of it, and is well otherwise; gives its address and its deaths.

@@ -1,9 +1,10 @@
 //! HTTP as the simplest client speaks it: a connection a request, headers byte for byte.
 
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
 use serde_json::Value;
 
 use crate::DEADLINE;
@@ -54,7 +55,35 @@ pub fn request_within(
     path: &str,
     headers: &[(&str, &str)],
 ) -> std::io::Result<Answer> {
-    let mut stream = TcpStream::connect(address)?;
+    exchange(TcpStream::connect(address)?, patience, address, method, path, headers)
+}
+
+/// The same as [`request`], from this address.
+///
+/// # Errors
+/// When the address is not this machine's, nobody listens, or the answer is cut off.
+pub fn request_from(
+    from: Ipv4Addr,
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<Answer> {
+    let to: SocketAddr = address.parse().map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
+    bind(&socket, &SocketAddr::from((from, 0)))?;
+    connect(&socket, &to)?;
+    exchange(TcpStream::from(socket), DEADLINE, address, method, path, headers)
+}
+
+fn exchange(
+    mut stream: TcpStream,
+    patience: Duration,
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<Answer> {
     stream.set_read_timeout(Some(patience))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {

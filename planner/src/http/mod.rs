@@ -23,6 +23,7 @@ use crate::store::Store;
 
 mod attend;
 pub mod bounds;
+pub mod client;
 pub mod delivery;
 mod error;
 mod ops;

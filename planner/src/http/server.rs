@@ -8,6 +8,7 @@ use axum::Router;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
+use ipnet::IpNet;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -15,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
+use super::client::{self, Client};
 use super::delivery::{Delivery, Watched};
 use crate::config::Bounds;
 use crate::shutdown::Stop;
@@ -24,17 +26,16 @@ const OTHER_FILES: u64 = 256;
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 
-/// The other end of a request's connection: the client, or a proxy before the planner.
-#[derive(Debug, Clone)]
-pub struct Client {
-    /// Its address.
-    pub address: IpAddr,
-    /// How it is told of a lease.
-    pub delivery: Delivery,
-}
-
 /// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline.
-pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop: &Stop) {
+///
+/// `proxies` are the networks of those that speak for others: [`client::address`].
+pub async fn serve(
+    listener: TcpListener,
+    router: Router,
+    bounds: &Bounds,
+    proxies: &Arc<[IpNet]>,
+    stop: &Stop,
+) {
     let permits = Arc::new(Semaphore::new(connection_limit(bounds.connections)));
     let connections = TaskTracker::new();
     let given_up = CancellationToken::new();
@@ -51,8 +52,8 @@ pub async fn serve(listener: TcpListener, router: Router, bounds: &Bounds, stop:
         };
         match accepted {
             Some((permit, Ok((stream, address)))) => {
-                let connection =
-                    connection(stream, address.ip(), permit, router.clone(), bounds.idle, stop.clone());
+                let peer = Peer { address: address.ip(), proxies: proxies.clone() };
+                let connection = connection(stream, peer, permit, router.clone(), bounds.idle, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
             Some((_, Err(error))) => {
@@ -82,10 +83,16 @@ fn connection_limit(wanted: usize) -> usize {
     room.min(wanted).max(1)
 }
 
+/// The other end of a connection.
+struct Peer {
+    address: IpAddr,
+    proxies: Arc<[IpNet]>,
+}
+
 /// One connection. It owns its permit; a stop lets the request that runs finish and closes it then.
 async fn connection(
     stream: TcpStream,
-    address: IpAddr,
+    peer: Peer,
     permit: OwnedSemaphorePermit,
     router: Router,
     idle: Duration,
@@ -96,10 +103,11 @@ async fn connection(
     let _ = stream.set_nodelay(true);
     // The system ends a connection whose client takes nothing of what it is sent.
     let _ = set_tcp_user_timeout(&stream, u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
-    let client = Client { address, delivery: Delivery::default() };
-    let stream = Watched::new(stream, client.delivery.clone());
+    let delivery = Delivery::default();
+    let stream = Watched::new(stream, delivery.clone());
     let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
-        request.extensions_mut().insert(client.clone());
+        let address = client::address(peer.address, request.headers(), &peer.proxies);
+        request.extensions_mut().insert(Client { address, delivery: delivery.clone() });
         super::single_slash(request.map(axum::body::Body::new))
     });
     let mut server = hyper::server::conn::http1::Builder::new();

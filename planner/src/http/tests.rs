@@ -35,7 +35,10 @@ impl Server {
         let app = routes(Lanes::new(&bounds));
         let stop = CancellationToken::new();
         let stopping = Stop::from(stop.clone());
-        let running = tokio::spawn(async move { server::serve(listener, app, &bounds, &stopping).await });
+        let running =
+            tokio::spawn(
+                async move { server::serve(listener, app, &bounds, &Arc::default(), &stopping).await },
+            );
         Self { address, stop, running }
     }
 

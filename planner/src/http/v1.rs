@@ -9,8 +9,8 @@ use rfork_protocol::v1::{
 };
 
 use super::Api;
+use super::client::Client;
 use super::error::ApiError;
-use super::server::Client;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
 use crate::store::{Command, Grant, Outcome, Queue, Report};

@@ -16,7 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::Api;
-use super::super::server::Client;
+use super::super::client::Client;
 use super::refused::Refused;
 use crate::store::StoreError;
 

@@ -3,9 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests too.
 
 mod balancers;
+mod by_address;
 mod command;
 mod faults;
 mod forks;
+mod generations;
 mod planner;
 mod replicas;
 mod telemetry;

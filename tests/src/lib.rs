@@ -15,6 +15,7 @@ pub mod history;
 pub mod http;
 pub mod load;
 pub mod model;
+pub mod peer;
 pub mod process;
 pub mod proxy;
 

@@ -115,7 +115,7 @@ impl Engines {
         let engine = if verify { &self.with_digests } else { &self.without_digests };
         let request = ReadRequest {
             seed: &self.seed,
-            content: &self.content,
+            content: Some(&self.content),
             memory,
             arrived_bytes: &Arc::default(),
             cancel: &CancellationToken::new(),

@@ -395,7 +395,7 @@ fn log_loaded(report: &LoadReport, digest: Option<&str>) {
         seconds = rounded(report.transfer_duration().as_secs_f64()),
         gib_per_s = rounded(gib_per_s(report.bytes, report.transfer_duration())),
         waited_seconds = rounded(report.duration.saturating_sub(report.transfer_duration()).as_secs_f64()),
-        content_id = %report.content,
+        content_id = report.content.map(|content| content.to_string()),
         digest,
         "loaded"
     );

@@ -28,8 +28,9 @@ pub struct Capabilities {
 pub struct ReadRequest<'a> {
     /// What the seed says of itself: where its engine listens, and where its tensors are.
     pub seed: &'a Metadata,
-    /// What its bytes are; each chunk is compared with its digest.
-    pub content: &'a Content,
+    /// What its bytes are: each chunk is compared with its digest. `None` for a seed that has no digests, which only
+    /// an engine that reads by address can read.
+    pub content: Option<&'a Content>,
     /// Where they go: every chunk that is not held yet is read.
     pub memory: &'a Arc<WeightMemory>,
     /// Counts bytes as they arrive, for progress; also those that are later thrown away.

@@ -10,6 +10,7 @@ use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::agreement::agree;
 use rfork_protocol::manifest::content::{ChunkDigests, content_id};
 use rfork_protocol::manifest::metadata::Metadata;
+use rfork_protocol::seed_key::UNNAMED_ENGINE;
 use tokio_util::sync::CancellationToken;
 
 use super::error::LoadError;
@@ -49,8 +50,8 @@ pub(super) struct Load<'a> {
     /// Leases on seeds that failed, kept until the planner has handed out another seed.
     condemned: Vec<Lease>,
     failed: HashSet<SeedIdentity>,
-    /// The seed that is read: what it says, and what its bytes are.
-    source: Option<(Metadata, Content)>,
+    /// The seed that is read: what it says, and what its bytes are, if it has digests.
+    source: Option<(Metadata, Option<Content>)>,
     asking_since: Option<Instant>,
     /// Time spent waiting for seeds before `asking_since`.
     waited: Duration,
@@ -234,7 +235,7 @@ impl<'a> Load<'a> {
         }
         match self.content_of(&metadata) {
             Ok(content) => {
-                let id = content.id;
+                let id = content.as_ref().map(|content| content.id);
                 self.source = Some((metadata, content));
                 Event::Agreed(id)
             }
@@ -252,18 +253,16 @@ impl<'a> Load<'a> {
         }
     }
 
-    /// What the seed's bytes are, if this worker can read and verify them.
-    fn content_of(&self, metadata: &Metadata) -> Result<Content, String> {
-        let Some(extension) = &metadata.extension else {
-            return Err("it serves no chunk digests, so it is not of the TCP engine".into());
-        };
-        if extension.engine != self.engine.name() {
-            return Err(format!(
-                "its engine is {}, this worker's is {}",
-                extension.engine,
-                self.engine.name()
-            ));
+    /// What the seed's bytes are, if this worker's engine can read them; `None` when the seed has no digests, as
+    /// unmodified vLLM Ascend has none.
+    fn content_of(&self, metadata: &Metadata) -> Result<Option<Content>, String> {
+        let extension = metadata.extension.as_ref();
+        // Who names no engine has the one that was there before engines had names.
+        let (theirs, ours) = (extension.map_or(UNNAMED_ENGINE, |e| e.engine.as_str()), self.engine.name());
+        if theirs != ours {
+            return Err(format!("its engine is {theirs}, this worker's is {ours}"));
         }
+        let Some(extension) = extension else { return Ok(None) };
         let chunks = &extension.chunks;
         let plan = self.memory.plan();
         if chunks.chunk_bytes != plan.chunk_size() || chunks.digests.len() != plan.count() as usize {
@@ -275,7 +274,7 @@ impl<'a> Load<'a> {
         if id != extension.content_id {
             return Err("its content id does not fit its manifest and digests".into());
         }
-        Ok(Content { id, chunks: chunks.clone() })
+        Ok(Some(Content { id, chunks: chunks.clone() }))
     }
 
     async fn read(&mut self) -> Result<Event, LoadError> {
@@ -284,12 +283,14 @@ impl<'a> Load<'a> {
         };
         let seed = lease.seed().clone();
         self.reporter.phase(Phase::Loading(Source::Seed(seed.clone())));
-        self.memory.set_content(content.clone());
+        if let Some(content) = content {
+            self.memory.set_content(content.clone());
+        }
         let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
         let stop = self.cancel.child_token();
         let request = ReadRequest {
             seed: metadata,
-            content,
+            content: content.as_ref(),
             memory: self.memory,
             arrived_bytes: &Arc::new(AtomicU64::new(0)),
             cancel: &stop,

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfork_protocol::manifest::agreement::Tolerance;
+use rfork_protocol::manifest::content::content_id;
 use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata};
 use rfork_protocol::manifest::{Manifest, Tensor};
 use rfork_protocol::v1::Labels;
@@ -19,9 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::advertise::advertised_host;
 use crate::config::Config;
-use crate::engine::TransferEngine;
-use crate::engine::memory::WeightMemory;
+use crate::digest::{DigestAlgorithm, of_memory};
+use crate::engine::memory::{Content, WeightMemory};
 use crate::engine::tcp::{TcpEngine, TcpOptions};
+use crate::engine::{EngineError, TransferEngine};
 use crate::fallback::Fallback;
 use crate::heartbeat::Heartbeat;
 use crate::lease::Releases;
@@ -86,12 +88,50 @@ struct Model {
     memory: Arc<WeightMemory>,
 }
 
+impl Model {
+    /// What the bytes are. Weights that came without digests get them here, at the first time that anybody needs them:
+    /// when their worker becomes a seed. `None` if a chunk is not held.
+    ///
+    /// The digests are made on a thread of their own, which holds the memory until it ends.
+    async fn content(&self) -> Option<Arc<Content>> {
+        if let Some(content) = self.memory.content() {
+            return Some(content);
+        }
+        let memory = self.memory.clone();
+        let digesting = tokio::task::spawn_blocking(move || of_memory(&memory, DigestAlgorithm::default()));
+        let chunks = digesting.await.ok()??;
+        let id = content_id(&self.manifest, &chunks);
+        tracing::info!(content_id = %id, "weights that came without digests have them now");
+        self.memory.set_content(Content { id, chunks });
+        self.memory.content()
+    }
+}
+
 impl Session {
     /// A session over the TCP engine, as `config` wants it. Must be called within a tokio runtime.
     ///
     /// # Errors
     /// [`SessionError`].
     pub async fn over_tcp(config: Config, worker: Worker) -> Result<Self, SessionError> {
+        let bind = async |config: &Config, advertise_host: &str| {
+            let mut options = TcpOptions::new(config.seed_bind_host.clone(), advertise_host);
+            options.max_readers = config.seed_max_readers;
+            options.max_bytes_per_sec = config.seed_max_gib_per_sec.map(|rate| rate * f64::from(1 << 30));
+            Ok(Arc::new(TcpEngine::bind(options).await?) as Arc<dyn TransferEngine>)
+        };
+        Self::over(config, worker, bind).await
+    }
+
+    /// A session over the engine that `engine` makes from the settings and the host that peers are told. Must be
+    /// called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`SessionError`].
+    pub async fn over(
+        config: Config,
+        worker: Worker,
+        engine: impl AsyncFnOnce(&Config, &str) -> Result<Arc<dyn TransferEngine>, EngineError>,
+    ) -> Result<Self, SessionError> {
         let labels = if config.model_identity_headers {
             Labels {
                 model_url: Some(config.model_url.clone()),
@@ -107,10 +147,7 @@ impl Session {
         let advertise = config.seed_advertise_host.as_deref();
         let advertise_host = advertised_host(advertise, &config.seed_bind_host, planner.base()).await;
         SeedIdentity::new(advertise_host.clone(), 1, worker.rank)?;
-        let mut options = TcpOptions::new(config.seed_bind_host.clone(), advertise_host.clone());
-        options.max_readers = config.seed_max_readers;
-        options.max_bytes_per_sec = config.seed_max_gib_per_sec.map(|rate| rate * f64::from(1 << 30));
-        let engine = Arc::new(TcpEngine::bind(options).await?);
+        let engine = engine(&config, &advertise_host).await?;
         let releases = Releases::new(
             planner.clone(),
             config.lease_release_max_attempts,
@@ -159,7 +196,7 @@ impl Session {
         let begun = Instant::now();
         let shares = Load::new(self, &manifest, &memory, fallback, cancel).run().await?;
         self.state = State::Loaded;
-        let content = memory.content().ok_or_else(|| LoadError::Memory("it has no content".into()))?.id;
+        let content = memory.content().map(|content| content.id);
         let report =
             LoadReport { bytes: memory.plan().total_bytes(), duration: begun.elapsed(), shares, content };
         self.model = Some(Model { manifest, memory });
@@ -208,7 +245,7 @@ impl Session {
 
     async fn start_service(&mut self) -> Result<Serving, ServeError> {
         let model = self.model.as_ref().ok_or(ServeError::NotLoaded)?;
-        let content = model.memory.content().ok_or(ServeError::NotLoaded)?;
+        let content = model.content().await.ok_or(ServeError::NotLoaded)?;
         let metadata = Metadata {
             session: self.engine.session(),
             manifest: model.manifest.clone(),

@@ -87,8 +87,8 @@ pub struct LoadReport {
     pub duration: Duration,
     /// What each source gave, in the order in which they were asked; those that gave nothing are left out.
     pub shares: Vec<Share>,
-    /// What the bytes are.
-    pub content: ContentId,
+    /// What the bytes are; `None` when they came from a seed without digests. They get a name when this worker serves.
+    pub content: Option<ContentId>,
 }
 
 impl LoadReport {

@@ -60,8 +60,37 @@ pub enum State {
 pub struct Tried {
     /// Seeds that failed so far.
     pub failures: u32,
-    /// The content that the held chunks belong to, once a seed has named it.
-    pub content: Option<ContentId>,
+    /// Whose bytes the held chunks are.
+    pub held: Held,
+}
+
+/// Whose bytes the held chunks are: only chunks of one content may stand beside each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Held {
+    /// No chunk can be held.
+    #[default]
+    Nothing,
+    /// Those of this content.
+    Named(ContentId),
+    /// Those of a seed that has no digests, as in unmodified vLLM Ascend: nothing tells whether another source
+    /// has the same, so they go with no other source's.
+    Unnamed,
+}
+
+impl Held {
+    /// What a seed's bytes are.
+    pub fn of(content: Option<ContentId>) -> Self {
+        content.map_or(Self::Unnamed, Self::Named)
+    }
+
+    /// Whether bytes of `next` may be added without forgetting these.
+    fn takes(self, next: Self) -> bool {
+        match self {
+            Self::Nothing => true,
+            Self::Named(_) => self == next,
+            Self::Unnamed => false,
+        }
+    }
 }
 
 /// How storage is read.
@@ -87,8 +116,8 @@ pub enum Event {
     },
     /// The pause is over.
     PauseOver,
-    /// The seed holds these tensors, and its bytes are this content.
-    Agreed(ContentId),
+    /// The seed holds these tensors, and its bytes are this content; `None` when it has no name for them.
+    Agreed(Option<ContentId>),
     /// The seed's tensors are not the worker's.
     Disagreed,
     /// The seed was lost, hung, sent wrong bytes or refused; or its metadata could not be had.
@@ -160,10 +189,12 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
         (S::Waiting(tried), E::PauseOver) => (S::Asking(tried), vec![A::Ask]),
 
         (S::Checking(tried), E::Agreed(content)) => {
-            let reading = S::Reading(Tried { content: Some(content), ..tried });
-            match tried.content {
-                Some(held) if held != content => (reading, vec![A::StartOver, A::Read]),
-                _ => (reading, vec![A::Read]),
+            let held = Held::of(content);
+            let reading = S::Reading(Tried { held, ..tried });
+            if tried.held.takes(held) {
+                (reading, vec![A::Read])
+            } else {
+                (reading, vec![A::StartOver, A::Read])
             }
         }
         // The key promises equal tensors: another seed of this key would disagree as well.
@@ -203,7 +234,14 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
 }
 
 fn fill(tried: Tried, mut before: Vec<Action>) -> Step {
-    let filling = tried.content.map_or(Filling::All, Filling::Missing);
+    let filling = match tried.held {
+        Held::Named(content) => Filling::Missing(content),
+        Held::Nothing => Filling::All,
+        Held::Unnamed => {
+            before.push(Action::StartOver);
+            Filling::All
+        }
+    };
     before.push(Action::Fill(filling));
     (State::Filling(filling), before)
 }
@@ -228,7 +266,7 @@ mod tests {
 
     #[test]
     fn a_fork_reads_and_releases() {
-        let (state, actions) = run(&[Event::Begin, Event::Granted, Event::Agreed(ONE), Event::AllHeld]);
+        let (state, actions) = run(&[Event::Begin, Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
         assert_eq!(state, State::Loaded);
         assert_eq!(actions, [Action::Ask, Action::Check, Action::Read, Action::Release]);
     }
@@ -252,12 +290,12 @@ mod tests {
         let (state, actions) = run(&[
             Event::Begin,
             Event::Granted,
-            Event::Agreed(ONE),
+            Event::Agreed(Some(ONE)),
             Event::SeedFailed,
             Event::Granted,
-            Event::Agreed(ONE),
+            Event::Agreed(Some(ONE)),
         ]);
-        assert_eq!(state, State::Reading(Tried { failures: 1, content: Some(ONE) }));
+        assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Named(ONE) }));
         assert!(!actions.contains(&Action::StartOver));
         assert!(actions.windows(2).any(|pair| pair == [Action::Condemn, Action::Ask]));
     }
@@ -267,7 +305,7 @@ mod tests {
         let events = [
             Event::Begin,
             Event::Granted,
-            Event::Agreed(ONE),
+            Event::Agreed(Some(ONE)),
             Event::SeedFailed,
             Event::NoSeed { may_wait: false },
         ];
@@ -284,12 +322,26 @@ mod tests {
         let (_, actions) = run(&[
             Event::Begin,
             Event::Granted,
-            Event::Agreed(ONE),
+            Event::Agreed(Some(ONE)),
             Event::SeedFailed,
             Event::Granted,
-            Event::Agreed(TWO),
+            Event::Agreed(Some(TWO)),
         ]);
         assert!(actions.windows(2).any(|pair| pair == [Action::StartOver, Action::Read]));
+    }
+
+    #[test]
+    fn bytes_without_a_name_go_with_no_other_source_s() {
+        let lost = [Event::Begin, Event::Granted, Event::Agreed(None), Event::SeedFailed];
+        for next in [None, Some(ONE)] {
+            let events = [&lost[..], &[Event::Granted, Event::Agreed(next)]].concat();
+            let (_, actions) = run(&events);
+            assert!(actions.ends_with(&[Action::Check, Action::StartOver, Action::Read]), "{actions:?}");
+        }
+        let (_, actions) = run(&[&lost[..], &[Event::NoSeed { may_wait: false }]].concat());
+        assert!(actions.ends_with(&[Action::StartOver, Action::Fill(Filling::All)]), "{actions:?}");
+        let (_, actions) = run(&[Event::Begin, Event::Granted, Event::Agreed(None), Event::AllHeld]);
+        assert!(!actions.contains(&Action::StartOver), "{actions:?}");
     }
 
     #[test]
@@ -314,7 +366,7 @@ mod tests {
             Just(Event::Granted),
             any::<bool>().prop_map(|may_wait| Event::NoSeed { may_wait }),
             Just(Event::PauseOver),
-            prop_oneof![Just(ONE), Just(TWO)].prop_map(Event::Agreed),
+            prop_oneof![Just(Some(ONE)), Just(Some(TWO)), Just(None)].prop_map(Event::Agreed),
             Just(Event::Disagreed),
             Just(Event::SeedFailed),
             Just(Event::LeaseLost),
@@ -334,7 +386,7 @@ mod tests {
             let mut state = State::Idle;
             // What the driver's world looks like: is a lease held, whose bytes are held, who is advertised.
             let (mut leased, mut condemned) = (false, false);
-            let (mut content, mut advertised, mut whole) = (None::<Option<ContentId>>, false, false);
+            let (mut content, mut advertised, mut whole) = (Held::Nothing, false, false);
             for event in events {
                 let (next, actions) = step(state, event, LIMITS);
                 if matches!(state, State::Asking(_)) && matches!(event, Event::Granted | Event::NoSeed { .. }) {
@@ -347,15 +399,16 @@ mod tests {
                     match action {
                         Action::Condemn => (leased, condemned) = (false, true),
                         Action::Release => (leased, condemned) = (false, false),
-                        Action::StartOver => content = None,
+                        Action::StartOver => content = Held::Nothing,
                         Action::Read => {
                             prop_assert!(leased, "bytes move only under a lease");
                             let State::Reading(tried) = next else { panic!("a read outside Reading") };
-                            prop_assert!(content.is_none() || content == Some(tried.content), "two contents mixed");
-                            content = Some(tried.content);
+                            let mixed = content != Held::Nothing && (content != tried.held || content == Held::Unnamed);
+                            prop_assert!(!mixed, "two contents mixed");
+                            content = tried.held;
                         }
-                        Action::Fill(Filling::All) => prop_assert!(content.is_none(), "storage over a seed's chunks"),
-                        Action::Fill(Filling::Missing(id)) => prop_assert_eq!(content, Some(Some(*id))),
+                        Action::Fill(Filling::All) => prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks"),
+                        Action::Fill(Filling::Missing(id)) => prop_assert_eq!(content, Held::Named(*id)),
                         Action::Advertise => { prop_assert!(whole, "a worker without weights is advertised"); advertised = true; }
                         Action::TakeDown => advertised = false,
                         _ => {}

@@ -48,7 +48,8 @@ struct Shared {
 pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
     let peer = request.seed.session.clone();
     let unusable = |reason: String| ReadError::Unusable { peer: peer.clone(), reason };
-    let content = request.content.clone();
+    let content =
+        request.content.ok_or_else(|| unusable("it does not say what its bytes are".into()))?.clone();
     let plan = request.memory.plan();
     if content.chunks.chunk_bytes != plan.chunk_size()
         || content.chunks.digests.len() != plan.count() as usize

@@ -93,7 +93,7 @@ impl Seed {
         let metadata = Metadata { session: session.to_owned(), ..self.metadata.clone() };
         let request = ReadRequest {
             seed: &metadata,
-            content: &self.content,
+            content: Some(&self.content),
             memory,
             arrived_bytes: &Arc::default(),
             cancel,
@@ -625,7 +625,7 @@ async fn progress_counts_every_byte_that_arrives() {
     let (memory, arrived) = (seed.empty_memory(), Arc::default());
     let request = ReadRequest {
         seed: &seed.metadata,
-        content: &seed.content,
+        content: Some(&seed.content),
         memory: &memory,
         arrived_bytes: &arrived,
         cancel: &CancellationToken::new(),

@@ -1,0 +1,167 @@
+//! Seeds of the field say no digests and are read by address, as YuanRong does. Here an engine reads so from the
+//! memory of peers' processes, through our own session.
+
+use std::fs::File;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use async_trait::async_trait;
+use rfork_loader::config::Config;
+use rfork_loader::engine::memory::WeightMemory;
+use rfork_loader::engine::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
+use rfork_loader::fallback::Fallback;
+use rfork_loader::session::{LoadReport, Session, Share, Source, Worker as Identity};
+use rfork_loader::storage::Checkpoint;
+use rfork_loader::storage::model_digest::model_digest;
+use rfork_protocol::SeedKey;
+use rfork_protocol::seed_key::UNNAMED_ENGINE;
+use rfork_tests::http::request;
+use rfork_tests::model::Model;
+use rfork_tests::peer::Generation;
+use rfork_tests::process::{Planner, Worker};
+use rfork_tests::proxy::info_path;
+use serde_json::json;
+use tokio_util::sync::CancellationToken;
+
+/// Reads chunks from another process's memory, at the addresses that its metadata gives.
+struct ByAddress {
+    memory: File,
+    /// Chunks that it reads before the seed is lost to it.
+    chunks_left: AtomicU32,
+}
+
+impl ByAddress {
+    /// An engine that can read the memory of `peer`: its own child.
+    fn of(peer: &Worker, chunks: u32) -> Arc<dyn TransferEngine> {
+        let memory = File::open(format!("/proc/{}/mem", peer.process.pid())).unwrap();
+        Arc::new(Self { memory, chunks_left: AtomicU32::new(chunks) })
+    }
+}
+
+#[async_trait]
+impl TransferEngine for ByAddress {
+    fn name(&self) -> &'static str {
+        UNNAMED_ENGINE
+    }
+
+    fn session(&self) -> String {
+        "127.0.0.1:1".into()
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities { verifies: false }
+    }
+
+    async fn register(&self, _memory: Arc<WeightMemory>) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn unregister(&self) -> Result<(), EngineError> {
+        Ok(())
+    }
+
+    async fn read(&self, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
+        assert!(request.content.is_none(), "these seeds have no digests");
+        let mut report = ReadReport::default();
+        for chunk in request.memory.missing().iter() {
+            let left =
+                self.chunks_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+            if left.is_err() {
+                let peer = request.seed.session.clone();
+                return Err(ReadError::Lost { peer, reason: "it is gone".into() });
+            }
+            let mut writer = request.memory.begin_write(chunk).unwrap();
+            let mut at = 0;
+            for segment in request.memory.plan().segments(chunk) {
+                let from = request.seed.manifest.tensors()[segment.tensor].address + segment.offset_bytes;
+                let len = usize::try_from(segment.len_bytes).unwrap();
+                writer.read_file_at(&self.memory, from, at, len).unwrap();
+                at += len;
+            }
+            writer.commit();
+            report.chunks += 1;
+            report.bytes += at as u64;
+        }
+        Ok(report)
+    }
+
+    async fn finalize(&self) {}
+}
+
+/// A worker of ours in this process.
+struct Ours {
+    session: Session,
+    memory: Arc<WeightMemory>,
+    report: LoadReport,
+    digest: String,
+}
+
+impl Ours {
+    /// Loads the model with this engine, under the key of `seed`.
+    async fn load(engine: Arc<dyn TransferEngine>, key: &str, planner: &Planner, model: &Model) -> Self {
+        let settings = json!({
+            "model_url": "m", "model_deploy_strategy_name": "s", "rfork_scheduler_url": planner.url(),
+            "rfork_seed_bind_host": "127.0.0.1",
+        });
+        let (config, _) = Config::from_json(&settings, |_| None).unwrap();
+        let identity = Identity {
+            key: SeedKey::from_text(key).unwrap(),
+            rank: 0,
+            draft: false,
+            tolerance: rfork_protocol::manifest::agreement::Tolerance::default(),
+        };
+        let mut session = Session::over(config, identity, async |_, _| Ok(engine)).await.unwrap();
+        let checkpoint = Arc::new(Checkpoint::open(model.path()).unwrap());
+        let memory = WeightMemory::allocate(&checkpoint.manifest().tensor_bytes()).unwrap();
+        let fallback: &dyn Fallback = &checkpoint;
+        let never = CancellationToken::new();
+        let loading = session.load(checkpoint.manifest(), memory.clone(), fallback, &never);
+        let report = loading.await.unwrap();
+        let digest = model_digest(checkpoint.manifest(), &memory).unwrap().to_string();
+        Self { session, memory, report, digest }
+    }
+
+    fn sources(&self) -> Vec<(String, u64)> {
+        let share = |share: &Share| match &share.source {
+            Source::Seed(seed) => (format!("seed {seed}"), share.bytes),
+            Source::Storage => ("storage".to_owned(), share.bytes),
+        };
+        self.report.shares.iter().map(share).collect()
+    }
+}
+
+// The blocking request must not stand in the way of the service that answers it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seed_without_digests_is_read_and_its_reader_gives_them_to_the_next() {
+    for generation in Generation::ALL {
+        let (model, planner) = (Model::new(2, 1), Planner::start(&[]));
+        let peer = generation.start(&model, &planner.url(), &["--engine=yuanrong"]);
+        let seed = peer.serving();
+        let mut ours = Ours::load(ByAddress::of(&peer, u32::MAX), &seed.key, &planner, &model).await;
+        assert_eq!(ours.sources(), [(format!("seed {}", seed.identity), model.bytes)]);
+        assert_eq!(ours.digest, model.digest());
+        assert!((ours.report.content, ours.memory.content()) == (None, None), "nothing was digested yet");
+
+        let serving = ours.session.serve().await.unwrap();
+        let address = serving.url.replace("http://", "");
+        let metadata = request(&address, "GET", &info_path(&seed.key), &[]).unwrap().json();
+        let named = peer.process.wait_for("loaded")["content_id"].clone();
+        assert_eq!(metadata["rfork_rs"]["content_id"], named, "the same as from storage");
+        assert_eq!(metadata["rfork_rs"]["engine"], "yuanrong");
+        ours.session.close().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_seed_without_digests_began_goes_with_nothing_else() {
+    let (model, planner) = (Model::new(2, 1), Planner::start(&[]));
+    let (theirs, generation) = (Model::new(2, 2), Generation::C);
+    // The reader's storage holds other weights of the same form, so a mixture would show.
+    let peer = generation.start(&theirs, &planner.url(), &["--engine=yuanrong"]);
+    let seed = peer.serving();
+    let ours = Ours::load(ByAddress::of(&peer, 3), &seed.key, &planner, &model).await;
+    assert_eq!(ours.sources(), [("storage".to_owned(), model.bytes)]);
+    assert_eq!(ours.digest, model.digest());
+    assert!(ours.report.content.is_some());
+    ours.session.close().await;
+}

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests too.
 
+mod apis;
 mod balancers;
 mod by_address;
 mod command;

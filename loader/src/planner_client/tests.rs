@@ -24,6 +24,7 @@ struct Fake {
     speaks_v2: AtomicBool,
     busy: AtomicBool,
     loses_an_answer: AtomicBool,
+    hangs: AtomicBool,
     asked: Mutex<Vec<String>>,
     idempotency_keys: Mutex<Vec<String>>,
 }
@@ -74,14 +75,23 @@ impl Fake {
 }
 
 async fn start(speaks_v2: bool) -> (Arc<Fake>, PlannerClient) {
+    start_within(speaks_v2, Duration::from_secs(20)).await
+}
+
+async fn start_within(speaks_v2: bool, timeout: Duration) -> (Arc<Fake>, PlannerClient) {
     let fake = Arc::new(Fake { speaks_v2: AtomicBool::new(speaks_v2), ..Fake::default() });
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", listener.local_addr().unwrap());
     let answering = fake.clone();
-    let router = Router::new().fallback(async move |request: Request| answering.answer(&request));
+    let router = Router::new().fallback(async move |request: Request| {
+        let answer = answering.answer(&request);
+        if answering.hangs.load(Ordering::SeqCst) {
+            std::future::pending::<()>().await;
+        }
+        answer
+    });
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let client =
-        PlannerClient::new(&url, Duration::from_secs(20), Labels::default(), WorkerPlace::default()).unwrap();
+    let client = PlannerClient::new(&url, timeout, Labels::default(), WorkerPlace::default()).unwrap();
     (fake, client)
 }
 
@@ -147,4 +157,15 @@ async fn an_acquisition_whose_answer_is_lost_is_repeated_under_its_key() {
     let keys = fake.idempotency_keys.lock().unwrap().clone();
     assert_eq!(keys.len(), 3);
     assert!(keys[0] == keys[1] && keys[1] != keys[2] && keys[0].len() >= 32);
+}
+
+#[tokio::test]
+async fn an_acquisition_of_a_planner_that_hangs_ends_with_its_time_and_is_not_repeated() {
+    let (fake, client) = start_within(true, Duration::from_secs(2)).await;
+    acquire(&client).await;
+    fake.asked();
+    fake.hangs.store(true, Ordering::SeqCst);
+    let error = client.acquire(&SeedKey::new("k").unwrap(), &Wish::default()).await.unwrap_err();
+    assert!(matches!(error, PlannerError::Unreachable { .. }), "{error}");
+    assert_eq!(fake.asked(), ["/v2/leases"]);
 }

@@ -132,14 +132,17 @@ impl PlannerClient {
         };
         // Unguessable, as it must be: who knows it gets the lease.
         let idempotency_key = uuid::Uuid::new_v4().simple().to_string();
+        // Both attempts together: a planner that hangs costs no more than one that answers late.
+        let patience = wait + self.timeout;
         let mut attempt = 1;
         loop {
             let asked_at = Instant::now();
+            let left = patience.saturating_sub(begun.elapsed());
             // What is left of it: a repetition keeps its place in the queue.
             let wait = wait.saturating_sub(begun.elapsed());
             request.wait_ms = millis(wait);
             let post = self.post(v2::LEASES, &request).header(v2::IDEMPOTENCY_KEY, &idempotency_key);
-            match self.v2_send::<Granted>(v2::LEASES, post.timeout(self.timeout + wait)).await {
+            match self.v2_send::<Granted>(v2::LEASES, post.timeout(left)).await {
                 Ok(granted) => {
                     let reference = LeaseRef { identity: granted.seed, lease: granted.lease_id };
                     // Granted after the wait, so no earlier than this.
@@ -152,7 +155,7 @@ impl PlannerClient {
                     return Ok(None);
                 }
                 Err(Failed::Other(error @ PlannerError::Unreachable { .. }))
-                    if attempt < ACQUIRE_ATTEMPTS =>
+                    if attempt < ACQUIRE_ATTEMPTS && begun.elapsed() + 2 * RETRY_PAUSE < patience =>
                 {
                     tracing::debug!(%error, attempt, "the same seed is asked for again");
                     attempt += 1;

@@ -38,7 +38,7 @@ use rfork_protocol::SeedKey;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Row, Sqlite, SqliteConnection, Transaction};
+use sqlx::{Connection, Row, Sqlite, SqliteConnection, Transaction};
 use tokio::sync::Notify;
 
 use checkpoint::{Checkpoints, LOG_PAGES};
@@ -186,13 +186,20 @@ impl SqliteStore {
     }
 }
 
-/// A pool whose connections stay.
+/// A pool whose connections stay, unless a transaction came to a bad end on one. On a full disk or a failed read
+/// SQLite itself rolls back; the rollback that follows fails then, and the driver holds the transaction for open,
+/// so that no other could ever begin on that connection. It is closed for a new one. (A rollback that was only
+/// asked for is done by the time of the question: the pool pings the connection first, behind it.)
 fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
+        .before_acquire(|connection, _| {
+            let usable = !connection.is_in_transaction();
+            Box::pin(async move { Ok(usable) })
+        })
 }
 
 /// Makes the file's directory, and gives the file's one true name, by which it is locked.

@@ -87,6 +87,24 @@ async fn a_locked_file_is_an_outage_that_passes() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    // What a full disk makes it do at the commit, behind the driver's back.
+    let (mut tx, _) = store.begin().await.unwrap();
+    sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
+    assert!(store.commit(tx).await.is_err());
+    store.check().await.unwrap();
+    // And if the call is given up before it learns of it.
+    let (mut tx, _) = store.begin().await.unwrap();
+    sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
+    drop(tx);
+    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
+}
+
+#[tokio::test]
 async fn the_database_s_clock_is_the_time_of_day() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();

@@ -27,6 +27,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use rfork_protocol::v2::Name;
 use serde::Deserialize;
 
 use crate::domain::location::Location;
@@ -122,9 +123,9 @@ struct HostRule {
 #[serde(deny_unknown_fields)]
 struct LocationRule {
     network: IpNet,
-    zone: Option<String>,
-    rack: Option<String>,
-    host: Option<String>,
+    zone: Option<Name>,
+    rack: Option<Name>,
+    host: Option<Name>,
 }
 
 impl FileSettings {
@@ -161,18 +162,26 @@ impl FileSettings {
         });
         let host_capacity = file.host_capacity.into_iter().enumerate().map(|(at, rule)| {
             let what = format!("host_capacity rule {}", at + 1);
-            Ok((Hosts::parse(&rule.host), bounded(&what, "leases", rule.leases, 1..=100_000)?))
+            let leases = bounded(&what, "leases", rule.leases, 1..=100_000)?;
+            Ok((hosts(&what, "host", &rule.host)?, leases))
         });
         let overrides = Overrides {
             capacity: capacity.collect::<Result<_, String>>()?,
             lease_ttl_ms: lease_ttl_ms.collect::<Result<_, String>>()?,
             host_capacity: host_capacity.collect::<Result<_, String>>()?,
         };
-        let mut networks: Vec<(IpNet, Location)> = file
-            .location
-            .into_iter()
-            .map(|rule| (rule.network, Location { zone: rule.zone, rack: rule.rack, host: rule.host }))
-            .collect();
+        let networks = file.location.into_iter().enumerate().map(|(at, rule)| {
+            let location = Location {
+                zone: rule.zone.map(String::from),
+                rack: rule.rack.map(String::from),
+                host: rule.host.map(String::from),
+            };
+            if location.is_unknown() {
+                return Err(format!("location rule {}: tell a zone, a rack or a host", at + 1));
+            }
+            Ok((rule.network, location))
+        });
+        let mut networks = networks.collect::<Result<Vec<_>, String>>()?;
         networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
         Ok(Self { overrides, networks: Networks(networks) })
     }
@@ -184,6 +193,18 @@ fn bounded(what: &str, field: &str, value: u32, range: std::ops::RangeInclusive<
     } else {
         Err(format!("{what}: {field} must be {} to {}, got {value}", range.start(), range.end()))
     }
+}
+
+/// Hosts that there can be. A slip in a network (`10.0.0.0/33`) would otherwise be a name that no seed has.
+fn hosts(what: &str, field: &str, text: &str) -> Result<Hosts, String> {
+    let hosts = Hosts::parse(text);
+    let no_name = text.is_empty()
+        || text.contains(|sign: char| sign.is_whitespace() || sign.is_control() || "/@#?".contains(sign))
+        || text.chars().all(|sign| sign.is_ascii_digit() || sign == '.');
+    if no_name && matches!(hosts, Hosts::Named(_)) {
+        return Err(format!("{what}: {field} must be a network, an address or a host name, got '{text}'"));
+    }
+    Ok(hosts)
 }
 
 fn selector(
@@ -198,7 +219,7 @@ fn selector(
     Ok(Selector {
         key: key.map(|text| Pattern::new(&text)),
         model: model.map(|text| Pattern::new(&text)),
-        seed: seed.map(|text| Hosts::parse(&text)),
+        seed: seed.map(|text| hosts(what, "seed", &text)).transpose()?,
     })
 }
 
@@ -248,6 +269,11 @@ mod tests {
             ("[[capacity]]\nkey = 'k'\nlease = 1", "unknown field `lease`"),
             ("[[lease_ttl]]\nkey = 'k'\nseconds = 0", "lease_ttl rule 1: seconds must be 1"),
             ("[[location]]\nnetwork = 'x'", "network"),
+            ("[[location]]\nnetwork = '10.0.0.0/8'", "location rule 1: tell a zone, a rack or a host"),
+            ("[[location]]\nnetwork = '10.0.0.0/8'\nzone = ''", "zone = ''"),
+            ("[[capacity]]\nseed = '10.0.0.0/33'\nleases = 1", "capacity rule 1: seed must be a network"),
+            ("[[lease_ttl]]\nseed = '10.0.0.300'\nseconds = 1", "lease_ttl rule 1: seed must be a network"),
+            ("[[host_capacity]]\nhost = 'a/b'\nleases = 1", "host_capacity rule 1: host must be a network"),
             ("capacities = 1", "unknown field `capacities`"),
         ] {
             let error = FileSettings::parse(text).unwrap_err();

@@ -121,8 +121,8 @@ pub struct PlannerArgs {
         value_parser = whole(0..=HOUR_SEC))]
     drain_sec: u64,
 
-    /// Seconds that a request for a seed (API v1) may wait for one while all are busy, instead of being refused at
-    /// once; clients give up after 10
+    /// Seconds that a request for a seed (API v1) may wait for one while none is free, or none is there, instead of
+    /// being refused at once; clients give up after 10
     #[arg(long, env = "RFORK_CFG_V1_HOLD_SEC", default_value = "0", value_name = "SECONDS",
         value_parser = whole(0..=9u64))]
     v1_hold_sec: u64,

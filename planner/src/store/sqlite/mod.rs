@@ -57,7 +57,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The writer's cache, in KiB (negative means so): room for the indexes of 100,000 seeds.
-const WRITER_CACHE: &str = "-49152";
+const WRITER_CACHE: &str = "-36864";
 /// Connections that only read.
 const READERS: u32 = 2;
 

@@ -1,18 +1,25 @@
 //! What each route does, and that both APIs see the same seeds.
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
 use super::support::{Planner, Seed};
 
 const SEED: &str = "10.0.0.7:8000:3";
 
-/// A planner over a new file.
-pub(crate) async fn planner() -> (TempDir, Planner) {
-    let directory = TempDir::new().unwrap();
-    let planner = Planner::start(&directory.path().join("p.db"), |_| {}).await;
-    (directory, planner)
-}
+on_both_stores!(
+    what_would_be_granted_is_explained_seed_by_seed,
+    the_planner_says_what_it_speaks,
+    a_seed_is_registered_leased_renewed_released_and_gone,
+    a_lease_is_of_its_seed_alone,
+    all_ranks_of_a_host_are_heard_of_together,
+    a_heartbeat_is_of_one_process,
+    a_drained_seed_keeps_its_leases_and_is_not_offered_while_it_is_the_same,
+    a_seed_that_failed_is_left_alone,
+    both_apis_see_the_same_seeds_and_leases,
+    a_key_that_is_not_utf8_is_the_same_in_both,
+    seeds_leases_and_keys_are_listed,
+    an_invalidated_key_keeps_only_the_new_weights,
+);
 
 fn seed(seed: &str) -> Value {
     json!({"seed": seed, "seed_key": "k"})
@@ -31,9 +38,7 @@ fn told((status, problem): (u16, Value)) -> (u16, String) {
     (status, problem["code"].as_str().unwrap_or_default().to_owned())
 }
 
-#[tokio::test]
-async fn what_would_be_granted_is_explained_seed_by_seed() {
-    let (_directory, planner) = planner().await;
+async fn what_would_be_granted_is_explained_seed_by_seed(planner: &Planner) {
     for (seed, zone) in [("10.0.0.1:1:0", "far"), ("10.0.0.2:1:0", "near"), ("10.0.0.3:1:0", "near")] {
         let register = json!({"seed": seed, "seed_key": "k", "location": {"zone": zone}});
         assert_eq!(planner.call("POST", "/v2/seeds", &register).await.0, 200);
@@ -62,24 +67,18 @@ async fn what_would_be_granted_is_explained_seed_by_seed() {
         json!(["10.0.0.3:1:0", "excluded", null]),
     ];
     assert_eq!(verdicts().await, (Value::Null, expected.to_vec()));
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn the_planner_says_what_it_speaks() {
-    let (_directory, planner) = planner().await;
+async fn the_planner_says_what_it_speaks(planner: &Planner) {
     let (status, service) = planner.call("GET", "/v2", &Value::Null).await;
     assert_eq!(
         (status, &service["service"], &service["api"]),
         (200, &json!("rfork-planner"), &json!(["v1", "v2"]))
     );
     assert_eq!(service["heartbeat_interval_ms"], 30_000);
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_seed_is_registered_leased_renewed_released_and_gone() {
-    let (_directory, planner) = planner().await;
+async fn a_seed_is_registered_leased_renewed_released_and_gone(planner: &Planner) {
     let register = json!({"seed": SEED, "seed_key": "k", "model_url": "/m", "is_draft": false, "incarnation": "1",
         "instance_id": "i", "content_id": "c", "location": {"zone": "z", "rack": "r", "host": "h"}});
     let (status, registered) = planner.call("POST", "/v2/seeds", &register).await;
@@ -109,24 +108,18 @@ async fn a_seed_is_registered_leased_renewed_released_and_gone() {
     );
     let unknown = (404, "seed-not-found".to_owned());
     assert_eq!(told(planner.call("POST", "/v2/seeds/deregister", &seed(SEED)).await), unknown);
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_lease_is_of_its_seed_alone() {
-    let (_directory, planner) = planner().await;
+async fn a_lease_is_of_its_seed_alone(planner: &Planner) {
     planner.call("POST", "/v2/seeds", &seed(SEED)).await;
     let (_, granted) = planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await;
     let other = json!({"lease_id": granted["lease_id"], "seed": "10.0.0.8:8000:3"});
     let not_found = (404, "lease-not-found".to_owned());
     assert_eq!(told(planner.call("POST", "/v2/leases/renew", &other).await), not_found);
     assert_eq!(planner.call("POST", "/v2/leases/renew", &lease(&granted)).await.0, 200);
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn all_ranks_of_a_host_are_heard_of_together() {
-    let (_directory, planner) = planner().await;
+async fn all_ranks_of_a_host_are_heard_of_together(planner: &Planner) {
     let ranks: Vec<_> = (0..700).map(|rank| seed(&format!("10.0.0.7:8000:{rank}"))).collect();
     for rank in &ranks[..2] {
         planner.call("POST", "/v2/seeds", rank).await;
@@ -146,12 +139,9 @@ async fn all_ranks_of_a_host_are_heard_of_together() {
         );
     }
     assert_eq!(planner.snapshot().await["seed_count"], 2);
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_heartbeat_is_of_one_process() {
-    let (_directory, planner) = planner().await;
+async fn a_heartbeat_is_of_one_process(planner: &Planner) {
     let told = |incarnation: &str| json!({"seed": SEED, "seed_key": "k", "incarnation": incarnation});
     let beat = async |beat: Value| {
         let (status, answer) = planner.call("POST", "/v2/seeds/heartbeat", &json!({"seeds": [beat]})).await;
@@ -166,12 +156,9 @@ async fn a_heartbeat_is_of_one_process() {
     assert_eq!(planner.call("POST", "/v2/seeds", &told("2")).await.1["registration"], "new_holding");
     assert_eq!(beat(told("1")).await, "unknown");
     assert_eq!(beat(told("2")).await, "ok");
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_drained_seed_keeps_its_leases_and_is_not_offered_while_it_is_the_same() {
-    let (_directory, planner) = planner().await;
+async fn a_drained_seed_keeps_its_leases_and_is_not_offered_while_it_is_the_same(planner: &Planner) {
     let told = |incarnation: &str| json!({"seed": SEED, "seed_key": "k", "incarnation": incarnation});
     assert_eq!(
         super::calls::told(planner.call("POST", "/v2/seeds/drain", &seed(SEED)).await).1,
@@ -191,12 +178,9 @@ async fn a_drained_seed_keeps_its_leases_and_is_not_offered_while_it_is_the_same
     assert_eq!(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await.0, 404);
     planner.call("POST", "/v2/seeds", &told("2")).await;
     assert_eq!(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await.0, 200);
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_seed_that_failed_is_left_alone() {
-    let (_directory, planner) = planner().await;
+async fn a_seed_that_failed_is_left_alone(planner: &Planner) {
     planner.call("POST", "/v2/seeds", &seed(SEED)).await;
     let acquire = json!({"seed_key": "k"});
     assert_eq!(told(planner.call("POST", "/v2/leases", &json!({"seed_key": "l"})).await).1, "unknown-key");
@@ -209,12 +193,9 @@ async fn a_seed_that_failed_is_left_alone() {
     let exclude = json!({"seed_key": "k", "exclude": ["10.0.0.8:8000:3"]});
     assert_eq!(planner.call("POST", "/v2/leases", &exclude).await.0, 404);
     assert_eq!(planner.call("POST", "/v2/leases", &acquire).await.1["seed"], "10.0.0.8:8000:3");
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn both_apis_see_the_same_seeds_and_leases() {
-    let (_directory, planner) = planner().await;
+async fn both_apis_see_the_same_seeds_and_leases(planner: &Planner) {
     // A seed of v1 serves a worker of v2, …
     planner.add(&Seed { key: "k", ip: "10.0.0.7" }).await.is(200, "");
     let (status, granted) = planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await;
@@ -238,12 +219,9 @@ async fn both_apis_see_the_same_seeds_and_leases() {
         "draining"
     );
     assert_eq!(planner.call("POST", "/v2/leases/release", &release(&v2)).await.0, 200);
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_key_that_is_not_utf8_is_the_same_in_both() {
-    let (_directory, planner) = planner().await;
+async fn a_key_that_is_not_utf8_is_the_same_in_both(planner: &Planner) {
     let headers: [(&str, &[u8]); 5] = [
         ("SEED_KEY", b"caf\xe9"),
         ("SEED_IP", b"10.0.0.7"),
@@ -257,12 +235,9 @@ async fn a_key_that_is_not_utf8_is_the_same_in_both() {
     let (status, granted) =
         planner.call("POST", "/v2/leases", &json!({"seed_key": {"hex": "636166e9"}})).await;
     assert_eq!((status, &granted["seed"]), (200, &json!(SEED)));
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn seeds_leases_and_keys_are_listed() {
-    let (_directory, planner) = planner().await;
+async fn seeds_leases_and_keys_are_listed(planner: &Planner) {
     for rank in 0..3 {
         let register = json!({"seed": format!("10.0.0.7:8000:{rank}"), "seed_key": "k", "model_url": "/m",
             "incarnation": "1", "location": {"zone": "z"}});
@@ -304,12 +279,9 @@ async fn seeds_leases_and_keys_are_listed() {
     let (_, keys) = planner.call("GET", "/v2/keys", &Value::Null).await;
     let k = keys["keys"].as_array().unwrap().iter().find(|key| key["seed_key"] == "k").unwrap();
     assert_eq!((&k["seeds"]["live"], &k["capacity"], &k["used"]), (&json!(3), &json!(3), &json!(1)));
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn an_invalidated_key_keeps_only_the_new_weights() {
-    let (_directory, planner) = planner().await;
+async fn an_invalidated_key_keeps_only_the_new_weights(planner: &Planner) {
     for (seed, content) in [("h:1:0", json!("old")), ("h:1:1", json!("new")), ("h:1:2", Value::Null)] {
         planner
             .call("POST", "/v2/seeds", &json!({"seed": seed, "seed_key": "k", "content_id": content}))
@@ -321,5 +293,4 @@ async fn an_invalidated_key_keeps_only_the_new_weights() {
     assert_eq!((&live["seeds"][0]["seed"], &live["seeds"][1]), (&json!("h:1:1"), &Value::Null));
     assert_eq!(planner.call("POST", "/v2/keys/invalidate", &json!({"seed_key": "k"})).await.1["drained"], 1);
     assert_eq!(told(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await).0, 404);
-    planner.stop().await;
 }

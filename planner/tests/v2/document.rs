@@ -6,7 +6,7 @@ use boon::{Compiler, Schemas};
 use rfork_planner::http::v2::openapi;
 use serde_json::{Value, json};
 
-use super::calls::planner;
+use super::planner;
 use super::support::Planner;
 
 const METHODS: [&str; 5] = ["GET", "POST", "PUT", "PATCH", "DELETE"];

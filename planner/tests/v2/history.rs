@@ -2,13 +2,17 @@
 
 use serde_json::{Value, json};
 
-use super::calls::planner;
+use super::support::Planner;
 
 const SEED: &str = "10.0.0.7:8000:3";
 
-#[tokio::test]
-async fn an_ended_lease_is_told_without_its_id() {
-    let (_directory, planner) = planner().await;
+on_both_stores!(
+    an_ended_lease_is_told_without_its_id,
+    a_v1_client_s_lease_is_told_by_its_address,
+    events_are_listed_by_what_they_are,
+);
+
+async fn an_ended_lease_is_told_without_its_id(planner: &Planner) {
     planner.call("POST", "/v2/seeds", &json!({"seed": SEED, "seed_key": "k"})).await;
     let acquire = json!({"seed_key": "k", "instance_id": "i-9"});
     let (_, granted) = planner.call("POST", "/v2/leases", &acquire).await;
@@ -31,24 +35,18 @@ async fn an_ended_lease_is_told_without_its_id() {
     assert_eq!(ended["leases"], expected);
     let elsewhere = planner.call("GET", "/v2/leases/ended?seed=10.0.0.8:8000:3", &Value::Null).await;
     assert_eq!(elsewhere.1["leases"], json!([]));
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn a_v1_client_s_lease_is_told_by_its_address() {
-    let (_directory, planner) = planner().await;
+async fn a_v1_client_s_lease_is_told_by_its_address(planner: &Planner) {
     planner.call("POST", "/v2/seeds", &json!({"seed": SEED, "seed_key": "k"})).await;
     let granted = planner.get("k").await;
     planner.put(&granted).await.is(200, "");
     let ended = planner.call("GET", "/v2/leases/ended", &Value::Null).await.1;
     let one = &ended["leases"][0];
     assert_eq!((&one["requester"], &one["outcome"]), (&json!("127.0.0.1"), &Value::Null), "{ended}");
-    planner.stop().await;
 }
 
-#[tokio::test]
-async fn events_are_listed_by_what_they_are() {
-    let (_directory, planner) = planner().await;
+async fn events_are_listed_by_what_they_are(planner: &Planner) {
     for process in ["a", "b"] {
         let register = json!({"seed": SEED, "seed_key": "k", "incarnation": process});
         planner.call("POST", "/v2/seeds", &register).await;
@@ -74,5 +72,4 @@ async fn events_are_listed_by_what_they_are() {
     assert_eq!(listed(&format!("?limit=2&after={}", next.unwrap())).await, (vec![registered], None));
     let (status, problem) = planner.call("GET", "/v2/events?kind=gone", &Value::Null).await;
     assert_eq!((status, &problem["code"]), (400, &json!("invalid-request")));
-    planner.stop().await;
 }

@@ -3,7 +3,7 @@
 use rfork_protocol::problem::{Code, Problem};
 use serde_json::{Value, json};
 
-use super::calls::planner;
+use super::planner;
 use super::support::{Answer, Planner, request};
 
 /// The problem that an answer tells of; its parts agree.

@@ -212,7 +212,11 @@ fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
     let faults = std::mem::take(&mut victims.faults);
     let history = History { terms: TERMS, seeds: seeds.clone(), exchanges: recorder.exchanges(), faults };
     let summary = history.summary();
+    let [repeated, waited] = recorder.waits();
     println!("{} requests: {summary:?}; {} planners were killed", history.exchanges.len(), victims.kills);
+    println!(
+        "{waited} leases were waited for; {repeated} requests were repeated under their idempotency key"
+    );
     let violations = history.violations();
     assert!(
         violations.is_empty(),
@@ -230,6 +234,8 @@ fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
         summary.refused_clearly,
         summary.removed,
         victims.kills,
+        repeated,
+        waited,
     ];
     assert!(happened.iter().all(|count| *count > 0), "{summary:?}");
 }

@@ -55,7 +55,22 @@ pub fn request_within(
     path: &str,
     headers: &[(&str, &str)],
 ) -> std::io::Result<Answer> {
-    exchange(TcpStream::connect(address)?, patience, address, method, path, headers)
+    exchange(TcpStream::connect(address)?, patience, address, (method, path, headers, ""))
+}
+
+/// Posts JSON, giving up when nothing comes for `patience`.
+///
+/// # Errors
+/// When nobody listens, the answer does not come, or it is cut off.
+pub fn post_within(
+    patience: Duration,
+    address: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &Value,
+) -> std::io::Result<Answer> {
+    let headers = [headers, &[("Content-Type", "application/json")]].concat();
+    exchange(TcpStream::connect(address)?, patience, address, ("POST", path, &headers, &body.to_string()))
 }
 
 /// The same as [`request`], from this address.
@@ -73,23 +88,24 @@ pub fn request_from(
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
     bind(&socket, &SocketAddr::from((from, 0)))?;
     connect(&socket, &to)?;
-    exchange(TcpStream::from(socket), DEADLINE, address, method, path, headers)
+    exchange(TcpStream::from(socket), DEADLINE, address, (method, path, headers, ""))
 }
 
 fn exchange(
     mut stream: TcpStream,
     patience: Duration,
     address: &str,
-    method: &str,
-    path: &str,
-    headers: &[(&str, &str)],
+    (method, path, headers, body): (&str, &str, &[(&str, &str)], &str),
 ) -> std::io::Result<Answer> {
     stream.set_read_timeout(Some(patience))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);
     }
-    stream.write_all(format!("{head}\r\n").as_bytes())?;
+    if !body.is_empty() {
+        head.extend(["Content-Length: ", &body.len().to_string(), "\r\n"]);
+    }
+    stream.write_all(format!("{head}\r\n{body}").as_bytes())?;
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes)?;
     let end =

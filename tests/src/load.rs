@@ -1,10 +1,12 @@
-//! Workers and seeds that speak API v1 with planners, and write down what they saw.
+//! Workers and seeds that speak with planners, and write down what they saw: all of it over API v1, but for workers
+//! that wait for a seed, who ask over v2.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
+use serde_json::json;
 
 use crate::history::{Answer, Asked, Exchange, LeaseName, Seed, Span};
 use crate::http;
@@ -13,6 +15,11 @@ use crate::http;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two heartbeats of a seed.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// As long as a worker waits for a seed at most: a request that was given up has no effect after this.
+const MAX_WAIT: Duration = Duration::from_millis(800);
+/// How often a worker that waits repeats a request that had no clear answer.
+const REPETITIONS: usize = 5;
 
 /// A lease that a worker was given.
 #[derive(Debug, Clone)]
@@ -31,13 +38,17 @@ pub struct Recorder {
     lease_ttl: Duration,
     begun: Instant,
     exchanges: Mutex<Vec<Exchange>>,
+    repeated: AtomicUsize,
+    waited: AtomicUsize,
 }
 
 impl Recorder {
     /// For planners at `address` that lend these seeds for `lease_ttl`.
     pub fn new(address: &str, seeds: Vec<Seed>, lease_ttl: Duration) -> Self {
         let exchanges = Mutex::new(Vec::new());
-        Self { address: address.to_owned(), seeds, lease_ttl, begun: Instant::now(), exchanges }
+        let address = address.to_owned();
+        let [repeated, waited] = [const { AtomicUsize::new(0) }; 2];
+        Self { address, seeds, lease_ttl, begun: Instant::now(), exchanges, repeated, waited }
     }
 
     /// Microseconds since the beginning.
@@ -48,6 +59,12 @@ impl Recorder {
     /// What was seen until now.
     pub fn exchanges(&self) -> Vec<Exchange> {
         self.exchanges.lock().unwrap().clone()
+    }
+
+    /// Requests that were repeated under their idempotency key and then got a clear answer, and leases that a worker
+    /// waited for.
+    pub fn waits(&self) -> [usize; 2] {
+        [&self.repeated, &self.waited].map(|counter| counter.load(Ordering::SeqCst))
     }
 
     /// Registers a seed, or sends its heartbeat.
@@ -67,11 +84,63 @@ impl Recorder {
     /// Asks for a seed.
     pub fn acquire(&self, key: &str) -> (Answer, Option<Held>) {
         let answer = self.ask(Asked::Acquire(key.to_owned()), "GET", "/get_seed", &[("SEED_KEY", key)]);
-        let held = match &answer {
-            Answer::Granted { seed, lease } => Some(Held { seed: seed.clone(), lease: lease.clone() }),
-            _ => None,
-        };
+        let held = held(&answer);
         (answer, held)
+    }
+
+    /// Waits for a seed, and asks again under the same idempotency key when there was no clear answer. All of that is
+    /// one exchange: it takes effect once, between the first request and the last answer.
+    pub fn wait(&self, key: &str, random: &mut Rng) -> (Answer, Option<Held>) {
+        let asked = Asked::Acquire(key.to_owned());
+        let idempotency_key = format!("{:032x}", random.u128(..));
+        let wait_ms = random.u64(1..=u64::try_from(MAX_WAIT.as_millis()).unwrap());
+        let from_us = self.now_us();
+        let mut attempts = 0;
+        let answer = loop {
+            let headers = [("Idempotency-Key", idempotency_key.as_str())];
+            let body = json!({"seed_key": key, "wait_ms": wait_ms});
+            let answer = http::post_within(PATIENCE, &self.address, "/v2/leases", &headers, &body);
+            let answer = self.understand_wait(answer);
+            attempts += 1;
+            match answer {
+                Answer::Unclear(_) if attempts <= REPETITIONS => pause(random, 50..200),
+                _ => break answer,
+            }
+        };
+        let unclear = matches!(answer, Answer::Unclear(_));
+        self.repeated.fetch_add((attempts > 1 && !unclear).into(), Ordering::SeqCst);
+        self.note(Span { from_us, until_us: self.now_us() }, asked, &answer);
+        let held = held(&answer);
+        (answer, held)
+    }
+
+    fn understand_wait(&self, answer: std::io::Result<http::Answer>) -> Answer {
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Answer::Unclear(error.to_string()),
+        };
+        let told = || -> Result<serde_json::Value, String> {
+            serde_json::from_slice(&answer.body).map_err(|error| format!("{}: {error}", answer.status))
+        };
+        match (answer.status, told()) {
+            (500.., told) => Answer::Unclear(format!("{}: {told:?}", answer.status)),
+            (200, Ok(told)) => {
+                let text = |name: &str| told[name].as_str().unwrap_or_default().to_owned();
+                let ttl_ms = told["ttl_ms"].as_u64().unwrap_or(u64::MAX);
+                if ttl_ms > u64::try_from(self.lease_ttl.as_millis()).unwrap() {
+                    return Answer::Wrong(format!("a time to live of {ttl_ms} ms"));
+                }
+                let waited = told["waited_ms"].as_u64().is_some_and(|waited_ms| waited_ms > 50);
+                self.waited.fetch_add(waited.into(), Ordering::SeqCst);
+                Answer::Granted { seed: text("seed"), lease: LeaseName(text("lease_id")) }
+            }
+            (404, Ok(told)) if ["unknown-key", "all-busy"].map(Some).contains(&told["code"].as_str()) => {
+                Answer::NoSeed
+            }
+            // It was granted while nobody heard the answer, and its time is over.
+            (409, Ok(told)) if told["code"] == "lease-ended" => Answer::Unclear(told.to_string()),
+            (status, told) => Answer::Wrong(format!("{status}: {told:?}")),
+        }
     }
 
     /// Renews a lease.
@@ -87,11 +156,15 @@ impl Recorder {
     fn ask(&self, asked: Asked, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         let from_us = self.now_us();
         let answer = http::request_within(PATIENCE, &self.address, method, path, headers);
-        let until_us = self.now_us();
+        let span = Span { from_us, until_us: self.now_us() };
         let answer = self.understand(&asked, answer);
-        let exchange = Exchange { span: Span { from_us, until_us }, asked, answer: answer.clone() };
-        self.exchanges.lock().unwrap().push(exchange);
+        self.note(span, asked, &answer);
         answer
+    }
+
+    fn note(&self, span: Span, asked: Asked, answer: &Answer) {
+        let exchange = Exchange { span, asked, answer: answer.clone() };
+        self.exchanges.lock().unwrap().push(exchange);
     }
 
     fn understand(&self, asked: &Asked, answer: std::io::Result<http::Answer>) -> Answer {
@@ -132,7 +205,9 @@ impl Recorder {
                 held.extend(next.map(|(to_do, pause)| (lease, to_do, Instant::now() + pause)));
                 continue;
             }
-            match self.acquire(random.choice(&keys).unwrap()) {
+            let key = *random.choice(&keys).unwrap();
+            let asked = if random.bool() { self.acquire(key) } else { self.wait(key, &mut random) };
+            match asked {
                 (Answer::Granted { .. }, granted) => {
                     let (to_do, pause) = self.plan(&mut random);
                     held.extend(granted.map(|granted| (granted, to_do, Instant::now() + pause)));
@@ -207,6 +282,13 @@ impl Recorder {
             }
             pause(&mut random, 5..15);
         }
+    }
+}
+
+fn held(answer: &Answer) -> Option<Held> {
+    match answer {
+        Answer::Granted { seed, lease } => Some(Held { seed: seed.clone(), lease: lease.clone() }),
+        _ => None,
     }
 }
 

@@ -6,8 +6,12 @@ use sqlx::ConnectOptions;
 
 use super::*;
 use crate::config::DatabaseUrl;
-use crate::domain::seed::{Heard, Registration, Removal};
-use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove, renew};
+use crate::domain::location::Location;
+use crate::domain::seed::{Heard, Profile, Registration, Removal};
+use crate::domain::terms::{Hosts, Overrides};
+use crate::store::conformance::{
+    self, Home, RULES, acquire, identity, key, register, release, remove, renew,
+};
 use cluster::Cluster;
 
 #[path = "../../../../tests/src/cluster.rs"]
@@ -253,6 +257,39 @@ async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
     let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
     assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
+    let Database(url) = Database::make().await;
+    let host_capacity = vec![(Hosts::parse("10.0.0.*"), 1)];
+    let overrides = Some(std::sync::Arc::new(Overrides { host_capacity, ..Overrides::default() }));
+    let rules = Rules { overrides, ..RULES };
+    let on_host = |seed, text| {
+        let location = Location { host: Some("h".into()), ..Location::default() };
+        let profile = Box::new(Profile { location, ..Profile::default() });
+        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
+    };
+    let open = async || PostgresStore::open(&url, few(), rules.clone(), Clock::Database).await.unwrap();
+    let stores = [open().await, open().await];
+    stores[0].apply(&[on_host(1, "k"), on_host(2, "l")]).await.unwrap();
+    // Whoever has seen room on the host, and would take it, is held up before it does.
+    let mut foreign = url.options().connect().await.unwrap();
+    sqlx::raw_sql("BEGIN; SELECT 1 FROM seeds FOR UPDATE").execute(&mut foreign).await.unwrap();
+    let mut claims = tokio::task::JoinSet::new();
+    for (store, (text, lease)) in stores.into_iter().zip([("k", 1), ("l", 2)]) {
+        claims.spawn(async move { store.apply(&[acquire(text, lease)]).await.unwrap() });
+    }
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut foreign).await.unwrap() < 2 {
+        assert!(claims.try_join_next().is_none(), "nobody claims a seed that another holds");
+        tokio::task::yield_now().await;
+    }
+    sqlx::raw_sql("COMMIT").execute(&mut foreign).await.unwrap();
+    let outcomes = claims.join_all().await.concat();
+    let granted = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Acquired(Ok(_)))).count();
+    assert_eq!(granted, 1, "{outcomes:?}");
 }
 
 /// What a batch is told, and what is there after it, when another planner gives seed 1 a new holding, of `key`, while

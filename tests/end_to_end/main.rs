@@ -9,6 +9,7 @@ mod command;
 mod faults;
 mod forks;
 mod generations;
+mod npu;
 mod planner;
 mod replicas;
 mod telemetry;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 pub mod balancer;
 pub mod cluster;
+pub mod fakes;
 pub mod front;
 pub mod history;
 pub mod http;

@@ -134,10 +134,11 @@ fn check(memory: &Arc<WeightMemory>, content: &Content, flat: &[u8]) -> Result<(
     let (mut at, mut equal) = (0, digests.as_ref() == Some(&content.chunks));
     for chunk in 0..memory.plan().count() {
         let reader = memory.begin_read(chunk).ok_or("a chunk is not held")?;
-        reader.visit(|piece| {
+        let visited = reader.visit(|piece| {
             equal &= flat.get(at..at + piece.len()) == Some(piece);
             at += piece.len();
         });
+        equal &= visited.is_ok();
     }
     (equal && at == flat.len()).then_some(()).ok_or_else(|| "the bytes that came are not the seed's".into())
 }

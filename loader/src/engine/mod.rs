@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
+pub mod device;
 pub mod memory;
 pub mod tcp;
 

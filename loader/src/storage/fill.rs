@@ -166,8 +166,8 @@ impl Fill<'_> {
                 let len = usize::try_from(piece).unwrap_or(0);
                 writer
                     .read_file_at(file, start + segment.offset_bytes + done, at, len)
+                    .and_then(|()| writer.digest(at, len, &mut digest))
                     .map_err(|error| Reader::error(self.checkpoint, segment.tensor, error))?;
-                writer.digest(at, len, &mut digest);
                 at += len;
                 done += piece;
             }

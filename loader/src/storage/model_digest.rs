@@ -70,7 +70,7 @@ impl ModelHasher {
 /// The digest of a model that is wholly held in memory, laid out for the tensors of `manifest`.
 ///
 /// # Errors
-/// [`NotHeld`] when a chunk is missing, or the memory is of another size.
+/// [`NotHeld`] when a chunk is missing or cannot be read, or the memory is of another size.
 pub fn model_digest(manifest: &Manifest, memory: &Arc<WeightMemory>) -> Result<ModelDigest, NotHeld> {
     let plan = memory.plan();
     if plan.total_bytes() != manifest.total_bytes() {
@@ -82,7 +82,7 @@ pub fn model_digest(manifest: &Manifest, memory: &Arc<WeightMemory>) -> Result<M
     let mut left = 0;
     for chunk in 0..plan.count() {
         let reader = memory.begin_read(chunk).ok_or(NotHeld::Chunk(chunk))?;
-        reader.visit(|mut bytes| {
+        let visited = reader.visit(|mut bytes| {
             while !bytes.is_empty() {
                 if left == 0 {
                     // Both have the same total, so there is a tensor for every byte.
@@ -97,6 +97,7 @@ pub fn model_digest(manifest: &Manifest, memory: &Arc<WeightMemory>) -> Result<M
                 bytes = later;
             }
         });
+        visited.map_err(|_| NotHeld::Unreadable(chunk))?;
     }
     Ok(hasher.finish())
 }
@@ -107,6 +108,9 @@ pub enum NotHeld {
     /// A chunk is not held.
     #[error("chunk {0} of the model is not held yet")]
     Chunk(u32),
+    /// A chunk is on a device that does not give it.
+    #[error("chunk {0} of the model cannot be copied from its device")]
+    Unreadable(u32),
     /// The memory is for another model.
     #[error("the memory holds {here} bytes of tensors, the model has {manifest}")]
     OtherSize {

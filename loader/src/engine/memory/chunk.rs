@@ -2,13 +2,16 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use super::backing::{Backing, DeviceMemory};
 use super::{EMPTY, HELD, WRITING, WeightMemory};
 use crate::digest::ChunkDigest;
+use crate::engine::device::Staged;
 
 /// The most pieces of memory that one system call takes (`IOV_MAX` of Linux).
 const MAX_PIECES: usize = 1_024;
@@ -27,7 +30,7 @@ pub(super) struct ChunkBytes {
 
 impl ChunkBytes {
     pub(super) fn new(memory: &Arc<WeightMemory>, chunk: u32) -> Self {
-        let start = memory.mapping.start as usize;
+        let start = memory.backing.start();
         let mut len = 0;
         // Offsets and lengths lie within the mapping, whose length is a `usize`: nothing is cut off here.
         let pieces = memory.plan.segments(chunk).map(|segment| {
@@ -64,8 +67,43 @@ impl ChunkBytes {
             .collect()
     }
 
-    /// Shows the bytes `from..from + len`, piece by piece.
-    fn visit(&self, from: usize, len: usize, visit: &mut dyn FnMut(&[u8])) {
+    /// The device memory that the chunk is in; `None` when it is the host's.
+    fn device(&self) -> Option<&DeviceMemory> {
+        match &self.memory.backing {
+            Backing::Host(_) => None,
+            Backing::Device(memory) => Some(memory),
+        }
+    }
+
+    /// Refuses memory of a device, to which a socket has no way.
+    fn host_only(&self) -> io::Result<()> {
+        if self.device().is_none() {
+            return Ok(());
+        }
+        let reason = "sockets do not reach device memory; use an engine that does";
+        Err(io::Error::new(io::ErrorKind::Unsupported, reason))
+    }
+
+    /// Shows the bytes `from..from + len`, piece by piece. Those of a device are copied into `staged` first.
+    fn visit(
+        &self,
+        from: usize,
+        len: usize,
+        staged: &mut Option<Staged>,
+        visit: &mut dyn FnMut(&[u8]),
+    ) -> io::Result<()> {
+        if let Some(device) = self.device() {
+            let staged = staged.get_or_insert_with(|| device.staging.take());
+            for (address, len) in self.pieces_from(from, len) {
+                let start = address as u64 - device.buffer.address();
+                for at in (0..len).step_by(device.staging.piece_bytes()) {
+                    let piece = &mut staged.bytes_mut()[..device.staging.piece_bytes().min(len - at)];
+                    device.buffer.copy_to_host(start + at as u64, piece)?;
+                    visit(piece);
+                }
+            }
+            return Ok(());
+        }
         for (address, len) in self.pieces_from(from, len) {
             for at in (0..len).step_by(PIECE_BYTES) {
                 let piece_len = PIECE_BYTES.min(len - at);
@@ -75,32 +113,44 @@ impl ChunkBytes {
                 visit(unsafe { std::slice::from_raw_parts((address + at) as *const u8, piece_len) });
             }
         }
+        Ok(())
     }
 }
 
 /// The right to fill one chunk. Dropped without [`ChunkWriter::commit`], the chunk is empty again.
 #[derive(Debug)]
-pub struct ChunkWriter(pub(super) ChunkBytes);
+pub struct ChunkWriter {
+    bytes: ChunkBytes,
+    /// For a chunk on a device: pinned memory, once it was needed.
+    staged: Option<Staged>,
+    /// Which of the chunk's bytes `staged` holds from its start on.
+    staged_range: Range<usize>,
+}
 
 impl ChunkWriter {
+    pub(super) fn new(bytes: ChunkBytes) -> Self {
+        Self { bytes, staged: None, staged_range: 0..0 }
+    }
+
     /// Which chunk.
     pub fn chunk(&self) -> u32 {
-        self.0.chunk
+        self.bytes.chunk
     }
 
     /// The chunk's size.
     #[allow(clippy::len_without_is_empty)] // No chunk is empty.
     pub fn len(&self) -> usize {
-        self.0.len
+        self.bytes.len
     }
 
     /// Receives from a non-blocking socket into the bytes from `at` on, with one system call. Returns how many
     /// came; 0 means that the peer has closed.
     ///
     /// # Errors
-    /// `WouldBlock` when nothing is there yet; else what the system says.
+    /// `WouldBlock` when nothing is there yet; `Unsupported` for device memory; else what the system says.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, at: usize) -> io::Result<usize> {
-        let mut pieces = self.0.io_vectors(at, usize::MAX);
+        self.bytes.host_only()?;
+        let mut pieces = self.bytes.io_vectors(at, usize::MAX);
         let mut message = message(&mut pieces);
         // SAFETY: `message` points to `pieces`, which outlives the call; each piece lies in the mapping, and
         // this guard has it for itself.
@@ -113,8 +163,11 @@ impl ChunkWriter {
     /// # Errors
     /// `UnexpectedEof` when the file ends before; else what the system says.
     pub fn read_file_at(&mut self, file: &File, file_offset: u64, at: usize, len: usize) -> io::Result<()> {
+        if self.bytes.device().is_some() {
+            return self.read_file_to_device(file, file_offset, at, len);
+        }
         let mut offset = file_offset;
-        for (address, len) in self.0.pieces_from(at, len) {
+        for (address, len) in self.bytes.pieces_from(at, len) {
             // SAFETY: the piece lies in the mapping, is initialised (anonymous memory is zero), and this guard
             // has it for itself while the call lasts.
             let piece = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) };
@@ -124,23 +177,55 @@ impl ChunkWriter {
         Ok(())
     }
 
-    /// Feeds the bytes `at..at + len` to a digest.
-    pub fn digest(&self, at: usize, len: usize, digest: &mut ChunkDigest) {
-        self.0.visit(at, len, &mut |bytes| digest.update(bytes));
+    /// Reads into pinned memory, and copies from there to the device.
+    fn read_file_to_device(&mut self, file: &File, offset: u64, at: usize, len: usize) -> io::Result<()> {
+        let Some(device) = self.bytes.device() else { return Ok(()) };
+        let piece_bytes = device.staging.piece_bytes();
+        let staged = self.staged.get_or_insert_with(|| device.staging.take());
+        for done in (0..len).step_by(piece_bytes) {
+            let piece = &mut staged.bytes_mut()[..piece_bytes.min(len - done)];
+            // Until it is filled again, it holds nothing of the chunk.
+            self.staged_range = 0..0;
+            file.read_exact_at(piece, offset + done as u64)?;
+            let mut copied = 0;
+            for (address, len) in self.bytes.pieces_from(at + done, piece.len()) {
+                let to = address as u64 - device.buffer.address();
+                device.buffer.copy_from_host(to, &piece[copied..copied + len])?;
+                copied += len;
+            }
+            self.staged_range = at + done..at + done + piece.len();
+        }
+        Ok(())
+    }
+
+    /// Feeds the bytes `at..at + len` to a digest. Those that were just read to a device are taken from the pinned
+    /// memory that they came through.
+    ///
+    /// # Errors
+    /// When a device does not give its bytes; then the digest is worthless.
+    pub fn digest(&mut self, at: usize, len: usize, digest: &mut ChunkDigest) -> io::Result<()> {
+        if let Some(staged) = &self.staged
+            && self.staged_range == (at..at + len)
+        {
+            digest.update(&staged.bytes()[..len]);
+            return Ok(());
+        }
+        self.staged_range = 0..0;
+        self.bytes.visit(at, len, &mut self.staged, &mut |bytes| digest.update(bytes))
     }
 
     /// The chunk is complete and verified: from now on it is held.
     pub fn commit(self) {
-        self.0.memory.held_bytes.fetch_add(self.0.len as u64, Ordering::Relaxed);
-        self.0.state().store(HELD, Ordering::Release);
-        self.0.memory.commits.send_modify(|commits| *commits += 1);
+        self.bytes.memory.held_bytes.fetch_add(self.bytes.len as u64, Ordering::Relaxed);
+        self.bytes.state().store(HELD, Ordering::Release);
+        self.bytes.memory.commits.send_modify(|commits| *commits += 1);
     }
 }
 
 impl Drop for ChunkWriter {
     fn drop(&mut self) {
         // After a commit the chunk is no longer `WRITING`, and stays as it is.
-        let _ = self.0.state().compare_exchange(WRITING, EMPTY, Ordering::Release, Ordering::Relaxed);
+        let _ = self.bytes.state().compare_exchange(WRITING, EMPTY, Ordering::Release, Ordering::Relaxed);
     }
 }
 
@@ -160,8 +245,9 @@ impl ChunkReader {
     /// how many bytes went.
     ///
     /// # Errors
-    /// `WouldBlock` when the socket takes nothing now; else what the system says.
+    /// `WouldBlock` when the socket takes nothing now; `Unsupported` for device memory; else what the system says.
     pub fn send(&self, socket: BorrowedFd<'_>, head: &[u8], at: usize, max: usize) -> io::Result<usize> {
+        self.0.host_only()?;
         let head_left = &head[at.min(head.len())..];
         let mut pieces = self.0.io_vectors(at.saturating_sub(head.len()), max);
         if !head_left.is_empty() {
@@ -179,8 +265,11 @@ impl ChunkReader {
     }
 
     /// Shows all bytes, in order, in pieces of bounded size.
-    pub fn visit(&self, mut visit: impl FnMut(&[u8])) {
-        self.0.visit(0, self.0.len, &mut visit);
+    ///
+    /// # Errors
+    /// When a device does not give its bytes.
+    pub fn visit(&self, mut visit: impl FnMut(&[u8])) -> io::Result<()> {
+        self.0.visit(0, self.0.len, &mut None, &mut visit)
     }
 }
 

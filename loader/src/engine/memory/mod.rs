@@ -6,21 +6,23 @@
 //! rest of the loader needs no `unsafe`.
 //!
 //! The bytes are addressed by raw pointers: a network card, or a peer that reads by address, knows no Rust
-//! references. Slices over them exist only inside a guard, for a digest or a copy.
+//! references. Slices over them exist only inside a guard, for a digest or a copy. Memory of a device is never
+//! sliced at all: it is copied piece by piece through pinned host memory.
 
 use std::io;
-use std::ptr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use rfork_protocol::manifest::content::{ChunkDigests, ContentId};
-use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use tokio::sync::watch;
 
+use super::device::{Device, DeviceError};
 use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
 
+mod backing;
 mod chunk;
 
+use backing::{Backing, Mapping};
 use chunk::ChunkBytes;
 pub use chunk::{ChunkReader, ChunkWriter};
 
@@ -52,6 +54,14 @@ pub enum MemoryError {
         /// What the system said.
         source: io::Error,
     },
+    /// The device has no such amount, or cannot be used.
+    #[error("cannot allocate {bytes} bytes for the weights on the device: {source}")]
+    Device {
+        /// How much was asked for.
+        bytes: u64,
+        /// What AscendCL said.
+        source: DeviceError,
+    },
 }
 
 /// A chunk is being written or read, so it cannot be forgotten.
@@ -74,8 +84,8 @@ pub struct Content {
 /// never freed.
 #[derive(Debug)]
 pub struct WeightMemory {
-    mapping: Mapping,
-    /// Where each tensor starts, from the mapping's start; in manifest order.
+    backing: Backing,
+    /// Where each tensor starts, from the backing's start; in manifest order.
     offsets: Vec<u64>,
     plan: ChunkPlan,
     states: Box<[AtomicU32]>,
@@ -85,46 +95,34 @@ pub struct WeightMemory {
     content: RwLock<Option<Arc<Content>>>,
 }
 
-/// An anonymous, private mapping.
-#[derive(Debug)]
-struct Mapping {
-    start: *mut u8,
-    len: usize,
-}
-
-// SAFETY: the mapping is plain memory with no tie to a thread. Access to its bytes is governed by the chunk
-// states of the `WeightMemory` that owns it.
-unsafe impl Send for Mapping {}
-// SAFETY: as above; a shared reference gives only the address.
-unsafe impl Sync for Mapping {}
-
-impl Mapping {
-    fn new(len: usize) -> io::Result<Self> {
-        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
-        let start = unsafe {
-            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
-        }?;
-        // Fewer faults and cheaper look-ups. A kernel without huge pages refuses, which costs only speed.
-        // SAFETY: the range is the mapping just made, and this advice changes no content.
-        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
-        Ok(Self { start: start.cast(), len })
-    }
-}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the range is exactly what `new` mapped; the owner is being dropped, so no guard, and with
-        // it no pointer into the range, is left.
-        let _ = unsafe { munmap(self.start.cast(), self.len) };
-    }
-}
-
 impl WeightMemory {
     /// Allocates memory for tensors of these sizes, in manifest order. Its pages are made when first touched.
     ///
     /// # Errors
     /// [`MemoryError`].
     pub fn allocate(tensor_bytes: &[u64]) -> Result<Arc<Self>, MemoryError> {
+        Self::with_backing(tensor_bytes, |len| {
+            let allocated = Mapping::new(len).map(Backing::Host);
+            allocated.map_err(|source| MemoryError::Allocate { bytes: len as u64, source })
+        })
+    }
+
+    /// Allocates memory of `device` for tensors of these sizes, in manifest order, and a bounded amount of pinned
+    /// host memory, through which files are read into it and digests are made of it.
+    ///
+    /// # Errors
+    /// [`MemoryError`].
+    pub fn allocate_on(device: &Device, tensor_bytes: &[u64]) -> Result<Arc<Self>, MemoryError> {
+        Self::with_backing(tensor_bytes, |len| {
+            let allocated = Backing::on_device(device, len);
+            allocated.map_err(|source| MemoryError::Device { bytes: len as u64, source })
+        })
+    }
+
+    fn with_backing(
+        tensor_bytes: &[u64],
+        allocate: impl FnOnce(usize) -> Result<Backing, MemoryError>,
+    ) -> Result<Arc<Self>, MemoryError> {
         let plan = ChunkPlan::new(tensor_bytes)?;
         let mut offsets = Vec::with_capacity(tensor_bytes.len());
         let mut end = 0u64;
@@ -134,9 +132,8 @@ impl WeightMemory {
             end = start.checked_add(*bytes).ok_or(PlanError::TooLarge)?;
         }
         let len = usize::try_from(end).map_err(|_| PlanError::TooLarge)?;
-        let mapping = Mapping::new(len).map_err(|source| MemoryError::Allocate { bytes: end, source })?;
         Ok(Arc::new(Self {
-            mapping,
+            backing: allocate(len)?,
             offsets,
             states: (0..plan.count()).map(|_| AtomicU32::new(EMPTY)).collect(),
             plan,
@@ -153,24 +150,23 @@ impl WeightMemory {
 
     /// Where a tensor starts; `None` when there is no such tensor.
     pub fn tensor_address(&self, tensor: usize) -> Option<u64> {
-        self.offsets.get(tensor).map(|offset| self.mapping.start as u64 + offset)
+        self.offsets.get(tensor).map(|offset| self.backing.start() as u64 + offset)
     }
 
-    /// Makes all pages now, so that whoever fills the memory does not wait for them.
+    /// Makes all pages now, so that whoever fills the memory does not wait for them. Device memory has its own
+    /// already.
     ///
     /// # Errors
     /// When the system has no memory left, or no such call (Linux before 5.14).
     pub fn prefault(&self) -> io::Result<()> {
-        // SAFETY: the range is our mapping; populating for writing keeps its content.
-        unsafe { madvise(self.mapping.start.cast(), self.mapping.len, Advice::LinuxPopulateWrite) }?;
-        Ok(())
+        self.backing.prefault()
     }
 
     /// Takes an empty chunk to fill it. `None` when it is held, or somebody else fills it.
     pub fn begin_write(self: &Arc<Self>, chunk: u32) -> Option<ChunkWriter> {
         let state = self.states.get(chunk as usize)?;
         state.compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed).ok()?;
-        Some(ChunkWriter(ChunkBytes::new(self, chunk)))
+        Some(ChunkWriter::new(ChunkBytes::new(self, chunk)))
     }
 
     /// Takes a held chunk to read it. `None` when it is not held (yet).

@@ -62,7 +62,7 @@ pub(super) async fn receive_chunk(
             received => received,
         };
         if let Some(digest) = &mut digest {
-            writer.digest(at, received, digest);
+            writer.digest(at, received, digest)?;
         }
         at += received;
         arrived(received);

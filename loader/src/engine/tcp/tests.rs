@@ -113,7 +113,7 @@ impl Seed {
 fn bytes(memory: &Arc<WeightMemory>) -> Vec<u8> {
     let mut all = Vec::new();
     for chunk in 0..memory.plan().count() {
-        memory.begin_read(chunk).unwrap().visit(|piece| all.extend_from_slice(piece));
+        memory.begin_read(chunk).unwrap().visit(|piece| all.extend_from_slice(piece)).unwrap();
     }
     all
 }

@@ -47,7 +47,7 @@ impl Loading {
     /// The bytes of a held chunk.
     fn chunk(&self, chunk: u32) -> Option<Vec<u8>> {
         let mut bytes = Vec::new();
-        self.memory.begin_read(chunk)?.visit(|part| bytes.extend_from_slice(part));
+        self.memory.begin_read(chunk)?.visit(|part| bytes.extend_from_slice(part)).unwrap();
         Some(bytes)
     }
 

@@ -1,0 +1,87 @@
+//! Where the bytes of a [`WeightMemory`](super::WeightMemory) are: on the host, or on a device.
+
+use std::io;
+use std::ptr;
+use std::sync::Arc;
+
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+
+use crate::engine::device::{Device, DeviceBuffer, DeviceError, Staging};
+
+/// Pinned pieces of one memory: as many as storage is read by at once.
+const STAGING_PIECES: usize = 8;
+/// Their size: what storage reads at a time.
+const STAGING_PIECE_BYTES: usize = 512 << 10;
+
+/// Memory with one owner, at one address until it is dropped.
+#[derive(Debug)]
+pub(super) enum Backing {
+    Host(Mapping),
+    Device(DeviceMemory),
+}
+
+/// Device memory, and how bytes get there.
+#[derive(Debug)]
+pub(super) struct DeviceMemory {
+    pub(super) buffer: DeviceBuffer,
+    pub(super) staging: Arc<Staging>,
+}
+
+impl Backing {
+    pub(super) fn on_device(device: &Device, len: usize) -> Result<Self, DeviceError> {
+        let buffer = device.allocate(len)?;
+        let staging = Staging::new(device, STAGING_PIECES, STAGING_PIECE_BYTES)?;
+        Ok(Self::Device(DeviceMemory { buffer, staging }))
+    }
+
+    /// The address of the first byte, which is the device's for memory of a device.
+    pub(super) fn start(&self) -> usize {
+        match self {
+            Self::Host(mapping) => mapping.start as usize,
+            // As wide as an address of this process, on all machines that have such devices.
+            Self::Device(memory) => usize::try_from(memory.buffer.address()).unwrap_or(0),
+        }
+    }
+
+    /// Makes all pages of host memory.
+    pub(super) fn prefault(&self) -> io::Result<()> {
+        let Self::Host(mapping) = self else { return Ok(()) };
+        // SAFETY: the range is our mapping; populating for writing keeps its content.
+        unsafe { madvise(mapping.start.cast(), mapping.len, Advice::LinuxPopulateWrite) }?;
+        Ok(())
+    }
+}
+
+/// An anonymous, private mapping.
+#[derive(Debug)]
+pub(super) struct Mapping {
+    start: *mut u8,
+    len: usize,
+}
+
+// SAFETY: the mapping is plain memory with no tie to a thread. Access to its bytes is governed by the chunk
+// states of the `WeightMemory` that owns it.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; a shared reference gives only the address.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    pub(super) fn new(len: usize) -> io::Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let start = unsafe {
+            mmap_anonymous(ptr::null_mut(), len, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        }?;
+        // Fewer faults and cheaper look-ups. A kernel without huge pages refuses, which costs only speed.
+        // SAFETY: the range is the mapping just made, and this advice changes no content.
+        let _ = unsafe { madvise(start, len, Advice::LinuxHugepage) };
+        Ok(Self { start: start.cast(), len })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the range is exactly what `new` mapped; the owner is being dropped, so no guard, and with
+        // it no pointer into the range, is left.
+        let _ = unsafe { munmap(self.start.cast(), self.len) };
+    }
+}

@@ -1,5 +1,6 @@
 //! Where the bytes of a [`WeightMemory`](super::WeightMemory) are: on the host, or on a device.
 
+use std::any::Any;
 use std::io;
 use std::ptr;
 use std::sync::Arc;
@@ -18,6 +19,10 @@ const STAGING_PIECE_BYTES: usize = 512 << 10;
 pub(super) enum Backing {
     Host(Mapping),
     Device(DeviceMemory),
+    /// Host memory that somebody else allocated, and that is theirs again when this is dropped.
+    Caller {
+        _owner: Arc<dyn Any + Send + Sync>,
+    },
 }
 
 /// Device memory, and how bytes get there.
@@ -28,22 +33,21 @@ pub(super) struct DeviceMemory {
 }
 
 impl Backing {
-    pub(super) fn on_device(device: &Device, len: usize) -> Result<Self, DeviceError> {
+    /// A mapping as a backing, with the address of its first byte.
+    pub(super) fn host(mapping: Mapping) -> (Self, u64) {
+        let start = mapping.start as u64;
+        (Self::Host(mapping), start)
+    }
+
+    /// Memory of a device, with the address of its first byte there.
+    pub(super) fn on_device(device: &Device, len: usize) -> Result<(Self, u64), DeviceError> {
         let buffer = device.allocate(len)?;
+        let start = buffer.address();
         let staging = Staging::new(device, STAGING_PIECES, STAGING_PIECE_BYTES)?;
-        Ok(Self::Device(DeviceMemory { buffer, staging }))
+        Ok((Self::Device(DeviceMemory { buffer, staging }), start))
     }
 
-    /// The address of the first byte, which is the device's for memory of a device.
-    pub(super) fn start(&self) -> usize {
-        match self {
-            Self::Host(mapping) => mapping.start as usize,
-            // As wide as an address of this process, on all machines that have such devices.
-            Self::Device(memory) => usize::try_from(memory.buffer.address()).unwrap_or(0),
-        }
-    }
-
-    /// Makes all pages of host memory.
+    /// Makes all pages of host memory that was allocated here.
     pub(super) fn prefault(&self) -> io::Result<()> {
         let Self::Host(mapping) = self else { return Ok(()) };
         // SAFETY: the range is our mapping; populating for writing keeps its content.

@@ -30,14 +30,13 @@ pub(super) struct ChunkBytes {
 
 impl ChunkBytes {
     pub(super) fn new(memory: &Arc<WeightMemory>, chunk: u32) -> Self {
-        let start = memory.backing.start();
         let mut len = 0;
-        // Offsets and lengths lie within the mapping, whose length is a `usize`: nothing is cut off here.
+        // Addresses and lengths lie within the backing, which is in this process or as wide: nothing is cut off here.
         let pieces = memory.plan.segments(chunk).map(|segment| {
             let piece_len = usize::try_from(segment.len_bytes).unwrap_or(0);
-            let offset = memory.offsets[segment.tensor] + segment.offset_bytes;
+            let address = memory.addresses[segment.tensor] + segment.offset_bytes;
             len += piece_len;
-            (start + usize::try_from(offset).unwrap_or(0), piece_len)
+            (usize::try_from(address).unwrap_or(0), piece_len)
         });
         let pieces = pieces.collect();
         Self { memory: memory.clone(), chunk, pieces, len }
@@ -70,7 +69,7 @@ impl ChunkBytes {
     /// The device memory that the chunk is in; `None` when it is the host's.
     fn device(&self) -> Option<&DeviceMemory> {
         match &self.memory.backing {
-            Backing::Host(_) => None,
+            Backing::Host(_) | Backing::Caller { .. } => None,
             Backing::Device(memory) => Some(memory),
         }
     }
@@ -107,7 +106,7 @@ impl ChunkBytes {
         for (address, len) in self.pieces_from(from, len) {
             for at in (0..len).step_by(PIECE_BYTES) {
                 let piece_len = PIECE_BYTES.min(len - at);
-                // SAFETY: the piece lies in the mapping, which the `Arc` keeps. While this guard lives, the
+                // SAFETY: the piece lies in the backing, which the `Arc` keeps. While this guard lives, the
                 // chunk's state keeps everybody else from writing it: a writer is alone, and beside a reader
                 // there is no writer. The slice does not outlive the call.
                 visit(unsafe { std::slice::from_raw_parts((address + at) as *const u8, piece_len) });
@@ -152,7 +151,7 @@ impl ChunkWriter {
         self.bytes.host_only()?;
         let mut pieces = self.bytes.io_vectors(at, usize::MAX);
         let mut message = message(&mut pieces);
-        // SAFETY: `message` points to `pieces`, which outlives the call; each piece lies in the mapping, and
+        // SAFETY: `message` points to `pieces`, which outlives the call; each piece lies in the backing, and
         // this guard has it for itself.
         let received = unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
@@ -168,8 +167,8 @@ impl ChunkWriter {
         }
         let mut offset = file_offset;
         for (address, len) in self.bytes.pieces_from(at, len) {
-            // SAFETY: the piece lies in the mapping, is initialised (anonymous memory is zero), and this guard
-            // has it for itself while the call lasts.
+            // SAFETY: the piece lies in the backing, is initialised (anonymous memory is zero, a caller's as it
+            // promised), and this guard has it for itself while the call lasts.
             let piece = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) };
             file.read_exact_at(piece, offset)?;
             offset += len as u64;
@@ -257,7 +256,7 @@ impl ChunkReader {
         }
         let message = message(&mut pieces);
         // SAFETY: `message` points to `pieces`, which outlives the call; each piece is `head` or lies in the
-        // mapping, where nobody writes while this guard lives. The system only reads them.
+        // backing, where nobody writes while this guard lives. The system only reads them.
         let sent = unsafe {
             libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
         };

@@ -9,6 +9,7 @@
 //! references. Slices over them exist only inside a guard, for a digest or a copy. Memory of a device is never
 //! sliced at all: it is copied piece by piece through pinned host memory.
 
+use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -54,6 +55,24 @@ pub enum MemoryError {
         /// What the system said.
         source: io::Error,
     },
+    /// A range of the caller's that cannot be.
+    #[error("tensor {tensor} cannot be at address {address:#x} with {bytes} bytes: that is no memory")]
+    Range {
+        /// Its place in the manifest.
+        tensor: usize,
+        /// Where it was said to start.
+        address: u64,
+        /// Its size.
+        bytes: u64,
+    },
+    /// Two tensors of the caller's share bytes, so filling one would change the other.
+    #[error("tensors {first} and {second} overlap in memory: give each memory of its own")]
+    Overlap {
+        /// The place of one in the manifest.
+        first: usize,
+        /// That of the other.
+        second: usize,
+    },
     /// The device has no such amount, or cannot be used.
     #[error("cannot allocate {bytes} bytes for the weights on the device: {source}")]
     Device {
@@ -85,8 +104,8 @@ pub struct Content {
 #[derive(Debug)]
 pub struct WeightMemory {
     backing: Backing,
-    /// Where each tensor starts, from the backing's start; in manifest order.
-    offsets: Vec<u64>,
+    /// Where each tensor starts; in manifest order.
+    addresses: Vec<u64>,
     plan: ChunkPlan,
     states: Box<[AtomicU32]>,
     held_bytes: AtomicU64,
@@ -102,7 +121,7 @@ impl WeightMemory {
     /// [`MemoryError`].
     pub fn allocate(tensor_bytes: &[u64]) -> Result<Arc<Self>, MemoryError> {
         Self::with_backing(tensor_bytes, |len| {
-            let allocated = Mapping::new(len).map(Backing::Host);
+            let allocated = Mapping::new(len).map(Backing::host);
             allocated.map_err(|source| MemoryError::Allocate { bytes: len as u64, source })
         })
     }
@@ -119,28 +138,71 @@ impl WeightMemory {
         })
     }
 
+    /// Takes memory that somebody else allocated: for each tensor, in manifest order, the address of its first byte
+    /// and its size in bytes. `owner` is dropped when nobody uses the memory any more.
+    ///
+    /// # Errors
+    /// [`MemoryError::Range`], [`MemoryError::Overlap`], [`MemoryError::Plan`].
+    ///
+    /// # Safety
+    /// Until `owner` is dropped each range must be initialised memory of this process, at the same address, that may be
+    /// written to; and while it is, nobody else may write there but a fallback that loads the whole, in its time, nor
+    /// read what is not held.
+    pub unsafe fn of_caller(
+        tensors: &[(u64, u64)],
+        owner: Arc<dyn Any + Send + Sync>,
+    ) -> Result<Arc<Self>, MemoryError> {
+        let plan = ChunkPlan::new(&tensors.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>())?;
+        let mut ranges = Vec::with_capacity(tensors.len());
+        for (tensor, &(address, bytes)) in tensors.iter().enumerate() {
+            match address.checked_add(bytes) {
+                // Rust's pointers do not count further, either.
+                Some(end) if address > 0 && isize::try_from(end).is_ok() => {
+                    ranges.push((address, end, tensor))
+                }
+                _ => return Err(MemoryError::Range { tensor, address, bytes }),
+            }
+        }
+        ranges.retain(|(start, end, _)| start < end);
+        ranges.sort_unstable();
+        if let Some(pair) = ranges.windows(2).find(|pair| pair[0].1 > pair[1].0) {
+            return Err(MemoryError::Overlap { first: pair[0].2, second: pair[1].2 });
+        }
+        let addresses = tensors.iter().map(|(address, _)| *address).collect();
+        Ok(Arc::new(Self::new(Backing::Caller { _owner: owner }, addresses, plan)))
+    }
+
     fn with_backing(
         tensor_bytes: &[u64],
-        allocate: impl FnOnce(usize) -> Result<Backing, MemoryError>,
+        allocate: impl FnOnce(usize) -> Result<(Backing, u64), MemoryError>,
     ) -> Result<Arc<Self>, MemoryError> {
         let plan = ChunkPlan::new(tensor_bytes)?;
-        let mut offsets = Vec::with_capacity(tensor_bytes.len());
+        let mut addresses = Vec::with_capacity(tensor_bytes.len());
         let mut end = 0u64;
         for bytes in tensor_bytes {
             let start = end.checked_next_multiple_of(TENSOR_ALIGNMENT).ok_or(PlanError::TooLarge)?;
-            offsets.push(start);
+            addresses.push(start);
             end = start.checked_add(*bytes).ok_or(PlanError::TooLarge)?;
         }
         let len = usize::try_from(end).map_err(|_| PlanError::TooLarge)?;
-        Ok(Arc::new(Self {
-            backing: allocate(len)?,
-            offsets,
+        let (backing, start) = allocate(len)?;
+        // Until here they were counted from the backing's start.
+        for address in &mut addresses {
+            *address += start;
+        }
+        Ok(Arc::new(Self::new(backing, addresses, plan)))
+    }
+
+    fn new(backing: Backing, addresses: Vec<u64>, plan: ChunkPlan) -> Self {
+        Self {
+            backing,
+            addresses,
             states: (0..plan.count()).map(|_| AtomicU32::new(EMPTY)).collect(),
             plan,
             held_bytes: AtomicU64::new(0),
             commits: watch::Sender::new(0),
             content: RwLock::new(None),
-        }))
+        }
     }
 
     /// How the model is cut.
@@ -150,11 +212,11 @@ impl WeightMemory {
 
     /// Where a tensor starts; `None` when there is no such tensor.
     pub fn tensor_address(&self, tensor: usize) -> Option<u64> {
-        self.offsets.get(tensor).map(|offset| self.backing.start() as u64 + offset)
+        self.addresses.get(tensor).copied()
     }
 
     /// Makes all pages now, so that whoever fills the memory does not wait for them. Device memory has its own
-    /// already.
+    /// already, and the caller's is left as it is.
     ///
     /// # Errors
     /// When the system has no memory left, or no such call (Linux before 5.14).

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::LoadError;
 use super::progress::{Phase, Reporter, Share, Source};
-use super::state::{Action, Event, Filling, State, step};
+use super::state::{Action, Event, Filling, Limits, State, step};
 use super::{LIMITS, Session, Worker};
 use crate::config::Config;
 use crate::digest::DigestAlgorithm;
@@ -99,9 +99,10 @@ impl<'a> Load<'a> {
     }
 
     async fn go(&mut self) -> Result<(), LoadError> {
+        let limits = Limits { fallback: self.fallback.fills(), ..LIMITS };
         let (mut state, mut event) = (State::Idle, Event::Begin);
         loop {
-            let (next, actions) = step(state, event, LIMITS);
+            let (next, actions) = step(state, event, limits);
             state = next;
             let mut outcome = None;
             for action in actions {

@@ -24,7 +24,7 @@ use crate::digest::{DigestAlgorithm, of_memory};
 use crate::engine::memory::{Content, WeightMemory};
 use crate::engine::tcp::{TcpEngine, TcpOptions};
 use crate::engine::{EngineError, TransferEngine};
-use crate::fallback::Fallback;
+use crate::fallback::{Fallback, Fills};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Releases;
 use crate::planner_client::{Advert, PlannerClient};
@@ -41,7 +41,7 @@ pub use progress::{LoadReport, Phase, Progress, Share, Source};
 use state::{Action, Event, Limits, State, step};
 
 /// Seeds that may fail a load before storage is asked.
-const LIMITS: Limits = Limits { seed_failures: 4 };
+const LIMITS: Limits = Limits { seed_failures: 4, fallback: Fills::Chunks };
 /// How long closing waits for releases that are under way.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 
@@ -177,8 +177,8 @@ impl Session {
     /// that are held when a source fails are kept if the next source has the same content.
     ///
     /// # Errors
-    /// [`LoadError`]; the memory is then not loaded, whatever it holds. With [`LoadError::Cancelled`] nothing
-    /// is written to it any more.
+    /// [`LoadError`]; the memory is then not loaded, whatever it holds, and nobody writes to it, or reads it, any
+    /// more.
     pub async fn load(
         &mut self,
         manifest: &Manifest,
@@ -194,7 +194,16 @@ impl Session {
         // Until it is loaded: a load that fails, or whose future is dropped, is not repeated.
         self.state = State::Failed;
         let begun = Instant::now();
-        let shares = Load::new(self, &manifest, &memory, fallback, cancel).run().await?;
+        let shares = match Load::new(self, &manifest, &memory, fallback, cancel).run().await {
+            Ok(shares) => shares,
+            Err(error) => {
+                // The memory is its owner's again.
+                if let Err(error) = self.engine.unregister().await {
+                    tracing::warn!(%error, "peers still read this worker's memory");
+                }
+                return Err(error);
+            }
+        };
         self.state = State::Loaded;
         let content = memory.content().map(|content| content.id);
         let report =

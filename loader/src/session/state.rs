@@ -16,16 +16,20 @@
 //! ```
 //!
 //! `Stop` is taken in every state. What is held stays held across all of this; only [`Action::StartOver`]
-//! drops it. The driver ([`super`]) performs the actions in order and feeds back one event for the last of
+//! drops it: before a source of another content, and before a fallback that can only reload the whole. The driver ([`super`]) performs the actions in order and feeds back one event for the last of
 //! them that has an outcome.
 
 use rfork_protocol::manifest::content::ContentId;
+
+use crate::fallback::Fills;
 
 /// Bounds on what a load may try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
     /// Seeds that may fail a load before storage is asked, at least 1.
     pub seed_failures: u32,
+    /// What the fallback can do.
+    pub fallback: Fills,
 }
 
 /// Where a worker stands.
@@ -185,7 +189,7 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
 
         (S::Asking(tried), E::Granted) => (S::Checking(tried), vec![A::Check]),
         (S::Asking(tried), E::NoSeed { may_wait: true }) => (S::Waiting(tried), vec![A::Pause]),
-        (S::Asking(tried), E::NoSeed { may_wait: false }) => fill(tried, vec![]),
+        (S::Asking(tried), E::NoSeed { may_wait: false }) => fill(tried, vec![], limits),
         (S::Waiting(tried), E::PauseOver) => (S::Asking(tried), vec![A::Ask]),
 
         (S::Checking(tried), E::Agreed(content)) => {
@@ -198,14 +202,14 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
             }
         }
         // The key promises equal tensors: another seed of this key would disagree as well.
-        (S::Checking(tried), E::Disagreed) => fill(tried, vec![A::Release]),
+        (S::Checking(tried), E::Disagreed) => fill(tried, vec![A::Release], limits),
 
         (S::Checking(tried) | S::Reading(tried), E::SeedFailed) => {
             let tried = Tried { failures: tried.failures + 1, ..tried };
             if tried.failures < limits.seed_failures {
                 (S::Asking(tried), vec![A::Condemn, A::Ask])
             } else {
-                fill(tried, vec![A::Release])
+                fill(tried, vec![A::Release], limits)
             }
         }
         // The seed did nothing wrong, but a worker that keeps losing leases must end some time.
@@ -214,7 +218,7 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
             if tried.failures < limits.seed_failures {
                 (S::Asking(tried), vec![A::Release, A::Ask])
             } else {
-                fill(tried, vec![A::Release])
+                fill(tried, vec![A::Release], limits)
             }
         }
         (S::Reading(_), E::AllHeld) => (S::Loaded, vec![A::Release]),
@@ -233,11 +237,12 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
     }
 }
 
-fn fill(tried: Tried, mut before: Vec<Action>) -> Step {
-    let filling = match tried.held {
-        Held::Named(content) => Filling::Missing(content),
-        Held::Nothing => Filling::All,
-        Held::Unnamed => {
+fn fill(tried: Tried, mut before: Vec<Action>, limits: Limits) -> Step {
+    let filling = match (tried.held, limits.fallback) {
+        (Held::Named(content), Fills::Chunks) => Filling::Missing(content),
+        (Held::Nothing, _) => Filling::All,
+        // Nothing tells whether the others are of the same content, or the fallback gives them all anyway.
+        (Held::Unnamed, _) | (Held::Named(_), Fills::Whole) => {
             before.push(Action::StartOver);
             Filling::All
         }
@@ -251,7 +256,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { seed_failures: 3 };
+    const LIMITS: Limits = Limits { seed_failures: 3, fallback: Fills::Chunks };
     const ONE: ContentId = ContentId([1; 32]);
     const TWO: ContentId = ContentId([2; 32]);
 
@@ -313,6 +318,16 @@ mod tests {
         assert_eq!(state, State::Filling(Filling::Missing(ONE)));
         assert!(!actions.contains(&Action::StartOver));
         let (state, actions) = step(state, Event::OtherBytes, LIMITS);
+        assert_eq!(state, State::Filling(Filling::All));
+        assert_eq!(actions, [Action::StartOver, Action::Fill(Filling::All)]);
+    }
+
+    #[test]
+    fn a_fallback_that_reloads_the_whole_begins_with_nothing() {
+        let limits = Limits { fallback: Fills::Whole, ..LIMITS };
+        let reading = State::Reading(Tried { failures: 0, held: Held::Named(ONE) });
+        let (asking, _) = step(reading, Event::SeedFailed, limits);
+        let (state, actions) = step(asking, Event::NoSeed { may_wait: false }, limits);
         assert_eq!(state, State::Filling(Filling::All));
         assert_eq!(actions, [Action::StartOver, Action::Fill(Filling::All)]);
     }
@@ -382,13 +397,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_rules_hold_over_any_history(events in prop::collection::vec(events(), 0..60)) {
+        fn the_rules_hold_over_any_history(events in prop::collection::vec(events(), 0..60), whole_only: bool) {
+            let fallback = if whole_only { Fills::Whole } else { Fills::Chunks };
+            let limits = Limits { fallback, ..LIMITS };
             let mut state = State::Idle;
             // What the driver's world looks like: is a lease held, whose bytes are held, who is advertised.
             let (mut leased, mut condemned) = (false, false);
             let (mut content, mut advertised, mut whole) = (Held::Nothing, false, false);
             for event in events {
-                let (next, actions) = step(state, event, LIMITS);
+                let (next, actions) = step(state, event, limits);
                 if matches!(state, State::Asking(_)) && matches!(event, Event::Granted | Event::NoSeed { .. }) {
                     // The planner has answered: the driver has released what it kept from it.
                     condemned = false;
@@ -408,7 +425,10 @@ mod tests {
                             content = tried.held;
                         }
                         Action::Fill(Filling::All) => prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks"),
-                        Action::Fill(Filling::Missing(id)) => prop_assert_eq!(content, Held::Named(*id)),
+                        Action::Fill(Filling::Missing(id)) => {
+                            prop_assert_eq!(content, Held::Named(*id));
+                            prop_assert!(!whole_only, "asked for less than it gives");
+                        }
                         Action::Advertise => { prop_assert!(whole, "a worker without weights is advertised"); advertised = true; }
                         Action::TakeDown => advertised = false,
                         _ => {}

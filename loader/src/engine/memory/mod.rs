@@ -158,7 +158,7 @@ impl WeightMemory {
             match address.checked_add(bytes) {
                 // Rust's pointers do not count further, either.
                 Some(end) if address > 0 && isize::try_from(end).is_ok() => {
-                    ranges.push((address, end, tensor))
+                    ranges.push((address, end, tensor));
                 }
                 _ => return Err(MemoryError::Range { tensor, address, bytes }),
             }
@@ -229,6 +229,12 @@ impl WeightMemory {
         let state = self.states.get(chunk as usize)?;
         state.compare_exchange(EMPTY, WRITING, Ordering::Acquire, Ordering::Relaxed).ok()?;
         Some(ChunkWriter::new(ChunkBytes::new(self, chunk)))
+    }
+
+    /// Takes all chunks, for somebody who fills the memory without regard to chunks. `None` unless all are empty.
+    pub fn begin_write_all(self: &Arc<Self>) -> Option<Vec<ChunkWriter>> {
+        // Those that were taken are empty again when one cannot be.
+        (0..self.plan.count()).map(|chunk| self.begin_write(chunk)).collect()
     }
 
     /// Takes a held chunk to read it. `None` when it is not held (yet).

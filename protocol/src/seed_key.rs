@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::ids::{IdError, SeedKey, hex};
@@ -28,14 +28,17 @@ pub enum SeedKeyError {
 }
 
 /// A worker's KV role, which is the `mode` part of a readable key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
 pub enum KvRole {
     /// Prefills.
+    #[serde(rename = "kv_producer")]
     Producer,
     /// Decodes.
+    #[serde(rename = "kv_consumer")]
     Consumer,
     /// Does both; also what a worker without a role counts as.
     #[default]
+    #[serde(rename = "kv_both")]
     Both,
 }
 

@@ -12,13 +12,14 @@ use indicatif::{ProgressBar, ProgressStyle};
 use rfork_loader::config::Config;
 use rfork_loader::engine::memory::WeightMemory;
 use rfork_loader::engine::tcp;
+use rfork_loader::identity::Identity;
 use rfork_loader::session::{LoadError, LoadReport, Phase, Progress, Session, Source, Worker};
 use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
 use rfork_planner::shutdown;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::agreement::Tolerance;
-use rfork_protocol::seed_key::{DigestKey, KvRole, ReadableKey, Structure};
+use rfork_protocol::seed_key::KvRole;
 use serde_json::{Map, Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -260,41 +261,22 @@ impl IdentityArgs {
         if let Some(text) = &self.seed_key {
             return Ok(SeedKey::from_text(text)?);
         }
-        let (model_url, model_deploy_strategy_name) = (&config.model_url, &config.model_deploy_strategy_name);
-        if let Some(fingerprint) = &self.compatibility_fingerprint {
-            let structure = self.structural_digest.as_deref().map(|structural_digest| Structure {
-                structural_digest,
-                sharded_dp_rank: self.sharded_dp_rank,
-            });
-            let parts = DigestKey {
-                compatibility_fingerprint: fingerprint,
-                model_url,
-                model_deploy_strategy_name,
-                tp_rank: self.tp_rank,
-                pp_rank: self.pp_rank,
-                ep_rank: self.ep_rank,
-                draft: self.draft,
-                structure,
-                engine: tcp::NAME,
-            };
-            return Ok(parts.build()?);
-        }
-        let parts = ReadableKey {
-            model_url,
-            model_deploy_strategy_name,
-            mode: match self.kv_role {
+        let identity = Identity {
+            tp_rank: self.tp_rank,
+            pp_rank: self.pp_rank,
+            ep_rank: self.ep_rank,
+            node_rank: self.node_rank,
+            kv_role: match self.kv_role {
                 Role::Producer => KvRole::Producer,
                 Role::Consumer => KvRole::Consumer,
                 Role::Both => KvRole::Both,
             },
-            node_rank: self.node_rank,
-            pp_rank: self.pp_rank,
-            tp_rank: self.tp_rank,
-            ep_rank: self.ep_rank,
             draft: self.draft,
-            engine: tcp::NAME,
+            compatibility_fingerprint: self.compatibility_fingerprint.clone(),
+            structural_digest: self.structural_digest.clone(),
+            sharded_dp_rank: self.sharded_dp_rank,
         };
-        Ok(parts.build(&config.seed_key_separator)?)
+        Ok(identity.seed_key(config, tcp::NAME)?)
     }
 }
 

@@ -1,0 +1,135 @@
+"""For operators' scripts: what a planner knows, and what it can be told (its API v2)."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ._rfork import RForkError
+
+_MAX_ANSWER_BYTES = 16 << 20
+
+
+class PlannerError(RForkError):
+    """A planner that refused, or could not be asked."""
+
+    def __init__(self, text: str, *, status: int | None = None, code: str | None = None) -> None:
+        super().__init__(text)
+        self.status = status
+        """The HTTP status; ``None`` when there was no answer."""
+        self.code = code
+        """The problem's stable code, such as ``seed-not-found``; ``None`` when there is none."""
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+class PlannerClient:
+    """Asks one planner. Blocks; every request ends within ``timeout_sec`` of silence.
+
+    ``docs/openapi.json`` of the project describes the answers, which are given as they came.
+    """
+
+    def __init__(self, url: str, *, timeout_sec: float = 10.0) -> None:
+        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
+            raise PlannerError(f"the planner's URL must begin with http:// or https://, got {url!r}")
+        self._base = url.rstrip("/")
+        self._timeout_sec = timeout_sec
+        # No proxy of the environment's: a planner is inside the cluster.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+
+    def service(self) -> dict[str, Any]:
+        """What the planner is, and which APIs it speaks."""
+        return self._ask("GET", "/v2")
+
+    def ready(self) -> bool:
+        """Whether it can do its work now."""
+        try:
+            self._ask("GET", "/readyz")
+        except PlannerError as error:
+            if error.status is None:
+                raise
+            return False
+        return True
+
+    def seeds(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """All seeds that fit, page by page; ``seed_key=…`` and the other filters of ``GET /v2/seeds``."""
+        return self._pages("/v2/seeds", "seeds", filters)
+
+    def leases(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """All leases that live and fit."""
+        return self._pages("/v2/leases", "leases", filters)
+
+    def ended_leases(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """Leases that ended lately."""
+        return self._pages("/v2/leases/ended", "leases", filters)
+
+    def events(self, **filters: str) -> Iterator[dict[str, Any]]:
+        """What became of seeds lately."""
+        return self._pages("/v2/events", "events", filters)
+
+    def keys(self) -> Iterator[dict[str, Any]]:
+        """All keys, with how many seeds and leases each has."""
+        return self._pages("/v2/keys", "keys", {})
+
+    def drain(self, seed: str, seed_key: str) -> dict[str, Any]:
+        """Has a seed (``host:port:rank``) handed out no more while its memory is the same; its leases live on."""
+        return self._ask("POST", "/v2/seeds/drain", {"seed": seed, "seed_key": seed_key})
+
+    def deregister(self, seed: str, seed_key: str) -> dict[str, Any]:
+        """Removes a seed; one with leases goes with the last of them."""
+        return self._ask("POST", "/v2/seeds/deregister", {"seed": seed, "seed_key": seed_key})
+
+    def invalidate(self, seed_key: str, *, keep_content_id: str | None = None) -> dict[str, Any]:
+        """Weights were replaced under the same name: seeds of the old content are handed out no more."""
+        body = {"seed_key": seed_key}
+        if keep_content_id is not None:
+            body["keep_content_id"] = keep_content_id
+        return self._ask("POST", "/v2/keys/invalidate", body)
+
+    def explain(self, seed_key: str, **requester: Any) -> dict[str, Any]:
+        """For each seed of a key, whether a worker would be given it now, and why (not)."""
+        return self._ask("POST", "/v2/explain", {"seed_key": seed_key, **requester})
+
+    def _pages(self, path: str, name: str, filters: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+        query = dict(filters)
+        while True:
+            page = self._ask("GET", f"{path}?{urllib.parse.urlencode(query)}" if query else path)
+            yield from page[name]
+            if page.get("next") is None:
+                return
+            query["after"] = page["next"]
+
+    def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        headers = {"Accept": "application/json"} | ({} if data is None else {"Content-Type": "application/json"})
+        request = urllib.request.Request(self._base + path, data=data, headers=headers, method=method)
+        try:
+            with self._opener.open(request, timeout=self._timeout_sec) as answer:
+                text = answer.read(_MAX_ANSWER_BYTES + 1)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _refusal(method, path, error.code, error.read(_MAX_ANSWER_BYTES)) from None
+        except OSError as error:
+            raise PlannerError(f"{self._base} does not answer: {error}") from error
+        if len(text) > _MAX_ANSWER_BYTES:
+            raise PlannerError(f"{method} {path}: the answer is longer than {_MAX_ANSWER_BYTES} bytes")
+        try:
+            return json.loads(text)
+        except ValueError as error:
+            raise PlannerError(f"{method} {path}: {self._base} is no planner: {error}") from error
+
+
+def _refusal(method: str, path: str, status: int, text: bytes) -> PlannerError:
+    try:
+        problem = json.loads(text)
+        told, code = problem.get("detail") or problem.get("title"), problem.get("code")
+    except (ValueError, AttributeError):
+        told, code = text[:200].decode(errors="replace").strip(), None
+    return PlannerError(f"{method} {path}: {status} {told or ''}".rstrip(), status=status, code=code)

@@ -1,0 +1,235 @@
+"""One worker's life: load from a seed or from the fallback, then serve others."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+from . import _rfork
+
+Engine = Literal["auto", "tcp", "yuanrong"]
+
+
+class Tensor(NamedTuple):
+    """A tensor by its address, for memory that no Python object stands for.
+
+    Whoever passes one promises that the memory stays where it is until the session is closed.
+    """
+
+    address: int
+    """Where its first byte is, in this process or on the device."""
+    count: int
+    """How many elements it has."""
+    element_size: int
+    """Bytes of one element."""
+    shape: tuple[int, ...]
+    """Its dimensions; their product is ``count``."""
+    dtype: str
+    """The element type as torch names it, without ``torch.``: ``bfloat16``."""
+    device: str = "cpu"
+    """As torch names it: ``cpu``, ``npu:0``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a load is."""
+
+    phase: Literal["idle", "asking", "checking", "loading", "loaded", "failed"]
+    """What it is doing: asking the planner, checking a seed's tensors, having bytes flow."""
+    source: str | None
+    """The seed (``host:port:rank``) that is being checked or read; ``None`` for the fallback."""
+    held_bytes: int
+    """Bytes that are there and verified."""
+    total_bytes: int
+    """The bytes of all tensors."""
+    held_chunks: int
+    """Chunks that are there and verified."""
+    total_chunks: int
+    """All chunks: the tensors' bytes, cut into pieces of one size."""
+    bytes_per_sec: float
+    """Since this phase began."""
+
+
+class Share(NamedTuple):
+    """What one source gave."""
+
+    seed: str | None
+    """The seed; ``None`` for the fallback."""
+    bytes: int
+    """Bytes that it gave and that are there at the end."""
+    seconds: float
+    """How long it was read."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """A load that has ended well."""
+
+    total_bytes: int
+    """The bytes of all tensors."""
+    seconds: float
+    """From the first question to the last byte."""
+    seed: str | None
+    """The seed that gave most (``host:port:rank``); ``None`` when that was the fallback."""
+    bytes_from_seeds: int
+    """Bytes that came from other workers."""
+    shares: tuple[Share, ...]
+    """What each source gave, in the order in which they were asked."""
+    content_id: str | None
+    """A digest of all bytes and tensors, in hex; ``None`` if they came from a seed that has none, until they are
+    served."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether most bytes came from a seed."""
+        return self.seed is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What other workers are told of this one."""
+
+    identity: str
+    """As the planner knows it: ``host:port:rank``."""
+    url: str
+    """Where its metadata is."""
+
+
+def seed_key(config: Mapping[str, Any], identity: Mapping[str, Any], *, engine: Engine = "tcp") -> str:
+    """The key under which a worker of this identity is known to the planner.
+
+    Raises :class:`ConfigError` for a setting or a part that is missing or not known.
+    """
+    return _rfork.seed_key(_json(config, "config"), _json(identity, "identity"), engine)
+
+
+# Those that have something to be taken down when the interpreter ends.
+_open: weakref.WeakSet[Session] = weakref.WeakSet()
+
+
+class Session:
+    """One worker's life. A context manager: leaving the block closes it.
+
+    ``config``
+        The settings that RFork's users know, as in vLLM's ``--model-loader-extra-config``: ``model_url``,
+        ``model_deploy_strategy_name`` and ``rfork_scheduler_url`` at least, here or in the environment.
+    ``seed_key`` or ``identity``
+        Who holds the same weights: a ready key, or its parts beside model and deployment: ``tp_rank``, ``pp_rank``,
+        ``ep_rank``, ``node_rank``, ``kv_role``, ``draft``, ``compatibility_fingerprint``, ``structural_digest`` and
+        ``sharded_dp_rank``. A key that is built names its engine.
+    ``rank``, ``draft``
+        Under which rank it serves, and whether it is a draft model; by ``identity`` if that is given.
+    ``engine``
+        What moves the bytes: ``tcp`` for host memory, ``yuanrong`` for Ascend NPUs, ``auto`` for what the tensors need.
+    ``shared``
+        Names of tensors that a draft model shares with its target, which is loaded already: seeds may lack them.
+
+    Threads are started at the first load. After a fork the session stays the parent's: the child can make its own.
+    Methods may be called from any thread, one at a time.
+
+    Raises :class:`ConfigError`.
+    """
+
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        *,
+        seed_key: str | bytes | None = None,
+        identity: Mapping[str, Any] | None = None,
+        rank: int | None = None,
+        draft: bool = False,
+        engine: Engine = "auto",
+        shared: Iterable[str] = (),
+    ) -> None:
+        self._native = _rfork.Session(
+            _json(config, "config"),
+            seed_key.encode() if isinstance(seed_key, str) else seed_key,
+            None if identity is None else _json(identity, "identity"),
+            rank,
+            draft,
+            engine,
+            list(shared),
+        )
+
+    def load(
+        self,
+        tensors: Mapping[str, Any],
+        *,
+        fallback: str | os.PathLike[str] | Callable[[], object] | None = None,
+        progress: Callable[[Progress], object] | None = None,
+    ) -> LoadReport:
+        """Fills the tensors with a seed's bytes, or with the fallback's if there is no seed; once in a session.
+
+        ``tensors``
+            By name; each a :class:`Tensor`, or an object with torch's methods, the buffer protocol or DLPack. All of
+            them are contiguous and writable, and share no memory. Those without elements are left out. Nobody else may
+            write to them while this runs, nor while the session is open and serves them; they must not be resized.
+        ``fallback``
+            A model in safetensors (a file, or a directory) that has exactly these tensors; or a function without
+            arguments that fills all of them itself, called in this thread; or ``None``: no seed is an error then.
+        ``progress``
+            Called in this thread about ten times a second while something changes.
+
+        Waits without the GIL. Ctrl-C, or whatever a callback raises, ends the load and comes through when nobody
+        writes to the tensors any more. Raises :class:`TensorError` with the tensor's name, before anything is read;
+        :class:`EngineUnavailableError`; :class:`LoadError`. After any of these the tensors are the caller's again,
+        with whatever bytes, for a loader of its own.
+        """
+        path = None if fallback is None or callable(fallback) else os.fspath(fallback)
+        told = None if progress is None else lambda seen: progress(Progress(**seen))
+        _open.add(self)
+        report = self._native.load(list(tensors.items()), path, fallback if callable(fallback) else None, told)
+        report["shares"] = tuple(Share(*share) for share in report["shares"])
+        return LoadReport(**report)
+
+    def serve(self) -> Serving:
+        """Lets other workers fork these weights until the session is closed; after a load, once.
+
+        Returns when the planner knows of it, or could not be told; it is then told again and again, on a thread that
+        needs no GIL. Raises :class:`ServeError`; the weights stay loaded then.
+        """
+        return Serving(**self._native.serve())
+
+    def close(self) -> None:
+        """Withdraws the seed, waits for its readers (bounded), and gives the tensors' memory back.
+
+        A second time, or in a forked child, it does nothing. Sessions that are open when the interpreter ends are
+        closed then.
+        """
+        self._native.close()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it was closed."""
+        return self._native.closed
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _json(value: Mapping[str, Any], what: str) -> str:
+    try:
+        return json.dumps(dict(value))
+    except (TypeError, ValueError) as error:
+        raise _rfork.ConfigError(f"{what} must be a mapping that JSON can express: {error}") from error
+
+
+@atexit.register
+def _close_all() -> None:
+    for session in list(_open):
+        # One that another thread is using ends with the process.
+        try:
+            session.close()
+        except _rfork.RForkError:
+            pass

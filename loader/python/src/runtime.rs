@@ -1,0 +1,51 @@
+//! The threads that loads and services run on: started at the first use, once in a process.
+//!
+//! After a fork only the thread that forked is there. A child therefore starts threads of its own when it uses rfork,
+//! and leaves its parent's runtime alone: dropping it would wait for threads that do not exist.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::EnvFilter;
+
+use crate::errors::RForkError;
+
+/// As many as serve: readers of a seed are few, and the system does most of the work.
+const THREADS: usize = 4;
+/// Names what is logged, in the syntax of `tracing`'s `EnvFilter`.
+const LOG: &str = "RFORK_LOG";
+
+/// The runtime, and the process that started it. Locked only with the GIL and never while it is given up, so that no
+/// other thread can hold the lock when a thread forks.
+static RUNTIME: Mutex<Option<(u32, Arc<Runtime>)>> = Mutex::new(None);
+
+/// This process's runtime.
+///
+/// # Errors
+/// `RForkError` when the system gives no threads.
+pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
+    let mut known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let process = std::process::id();
+    if let Some((of, runtime)) = known.as_ref()
+        && *of == process
+    {
+        return Ok(runtime.clone());
+    }
+    log();
+    let runtime =
+        Builder::new_multi_thread().worker_threads(THREADS).thread_name("rfork").enable_all().build();
+    let runtime =
+        Arc::new(runtime.map_err(|error| RForkError::new_err(format!("rfork has no threads: {error}")))?);
+    if let Some(parents) = known.replace((process, runtime.clone())) {
+        std::mem::forget(parents);
+    }
+    Ok(runtime)
+}
+
+/// What happens is told on standard error, warnings alone unless `RFORK_LOG` says otherwise. A program that has
+/// arranged for it already is left to itself.
+fn log() {
+    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+}

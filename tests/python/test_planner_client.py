@@ -1,0 +1,52 @@
+"""What operators' scripts ask a planner."""
+
+import socket
+
+import numpy
+import pytest
+import rfork
+
+
+def test_it_lists_explains_drains_and_invalidates(planner):
+    client = rfork.PlannerClient(planner.url + "/")
+    assert client.service()["service"] == "rfork-planner" and client.ready()
+    with rfork.Session(planner.config(), identity={}) as session:
+        session.load({"w": numpy.zeros(9)}, fallback=lambda: None)
+        seed = session.serve().identity
+        [entry] = client.seeds()
+        key = entry["seed_key"]
+        assert [one["seed_key"] for one in client.keys()] == [key]
+        assert list(client.seeds(seed_key="other")) == [] == list(client.leases())
+        assert client.explain(key)["grant"] == seed
+        client.drain(seed, key)
+        assert client.explain(key)["seeds"][0]["verdict"] == "draining"
+        assert "draining" in {event["kind"] for event in client.events()} | {entry["state"] for entry in client.seeds()}
+        assert client.invalidate(key)
+        client.deregister(seed, key)
+    assert list(client.ended_leases()) == []
+
+
+def test_pages_are_followed(planner):
+    with rfork.Session(planner.config(), identity={}) as one, rfork.Session(planner.config(), identity={"tp_rank": 1}) as other:
+        for session in (one, other):
+            session.load({"w": numpy.zeros(9)}, fallback=lambda: None)
+            session.serve()
+        assert len(list(rfork.PlannerClient(planner.url).seeds(limit="1"))) == 2
+
+
+def test_refusals_have_a_status_and_a_code(planner):
+    with pytest.raises(rfork.PlannerError) as refused:
+        rfork.PlannerClient(planner.url).drain("10.0.0.1:1:0", "k")
+    assert (refused.value.status, refused.value.code) == (404, "seed-not-found")
+    assert isinstance(refused.value, rfork.RForkError)
+
+
+def test_who_is_no_planner_is_told_so(planner):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        client = rfork.PlannerClient(f"http://127.0.0.1:{taken.getsockname()[1]}", timeout_sec=2)
+        with pytest.raises(rfork.PlannerError, match="does not answer") as raised:
+            client.ready()
+        assert raised.value.status is None
+    with pytest.raises(rfork.PlannerError, match="must begin with http"):
+        rfork.PlannerClient("planner:1223")

@@ -1,0 +1,86 @@
+"""Ends, forks and signals of the process that a session is in."""
+
+import signal
+
+import rfork
+
+SERVE = """
+    w = {"w": numpy.full(100_000, 7, numpy.float32)}
+    session = rfork.Session(config, identity={})
+    session.load(w, fallback=lambda: None)
+    session.serve()
+"""
+
+
+def live(planner) -> int:
+    return sum(seed["state"] == "live" for seed in rfork.PlannerClient(planner.url).seeds())
+
+
+def test_an_open_session_is_closed_when_the_interpreter_ends(planner, python):
+    process = python(SERVE + "    print('end', flush=True)\n")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (0, "end\n", "")
+    assert live(planner) == 0
+
+
+def test_a_session_that_nobody_has_any_more_ends(planner, python):
+    process = python(
+        SERVE
+        + """
+    import time
+    client = rfork.PlannerClient(config["rfork_scheduler_url"])
+    alive = lambda: any(seed["state"] == "live" for seed in client.seeds())
+    assert alive()
+    del session
+    while alive():
+        time.sleep(0.01)
+    """
+    )
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_a_forked_child_leaves_its_parent_s_session_alone_and_can_have_its_own(planner, python):
+    process = python(
+        SERVE
+        + """
+    child = os.fork()
+    if child == 0:
+        try:
+            session.close()
+            session.serve()
+        except rfork.SessionError as error:
+            assert "belongs to process" in str(error), error
+        own = {"w": numpy.zeros(100_000, numpy.float32)}
+        with rfork.Session(config, identity={}) as other:
+            assert other.load(own).forked
+        assert (own["w"] == 7).all()
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    del child
+    again = {"w": numpy.zeros(100_000, numpy.float32)}
+    with rfork.Session(config, identity={}) as other:
+        assert other.load(again).forked, "the parent still serves"
+    """
+    )
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+
+
+def test_ctrl_c_ends_a_load_that_waits(planner, python):
+    process = python(
+        """
+        config["rfork_seed_wait_sec"] = 300
+        w = {"w": numpy.zeros(100, numpy.float32)}
+        told = lambda now: now.phase == "asking" and print("asking", flush=True)
+        with rfork.Session(config, identity={}) as session:
+            try:
+                session.load(w, progress=told)
+            except KeyboardInterrupt:
+                print("interrupted", flush=True)
+        """
+    )
+    assert process.stdout.readline() == "asking\n", process.communicate()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out.replace("asking\n", ""), err) == (0, "interrupted\n", "")

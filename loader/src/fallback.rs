@@ -25,6 +25,8 @@ pub struct FillRequest {
     pub chunks: ChunkSet,
     /// What their digests must be, when other chunks came from a seed.
     pub expected: Option<ChunkDigests>,
+    /// Whether a seed's bytes may have been written where chunks are missing.
+    pub touched: bool,
     /// Grows as bytes become held, for progress.
     pub filled_bytes: Arc<AtomicU64>,
     /// Ends it early.
@@ -104,12 +106,13 @@ impl Fallback for Arc<Checkpoint> {
 /// An inference engine's own loader, which writes all tensors itself.
 #[async_trait]
 pub trait Reload: Send + Sync {
-    /// Writes every tensor of the memory that is being loaded. Nobody else reads or writes there meanwhile, and when
-    /// this returns, or its future is dropped, it must write no more.
+    /// Writes every tensor of the memory that is being loaded; `touched` says whether a seed that failed may have
+    /// written there. Nobody else reads or writes there meanwhile, and when this returns, or its future is dropped, it
+    /// must write no more.
     ///
     /// # Errors
     /// Why it cannot. What it has written until then counts for nothing.
-    async fn reload(&self) -> Result<(), Box<dyn Error + Send + Sync>>;
+    async fn reload(&self, touched: bool) -> Result<(), Box<dyn Error + Send + Sync>>;
 }
 
 /// A [`Reload`] as a fallback: its bytes are digested once they are there, and are then as good as any.
@@ -127,7 +130,7 @@ impl<R: Reload> Fallback for Whole<R> {
         let Some(writers) = request.memory.begin_write_all() else {
             return Err(FallbackError::Crashed("a part of the memory is held or in use".into()));
         };
-        self.0.reload().await.map_err(FallbackError::Reload)?;
+        self.0.reload(request.touched).await.map_err(FallbackError::Reload)?;
         let filled_bytes = request.filled_bytes.clone();
         let digesting = tokio::task::spawn_blocking(move || {
             let one = |mut writer: ChunkWriter| {
@@ -143,6 +146,17 @@ impl<R: Reload> Fallback for Whole<R> {
             writers.into_iter().map(one).collect()
         });
         digesting.await.unwrap_or_else(|join| Err(FallbackError::Crashed(join.to_string())))
+    }
+}
+
+/// Weights that are in place already.
+#[derive(Debug, Clone, Copy)]
+pub struct InPlace;
+
+#[async_trait]
+impl Reload for InPlace {
+    async fn reload(&self, _: bool) -> Result<(), Box<dyn Error + Send + Sync>> {
+        Ok(())
     }
 }
 
@@ -177,7 +191,7 @@ mod tests {
 
     #[async_trait]
     impl Reload for Engine {
-        async fn reload(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+        async fn reload(&self, _: bool) -> Result<(), Box<dyn Error + Send + Sync>> {
             let taken = self.memory.begin_write(0).is_none() && self.memory.begin_read(0).is_none();
             self.alone.store(taken, Ordering::SeqCst);
             if self.fails { Err("no such file".into()) } else { Ok(()) }
@@ -191,6 +205,7 @@ mod tests {
             memory: memory.clone(),
             chunks: memory.missing(),
             expected: None,
+            touched: false,
             filled_bytes: Arc::default(),
             cancel: CancellationToken::new(),
         };

@@ -208,6 +208,33 @@ def test_others_run_while_a_load_waits(planner):
     assert_equal(second, weights(7))
 
 
+def test_what_is_loaded_already_is_adopted_and_served(planner):
+    tensors, forked = weights(9), weights()
+    with rfork.Session(planner.config(), identity=RANK_0) as seed, rfork.Session(planner.config(), identity=RANK_0) as worker:
+        report = seed.adopt(tensors)
+        assert not report.forked and report.total_bytes == sum(tensor.nbytes for tensor in tensors.values())
+        seed.serve(verify=True)
+        assert worker.load(forked).content_id == report.content_id
+    assert_equal(forked, weights(9))
+
+
+def test_weights_that_changed_after_the_load_are_not_served(planner):
+    tensors = weights(9)
+    with rfork.Session(planner.config(), identity=RANK_0) as session:
+        session.adopt(tensors)
+        tensors["norm"][3] += 1
+        with pytest.raises(rfork.ServeError, match="have changed since they were loaded"):
+            session.serve(verify=True)
+    assert list(rfork.PlannerClient(planner.url).seeds()) == []
+
+
+def test_a_fallback_knows_whether_a_seed_has_written(planner):
+    touched = []
+    with rfork.Session(planner.config(), identity=RANK_0) as session:
+        session.load(weights(), fallback=lambda: touched.append(session.touched))
+    assert touched == [False]
+
+
 def test_a_session_is_used_by_one_at_a_time_and_closes_twice(planner):
     session = rfork.Session(planner.config(), identity=RANK_0)
     tensors = weights()

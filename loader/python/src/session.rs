@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use rfork_loader::config::Config;
+use rfork_loader::engine::memory::WeightMemory;
 use rfork_loader::engine::tcp;
 use rfork_loader::fallback::{Fallback, NoFallback, Whole};
 use rfork_loader::identity::Identity;
@@ -100,8 +101,12 @@ pub(crate) struct Session {
     stage: Mutex<Stage>,
 }
 
-/// What a load, or a part of a life, comes back with.
+/// What a load, or another part of a life, comes back with.
 type Outcome<T, E> = (Box<loader::Session>, Result<T, E>);
+/// What the end of a load is: no session, or one that has loaded or failed to.
+type Loaded = Result<Outcome<LoadReport, loader::LoadError>, loader::SessionError>;
+
+const LOADS_ONCE: &str = "a session loads once; make another one";
 
 #[pymethods]
 impl Session {
@@ -151,10 +156,7 @@ impl Session {
         reload: Option<&Bound<'py, PyAny>>,
         progress: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Report> {
-        let tensors = Tensors::of(tensors)?;
-        let engine = self.engine.for_tensors(tensors.elsewhere.as_ref())?;
-        let key = self.key.key(&self.config, engine)?;
-        let (manifest, memory) = tensors.into_memory()?;
+        let (worker, manifest, memory) = self.prepare(tensors)?;
         let runtime = runtime::get(py)?;
         let (tell, mut told) = channel();
         let fallback: Box<dyn Fallback> = match (path, reload) {
@@ -162,8 +164,7 @@ impl Session {
             (None, Some(_)) => Box::new(Whole(CallerLoads(tell.clone()))),
             (None, None) => Box::new(NoFallback),
         };
-        self.begin(|stage| matches!(stage, Stage::Idle), "a session loads once; make another one")?;
-        let worker = Worker { key, rank: self.rank, draft: self.draft, tolerance: self.tolerance.clone() };
+        self.begin(|stage| matches!(stage, Stage::Idle), LOADS_ONCE)?;
         let (config, cancel) = (self.config.clone(), CancellationToken::new());
         let (watching, watched) = channel();
         let stop = cancel.clone();
@@ -191,30 +192,31 @@ impl Session {
         });
         let progress = telling.as_mut().map(|telling| telling as &mut dyn FnMut() -> PyResult<()>);
         let callbacks = Callbacks { reload, progress, cancel: Some(&cancel) };
-        let (result, raised) = match wait(py, &mut told, callbacks) {
-            Ok(waited) => waited,
-            Err(error) => {
-                self.end(Stage::Closed);
-                return Err(error);
-            }
-        };
-        let (session, loaded) = match result {
-            Ok(result) => result,
-            Err(error) => {
-                self.end(Stage::Idle);
-                return Err(raised.unwrap_or_else(|| errors::config(error.to_string())));
-            }
-        };
-        self.end(Stage::Open(session));
-        match (raised, loaded) {
-            (Some(error), _) => Err(error),
-            (None, Ok(report)) => Ok(Report::of(&report)),
-            (None, Err(error)) => Err(errors::load(error.to_string())),
-        }
+        let waited = wait(py, &mut told, callbacks);
+        self.loaded(waited)
+    }
+
+    /// Takes over tensors that are loaded, and gives a dict for `rfork.LoadReport`.
+    fn adopt(&self, py: Python<'_>, tensors: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Report> {
+        let (worker, manifest, memory) = self.prepare(tensors)?;
+        let runtime = runtime::get(py)?;
+        self.begin(|stage| matches!(stage, Stage::Idle), LOADS_ONCE)?;
+        let (tell, mut told) = channel();
+        let config = self.config.clone();
+        runtime.spawn(async move {
+            let mut session = match loader::Session::over_tcp(config, worker).await {
+                Ok(session) => Box::new(session),
+                Err(error) => return drop(tell.send(Message::Done(Err(error)))),
+            };
+            let adopted = session.adopt(&manifest, memory).await;
+            drop(tell.send(Message::Done(Ok((session, adopted)))));
+        });
+        let waited = wait(py, &mut told, Callbacks { reload: None, progress: None, cancel: None });
+        self.loaded(waited)
     }
 
     /// Serves, and gives a dict for `rfork.Serving`.
-    fn serve(&self, py: Python<'_>) -> PyResult<Served> {
+    fn serve(&self, py: Python<'_>, verify: bool) -> PyResult<Served> {
         let Stage::Open(mut session) =
             self.begin(|stage| matches!(stage, Stage::Open(_)), "a session serves after it has loaded")?
         else {
@@ -222,7 +224,11 @@ impl Session {
         };
         let (tell, mut told) = channel();
         runtime::get(py)?.spawn(async move {
-            let serving = session.serve().await;
+            let fit = if verify { session.verify().await } else { Ok(()) };
+            let serving = match fit {
+                Ok(()) => session.serve().await,
+                Err(error) => Err(error),
+            };
             drop(tell.send(Message::Done((session, serving))));
         });
         let (outcome, raised) = self.until_end(py, &mut told)?;
@@ -261,6 +267,37 @@ impl Session {
 }
 
 impl Session {
+    /// Who this worker is, and the memory that it is about.
+    fn prepare(
+        &self,
+        tensors: Vec<(String, Bound<'_, PyAny>)>,
+    ) -> PyResult<(Worker, Manifest, Arc<WeightMemory>)> {
+        let tensors = Tensors::of(tensors)?;
+        let engine = self.engine.for_tensors(tensors.elsewhere.as_ref())?;
+        let key = self.key.key(&self.config, engine)?;
+        let (manifest, memory) = tensors.into_memory()?;
+        let worker = Worker { key, rank: self.rank, draft: self.draft, tolerance: self.tolerance.clone() };
+        Ok((worker, manifest, memory))
+    }
+
+    /// Ends a load, whatever came of it.
+    fn loaded(&self, waited: PyResult<(Loaded, Option<PyErr>)>) -> PyResult<Report> {
+        let (result, raised) = waited.inspect_err(|_| self.end(Stage::Closed))?;
+        let (session, loaded) = match result {
+            Ok(result) => result,
+            Err(error) => {
+                self.end(Stage::Idle);
+                return Err(raised.unwrap_or_else(|| errors::config(error.to_string())));
+            }
+        };
+        self.end(Stage::Open(session));
+        match (raised, loaded) {
+            (Some(error), _) => Err(error),
+            (None, Ok(report)) => Ok(Report::of(&report)),
+            (None, Err(error)) => Err(errors::load(error.to_string())),
+        }
+    }
+
     /// Takes the stage if it is one that `fits`; it is busy until [`Session::end`].
     fn begin(&self, fits: impl FnOnce(&Stage) -> bool, otherwise: &str) -> PyResult<Stage> {
         if self.process != std::process::id() {

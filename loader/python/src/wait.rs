@@ -18,7 +18,12 @@ const TURN: Duration = Duration::from_millis(100);
 /// What the runtime tells the thread that waits.
 pub(crate) enum Message<T> {
     /// The caller's own loader is to load, and its end is to be told.
-    Reload(oneshot::Sender<Result<(), String>>),
+    Reload {
+        /// Whether a seed may have written to the tensors.
+        touched: bool,
+        /// Where its end is told.
+        ended: oneshot::Sender<Result<(), String>>,
+    },
     /// It is over.
     Done(T),
 }
@@ -28,9 +33,9 @@ pub(crate) struct CallerLoads<T>(pub(crate) Sender<Message<T>>);
 
 #[async_trait]
 impl<T: Send + 'static> Reload for CallerLoads<T> {
-    async fn reload(&self) -> Result<(), Box<dyn Error + Send + Sync>> {
+    async fn reload(&self, touched: bool) -> Result<(), Box<dyn Error + Send + Sync>> {
         let (ended, end) = oneshot::channel();
-        self.0.send(Message::Reload(ended)).map_err(|_| "nobody waits for the load")?;
+        self.0.send(Message::Reload { touched, ended }).map_err(|_| "nobody waits for the load")?;
         // The thread that waits is in that loader, and tells its end before it goes on to anything else.
         end.await.map_err(|_| "nobody waits for the load")?.map_err(Into::into)
     }
@@ -72,9 +77,9 @@ pub(crate) fn wait<T: Send>(
         let listening = &mut *messages;
         match py.detach(move || listening.recv_timeout(TURN)) {
             Ok(Message::Done(result)) => return Ok((result, raised)),
-            Ok(Message::Reload(ended)) => {
+            Ok(Message::Reload { touched, ended }) => {
                 let result = match callbacks.reload {
-                    Some(reload) => reload.call0().map(drop),
+                    Some(reload) => reload.call1((touched,)).map(drop),
                     None => Ok(()),
                 };
                 let told = result.as_ref().map_err(ToString::to_string).copied();

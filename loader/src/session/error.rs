@@ -61,6 +61,9 @@ pub enum ServeError {
     /// The metadata service does not start.
     #[error(transparent)]
     Service(#[from] SeedServiceError),
+    /// Somebody wrote to the weights after they were loaded.
+    #[error("the weights' bytes have changed since they were loaded: they are not served")]
+    Changed,
     /// There is nothing to serve, or it is being served already.
     #[error("a session serves once, after it has loaded")]
     NotLoaded,

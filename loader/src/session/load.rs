@@ -58,6 +58,8 @@ pub(super) struct Load<'a> {
     backoff: Backoff,
     shares: Vec<Share>,
     storage_error: Option<FallbackError>,
+    /// Whether a seed's bytes may have been written.
+    touched: bool,
 }
 
 impl<'a> Load<'a> {
@@ -88,19 +90,20 @@ impl<'a> Load<'a> {
             backoff: Backoff::new(FIRST_PAUSE, LONGEST_PAUSE),
             shares: Vec::new(),
             storage_error: None,
+            touched: false,
         }
     }
 
-    /// Goes from state to state until the weights are loaded; gives what each source gave.
-    pub(super) async fn run(mut self) -> Result<Vec<Share>, LoadError> {
-        let result = self.go().await;
+    /// Goes from state to state until the weights are loaded, beginning with `event`; gives what each source gave.
+    pub(super) async fn run(mut self, event: Event) -> Result<Vec<Share>, LoadError> {
+        let result = self.go(event).await;
         self.reporter.phase(if result.is_ok() { Phase::Loaded } else { Phase::Failed });
         result.map(|()| self.shares)
     }
 
-    async fn go(&mut self) -> Result<(), LoadError> {
+    async fn go(&mut self, mut event: Event) -> Result<(), LoadError> {
         let limits = Limits { fallback: self.fallback.fills(), ..LIMITS };
-        let (mut state, mut event) = (State::Idle, Event::Begin);
+        let mut state = State::Idle;
         loop {
             let (next, actions) = step(state, event, limits);
             state = next;
@@ -287,6 +290,7 @@ impl<'a> Load<'a> {
         if let Some(content) = content {
             self.memory.set_content(content.clone());
         }
+        self.touched = true;
         let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
         let stop = self.cancel.child_token();
         let request = ReadRequest {
@@ -352,6 +356,7 @@ impl<'a> Load<'a> {
             memory: self.memory.clone(),
             chunks: self.memory.missing(),
             expected,
+            touched: self.touched,
             filled_bytes: Arc::default(),
             cancel: self.cancel.clone(),
         };

@@ -24,7 +24,7 @@ use crate::digest::{DigestAlgorithm, of_memory};
 use crate::engine::memory::{Content, WeightMemory};
 use crate::engine::tcp::{TcpEngine, TcpOptions};
 use crate::engine::{EngineError, TransferEngine};
-use crate::fallback::{Fallback, Fills};
+use crate::fallback::{Fallback, Fills, InPlace, Whole};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Releases;
 use crate::planner_client::{Advert, PlannerClient};
@@ -186,6 +186,29 @@ impl Session {
         fallback: &dyn Fallback,
         cancel: &CancellationToken,
     ) -> Result<LoadReport, LoadError> {
+        self.begin(Event::Begin, manifest, memory, fallback, cancel).await
+    }
+
+    /// Takes over weights that the caller has loaded into `memory`, to serve them; no planner is asked.
+    ///
+    /// # Errors
+    /// [`LoadError`].
+    pub async fn adopt(
+        &mut self,
+        manifest: &Manifest,
+        memory: Arc<WeightMemory>,
+    ) -> Result<LoadReport, LoadError> {
+        self.begin(Event::Adopt, manifest, memory, &Whole(InPlace), &CancellationToken::new()).await
+    }
+
+    async fn begin(
+        &mut self,
+        event: Event,
+        manifest: &Manifest,
+        memory: Arc<WeightMemory>,
+        fallback: &dyn Fallback,
+        cancel: &CancellationToken,
+    ) -> Result<LoadReport, LoadError> {
         if self.state != State::Idle {
             return Err(LoadError::NotIdle);
         }
@@ -194,7 +217,7 @@ impl Session {
         // Until it is loaded: a load that fails, or whose future is dropped, is not repeated.
         self.state = State::Failed;
         let begun = Instant::now();
-        let shares = match Load::new(self, &manifest, &memory, fallback, cancel).run().await {
+        let shares = match Load::new(self, &manifest, &memory, fallback, cancel).run(event).await {
             Ok(shares) => shares,
             Err(error) => {
                 // The memory is its owner's again.
@@ -210,6 +233,22 @@ impl Session {
             LoadReport { bytes: memory.plan().total_bytes(), duration: begun.elapsed(), shares, content };
         self.model = Some(Model { manifest, memory });
         Ok(report)
+    }
+
+    /// Makes sure that nobody has written to the weights since they were loaded. An inference engine that transforms
+    /// them in place must not serve what it made of them under the name of what it loaded.
+    ///
+    /// # Errors
+    /// [`ServeError::Changed`], and [`ServeError::NotLoaded`].
+    pub async fn verify(&self) -> Result<(), ServeError> {
+        let model = self.model.as_ref().ok_or(ServeError::NotLoaded)?;
+        let Some(known) = model.memory.content() else { return Ok(()) };
+        let memory = model.memory.clone();
+        let digesting = tokio::task::spawn_blocking(move || of_memory(&memory, DigestAlgorithm::default()));
+        match digesting.await {
+            Ok(Some(now)) if now == known.chunks => Ok(()),
+            _ => Err(ServeError::Changed),
+        }
     }
 
     /// Serves what was loaded: other workers may fork from this one until it is closed. Returns once the planner

@@ -15,7 +15,8 @@
 //!                                  OtherBytes, once only └─┘ └▶ StorageFailed: Failed
 //! ```
 //!
-//! `Stop` is taken in every state. What is held stays held across all of this; only [`Action::StartOver`]
+//! `Adopt` leads from `Idle` to `Filling` at once, with a fallback that finds everything in place. `Stop` is taken in
+//! every state. What is held stays held across all of this; only [`Action::StartOver`]
 //! drops it: before a source of another content, and before a fallback that can only reload the whole. The driver ([`super`]) performs the actions in order and feeds back one event for the last of
 //! them that has an outcome.
 
@@ -111,6 +112,8 @@ pub enum Filling {
 pub enum Event {
     /// The caller wants the weights.
     Begin,
+    /// The caller has loaded them, and only hands them over.
+    Adopt,
     /// The planner granted a seed.
     Granted,
     /// There is no usable seed, or no planner; `may_wait` while the time to wait for one lasts.
@@ -186,6 +189,7 @@ pub fn step(state: State, event: Event, limits: Limits) -> Step {
         (_, E::Stop) => (S::Stopped, vec![A::Release, A::TakeDown]),
 
         (S::Idle, E::Begin) => (S::Asking(Tried::default()), vec![A::Ask]),
+        (S::Idle, E::Adopt) => fill(Tried::default(), vec![], limits),
 
         (S::Asking(tried), E::Granted) => (S::Checking(tried), vec![A::Check]),
         (S::Asking(tried), E::NoSeed { may_wait: true }) => (S::Waiting(tried), vec![A::Pause]),
@@ -333,6 +337,12 @@ mod tests {
     }
 
     #[test]
+    fn what_is_adopted_is_filled_without_a_question() {
+        let (state, actions) = run(&[Event::Adopt, Event::AllHeld]);
+        assert_eq!((state, actions), (State::Loaded, vec![Action::Fill(Filling::All)]));
+    }
+
+    #[test]
     fn another_content_starts_over() {
         let (_, actions) = run(&[
             Event::Begin,
@@ -378,6 +388,7 @@ mod tests {
     fn events() -> impl Strategy<Value = Event> {
         prop_oneof![
             Just(Event::Begin),
+            Just(Event::Adopt),
             Just(Event::Granted),
             any::<bool>().prop_map(|may_wait| Event::NoSeed { may_wait }),
             Just(Event::PauseOver),

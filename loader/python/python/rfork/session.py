@@ -156,6 +156,7 @@ class Session:
             engine,
             list(shared),
         )
+        self._touched = False
 
     def load(
         self,
@@ -181,20 +182,42 @@ class Session:
         :class:`EngineUnavailableError`; :class:`LoadError`. After any of these the tensors are the caller's again,
         with whatever bytes, for a loader of its own.
         """
-        path = None if fallback is None or callable(fallback) else os.fspath(fallback)
+        path, reload = None, None
+        if callable(fallback):
+
+            def reload(touched: bool) -> None:
+                self._touched = touched
+                fallback()
+
+        elif fallback is not None:
+            path = os.fspath(fallback)
         told = None if progress is None else lambda seen: progress(Progress(**seen))
         _open.add(self)
-        report = self._native.load(list(tensors.items()), path, fallback if callable(fallback) else None, told)
-        report["shares"] = tuple(Share(*share) for share in report["shares"])
-        return LoadReport(**report)
+        return _report(self._native.load(list(tensors.items()), path, reload, told))
 
-    def serve(self) -> Serving:
+    @property
+    def touched(self) -> bool:
+        """For a fallback that is being called: whether a seed that failed may have written to the tensors."""
+        return self._touched
+
+    def adopt(self, tensors: Mapping[str, Any]) -> LoadReport:
+        """Takes over tensors that the caller has loaded, to serve them; instead of :meth:`load`.
+
+        They are as for :meth:`load`. No planner is asked. Raises as :meth:`load` does.
+        """
+        _open.add(self)
+        return _report(self._native.adopt(list(tensors.items())))
+
+    def serve(self, *, verify: bool = False) -> Serving:
         """Lets other workers fork these weights until the session is closed; after a load, once.
+
+        ``verify``
+            First make sure that the bytes are what was loaded: for engines that may transform weights in place.
 
         Returns when the planner knows of it, or could not be told; it is then told again and again, on a thread that
         needs no GIL. Raises :class:`ServeError`; the weights stay loaded then.
         """
-        return Serving(**self._native.serve())
+        return Serving(**self._native.serve(verify))
 
     def close(self) -> None:
         """Withdraws the seed, waits for its readers (bounded), and gives the tensors' memory back.
@@ -216,6 +239,11 @@ class Session:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _report(told: dict[str, Any]) -> LoadReport:
+    told["shares"] = tuple(Share(*share) for share in told["shares"])
+    return LoadReport(**told)
 
 
 def _json(value: Mapping[str, Any], what: str) -> str:

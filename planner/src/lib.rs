@@ -97,6 +97,12 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         policy = %settings.alloc_policy,
         "the planner listens"
     );
+    if settings.heartbeat_interval >= settings.heartbeat_ttl {
+        tracing::warn!(
+            "--heartbeat-interval-sec is not less than --heartbeat-ttl-sec: a seed that sends its heartbeats so often is \
+             silent in between, and none is asked whether it lives"
+        );
+    }
     let heartbeats = Arc::new(heartbeats::Heartbeats::new(settings.heartbeat_ttl));
     let (writer, writing) = allocate::Writer::start(store.clone(), heartbeats.clone(), REQUEST_DEADLINE);
     // These two end after the requests do, so that no heartbeat that was answered is lost.

@@ -70,16 +70,6 @@ impl From<CancellationToken> for Stop {
     }
 }
 
-/// A token that SIGTERM or Ctrl-C cancels. A second signal ends the process at once, for people in a hurry.
-///
-/// # Errors
-/// When the system does not let the process receive signals.
-pub fn on_signal() -> std::io::Result<CancellationToken> {
-    let token = CancellationToken::new();
-    obey(Stop::from(token.clone()))?;
-    Ok(token)
-}
-
 /// Takes one step of `stop` a signal; the signal after the last step ends the process.
 fn obey(stop: Stop) -> std::io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

@@ -1,7 +1,11 @@
 """Ends, forks and signals of the process that a session is in."""
 
+import json
 import signal
+import subprocess
+import sys
 
+import numpy
 import rfork
 
 SERVE = """
@@ -84,3 +88,35 @@ def test_ctrl_c_ends_a_load_that_waits(planner, python):
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out.replace("asking\n", ""), err) == (0, "interrupted\n", "")
+
+
+def test_the_command_is_in_the_package_without_a_planner(planner):
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "rfork", *arguments], capture_output=True, text=True, timeout=60)
+
+    help_text = run("--help").stdout
+    assert "worker" in help_text and "inspect" in help_text and "planner:" not in help_text and "demo" not in help_text
+    with rfork.Session(planner.config(), identity={}) as session:
+        session.load({"w": numpy.zeros(9)}, fallback=lambda: None)
+        serving = session.serve()
+        shown = run("inspect", "planner", planner.url)
+        assert (shown.returncode, shown.stderr) == (0, "") and serving.identity in shown.stdout
+        key = rfork.seed_key(planner.config(), {})
+        assert serving.identity in run("explain", "--planner", planner.url, "--seed-key", key).stdout
+    unknown = run("worker", "--nonsense")
+    assert unknown.returncode == 2 and "--nonsense" in unknown.stderr
+
+
+def test_ctrl_c_ends_the_command(planner, tmp_path):
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    model = tmp_path / "model.safetensors"
+    model.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    settings = [f"--{name.replace('_', '-')}={value}" for name, value in planner.config().items()]
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "rfork", "worker", "--model", str(model), *settings], stderr=subprocess.PIPE, text=True
+    )
+    assert any("serving" in line for line in worker.stderr)
+    worker.send_signal(signal.SIGINT)
+    worker.communicate(timeout=60)
+    assert worker.returncode == 0
+    assert live(planner) == 0

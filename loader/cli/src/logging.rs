@@ -3,10 +3,13 @@
 use std::io::IsTerminal;
 
 use clap::{Args, ValueEnum};
+#[cfg(feature = "planner")]
 use rfork_planner::telemetry::Exporter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer, fmt};
+
+use crate::Command;
 
 /// What is logged, and how.
 #[derive(Debug, Args)]
@@ -32,8 +35,44 @@ fn filter(text: &str) -> Result<String, String> {
     EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
+/// Where traces go, if anywhere: a planner may export them.
+pub(crate) struct Traces {
+    #[cfg(feature = "planner")]
+    exporter: Option<Exporter>,
+}
+
+// Only planners have any.
+#[cfg_attr(not(feature = "planner"), allow(clippy::unused_async, clippy::unnecessary_wraps))]
+impl Traces {
+    /// As the command wants it.
+    ///
+    /// # Errors
+    /// When they cannot be exported, in words for people.
+    pub(crate) fn of(command: &Command) -> Result<Self, String> {
+        #[cfg(feature = "planner")]
+        let exporter = match command {
+            Command::Planner(args) => args.exporter().map_err(|error| error.to_string())?,
+            _ => None,
+        };
+        #[cfg(not(feature = "planner"))]
+        let _ = command;
+        Ok(Self {
+            #[cfg(feature = "planner")]
+            exporter,
+        })
+    }
+
+    /// Exports what is left. Bounded.
+    pub(crate) async fn finish(self) {
+        #[cfg(feature = "planner")]
+        if let Some(exporter) = self.exporter {
+            exporter.finish().await;
+        }
+    }
+}
+
 /// Sets logging up for the whole process, and traces, if they are exported.
-pub(crate) fn init(args: &LoggingArgs, exporter: Option<&Exporter>) {
+pub(crate) fn init(args: &LoggingArgs, traces: &Traces) {
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
@@ -43,8 +82,10 @@ pub(crate) fn init(args: &LoggingArgs, exporter: Option<&Exporter>) {
         // The list ends with the current one.
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
-    tracing_subscriber::registry()
-        .with(lines.with_filter(EnvFilter::new(&args.log)))
-        .with(exporter.map(Exporter::layer))
-        .init();
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(&args.log)));
+    #[cfg(feature = "planner")]
+    let subscriber = subscriber.with(traces.exporter.as_ref().map(Exporter::layer));
+    #[cfg(not(feature = "planner"))]
+    let _ = traces;
+    subscriber.init();
 }

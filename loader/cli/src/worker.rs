@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,7 +15,6 @@ use rfork_loader::identity::Identity;
 use rfork_loader::session::{LoadError, LoadReport, Phase, Progress, Session, Source, Worker};
 use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
-use rfork_planner::shutdown;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::agreement::Tolerance;
 use rfork_protocol::seed_key::KvRole;
@@ -26,9 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::show::{self, gib_per_s};
-
-/// Exit code of a load that a signal ended.
-const INTERRUPTED: u8 = 130;
+use crate::{INTERRUPTED, signals};
 
 /// Flags of `rfork worker`.
 #[derive(Debug, Args)]
@@ -281,10 +277,10 @@ impl IdentityArgs {
 }
 
 /// Runs a worker until a signal ends it, or, with `--once`, until it is loaded.
-pub(crate) async fn run(args: WorkerArgs) -> Result<ExitCode> {
+pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let config = args.settings.config()?;
     let key = args.identity.seed_key(&config)?;
-    let stop = shutdown::on_signal().context("signals cannot be received")?;
+    let stop = signals::on_signal().context("signals cannot be received")?;
     let worker = Worker {
         key: key.clone(),
         rank: args.identity.tp_rank,
@@ -312,7 +308,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<ExitCode> {
         Err(error) => {
             session.close().await;
             return match error {
-                LoadError::Cancelled => Ok(ExitCode::from(INTERRUPTED)),
+                LoadError::Cancelled => Ok(INTERRUPTED),
                 error => Err(error.into()),
             };
         }
@@ -327,7 +323,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<ExitCode> {
     log_loaded(&report, digest.as_deref());
     let served = if args.once { Ok(()) } else { serve(&mut session, &report, &key, &stop).await };
     session.close().await;
-    served.map(|()| ExitCode::SUCCESS)
+    served.map(|()| 0)
 }
 
 async fn serve(

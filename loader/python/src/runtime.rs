@@ -3,6 +3,7 @@
 //! After a fork only the thread that forked is there. A child therefore starts threads of its own when it uses rfork,
 //! and leaves its parent's runtime alone: dropping it would wait for threads that do not exist.
 
+use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
@@ -47,5 +48,6 @@ pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
 /// arranged for it already is left to itself.
 fn log() {
     let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).try_init();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let _ = lines.with_ansi(std::io::stderr().is_terminal()).try_init();
 }

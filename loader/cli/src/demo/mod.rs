@@ -6,17 +6,15 @@
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
 use clap::Args;
 use rfork_loader::storage::Checkpoint;
-use rfork_planner::shutdown;
 use serde::Serialize;
 
-use crate::{sample_model, show};
+use crate::{FAILURE, INTERRUPTED, sample_model, show, signals};
 
 mod board;
 mod child;
@@ -79,8 +77,8 @@ struct ModelReport {
 }
 
 /// Runs the demo. Exit code 0 only if every worker holds the files' bytes.
-pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
-    let stop = shutdown::on_signal().context("signals cannot be received")?;
+pub(crate) async fn run(args: DemoArgs) -> Result<u8> {
+    let stop = signals::on_signal().context("signals cannot be received")?;
     let work = async {
         let directory = tempfile::Builder::new().prefix("rfork-demo-").tempdir();
         let mut directory = directory
@@ -94,7 +92,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
     // Dropping the work kills its children and removes its files.
     let Some(report) = stop.run_until_cancelled(work).await else {
         eprintln!("interrupted");
-        return Ok(ExitCode::from(130));
+        return Ok(INTERRUPTED);
     };
     let report = report?;
     if args.json {
@@ -102,7 +100,7 @@ pub(crate) async fn run(args: DemoArgs) -> Result<ExitCode> {
     } else {
         print(&report);
     }
-    Ok(if report.ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if report.ok { 0 } else { FAILURE })
 }
 
 async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {

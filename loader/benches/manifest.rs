@@ -129,7 +129,12 @@ fn metadata(tensors: u64) -> Result<Metadata> {
         chunk_bytes: plan.chunk_size(),
         digests: (0..u64::from(plan.count())).collect(),
     };
-    let extension = Extension { engine: "tcp".into(), content_id: content_id(&manifest, &chunks), chunks };
+    let extension = Extension {
+        engine: "tcp".into(),
+        engine_version: None,
+        content_id: content_id(&manifest, &chunks),
+        chunks,
+    };
     Ok(Metadata { session: "127.0.0.1:1".into(), manifest, extension: Some(extension) })
 }
 

@@ -132,6 +132,11 @@ pub trait TransferEngine: Send + Sync + 'static {
     /// Its name, as it stands in seed keys.
     fn name(&self) -> &'static str;
 
+    /// The version of the library behind it, if peers can read from each other only with the same one.
+    fn version(&self) -> Option<&str> {
+        None
+    }
+
     /// Where peers reach it, `host:port`.
     fn session(&self) -> String;
 

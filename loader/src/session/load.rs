@@ -32,6 +32,8 @@ const REPEATED_QUESTIONS: u32 = 4;
 /// Pauses between two questions while a worker waits for a seed: from here to there.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// What is logged at most of a version that a seed tells.
+const MAX_VERSION_CHARS: usize = 64;
 
 /// A load under way: what the actions act on. Dropped, it releases its leases in the background.
 pub(super) struct Load<'a> {
@@ -265,6 +267,24 @@ impl<'a> Load<'a> {
         let (theirs, ours) = (extension.map_or(UNNAMED_ENGINE, |e| e.engine.as_str()), self.engine.name());
         if theirs != ours {
             return Err(format!("its engine is {theirs}, this worker's is {ours}"));
+        }
+        let their_version = extension.and_then(|extension| extension.engine_version.as_deref());
+        match (their_version, self.engine.version()) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                let theirs: String = theirs.chars().take(MAX_VERSION_CHARS).collect();
+                return Err(format!(
+                    "its engine is version {theirs}, this worker's is {ours}: use one version"
+                ));
+            }
+            (None, Some(ours)) => {
+                let session = &metadata.session;
+                tracing::warn!(
+                    session,
+                    ours,
+                    "the seed does not tell its engine's version; it is taken for ours"
+                );
+            }
+            _ => {}
         }
         let Some(extension) = extension else { return Ok(None) };
         let chunks = &extension.chunks;

@@ -299,6 +299,7 @@ impl Session {
             manifest: model.manifest.clone(),
             extension: Some(Extension {
                 engine: self.engine.name().to_owned(),
+                engine_version: self.engine.version().map(str::to_owned),
                 content_id: content.id,
                 chunks: content.chunks.clone(),
             }),

@@ -102,6 +102,8 @@ pub struct Metadata {
 pub struct Extension {
     /// The transfer engine's name, as it stands in seed keys: `tcp`.
     pub engine: String,
+    /// The version of the library behind it, where peers must have the same one.
+    pub engine_version: Option<String>,
     /// The name of the bytes.
     pub content_id: ContentId,
     /// The chunk digests that the content id is made from.
@@ -141,6 +143,7 @@ impl Metadata {
                 }
                 Some(Extension {
                     engine: extension.engine,
+                    engine_version: extension.engine_version,
                     content_id: extension
                         .content_id
                         .parse()
@@ -185,6 +188,7 @@ impl Metadata {
             rfork_transfer_engine_format_info: Some(FormatsOut(tensors)),
             rfork_rs: self.extension.as_ref().map(|extension| ExtensionOut {
                 engine: &extension.engine,
+                engine_version: extension.engine_version.as_deref(),
                 content_id: extension.content_id.to_string(),
                 digest_algorithm: &extension.chunks.algorithm,
                 chunk_bytes: extension.chunks.chunk_bytes,
@@ -300,7 +304,12 @@ mod tests {
             digests: [1, u64::MAX].into(),
         };
         let content_id = content_id(&manifest, &chunks);
-        let extension = with_extension.then_some(Extension { engine: "tcp".into(), content_id, chunks });
+        let extension = with_extension.then_some(Extension {
+            engine: "tcp".into(),
+            engine_version: manifest.tensors().len().is_multiple_of(2).then(|| "0.8.1".into()),
+            content_id,
+            chunks,
+        });
         Metadata { session: "10.0.0.7:40123".into(), manifest, extension }
     }
 

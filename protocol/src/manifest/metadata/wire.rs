@@ -38,6 +38,8 @@ pub(super) struct InfoIn(pub(super) String, pub(super) EntriesIn);
 #[derive(Deserialize)]
 pub(super) struct ExtensionIn {
     pub(super) engine: String,
+    #[serde(default)]
+    pub(super) engine_version: Option<String>,
     pub(super) content_id: String,
     pub(super) digest_algorithm: String,
     pub(super) chunk_bytes: u64,
@@ -127,6 +129,8 @@ pub(super) struct Served<'a> {
 #[derive(Serialize)]
 pub(super) struct ExtensionOut<'a> {
     pub(super) engine: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) engine_version: Option<&'a str>,
     pub(super) content_id: String,
     pub(super) digest_algorithm: &'a str,
     pub(super) chunk_bytes: u64,

@@ -154,7 +154,9 @@ class CorruptSeed:
         with urllib.request.urlopen(f"http://{host}:{port}/get_rfork_transfer_engine_info?{query}") as answer:
             _, tensors = json.load(answer)["rfork_transfer_engine_info"]
         self.session = rfork.Session(settings, seed_key=seed["seed_key"])
+        # Tensors by address do not keep their memory.
         memory = {name: ctypes.create_string_buffer(count * size) for name, (_, count, size, *_) in tensors.items()}
+        self.memory = memory
         described = {
             name: rfork.Tensor(ctypes.addressof(memory[name]), count, size, tuple(shape), dtype)
             for name, (_, count, size, shape, dtype) in tensors.items()

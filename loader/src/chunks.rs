@@ -82,6 +82,12 @@ impl ChunkPlan {
         self.chunk_size.get()
     }
 
+    /// The sizes of the tensors, in manifest order.
+    pub fn tensor_bytes(&self) -> impl Iterator<Item = u64> {
+        let starts = std::iter::once(0).chain(self.ends.iter().copied());
+        self.ends.iter().zip(starts).map(|(end, start)| end - start)
+    }
+
     /// The model's size.
     pub fn total_bytes(&self) -> u64 {
         self.ends.last().copied().unwrap_or(0)

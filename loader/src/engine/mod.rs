@@ -13,8 +13,10 @@ use tokio_util::sync::CancellationToken;
 pub mod device;
 pub mod memory;
 pub mod tcp;
+pub mod yuanrong;
 
 use memory::{Content, WeightMemory};
+use yuanrong::VendorError;
 
 /// What an engine can do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -92,6 +94,14 @@ pub enum ReadError {
         /// What it should have been.
         expected: u64,
     },
+    /// A call that cannot be ended lasts longer than it may. It may still write to the memory, and keeps it.
+    #[error("the transfer engine hangs since {waited_ms} ms in reading from {peer}; it is not used any more")]
+    Hung {
+        /// Where the seed listens.
+        peer: String,
+        /// How long was waited, in milliseconds.
+        waited_ms: u64,
+    },
     /// The read was ended from here.
     #[error("the read was cancelled")]
     Cancelled,
@@ -116,6 +126,23 @@ pub enum EngineError {
         /// What the system said.
         source: std::io::Error,
     },
+    /// The vendor's library says no.
+    #[error("the transfer engine failed in {doing}: {source}")]
+    Vendor {
+        /// What it was to do.
+        doing: &'static str,
+        /// What it said.
+        source: VendorError,
+    },
+    /// A call to the vendor's library does not return. What it may use is kept until it does.
+    #[error("the transfer engine hangs since {waited_ms} ms; it is not used any more")]
+    Hung {
+        /// How long was waited, in milliseconds; 0 when it hung before.
+        waited_ms: u64,
+    },
+    /// The engine has ended.
+    #[error("the transfer engine has ended")]
+    Gone,
     /// Readers did not end in time; the memory stays registered.
     #[error("{readers} reader(s) did not end within {waited_ms} ms; the memory stays registered")]
     StillRead {

@@ -3,8 +3,8 @@
 use rfork_protocol::manifest::ManifestError;
 
 use crate::config::ConfigError;
-use crate::engine::EngineError;
 use crate::engine::memory::ChunkInUse;
+use crate::engine::{EngineError, ReadError};
 use crate::fallback::FallbackError;
 use crate::planner_client::PlannerError;
 use crate::seed_service::SeedServiceError;
@@ -44,6 +44,10 @@ pub enum LoadError {
     /// The memory cannot be registered.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// A call of the transfer engine hangs and may still write to the memory, which it keeps until it returns: load
+    /// into other memory, or end the process.
+    #[error("{0}; load from storage into other memory")]
+    Hung(ReadError),
     /// Somebody else uses the memory.
     #[error("the memory is in use by somebody else: {0}")]
     InUse(#[from] ChunkInUse),

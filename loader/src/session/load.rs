@@ -337,7 +337,7 @@ impl<'a> Load<'a> {
         self.report(match &result {
             Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },
             Ok(_) => failed("incomplete"),
-            Err(ReadError::Lost { .. }) => failed("lost"),
+            Err(ReadError::Lost { .. } | ReadError::Hung { .. }) => failed("lost"),
             Err(ReadError::Protocol { .. }) => failed("protocol"),
             Err(ReadError::Corrupt { .. }) => failed("corrupt"),
             // That says nothing of the seed's health: one that refuses, because it has readers enough, lives.
@@ -346,6 +346,8 @@ impl<'a> Load<'a> {
         match result {
             Ok(_) if self.memory.all_held() => Ok(Event::AllHeld),
             Ok(_) => Ok(Event::SeedFailed),
+            // Nothing else may write where that call still may: not a fallback, nor another seed.
+            Err(error @ ReadError::Hung { .. }) => Err(LoadError::Hung(error)),
             Err(_) if self.cancel.is_cancelled() => Err(LoadError::Cancelled),
             Err(ReadError::Cancelled) if lost => Ok(Event::LeaseLost),
             Err(error) => {

@@ -215,6 +215,24 @@ impl WeightMemory {
         self.addresses.get(tensor).copied()
     }
 
+    /// The memory's ranges, `(address, bytes)`, in order of their addresses: one for memory that was allocated here,
+    /// and for the caller's as few as its tensors make that lie side by side.
+    pub fn ranges(&self) -> Vec<(u64, u64)> {
+        let gap = if matches!(self.backing, Backing::Caller { .. }) { 0 } else { TENSOR_ALIGNMENT };
+        let mut tensors: Vec<(u64, u64)> =
+            self.addresses.iter().copied().zip(self.plan.tensor_bytes()).collect();
+        tensors.retain(|(_, bytes)| *bytes > 0);
+        tensors.sort_unstable();
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (start, bytes) in tensors {
+            match ranges.last_mut() {
+                Some((first, len)) if start - (*first + *len) <= gap => *len = start + bytes - *first,
+                _ => ranges.push((start, bytes)),
+            }
+        }
+        ranges
+    }
+
     /// Makes all pages now, so that whoever fills the memory does not wait for them. Device memory has its own
     /// already, and the caller's is left as it is.
     ///

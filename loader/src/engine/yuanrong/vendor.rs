@@ -1,0 +1,74 @@
+//! What is used of the vendor's library, whichever way it is entered.
+
+use super::plan::Batch;
+
+/// A call that the library refused, or that failed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("YuanRong: {message} (code {code})")]
+pub struct VendorError {
+    /// The library's code; below 0 are the shim's.
+    pub code: i32,
+    /// What the library says.
+    pub message: String,
+}
+
+impl VendorError {
+    /// Peers still read, so it is too early for this.
+    pub const NOT_READY: i32 = 8;
+    /// The peer does not let this range be read.
+    pub const NOT_AUTHORIZED: i32 = 9;
+    /// An argument is wrong; also a range that is registered already.
+    pub const INVALID: i32 = 2;
+}
+
+/// What one call reads: `lens[i]` bytes from the peer's address `from[i]` to `to[i]`; the three are equally long.
+#[derive(Debug, Clone, Copy)]
+pub struct Ranges<'a> {
+    /// Where the bytes go.
+    pub to: &'a [u64],
+    /// Where they are at the peer.
+    pub from: &'a [u64],
+    /// How many, for each range.
+    pub lens: &'a [u64],
+}
+
+impl<'a> From<&'a Batch> for Ranges<'a> {
+    fn from(batch: &'a Batch) -> Self {
+        Self { to: &batch.to, from: &batch.from, lens: &batch.lens }
+    }
+}
+
+/// The library, initialised for one device. One thread makes all calls, each of which may block; the first is made on
+/// the thread that made the library ready.
+pub trait Vendor {
+    /// Its version: peers need the same.
+    fn version(&self) -> &str;
+
+    /// The port at which peers reach it.
+    fn port(&self) -> u16;
+
+    /// Lets peers read these ranges, `(address, bytes)`; all or none.
+    ///
+    /// # Errors
+    /// [`VendorError`].
+    fn register(&mut self, ranges: &[(u64, u64)]) -> Result<(), VendorError>;
+
+    /// Lets nobody read ranges that start there any more.
+    ///
+    /// # Errors
+    /// [`VendorError`].
+    fn unregister(&mut self, starts: &[u64]) -> Result<(), VendorError>;
+
+    /// Reads from the engine that listens at `peer`, `ip:port`. Has no deadline: with a silent peer it may last for
+    /// ever.
+    ///
+    /// # Errors
+    /// [`VendorError`]; some of the bytes may have been written then.
+    fn read(&mut self, peer: &str, ranges: Ranges<'_>) -> Result<(), VendorError>;
+
+    /// Ends it. [`VendorError::NOT_READY`] while peers read.
+    ///
+    /// # Errors
+    /// [`VendorError`].
+    fn finalize(&mut self) -> Result<(), VendorError>;
+}

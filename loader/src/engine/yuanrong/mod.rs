@@ -4,26 +4,30 @@
 //! its thread, and cannot be ended from outside. A call under way owns what it may still write or what peers may
 //! still read. So whoever waits for it may give up at any time: when a call hangs ([`EngineError::Hung`],
 //! [`ReadError::Hung`]), the engine does nothing any more, and that memory is kept until the call returns, if ever.
+//! Within a Python interpreter, which such a call keeps from doing anything else, the process ends ([`OnHang`]).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
 use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
 
 use super::memory::{ChunkWriter, WeightMemory};
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
 
 mod plan;
 mod vendor;
+mod watchdog;
 
 #[cfg(test)]
 mod tests;
 
 use plan::{LIMITS, batches};
-pub use vendor::{Ranges, Vendor, VendorError};
+pub use vendor::{Ranges, Vendor, VendorError, initialize_on_free_port};
+use watchdog::Watchdog;
 
 /// The name of this engine in seed keys and metadata: peers that name none have it.
 pub const NAME: &str = UNNAMED_ENGINE;
@@ -32,6 +36,19 @@ pub const NAME: &str = UNNAMED_ENGINE;
 const WAITING_CALLS: usize = 8;
 /// Between two attempts while peers still read.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(100);
+
+/// The code with which a process ends because a call hangs: "internal software error" of `sysexits.h`.
+pub const HUNG_EXIT_CODE: i32 = 70;
+
+/// What happens when a call does not return.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnHang {
+    /// The engine is given up; what the call may still write is kept.
+    GiveUp,
+    /// The process ends with [`HUNG_EXIT_CODE`], after a line on standard error: the call holds what everything else
+    /// in the process needs.
+    EndProcess,
+}
 
 /// How long calls may last. The defaults suit a data-centre network.
 #[derive(Debug, Clone)]
@@ -46,6 +63,8 @@ pub struct YuanRongOptions {
     pub min_bytes_per_sec: u64,
     /// How long peers that still read may keep registrations or the library from ending.
     pub not_ready_timeout: Duration,
+    /// What happens when a call lasts longer.
+    pub on_hang: OnHang,
 }
 
 impl YuanRongOptions {
@@ -57,7 +76,13 @@ impl YuanRongOptions {
             read_timeout: Duration::from_secs(30),
             min_bytes_per_sec: 64 << 20,
             not_ready_timeout: Duration::from_secs(5),
+            on_hang: OnHang::GiveUp,
         }
+    }
+
+    /// What a call may take that moves no weights.
+    fn management_deadline(&self) -> Duration {
+        self.call_timeout.saturating_add(self.not_ready_timeout)
     }
 
     /// What a call may take that moves so many bytes.
@@ -67,25 +92,66 @@ impl YuanRongOptions {
     }
 }
 
-/// A call, made on the library's thread.
-type Call = Box<dyn FnOnce(&mut Driver) + Send>;
+/// A call, made on the library's thread, and how long it may last.
+struct Call {
+    at_most: Duration,
+    make: Box<dyn FnOnce(&mut Driver) + Send>,
+}
 
 /// A call without an answer.
 enum Unanswered {
-    /// It lasts longer than it may.
-    Hung(Duration),
+    /// It lasts longer than it may, or one before it does.
+    Hung,
     /// The thread has ended.
     Gone,
+}
+
+/// Whether a call hangs, and for how long it was waited for.
+#[derive(Debug, Clone, Default)]
+struct Hung {
+    token: CancellationToken,
+    waited_ms: Arc<AtomicU64>,
+}
+
+impl Hung {
+    /// What the watchdog does.
+    fn noted(self, on_hang: OnHang, waited: Duration) {
+        // Nobody waits for longer than 64 bits of milliseconds.
+        let waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+        if on_hang == OnHang::EndProcess {
+            end_process(waited_ms);
+        }
+        self.waited_ms.store(waited_ms, Ordering::Relaxed);
+        self.token.cancel();
+    }
+
+    fn error(&self) -> EngineError {
+        EngineError::Hung { waited_ms: self.waited_ms.load(Ordering::Relaxed) }
+    }
+}
+
+/// Ends the process at once: whatever would run at its end may need what the hung call holds.
+#[allow(unsafe_code)]
+fn end_process(waited_ms: u64) -> ! {
+    // Whoever reads the log may see nothing else; a closed standard error is no reason to stay.
+    let line = format!(
+        "rfork: a call of YuanRong's TransferEngine has not returned for {waited_ms} ms, and keeps the Python \
+         interpreter from running: ending this process with code {HUNG_EXIT_CODE}. Its peer is silent or unreachable; \
+         start the worker again.\n"
+    );
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    // SAFETY: ends the process without running anything of it.
+    unsafe { libc::_exit(HUNG_EXIT_CODE) }
 }
 
 /// The engine of one worker. See the module.
 #[derive(Debug)]
 pub struct YuanRongEngine {
     options: YuanRongOptions,
-    version: String,
+    version: Option<String>,
     port: u16,
     calls: mpsc::Sender<Call>,
-    hung: AtomicBool,
+    hung: Hung,
 }
 
 impl YuanRongEngine {
@@ -97,64 +163,62 @@ impl YuanRongEngine {
         options: YuanRongOptions,
         make: impl FnOnce() -> Result<V, VendorError> + Send + 'static,
     ) -> Result<Self, EngineError> {
+        let no_thread = |error: std::io::Error| EngineError::Vendor {
+            doing: "starting a thread",
+            source: VendorError { code: error.raw_os_error().unwrap_or(0), message: error.to_string() },
+        };
+        let (hung, on_hang) = (Hung::default(), options.on_hang);
+        let note = hung.clone();
+        let watchdog = Watchdog::start(move |waited| note.noted(on_hang, waited)).map_err(no_thread)?;
         let (calls, mut waiting) = mpsc::channel::<Call>(WAITING_CALLS);
         let (ready, is_ready) = oneshot::channel();
+        let (call_timeout, end_timeout) = (options.call_timeout, options.management_deadline());
         let not_ready_timeout = options.not_ready_timeout;
         let driving = move || {
-            let vendor = match make() {
+            let vendor = match watchdog.watch(call_timeout, make) {
                 Ok(vendor) => vendor,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
                 }
             };
-            let _ = ready.send(Ok((vendor.version().to_owned(), vendor.port())));
+            let _ = ready.send(Ok((vendor.version().map(str::to_owned), vendor.port())));
             let mut driver =
                 Driver { vendor: Box::new(vendor), served: None, not_ready_timeout, ended: false };
             while let Some(call) = waiting.blocking_recv() {
-                call(&mut driver);
+                watchdog.watch(call.at_most, || (call.make)(&mut driver));
             }
             // The engine was dropped.
-            driver.end();
+            watchdog.watch(end_timeout, || driver.end());
         };
-        let spawned = std::thread::Builder::new().name("rfork-yuanrong".into()).spawn(driving);
-        spawned.map_err(|error| EngineError::Vendor {
-            doing: "starting a thread",
-            source: VendorError { code: error.raw_os_error().unwrap_or(0), message: error.to_string() },
-        })?;
-        let waited = options.call_timeout;
-        let (version, port) = match tokio::time::timeout(waited, is_ready).await {
-            Ok(Ok(Ok(told))) => told,
-            Ok(Ok(Err(source))) => return Err(EngineError::Vendor { doing: "initialising", source }),
-            Ok(Err(_)) => return Err(EngineError::Gone),
-            Err(_) => return Err(hung(waited)),
+        std::thread::Builder::new().name("rfork-yuanrong".into()).spawn(driving).map_err(no_thread)?;
+        let (version, port) = match hung.token.run_until_cancelled(is_ready).await {
+            Some(Ok(Ok(told))) => told,
+            Some(Ok(Err(source))) => return Err(EngineError::Vendor { doing: "initialising", source }),
+            Some(Err(_)) => return Err(EngineError::Gone),
+            None => return Err(hung.error()),
         };
-        Ok(Self { options, version, port, calls, hung: AtomicBool::new(false) })
+        Ok(Self { options, version, port, calls, hung })
     }
 
-    /// Has the library's thread do something, and waits that long for it. Dropped meanwhile, the call is made all the
-    /// same; `f` owns what it needs.
+    /// Has the library's thread do something, which may last that long, and waits for it. Dropped meanwhile, the call
+    /// is made all the same; `f` owns what it needs.
     async fn call<T: Send + 'static>(
         &self,
-        deadline: Duration,
+        at_most: Duration,
         f: impl FnOnce(&mut Driver) -> T + Send + 'static,
     ) -> Result<T, Unanswered> {
-        if self.hung.load(Ordering::Relaxed) {
-            return Err(Unanswered::Hung(Duration::ZERO));
-        }
         let (answer, answered) = oneshot::channel();
-        let call: Call = Box::new(move |driver| {
+        let make = Box::new(move |driver: &mut Driver| {
             // Nobody waits any more: what the call owned is dropped here.
             let _ = answer.send(f(driver));
         });
         let making = async {
-            self.calls.send(call).await.map_err(|_| Unanswered::Gone)?;
+            self.calls.send(Call { at_most, make }).await.map_err(|_| Unanswered::Gone)?;
             answered.await.map_err(|_| Unanswered::Gone)
         };
-        tokio::time::timeout(deadline, making).await.unwrap_or_else(|_| {
-            self.hung.store(true, Ordering::Relaxed);
-            Err(Unanswered::Hung(deadline))
-        })
+        // Each call before this one is watched, too: the wait ends.
+        self.hung.token.run_until_cancelled(making).await.unwrap_or(Err(Unanswered::Hung))
     }
 
     /// As [`Self::call`], for a call that moves no weights.
@@ -163,17 +227,12 @@ impl YuanRongEngine {
         doing: &'static str,
         f: impl FnOnce(&mut Driver) -> Result<(), VendorError> + Send + 'static,
     ) -> Result<(), EngineError> {
-        match self.call(self.options.call_timeout + self.options.not_ready_timeout, f).await {
+        match self.call(self.options.management_deadline(), f).await {
             Ok(done) => done.map_err(|source| EngineError::Vendor { doing, source }),
-            Err(Unanswered::Hung(waited)) => Err(hung(waited)),
+            Err(Unanswered::Hung) => Err(self.hung.error()),
             Err(Unanswered::Gone) => Err(EngineError::Gone),
         }
     }
-}
-
-#[allow(clippy::cast_possible_truncation)] // Nobody waits for longer than 64 bits of milliseconds.
-fn hung(waited: Duration) -> EngineError {
-    EngineError::Hung { waited_ms: waited.as_millis() as u64 }
 }
 
 #[async_trait]
@@ -183,7 +242,7 @@ impl TransferEngine for YuanRongEngine {
     }
 
     fn version(&self) -> Option<&str> {
-        Some(&self.version)
+        self.version.as_deref()
     }
 
     fn session(&self) -> String {
@@ -227,7 +286,7 @@ impl TransferEngine for YuanRongEngine {
                 open.push(writer);
             }
             let (bytes, completed) = (batch.bytes(), batch.completes.len());
-            let (begun, target) = (Instant::now(), peer.clone());
+            let target = peer.clone();
             let writers = std::mem::take(&mut open);
             // The call owns what it writes until it returns, whoever waits for it.
             let reading = self.call(self.options.deadline(bytes), move |driver| {
@@ -240,8 +299,8 @@ impl TransferEngine for YuanRongEngine {
                     let reason = EngineError::Gone.to_string();
                     return Err(ReadError::Unusable { peer: peer.clone(), reason });
                 }
-                Err(Unanswered::Hung(_)) => {
-                    let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                Err(Unanswered::Hung) => {
+                    let waited_ms = self.hung.waited_ms.load(Ordering::Relaxed);
                     return Err(ReadError::Hung { peer: peer.clone(), waited_ms });
                 }
             };

@@ -46,8 +46,8 @@ fn answer(codes: &mut Vec<i32>) -> Result<(), VendorError> {
 }
 
 impl Vendor for Pretending {
-    fn version(&self) -> &'static str {
-        "0.1.0"
+    fn version(&self) -> Option<&str> {
+        Some("0.1.0")
     }
 
     fn port(&self) -> u16 {
@@ -237,4 +237,35 @@ async fn a_library_that_is_not_there_says_so() {
     let missing = || Err::<Pretending, _>(VendorError { code: -1, message: "no such file".into() });
     let error = YuanRongEngine::start(options(), missing).await.unwrap_err().to_string();
     assert_eq!(error, "the transfer engine failed in initialising: YuanRong: no such file (code -1)");
+}
+
+#[tokio::test]
+async fn a_library_that_does_not_become_ready_is_given_up() {
+    let (release, hang) = mpsc::channel::<()>();
+    let making = move || {
+        let _ = hang.recv();
+        Ok(Pretending::default())
+    };
+    let options = YuanRongOptions { call_timeout: Duration::from_millis(1), ..options() };
+    let error = YuanRongEngine::start(options, making).await.unwrap_err();
+    assert!(matches!(error, EngineError::Hung { waited_ms: 1.. }), "{error}");
+    drop(release);
+}
+
+#[test]
+fn a_port_that_somebody_took_is_tried_anew_and_nothing_else_is() {
+    let failing = |code, times| {
+        let mut asked = Vec::new();
+        let result = initialize_on_free_port("127.0.0.1", |address| {
+            asked.push(address.to_owned());
+            if asked.len() > times { Ok(()) } else { Err(VendorError { code, message: "told so".into() }) }
+        });
+        (result.map_err(|error| error.code), asked.len())
+    };
+    assert_eq!(failing(VendorError::RUNTIME, 0), (Ok(()), 1));
+    assert_eq!(failing(VendorError::RUNTIME, 3), (Ok(()), 4));
+    assert_eq!(failing(VendorError::RUNTIME, 1_000), (Err(VendorError::RUNTIME), 8));
+    assert_eq!(failing(VendorError::INVALID, 1_000), (Err(VendorError::INVALID), 1));
+    let elsewhere = initialize_on_free_port("192.0.2.1", |_| Ok(())).unwrap_err().to_string();
+    assert!(elsewhere.contains("192.0.2.1 is not an address of this machine"), "{elsewhere}");
 }

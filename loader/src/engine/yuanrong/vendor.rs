@@ -1,6 +1,11 @@
 //! What is used of the vendor's library, whichever way it is entered.
 
+use std::net::TcpListener;
+
 use super::plan::Batch;
+
+/// How often another port is tried, because somebody took the one that was free.
+const PORT_ATTEMPTS: u32 = 8;
 
 /// A call that the library refused, or that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,6 +24,8 @@ impl VendorError {
     pub const NOT_AUTHORIZED: i32 = 9;
     /// An argument is wrong; also a range that is registered already.
     pub const INVALID: i32 = 2;
+    /// Something failed: a peer is gone, a port is taken, no device is set.
+    pub const RUNTIME: i32 = 5;
 }
 
 /// What one call reads: `lens[i]` bytes from the peer's address `from[i]` to `to[i]`; the three are equally long.
@@ -41,8 +48,8 @@ impl<'a> From<&'a Batch> for Ranges<'a> {
 /// The library, initialised for one device. One thread makes all calls, each of which may block; the first is made on
 /// the thread that made the library ready.
 pub trait Vendor {
-    /// Its version: peers need the same.
-    fn version(&self) -> &str;
+    /// Its version: peers need the same. `None` when nothing tells it.
+    fn version(&self) -> Option<&str>;
 
     /// The port at which peers reach it.
     fn port(&self) -> u16;
@@ -71,4 +78,30 @@ pub trait Vendor {
     /// # Errors
     /// [`VendorError`].
     fn finalize(&mut self) -> Result<(), VendorError>;
+}
+
+/// Has `initialize` make the library listen at `host:port`, for a port that is free: the library takes no 0 for any, and
+/// what was free may be taken meanwhile.
+///
+/// # Errors
+/// What `initialize` said last.
+pub fn initialize_on_free_port(
+    host: &str,
+    mut initialize: impl FnMut(&str) -> Result<(), VendorError>,
+) -> Result<(), VendorError> {
+    let failed = |error: std::io::Error| VendorError {
+        code: VendorError::RUNTIME,
+        message: format!("{host} is not an address of this machine to listen on: {error}"),
+    };
+    let mut last = None;
+    for _ in 0..PORT_ATTEMPTS {
+        let free = TcpListener::bind((host.trim_matches(['[', ']']), 0)).and_then(|one| one.local_addr());
+        let port = free.map_err(failed)?.port();
+        match initialize(&format!("{host}:{port}")) {
+            // Also the code for a port that is taken.
+            Err(error) if error.code == VendorError::RUNTIME => last = Some(error),
+            result => return result,
+        }
+    }
+    Err(last.unwrap_or_else(|| VendorError { code: VendorError::RUNTIME, message: "no port is free".into() }))
 }

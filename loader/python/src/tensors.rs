@@ -11,7 +11,7 @@ use std::sync::Arc;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyCapsuleMethods, PyMemoryView, PyTuple};
-use rfork_loader::engine::memory::{MemoryError, WeightMemory};
+use rfork_loader::engine::memory::{CallersMemory, MemoryError, WeightMemory};
 use rfork_loader::tensors::{dtype_of_buffer, dtype_of_dlpack, is_contiguous};
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 
@@ -87,7 +87,7 @@ impl Tensors {
         // that it stays; torch's tensors keep their storage unless somebody resizes it. Explicit addresses are the
         // caller's promise, as is that nobody else writes there during a load: both are documented where people
         // call.
-        let memory = unsafe { WeightMemory::of_caller(&ranges, owner) };
+        let memory = unsafe { WeightMemory::of_caller(&ranges, CallersMemory::on_host(owner)) };
         let memory = memory.map_err(|error| {
             let name = |at: usize| self.manifest.tensors().get(at).map_or("?", |tensor| tensor.name.as_str());
             TensorError::new_err(match error {

@@ -162,7 +162,16 @@ impl Device {
         let code =
             unsafe { self.runtime.acl.aclrtMalloc(&raw mut start, bytes.max(1), ACL_MEM_MALLOC_HUGE_FIRST) };
         self.check("aclrtMalloc", code)?;
-        Ok(DeviceBuffer { device: self.clone(), start, len: bytes })
+        Ok(DeviceBuffer { device: self.clone(), start, len: bytes, borrowed: false })
+    }
+
+    /// Device memory that somebody else allocated, and will free.
+    ///
+    /// # Safety
+    /// The range must be memory of this device until the buffer is dropped.
+    pub(super) unsafe fn borrow(&self, address: u64, len: usize) -> DeviceBuffer {
+        let start = std::ptr::without_provenance_mut(usize::try_from(address).unwrap_or(0));
+        DeviceBuffer { device: self.clone(), start, len, borrowed: true }
     }
 
     /// Allocates host memory that the device reaches without a copy in between, filled with zeros.
@@ -196,13 +205,15 @@ impl Device {
     }
 }
 
-/// A range of device memory, freed on drop. Who copies into it concurrently must keep to ranges that do not overlap,
+/// A range of device memory, freed on drop if it was allocated here. Who copies into it concurrently must keep to ranges that do not overlap,
 /// or find a mixture of both.
 #[derive(Debug)]
 pub struct DeviceBuffer {
     device: Device,
     start: *mut c_void,
     len: usize,
+    /// Somebody else frees it.
+    borrowed: bool,
 }
 
 // SAFETY: the pointer is an address of the device, which no thread dereferences; each call sets the device on the
@@ -280,6 +291,9 @@ impl DeviceBuffer {
 
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
+        if self.borrowed {
+            return;
+        }
         // AscendCL frees only on a thread with the device set.
         let freed = self.device.set_on_this_thread().and_then(|()| {
             // SAFETY: allocated by `allocate` and freed once, here; the owner is being dropped, so nobody uses it.

@@ -19,10 +19,31 @@ const STAGING_PIECE_BYTES: usize = 512 << 10;
 pub(super) enum Backing {
     Host(Mapping),
     Device(DeviceMemory),
-    /// Host memory that somebody else allocated, and that is theirs again when this is dropped.
+    /// Memory that somebody else allocated, and that is theirs again when this is dropped.
     Caller {
-        _owner: Arc<dyn Any + Send + Sync>,
+        /// How bytes get there, if it is a device's.
+        device: Option<DeviceMemory>,
+        owner: CallersMemory,
     },
+}
+
+/// Whose memory it is that a caller allocated, and where.
+#[derive(Debug)]
+pub struct CallersMemory {
+    /// Dropped when nobody uses the memory any more.
+    pub owner: Arc<dyn Any + Send + Sync>,
+    /// The device that it is on; `None` for the host.
+    pub device: Option<Device>,
+    /// The allocations that the tensors lie in, `(address, bytes)`, as far as they are known: engines that register
+    /// memory do so by allocation.
+    pub allocations: Vec<(u64, u64)>,
+}
+
+impl CallersMemory {
+    /// Host memory that this keeps.
+    pub fn on_host(owner: Arc<dyn Any + Send + Sync>) -> Self {
+        Self { owner, device: None, allocations: Vec::new() }
+    }
 }
 
 /// Device memory, and how bytes get there.
@@ -43,8 +64,29 @@ impl Backing {
     pub(super) fn on_device(device: &Device, len: usize) -> Result<(Self, u64), DeviceError> {
         let buffer = device.allocate(len)?;
         let start = buffer.address();
-        let staging = Staging::new(device, STAGING_PIECES, STAGING_PIECE_BYTES)?;
-        Ok((Self::Device(DeviceMemory { buffer, staging }), start))
+        Ok((Self::Device(DeviceMemory::new(buffer)?), start))
+    }
+
+    /// A caller's memory from address `start` to `end`.
+    ///
+    /// # Safety
+    /// What of that range the memory's tensors take must be the caller's memory until its owner is dropped.
+    pub(super) unsafe fn of_caller(owner: CallersMemory, start: u64, end: u64) -> Result<Self, DeviceError> {
+        let len = usize::try_from(end - start).unwrap_or(usize::MAX);
+        let device = owner.device.as_ref().map(|device| {
+            // SAFETY: as promised for what the tensors take; nothing else of it is touched.
+            DeviceMemory::new(unsafe { device.borrow(start, len) })
+        });
+        Ok(Self::Caller { device: device.transpose()?, owner })
+    }
+
+    /// How bytes get to a device; `None` for host memory.
+    pub(super) fn device(&self) -> Option<&DeviceMemory> {
+        match self {
+            Self::Host(_) => None,
+            Self::Device(memory) => Some(memory),
+            Self::Caller { device, .. } => device.as_ref(),
+        }
     }
 
     /// Makes all pages of host memory that was allocated here.
@@ -53,6 +95,13 @@ impl Backing {
         // SAFETY: the range is our mapping; populating for writing keeps its content.
         unsafe { madvise(mapping.start.cast(), mapping.len, Advice::LinuxPopulateWrite) }?;
         Ok(())
+    }
+}
+
+impl DeviceMemory {
+    fn new(buffer: DeviceBuffer) -> Result<Self, DeviceError> {
+        let staging = Staging::new(buffer.device(), STAGING_PIECES, STAGING_PIECE_BYTES)?;
+        Ok(Self { buffer, staging })
     }
 }
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::backing::{Backing, DeviceMemory};
+use super::backing::DeviceMemory;
 use super::{EMPTY, HELD, WRITING, WeightMemory};
 use crate::digest::ChunkDigest;
 use crate::engine::device::Staged;
@@ -68,10 +68,7 @@ impl ChunkBytes {
 
     /// The device memory that the chunk is in; `None` when it is the host's.
     fn device(&self) -> Option<&DeviceMemory> {
-        match &self.memory.backing {
-            Backing::Host(_) | Backing::Caller { .. } => None,
-            Backing::Device(memory) => Some(memory),
-        }
+        self.memory.backing.device()
     }
 
     /// Refuses memory of a device, to which a socket has no way.

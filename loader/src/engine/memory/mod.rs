@@ -9,7 +9,6 @@
 //! references. Slices over them exist only inside a guard, for a digest or a copy. Memory of a device is never
 //! sliced at all: it is copied piece by piece through pinned host memory.
 
-use std::any::Any;
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -22,10 +21,13 @@ use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
 
 mod backing;
 mod chunk;
+mod regions;
 
+pub use backing::CallersMemory;
 use backing::{Backing, Mapping};
 use chunk::ChunkBytes;
 pub use chunk::{ChunkReader, ChunkWriter};
+pub use regions::Region;
 
 /// Each tensor starts at a multiple of this, which suits every vector unit and copy engine in the field.
 const TENSOR_ALIGNMENT: u64 = 256;
@@ -139,18 +141,18 @@ impl WeightMemory {
     }
 
     /// Takes memory that somebody else allocated: for each tensor, in manifest order, the address of its first byte
-    /// and its size in bytes. `owner` is dropped when nobody uses the memory any more.
+    /// and its size in bytes. `callers.owner` is dropped when nobody uses the memory any more.
     ///
     /// # Errors
-    /// [`MemoryError::Range`], [`MemoryError::Overlap`], [`MemoryError::Plan`].
+    /// [`MemoryError::Range`], [`MemoryError::Overlap`], [`MemoryError::Plan`], [`MemoryError::Device`].
     ///
     /// # Safety
-    /// Until `owner` is dropped each range must be initialised memory of this process, at the same address, that may be
-    /// written to; and while it is, nobody else may write there but a fallback that loads the whole, in its time, nor
-    /// read what is not held.
+    /// Until the owner is dropped each range must be initialised memory of this process, or of the device, at the same
+    /// address, that may be written to; and while it is, nobody else may write there but a fallback that loads the
+    /// whole, in its time, nor read what is not held.
     pub unsafe fn of_caller(
         tensors: &[(u64, u64)],
-        owner: Arc<dyn Any + Send + Sync>,
+        callers: CallersMemory,
     ) -> Result<Arc<Self>, MemoryError> {
         let plan = ChunkPlan::new(&tensors.iter().map(|(_, bytes)| *bytes).collect::<Vec<_>>())?;
         let mut ranges = Vec::with_capacity(tensors.len());
@@ -169,7 +171,13 @@ impl WeightMemory {
             return Err(MemoryError::Overlap { first: pair[0].2, second: pair[1].2 });
         }
         let addresses = tensors.iter().map(|(address, _)| *address).collect();
-        Ok(Arc::new(Self::new(Backing::Caller { _owner: owner }, addresses, plan)))
+        let start = ranges.first().map_or(0, |(start, ..)| *start);
+        let end = ranges.last().map_or(0, |(_, end, _)| *end);
+        // SAFETY: as the caller promises.
+        let backing = unsafe { Backing::of_caller(callers, start, end) };
+        let bytes = plan.total_bytes();
+        let backing = backing.map_err(|source| MemoryError::Device { bytes, source })?;
+        Ok(Arc::new(Self::new(backing, addresses, plan)))
     }
 
     fn with_backing(
@@ -215,22 +223,16 @@ impl WeightMemory {
         self.addresses.get(tensor).copied()
     }
 
-    /// The memory's ranges, `(address, bytes)`, in order of their addresses: one for memory that was allocated here,
-    /// and for the caller's as few as its tensors make that lie side by side.
-    pub fn ranges(&self) -> Vec<(u64, u64)> {
-        let gap = if matches!(self.backing, Backing::Caller { .. }) { 0 } else { TENSOR_ALIGNMENT };
+    /// What of the memory has tensors, in order of addresses: one region for memory that was allocated here, and for a
+    /// caller's as few as its tensors and allocations make.
+    pub fn regions(&self) -> Vec<Region> {
         let mut tensors: Vec<(u64, u64)> =
             self.addresses.iter().copied().zip(self.plan.tensor_bytes()).collect();
         tensors.retain(|(_, bytes)| *bytes > 0);
-        tensors.sort_unstable();
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (start, bytes) in tensors {
-            match ranges.last_mut() {
-                Some((first, len)) if start - (*first + *len) <= gap => *len = start + bytes - *first,
-                _ => ranges.push((start, bytes)),
-            }
+        match &self.backing {
+            Backing::Caller { owner, .. } => regions::of_caller(tensors, &owner.allocations),
+            Backing::Host(_) | Backing::Device(_) => regions::of_one_allocation(&tensors),
         }
-        ranges
     }
 
     /// Makes all pages now, so that whoever fills the memory does not wait for them. Device memory has its own

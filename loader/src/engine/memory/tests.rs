@@ -35,7 +35,7 @@ fn of_caller(sizes: &[u64], gap: u64) -> (Arc<WeightMemory>, std::sync::Weak<Bac
     let (owner, ranges) = callers(sizes, gap);
     let weak = Arc::downgrade(&owner);
     // SAFETY: the ranges are in a mapping that the owner keeps, and nobody else knows of it.
-    (unsafe { WeightMemory::of_caller(&ranges, owner) }.unwrap(), weak)
+    (unsafe { WeightMemory::of_caller(&ranges, CallersMemory::on_host(owner)) }.unwrap(), weak)
 }
 
 #[test]
@@ -54,7 +54,9 @@ fn ranges_of_a_caller_that_cannot_be_are_refused() {
     let (owner, ranges) = callers(&[100, 200, 300], 0);
     let refused = |ranges: &[(u64, u64)]| {
         // SAFETY: nothing is made of them.
-        unsafe { WeightMemory::of_caller(ranges, owner.clone()) }.unwrap_err().to_string()
+        unsafe { WeightMemory::of_caller(ranges, CallersMemory::on_host(owner.clone())) }
+            .unwrap_err()
+            .to_string()
     };
     let (first, last) = (ranges[0], ranges[2]);
     let overlapping = [first, last, (first.0 - 1, 2)];
@@ -65,8 +67,9 @@ fn ranges_of_a_caller_that_cannot_be_are_refused() {
     }
     assert!(refused(&[]).contains("nothing to cut"));
     // One without bytes may be anywhere.
+    let owner = CallersMemory::on_host(owner.clone());
     // SAFETY: as above.
-    unsafe { WeightMemory::of_caller(&[first, (first.0 + 1, 0)], owner.clone()) }.unwrap();
+    unsafe { WeightMemory::of_caller(&[first, (first.0 + 1, 0)], owner) }.unwrap();
 }
 
 #[test]

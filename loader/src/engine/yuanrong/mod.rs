@@ -344,15 +344,15 @@ struct Driver {
 impl Driver {
     fn register(&mut self, memory: Arc<WeightMemory>) -> Result<(), VendorError> {
         self.unregister()?;
-        let ranges = memory.ranges();
-        let mut starts = Vec::with_capacity(ranges.len());
+        let regions = memory.regions();
+        let mut starts = Vec::with_capacity(regions.len());
         let mut result = Ok(());
-        for some in ranges.chunks(LIMITS.ranges) {
+        for some in regions.chunks(LIMITS.ranges) {
             result = self.vendor.register(some);
             if result.is_err() {
                 break;
             }
-            starts.extend(some.iter().map(|(start, _)| *start));
+            starts.extend(some.iter().map(|region| region.start));
         }
         self.served = Some((memory, starts));
         // What was registered before one was refused may be read already.

@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
+use crate::engine::memory::Region;
 
 const TENSOR_BYTES: u64 = 3 * MIN_CHUNK_BYTES + 5;
 
@@ -54,9 +55,9 @@ impl Vendor for Pretending {
         4_711
     }
 
-    fn register(&mut self, ranges: &[(u64, u64)]) -> Result<(), VendorError> {
+    fn register(&mut self, regions: &[Region]) -> Result<(), VendorError> {
         let mut seen = self.seen();
-        for (start, bytes) in ranges {
+        for Region { start, bytes, .. } in regions {
             if seen.registered.insert(*start, *bytes).is_some() {
                 return Err(VendorError { code: VendorError::INVALID, message: "registered already".into() });
             }
@@ -214,8 +215,9 @@ async fn registering_replaces_and_peers_that_still_read_are_waited_for_within_a_
     vendor.seen().unregister_codes = vec![VendorError::NOT_READY];
     engine.register(second.clone()).await.unwrap();
     let registered: Vec<(u64, u64)> = vendor.seen().registered.clone().into_iter().collect();
-    assert_eq!(registered, second.ranges(), "one range for memory of ours");
-    assert_eq!(registered.len(), 1);
+    let regions: Vec<(u64, u64)> = second.regions().iter().map(|one| (one.start, one.bytes)).collect();
+    assert_eq!(registered, regions);
+    assert_eq!(registered.len(), 1, "one region for memory of ours");
     assert_eq!(Arc::strong_count(&first), 1, "nobody reads it any more");
 
     // Longer than the bound: the memory stays registered, and owned.

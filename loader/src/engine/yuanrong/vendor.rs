@@ -3,6 +3,7 @@
 use std::net::TcpListener;
 
 use super::plan::Batch;
+use crate::engine::memory::Region;
 
 /// How often another port is tried, because somebody took the one that was free.
 const PORT_ATTEMPTS: u32 = 8;
@@ -54,13 +55,13 @@ pub trait Vendor {
     /// The port at which peers reach it.
     fn port(&self) -> u16;
 
-    /// Lets peers read these ranges, `(address, bytes)`; all or none.
+    /// Lets peers read these regions; all or none.
     ///
     /// # Errors
     /// [`VendorError`].
-    fn register(&mut self, ranges: &[(u64, u64)]) -> Result<(), VendorError>;
+    fn register(&mut self, regions: &[Region]) -> Result<(), VendorError>;
 
-    /// Lets nobody read ranges that start there any more.
+    /// Lets nobody read regions that start there any more.
     ///
     /// # Errors
     /// [`VendorError`].

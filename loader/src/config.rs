@@ -81,12 +81,15 @@ pub struct Config {
     /// `rfork_seed_max_gib_per_sec`: what this worker's seed side sends at most, in GiB/s; unlimited when
     /// `None`.
     pub seed_max_gib_per_sec: Option<f64>,
+    /// `rfork_transfer_timeout_sec`: how long a call of YuanRong's library may last, besides the time for its bytes,
+    /// before it is given up.
+    pub transfer_timeout: Duration,
     /// `rfork_seed_metadata_fields`: 3 or 5 fields a tensor; by the key's form when `None`.
     pub seed_metadata_fields: Option<EntryFields>,
 }
 
 /// Every field with its environment fallback, for help texts and to know a misspelt one.
-pub const FIELDS: [(&str, Option<&str>); 21] = [
+pub const FIELDS: [(&str, Option<&str>); 22] = [
     ("model_url", Some("MODEL_URL")),
     ("model_deploy_strategy_name", Some("MODEL_DEPLOY_STRATEGY_NAME")),
     ("rfork_scheduler_url", Some("RFORK_SCHEDULER_URL")),
@@ -107,6 +110,7 @@ pub const FIELDS: [(&str, Option<&str>); 21] = [
     ("rfork_instance_id", Some("RFORK_INSTANCE_ID")),
     ("rfork_seed_max_readers", None),
     ("rfork_seed_max_gib_per_sec", None),
+    ("rfork_transfer_timeout_sec", None),
     ("rfork_seed_metadata_fields", None),
 ];
 
@@ -159,6 +163,7 @@ impl Config {
                 "a finite positive number",
                 |value| value.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0),
             )?,
+            transfer_timeout: read.seconds("rfork_transfer_timeout_sec", 30.0)?,
             seed_metadata_fields: read.optional(
                 "rfork_seed_metadata_fields",
                 "3 or 5",

@@ -14,6 +14,7 @@ pub mod ascendcl;
 #[cfg(feature = "yuanrong-native")]
 #[allow(missing_docs, non_camel_case_types, clippy::all, clippy::pedantic)]
 pub mod transfer_engine;
+pub mod yuanrong;
 
 /// AscendCL as it is called by the system.
 const ASCENDCL: &str = "libascendcl.so";

@@ -1,4 +1,4 @@
-//! `rfork worker`: one worker that holds a model in host memory.
+//! `rfork worker`: one worker that holds a model in host memory, or in an NPU's.
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -10,12 +10,13 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use rfork_loader::config::Config;
 use rfork_loader::engine::memory::WeightMemory;
-use rfork_loader::engine::tcp;
+use rfork_loader::engine::{tcp, yuanrong};
 use rfork_loader::identity::Identity;
 use rfork_loader::session::{LoadError, LoadReport, Phase, Progress, Session, Source, Worker};
 use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
 use rfork_protocol::SeedKey;
+use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::agreement::Tolerance;
 use rfork_protocol::seed_key::KvRole;
 use serde_json::{Map, Value, json};
@@ -32,6 +33,14 @@ pub(crate) struct WorkerArgs {
     /// The model: a safetensors file, or a directory with model.safetensors.index.json or one such file
     #[arg(long, value_name = "PATH")]
     model: PathBuf,
+
+    /// What moves the bytes: tcp for host memory, yuanrong for an NPU's
+    #[arg(long, value_enum, default_value_t)]
+    engine: Engine,
+
+    /// The number of the NPU that holds the weights, with --engine yuanrong
+    #[arg(long, value_name = "NUMBER", default_value_t = 0, value_parser = clap::value_parser!(i32).range(0..))]
+    npu: i32,
 
     /// Load, report and end, instead of serving
     #[arg(long)]
@@ -125,6 +134,10 @@ struct SettingsArgs {
     #[arg(long, value_name = "GIB", value_parser = positive)]
     rfork_seed_max_gib_per_sec: Option<f64>,
 
+    /// Seconds that a call of YuanRong may last, besides its bytes' time, until it is given up [default: 30]
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    rfork_transfer_timeout_sec: Option<f64>,
+
     /// Fields a tensor in the served metadata: 3 or 5 [default: 3 for a readable key, 5 for a digest]
     #[arg(long, value_name = "3|5", value_parser = clap::value_parser!(u8).range(3..=5))]
     rfork_seed_metadata_fields: Option<u8>,
@@ -173,6 +186,71 @@ struct IdentityArgs {
     /// A ready seed key, instead of all of the above
     #[arg(long, value_name = "KEY", conflicts_with_all = ["compatibility_fingerprint", "pp_rank", "ep_rank"])]
     seed_key: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+enum Engine {
+    #[default]
+    Tcp,
+    Yuanrong,
+}
+
+impl Engine {
+    /// As seed keys and metadata have it.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tcp => tcp::NAME,
+            Self::Yuanrong => yuanrong::NAME,
+        }
+    }
+}
+
+/// Where the weights are.
+enum Place {
+    Host,
+    #[cfg(feature = "yuanrong-native")]
+    Npu(rfork_loader::engine::device::Device),
+}
+
+impl Place {
+    fn of(args: &WorkerArgs) -> Result<Self> {
+        match args.engine {
+            Engine::Tcp => Ok(Self::Host),
+            #[cfg(feature = "yuanrong-native")]
+            Engine::Yuanrong => {
+                let runtime = rfork_loader::engine::device::Runtime::open()?;
+                Ok(Self::Npu(runtime.device(args.npu)?))
+            }
+            #[cfg(not(feature = "yuanrong-native"))]
+            Engine::Yuanrong => bail!(
+                "--engine yuanrong is not part of this build: build rfork with --features yuanrong-native, which needs \
+                 a C++ compiler, or use the Python package, which has it always"
+            ),
+        }
+    }
+
+    fn allocate(&self, manifest: &Manifest) -> Result<Arc<WeightMemory>> {
+        Ok(match self {
+            Self::Host => WeightMemory::allocate(&manifest.tensor_bytes())?,
+            #[cfg(feature = "yuanrong-native")]
+            Self::Npu(device) => WeightMemory::allocate_on(device, &manifest.tensor_bytes())?,
+        })
+    }
+
+    async fn session(&self, config: Config, worker: Worker) -> Result<Session> {
+        Ok(match self {
+            Self::Host => Session::over_tcp(config, worker).await?,
+            #[cfg(feature = "yuanrong-native")]
+            Self::Npu(device) => {
+                let engine = async |config: &Config, advertise_host: &str| {
+                    let options = yuanrong::YuanRongOptions::of(config, advertise_host);
+                    let engine = yuanrong::native::start(options, device.clone()).await?;
+                    Ok(Arc::new(engine) as Arc<dyn rfork_loader::engine::TransferEngine>)
+                };
+                Session::over(config, worker, engine).await?
+            }
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, ValueEnum)]
@@ -236,6 +314,7 @@ impl SettingsArgs {
             ("rfork_seed_wait_sec", json!(self.rfork_seed_wait_sec)),
             ("rfork_seed_max_readers", json!(self.rfork_seed_max_readers)),
             ("rfork_seed_max_gib_per_sec", json!(self.rfork_seed_max_gib_per_sec)),
+            ("rfork_transfer_timeout_sec", json!(self.rfork_transfer_timeout_sec)),
             ("rfork_seed_metadata_fields", json!(self.rfork_seed_metadata_fields)),
         ];
         object.extend(
@@ -253,7 +332,7 @@ impl SettingsArgs {
 }
 
 impl IdentityArgs {
-    fn seed_key(&self, config: &Config) -> Result<SeedKey> {
+    fn seed_key(&self, config: &Config, engine: Engine) -> Result<SeedKey> {
         if let Some(text) = &self.seed_key {
             return Ok(SeedKey::from_text(text)?);
         }
@@ -272,14 +351,15 @@ impl IdentityArgs {
             structural_digest: self.structural_digest.clone(),
             sharded_dp_rank: self.sharded_dp_rank,
         };
-        Ok(identity.seed_key(config, tcp::NAME)?)
+        Ok(identity.seed_key(config, engine.name())?)
     }
 }
 
 /// Runs a worker until a signal ends it, or, with `--once`, until it is loaded.
 pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let config = args.settings.config()?;
-    let key = args.identity.seed_key(&config)?;
+    let key = args.identity.seed_key(&config, args.engine)?;
+    let place = Place::of(&args)?;
     let stop = signals::on_signal().context("signals cannot be received")?;
     let worker = Worker {
         key: key.clone(),
@@ -290,7 +370,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let path = args.model.clone();
     let checkpoint = Arc::new(tokio::task::spawn_blocking(move || Checkpoint::open(&path)).await??);
     let manifest = checkpoint.manifest();
-    let memory = WeightMemory::allocate(&manifest.tensor_bytes())?;
+    let mut memory = place.allocate(manifest)?;
     tracing::info!(
         model = %checkpoint.path().display(),
         tensors = manifest.tensors().len(),
@@ -299,9 +379,16 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
         %key,
         "the model's headers are read"
     );
-    let mut session = Session::over_tcp(config, worker).await?;
+    let mut session = place.session(config, worker).await?;
     let display = display(session.progress(), Duration::from_millis(args.progress_interval_ms.max(10)));
-    let loaded = session.load(manifest, memory.clone(), &checkpoint, &stop).await;
+    let mut loaded = session.load(manifest, memory.clone(), &checkpoint, &stop).await;
+    let mut hung = false;
+    if let Err(error @ LoadError::Hung(_)) = &loaded {
+        tracing::warn!(%error, "loading from storage into other memory; this worker will not be a seed");
+        hung = true;
+        memory = place.allocate(manifest)?;
+        loaded = session.load_elsewhere(manifest, memory.clone(), &checkpoint, &stop).await;
+    }
     drop(display);
     let report = match loaded {
         Ok(report) => report,
@@ -321,7 +408,14 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
         None
     };
     log_loaded(&report, digest.as_deref());
-    let served = if args.once { Ok(()) } else { serve(&mut session, &report, &key, &stop).await };
+    let served = if args.once {
+        Ok(())
+    } else if hung {
+        stop.cancelled().await;
+        Ok(())
+    } else {
+        serve(&mut session, &report, &key, &stop).await
+    };
     session.close().await;
     served.map(|()| 0)
 }

@@ -16,6 +16,7 @@ pub mod tcp;
 pub mod yuanrong;
 
 use memory::{Content, WeightMemory};
+use rfork_ascend_sys::MissingLibrary;
 use yuanrong::VendorError;
 
 /// What an engine can do.
@@ -134,6 +135,9 @@ pub enum EngineError {
         /// What it said.
         source: VendorError,
     },
+    /// The vendor's library is not there.
+    #[error(transparent)]
+    Missing(#[from] MissingLibrary),
     /// A call to the vendor's library does not return. What it may use is kept until it does.
     #[error("the transfer engine hangs since {waited_ms} ms; it is not used any more")]
     Hung {

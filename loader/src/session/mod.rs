@@ -201,6 +201,27 @@ impl Session {
         self.begin(Event::Adopt, manifest, memory, &Whole(InPlace), &CancellationToken::new()).await
     }
 
+    /// After [`LoadError::Hung`]: fills other memory from `fallback` alone. The session serves nobody: its engine is
+    /// not used any more, and keeps the first memory for as long as the hung call may write there.
+    ///
+    /// # Errors
+    /// [`LoadError`]; [`LoadError::NotIdle`] unless a load has failed before.
+    pub async fn load_elsewhere(
+        &mut self,
+        manifest: &Manifest,
+        memory: Arc<WeightMemory>,
+        fallback: &dyn Fallback,
+        cancel: &CancellationToken,
+    ) -> Result<LoadReport, LoadError> {
+        if self.state != State::Failed {
+            return Err(LoadError::NotIdle);
+        }
+        let manifest = with_addresses(manifest, &memory)?;
+        let begun = Instant::now();
+        let shares = Load::new(self, &manifest, &memory, fallback, cancel).run(Event::Adopt).await?;
+        Ok(report(&memory, begun, shares))
+    }
+
     async fn begin(
         &mut self,
         event: Event,
@@ -228,9 +249,7 @@ impl Session {
             }
         };
         self.state = State::Loaded;
-        let content = memory.content().map(|content| content.id);
-        let report =
-            LoadReport { bytes: memory.plan().total_bytes(), duration: begun.elapsed(), shares, content };
+        let report = report(&memory, begun, shares);
         self.model = Some(Model { manifest, memory });
         Ok(report)
     }
@@ -336,6 +355,12 @@ impl Session {
         }
         self.releases.finish(RELEASE_DEADLINE).await;
     }
+}
+
+/// A load that has ended well.
+fn report(memory: &WeightMemory, begun: Instant, shares: Vec<Share>) -> LoadReport {
+    let content = memory.content().map(|content| content.id);
+    LoadReport { bytes: memory.plan().total_bytes(), duration: begun.elapsed(), shares, content }
 }
 
 /// The manifest with the addresses that the tensors have in `memory`.

@@ -17,7 +17,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::memory::{ChunkWriter, WeightMemory};
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
+use crate::config::Config;
 
+#[cfg(feature = "yuanrong-native")]
+pub mod native;
 mod plan;
 mod vendor;
 mod watchdog;
@@ -78,6 +81,12 @@ impl YuanRongOptions {
             not_ready_timeout: Duration::from_secs(5),
             on_hang: OnHang::GiveUp,
         }
+    }
+
+    /// As a worker's settings have it.
+    pub fn of(config: &Config, advertise_host: &str) -> Self {
+        let timeout = config.transfer_timeout;
+        Self { call_timeout: timeout, read_timeout: timeout, ..Self::new(advertise_host) }
     }
 
     /// What a call may take that moves no weights.

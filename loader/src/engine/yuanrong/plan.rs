@@ -1,7 +1,8 @@
 //! What one call of the vendor's library reads: missing chunks -> bounded batches of ranges. Pure.
 //!
-//! Where the bytes go on in the same distance on both sides, pieces become one range, across tensors and chunks: two
-//! workers that lay out a model alike exchange a few large ranges.
+//! A range is a tensor, or what is missing of it. It never goes on into the next tensor, although that may lie behind it
+//! on both sides: a seed may have registered the two apart, and the library refuses a range that is not within one
+//! registration. Each tensor is, because every client of the field asks for whole ones.
 
 use crate::chunks::ChunkPlan;
 
@@ -27,6 +28,8 @@ pub(super) struct Batch {
     pub(super) begins: Vec<u32>,
     /// Chunks whose last byte it brings.
     pub(super) completes: Vec<u32>,
+    /// The tensor that the last range is of.
+    last_tensor: usize,
 }
 
 impl Batch {
@@ -35,16 +38,15 @@ impl Batch {
         self.lens.iter().sum()
     }
 
-    /// Takes up to `len` bytes, as its limits allow; gives how many.
-    fn take(&mut self, to: u64, from: u64, len: u64, limits: Limits) -> u64 {
+    /// Takes up to `len` bytes of a tensor, as its limits allow; gives how many.
+    fn take(&mut self, tensor: usize, (to, from): (u64, u64), len: u64, limits: Limits) -> u64 {
         let taken = len.min(limits.bytes - self.bytes());
         if taken == 0 {
             return 0;
         }
-        if let (Some(last_to), Some(last_from), Some(last_len)) =
-            (self.to.last(), self.from.last(), self.lens.last_mut())
+        if let (Some(last_to), Some(last_len)) = (self.to.last(), self.lens.last_mut())
+            && self.last_tensor == tensor
             && last_to + *last_len == to
-            && last_from + *last_len == from
         {
             *last_len += taken;
             return taken;
@@ -52,6 +54,7 @@ impl Batch {
         if self.lens.len() == limits.ranges {
             return 0;
         }
+        self.last_tensor = tensor;
         self.to.push(to);
         self.from.push(from);
         self.lens.push(taken);
@@ -76,8 +79,8 @@ pub(super) fn batches(
             let mut at = segment.offset_bytes;
             let end = at + segment.len_bytes;
             while at < end {
-                let (to, from) = (to[segment.tensor] + at, from[segment.tensor] + at);
-                let taken = batch.take(to, from, end - at, limits);
+                let places = (to[segment.tensor] + at, from[segment.tensor] + at);
+                let taken = batch.take(segment.tensor, places, end - at, limits);
                 if taken == 0 {
                     done.push(std::mem::take(&mut batch));
                     continue;
@@ -168,12 +171,12 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_alike_on_both_sides_is_one_range() {
+    fn a_tensor_is_one_range_across_chunks_and_never_goes_on_into_the_next() {
         let sizes = [1_000_000, 500, 2_000_000];
         let plan = ChunkPlan::new(&sizes).unwrap();
         let (ours, theirs) = (starts(&sizes, &[0; 3], 1 << 40), starts(&sizes, &[0; 3], 1 << 41));
         let made = batches(&plan, 0..plan.count(), &ours, &theirs, LIMITS);
         assert_eq!(made.len(), 1);
-        assert_eq!((made[0].to[0], made[0].from[0], &made[0].lens[..]), (1 << 40, 1 << 41, &[3_000_500][..]));
+        assert_eq!((&made[0].to, &made[0].from, &made[0].lens[..]), (&ours, &theirs, &sizes[..]));
     }
 }

@@ -69,11 +69,11 @@ impl ChunkDigest {
     }
 }
 
-/// The digest of each chunk of a memory that is held whole; `None` when it is not, or when a device
-/// does not give its bytes. For weights that did not come
-/// through a chunk digest: those that an inference engine loaded itself.
+/// The digest of each chunk of a memory that is held whole; `None` when it is not, or when a device does not give its
+/// bytes. For weights that did not come through a chunk digest: those that an inference engine loaded itself.
 pub fn of_memory(memory: &Arc<WeightMemory>, algorithm: DigestAlgorithm) -> Option<ChunkDigests> {
     let plan = memory.plan();
+    memory.synchronize().ok()?;
     let one = |chunk| {
         let mut digest = algorithm.start();
         memory.begin_read(chunk)?.visit(|bytes| digest.update(bytes)).ok()?;

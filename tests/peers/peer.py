@@ -2,7 +2,7 @@
 
 Keys, planner calls, seed metadata and the order of work are that generation's. Workers in the field move bytes with
 YuanRong, which reads by address; such a peer (--engine yuanrong) says exactly what they say, and its memory can be read
-where it says. With --engine tcp, the TCP engine's frames move bytes both ways; the peer adds to its key and its metadata
+where it says; with --npu, it moves bytes with YuanRong's own library. With --engine tcp, the TCP engine's frames move bytes both ways; the peer adds to its key and its metadata
 what those need.
 
     python3 peer.py --generation C --planner http://127.0.0.1:1223 --model DIRECTORY
@@ -21,6 +21,7 @@ from generations import GENERATIONS, Refused
 from planner_client import Planner, Renewal
 from seed_service import HEALTH_PATH, INFO_PATH, SHAPES_PATH, Service, ask
 from weights import Weights, disagreeing
+from yuanrong import Engine, Failed
 
 HOST = "127.0.0.1"
 HEARTBEAT_SEC = 30
@@ -32,7 +33,7 @@ def log(message, **fields):
         print(json.dumps({"message": message} | fields), file=sys.stderr, flush=True)
 
 
-def fork(planner, generation, key, weights):
+def fork(planner, generation, key, weights, yuanrong):
     """Takes the weights from a seed: the seed and its extension, or None if there is no seed or it fails."""
     lease = planner.get_seed(key)
     if lease is None:
@@ -46,13 +47,16 @@ def fork(planner, generation, key, weights):
         session, theirs = generation.understand(answer, lambda: ask(address, SHAPES_PATH, key)[1])
         generation.agree(weights.tensors, theirs)
         extension = answer.get("rfork_rs")
+        log("reading", seed=lease.identity)
+        if yuanrong is not None:
+            yuanrong.read(session, theirs, weights.tensors)
+            return lease.identity, None
         if extension is None:
             raise Refused("a seed without the TCP engine")
-        log("reading", seed=lease.identity)
         with Renewal(planner, lease, log):
             frames.read_all(session, bytes.fromhex(extension["content_id"]), weights)
         return lease.identity, {name: extension[name] for name in extension if name != "dtypes"}
-    except (Refused, frames.Broken, OSError, KeyError, ValueError) as error:
+    except (Refused, Failed, frames.Broken, OSError, KeyError, ValueError) as error:
         log("the seed failed", seed=lease.identity, error=f"{type(error).__name__}: {error}")
         return None
     finally:
@@ -65,6 +69,12 @@ def main():
     parser.add_argument("--planner", required=True)
     parser.add_argument("--model", required=True)
     parser.add_argument("--engine", choices=["tcp", "yuanrong"], default="tcp")
+    parser.add_argument("--npu", type=int, help="with --engine yuanrong: read and serve with its library, on this NPU")
+    parser.add_argument("--read-on-another-thread", action="store_true", help="with --npu: on one without a device")
+    parser.add_argument("--model-url", default="m")
+    parser.add_argument("--strategy", default="s")
+    parser.add_argument("--hide", type=int, help="let nobody read the tensor of this number")
+    parser.add_argument("--session", help="say that the engine listens here, host:port")
     parser.add_argument("--no-extension", action="store_true", help="leave the TCP engine out of the metadata")
     parser.add_argument("--disagree", help="serve metadata of another model, which differs in this")
     options = parser.parse_args()
@@ -73,15 +83,17 @@ def main():
 
     generation = GENERATIONS[options.generation]
     planner = Planner(options.planner, generation)
-    key = generation.key("m", "s", options.engine)
+    key = generation.key(options.model_url, options.strategy, options.engine)
     weights = Weights(options.model)
-    # YuanRong itself is not here, so what would be read with it comes from storage.
-    forked = fork(planner, generation, key, weights) if options.engine == "tcp" else None
+    yuanrong = None if options.npu is None else Engine(HOST, options.npu, options.read_on_another_thread)
+    # Without its library, what would be read with YuanRong comes from storage.
+    reads = options.engine == "tcp" or yuanrong is not None
+    forked = fork(planner, generation, key, weights, yuanrong) if reads else None
     if forked is None:
         weights.fill_from_storage()
         source, extension = "storage", weights.extension()
     else:
-        source, extension = "seed", forked[1]
+        source, extension = "seed", forked[1] or weights.extension()
     size = len(weights.memory)
     log(
         "loaded",
@@ -92,10 +104,14 @@ def main():
         content_id=extension["content_id"],
     )
 
-    engine = frames.Server(HOST, weights, bytes.fromhex(extension["content_id"]), log)
+    if yuanrong is None:
+        engine = frames.Server(HOST, weights, bytes.fromhex(extension["content_id"]), log)
+    else:
+        yuanrong.register([t for at, t in enumerate(weights.tensors) if at != options.hide])
+        engine = yuanrong
     tensors = disagreeing(weights.tensors, options.disagree) if options.disagree else weights.tensors
     says_more = options.engine == "tcp" and not options.no_extension
-    info = generation.info(engine.session, tensors, extension if says_more else None)
+    info = generation.info(options.session or engine.session, tensors, extension if says_more else None)
     service = Service(HOST, generation, key, info, {t.name: list(t.shape) for t in tensors})
     if ask(f"{HOST}:{service.port}", HEALTH_PATH, key)[0] != 200:
         sys.exit("the seed service does not answer its own health check")

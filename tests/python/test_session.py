@@ -1,5 +1,6 @@
 """Loading from seeds and fallbacks, and serving."""
 
+import re
 import threading
 from pathlib import Path
 
@@ -281,7 +282,27 @@ def test_keys_name_their_engine_unless_it_is_yuanrong(planner):
     assert len(rfork.seed_key(config, {"compatibility_fingerprint": "f", "structural_digest": "d"})) == 64
 
 
-def test_an_engine_that_is_not_there_says_so(planner):
-    with rfork.Session(planner.config(), identity={}, engine="yuanrong") as session:
-        with pytest.raises(rfork.EngineUnavailableError, match="yuanrong"):
-            session.load(weights())
+def npu(number: int) -> rfork.Tensor:
+    return rfork.Tensor(4096, 5, 4, (5,), "float32", f"npu:{number}")
+
+
+@pytest.mark.parametrize(
+    ("engine", "tensors", "error", "text"),
+    [
+        ("auto", {"a": npu(0)}, rfork.EngineUnavailableError, "install the package openyuanrong-datasystem"),
+        ("yuanrong", {"a": npu(0)}, rfork.EngineUnavailableError, "yr.datasystem.TransferEngine"),
+        ("yuanrong", {"a": npu(0), **weights()}, rfork.TensorError, "tensor 'layers.0.w' is in host memory"),
+        ("auto", {"a": npu(0), **weights()}, rfork.TensorError, "tensor 'layers.0.w' is in host memory"),
+        ("auto", {"a": npu(0), "b": npu(1)}, rfork.TensorError, "tensor 'b' is on npu:1, others on npu:0"),
+        ("tcp", {"a": npu(0)}, rfork.TensorError, "tensor 'a' is on npu:0: the engine 'tcp' moves host memory only"),
+    ],
+)
+def test_an_engine_that_does_not_reach_the_tensors_says_so(planner, engine, tensors, error, text):
+    with rfork.Session(planner.config(), identity={}, engine=engine) as session:
+        with pytest.raises(error, match=re.escape(text)):
+            session.load(tensors)
+
+
+def test_a_ready_engine_is_yuanrong_s(planner):
+    with pytest.raises(rfork.ConfigError, match="transfer_engine is YuanRong's"):
+        rfork.Session(planner.config(), identity={}, engine="tcp", transfer_engine=object())

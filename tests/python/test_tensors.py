@@ -39,11 +39,24 @@ class DLPackOnly:
     def __init__(self, of: numpy.ndarray) -> None:
         self._of = of
 
-    def __dlpack__(self, **_):
+    def __dlpack__(self):
         return self._of.__dlpack__()
 
 
-@pytest.mark.parametrize("kind", ["buffer", "array", "ctypes", "bytearray", "torch", "dlpack", "address"])
+class DLPackVersioned(DLPackOnly):
+    """What one of today has."""
+
+    def __dlpack__(self, *, max_version):
+        return self._of.__dlpack__(max_version=max_version)
+
+
+def read_only() -> numpy.ndarray:
+    array = numpy.zeros(3)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("kind", ["buffer", "array", "ctypes", "bytearray", "torch", "dlpack", "dlpack1", "address"])
 def test_each_way_to_pass_a_tensor_leads_to_its_memory(planner, kind):
     buffer = {
         "array": lambda: array.array("f", [0] * 5),
@@ -54,6 +67,7 @@ def test_each_way_to_pass_a_tensor_leads_to_its_memory(planner, kind):
     passed = {
         "torch": lambda: Torch(view, "float32"),
         "dlpack": lambda: DLPackOnly(view),
+        "dlpack1": lambda: DLPackVersioned(view),
         "address": lambda: rfork.Tensor(view.ctypes.data, 5, 4, (5,), "float32"),
     }.get(kind, lambda: buffer)()
     source = numpy.arange(5, dtype=numpy.float32)
@@ -73,13 +87,14 @@ def test_each_way_to_pass_a_tensor_leads_to_its_memory(planner, kind):
         (lambda: {"w": Torch(numpy.zeros((4, 4)).T[1:], "float64")}, "tensor 'w': its elements do not lie"),
         (lambda: {"w": DLPackOnly(numpy.zeros((4, 4)).T)}, "tensor 'w': its elements do not lie"),
         (lambda: {"w": b"constant"}, "tensor 'w': it is read-only"),
+        (lambda: {"w": DLPackVersioned(read_only())}, "tensor 'w': it is read-only"),
         (lambda: {"w": numpy.array(["text"])}, "tensor 'w': its elements ('4w') are no numbers"),
         (lambda: {"w": numpy.zeros(3, ">f4")}, "are no numbers of this machine"),
         (lambda: {"w": 3}, "tensor 'w': int has neither torch's methods nor the buffer protocol nor DLPack"),
         (lambda: {"w": (1, 2)}, "tensor 'w': expected (address, count, element_size, shape, dtype, device)"),
         (lambda: {"w": rfork.Tensor(4096, 5, 4, (6,), "float32")}, "tensor 'w': shape [6] does not hold 5 elements"),
         (lambda: {"w": rfork.Tensor(0, 5, 4, (5,), "float32")}, "'w': tensor 0 cannot be at address 0x0"),
-        (lambda: {"w": Torch(numpy.zeros(3), "float64", "meta")}, "no other reaches memory of a device"),
+        (lambda: {"w": Torch(numpy.zeros(3), "float64", "meta")}, "tensor 'w' is on meta: no engine reaches it"),
         (lambda: {}, "the manifest lists no tensor"),
         (lambda: {"w": numpy.zeros(0)}, "the manifest lists no tensor"),
     ],

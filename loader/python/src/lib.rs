@@ -2,14 +2,16 @@
 //!
 //! What people import is in `python/rfork`; it is documented there. Nothing here needs torch, numpy or vllm.
 //!
-//! Threads: the loader runs on threads of its own, which never touch the interpreter. Python's objects are touched on
-//! the thread that called, which waits without the GIL. So a load goes on while Python is busy, and a callback is
-//! never called on a thread that its author does not know.
+//! Threads: the loader runs on threads of its own, which never touch the interpreter, but for the one that drives
+//! YuanRong's module (`embedded`). All else of Python's is touched on the thread that called, which waits without the
+//! GIL. So a load goes on while Python is busy, and a callback is never called on a thread that its author does not know.
 
 use std::ffi::OsString;
 
 use pyo3::prelude::*;
 
+mod embedded;
+mod engine;
 mod errors;
 mod runtime;
 mod session;

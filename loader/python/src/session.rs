@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use pyo3::prelude::*;
 use rfork_loader::config::Config;
 use rfork_loader::engine::memory::WeightMemory;
-use rfork_loader::engine::tcp;
 use rfork_loader::fallback::{Fallback, NoFallback, Whole};
 use rfork_loader::identity::Identity;
 use rfork_loader::session::{
@@ -17,50 +16,14 @@ use rfork_loader::storage::Checkpoint;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::agreement::{Tolerance, agree};
-use rfork_protocol::seed_key::UNNAMED_ENGINE;
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
-use crate::errors::{self, EngineUnavailableError, as_error};
+use crate::engine::{Chosen, Wanted};
+use crate::errors::{self, as_error};
 use crate::runtime;
 use crate::tensors::Tensors;
 use crate::wait::{Callbacks, CallerLoads, Message, wait};
-
-/// Which transfer engine moves the bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Engine {
-    /// That which reaches the tensors.
-    Auto,
-    Tcp,
-    YuanRong,
-}
-
-impl Engine {
-    fn named(name: &str) -> PyResult<Self> {
-        match name {
-            "auto" => Ok(Self::Auto),
-            tcp::NAME => Ok(Self::Tcp),
-            UNNAMED_ENGINE => Ok(Self::YuanRong),
-            other => {
-                Err(errors::config(format!("engine must be 'auto', 'tcp' or 'yuanrong', got '{other}'")))
-            }
-        }
-    }
-
-    /// The engine for tensors of which one may be elsewhere than on the host.
-    fn for_tensors(self, elsewhere: Option<&(String, String)>) -> PyResult<&'static str> {
-        match (self, elsewhere) {
-            (Self::Auto | Self::Tcp, None) => Ok(tcp::NAME),
-            (Self::Tcp, Some((name, device))) => Err(errors::tensor(format!(
-                "tensor '{name}' is on {device}: the engine 'tcp' moves host memory only"
-            ))),
-            (Self::YuanRong, _) | (Self::Auto, Some(_)) => Err(EngineUnavailableError::new_err(
-                "the engine 'yuanrong' is not part of this build, and no other reaches memory of a device; \
-                 use engine='tcp' with tensors in host memory",
-            )),
-        }
-    }
-}
 
 /// What makes up the seed key.
 enum KeySource {
@@ -94,11 +57,21 @@ pub(crate) struct Session {
     rank: u32,
     draft: bool,
     tolerance: Tolerance,
-    engine: Engine,
+    engine: Wanted,
+    /// A `TransferEngine` of the caller's.
+    transfer_engine: Option<Py<PyAny>>,
     /// The process that made it: only there do its threads exist.
     process: u32,
     /// Locked only with the GIL and never while it is given up.
     stage: Mutex<Stage>,
+}
+
+/// What a load begins with.
+struct Prepared {
+    worker: Worker,
+    engine: Chosen,
+    manifest: Manifest,
+    memory: Arc<WeightMemory>,
 }
 
 /// What a load, or another part of a life, comes back with.
@@ -111,6 +84,7 @@ const LOADS_ONCE: &str = "a session loads once; make another one";
 #[pymethods]
 impl Session {
     #[new]
+    #[allow(clippy::too_many_arguments)] // Python's class has as many.
     fn new(
         config: &str,
         seed_key: Option<&[u8]>,
@@ -119,6 +93,7 @@ impl Session {
         draft: bool,
         engine: &str,
         shared: Vec<String>,
+        transfer_engine: Option<Py<PyAny>>,
     ) -> PyResult<Self> {
         let config = settings(config)?;
         let (key, own_rank, own_draft) = match (seed_key, identity) {
@@ -132,9 +107,12 @@ impl Session {
             }
             _ => return Err(errors::config("give either seed_key or identity".into())),
         };
-        let engine = Engine::named(engine)?;
+        let engine = Wanted::named(engine)?;
+        if transfer_engine.is_some() && engine == Wanted::Tcp {
+            return Err(errors::config("transfer_engine is YuanRong's, and engine is 'tcp'".into()));
+        }
         // A key that cannot be built is told here, not after a model was prepared.
-        key.key(&config, tcp::NAME)?;
+        key.key(&config, engine.name())?;
         Ok(Self {
             config,
             key,
@@ -142,6 +120,7 @@ impl Session {
             draft: draft || own_draft,
             tolerance: Tolerance { shared: shared.into_iter().collect(), reshapes: false },
             engine,
+            transfer_engine,
             process: std::process::id(),
             stage: Mutex::new(Stage::Idle),
         })
@@ -156,7 +135,7 @@ impl Session {
         reload: Option<&Bound<'py, PyAny>>,
         progress: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Report> {
-        let (worker, manifest, memory) = self.prepare(tensors)?;
+        let Prepared { worker, engine, manifest, memory } = self.prepare(py, tensors)?;
         let runtime = runtime::get(py)?;
         let (tell, mut told) = channel();
         let fallback: Box<dyn Fallback> = match (path, reload) {
@@ -169,7 +148,7 @@ impl Session {
         let (watching, watched) = channel();
         let stop = cancel.clone();
         runtime.spawn(async move {
-            let mut session = match loader::Session::over_tcp(config, worker).await {
+            let mut session = match engine.session(config, worker).await {
                 Ok(session) => Box::new(session),
                 Err(error) => return drop(tell.send(Message::Done(Err(error)))),
             };
@@ -198,13 +177,13 @@ impl Session {
 
     /// Takes over tensors that are loaded, and gives a dict for `rfork.LoadReport`.
     fn adopt(&self, py: Python<'_>, tensors: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Report> {
-        let (worker, manifest, memory) = self.prepare(tensors)?;
+        let Prepared { worker, engine, manifest, memory } = self.prepare(py, tensors)?;
         let runtime = runtime::get(py)?;
         self.begin(|stage| matches!(stage, Stage::Idle), LOADS_ONCE)?;
         let (tell, mut told) = channel();
         let config = self.config.clone();
         runtime.spawn(async move {
-            let mut session = match loader::Session::over_tcp(config, worker).await {
+            let mut session = match engine.session(config, worker).await {
                 Ok(session) => Box::new(session),
                 Err(error) => return drop(tell.send(Message::Done(Err(error)))),
             };
@@ -268,16 +247,13 @@ impl Session {
 
 impl Session {
     /// Who this worker is, and the memory that it is about.
-    fn prepare(
-        &self,
-        tensors: Vec<(String, Bound<'_, PyAny>)>,
-    ) -> PyResult<(Worker, Manifest, Arc<WeightMemory>)> {
+    fn prepare(&self, py: Python<'_>, tensors: Vec<(String, Bound<'_, PyAny>)>) -> PyResult<Prepared> {
         let tensors = Tensors::of(tensors)?;
-        let engine = self.engine.for_tensors(tensors.elsewhere.as_ref())?;
-        let key = self.key.key(&self.config, engine)?;
-        let (manifest, memory) = tensors.into_memory()?;
+        let engine = Chosen::of(py, self.engine, self.transfer_engine.as_ref(), &tensors)?;
+        let key = self.key.key(&self.config, engine.name())?;
+        let (manifest, memory) = tensors.into_memory(py, engine.device())?;
         let worker = Worker { key, rank: self.rank, draft: self.draft, tolerance: self.tolerance.clone() };
-        Ok((worker, manifest, memory))
+        Ok(Prepared { worker, engine, manifest, memory })
     }
 
     /// Ends a load, whatever came of it.
@@ -350,11 +326,8 @@ impl Drop for Session {
 #[pyfunction]
 pub(crate) fn seed_key(config: &str, identity: &str, engine: &str) -> PyResult<String> {
     let config = settings(config)?;
-    let engine = match Engine::named(engine)? {
-        Engine::YuanRong => UNNAMED_ENGINE,
-        Engine::Auto | Engine::Tcp => tcp::NAME,
-    };
-    let key = self::identity(identity)?.seed_key(&config, engine).map_err(as_error(errors::config))?;
+    let engine = Wanted::named(engine)?;
+    let key = self::identity(identity)?.seed_key(&config, engine.name()).map_err(as_error(errors::config))?;
     Ok(key.to_string())
 }
 

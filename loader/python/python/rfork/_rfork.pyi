@@ -24,6 +24,7 @@ class Session:
         draft: bool,
         engine: str,
         shared: list[str],
+        transfer_engine: Any,
     ) -> Session: ...
     def load(
         self,

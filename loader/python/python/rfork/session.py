@@ -34,6 +34,8 @@ class Tensor(NamedTuple):
     """The element type as torch names it, without ``torch.``: ``bfloat16``."""
     device: str = "cpu"
     """As torch names it: ``cpu``, ``npu:0``."""
+    format: int = 2
+    """How its elements lie in an NPU's memory, as AscendCL numbers it (``ACL_FORMAT_ND`` is 2)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,9 +128,15 @@ class Session:
     ``rank``, ``draft``
         Under which rank it serves, and whether it is a draft model; by ``identity`` if that is given.
     ``engine``
-        What moves the bytes: ``tcp`` for host memory, ``yuanrong`` for Ascend NPUs, ``auto`` for what the tensors need.
+        What moves the bytes: ``tcp`` for host memory, ``yuanrong`` for the memory of one Ascend NPU, ``auto`` for what
+        the tensors need. ``yuanrong`` needs the package ``yr.datasystem``, whose calls hold the GIL until they return:
+        one that does not return within ``rfork_transfer_timeout_sec`` ends the process with code 70 and a line on
+        standard error.
     ``shared``
         Names of tensors that a draft model shares with its target, which is loaded already: seeds may lack them.
+    ``transfer_engine``
+        A ``yr.datasystem.TransferEngine`` that is initialised for the tensors' NPU and this worker's address, to be
+        used instead of one of the session's own. Whoever made it finalizes it, after the session is closed.
 
     Threads are started at the first load. After a fork the session stays the parent's: the child can make its own.
     Methods may be called from any thread, one at a time.
@@ -146,6 +154,7 @@ class Session:
         draft: bool = False,
         engine: Engine = "auto",
         shared: Iterable[str] = (),
+        transfer_engine: Any = None,
     ) -> None:
         self._native = _rfork.Session(
             _json(config, "config"),
@@ -155,6 +164,7 @@ class Session:
             draft,
             engine,
             list(shared),
+            transfer_engine,
         )
         self._touched = False
 

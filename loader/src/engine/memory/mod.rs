@@ -244,6 +244,15 @@ impl WeightMemory {
         self.backing.prefault()
     }
 
+    /// Waits until a device has done what it was told to do with its memory: what an inference engine's loader wrote
+    /// there may be under way when it returns. Host memory needs nothing.
+    ///
+    /// # Errors
+    /// When the device says no.
+    pub fn synchronize(&self) -> Result<(), DeviceError> {
+        self.backing.device().map_or(Ok(()), |memory| memory.buffer.device().synchronize())
+    }
+
     /// Takes an empty chunk to fill it. `None` when it is held, or somebody else fills it.
     pub fn begin_write(self: &Arc<Self>, chunk: u32) -> Option<ChunkWriter> {
         let state = self.states.get(chunk as usize)?;

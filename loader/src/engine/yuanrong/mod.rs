@@ -353,6 +353,10 @@ struct Driver {
 impl Driver {
     fn register(&mut self, memory: Arc<WeightMemory>) -> Result<(), VendorError> {
         self.unregister()?;
+        // What the memory's owner has begun to write there would otherwise be written over what is read.
+        memory
+            .synchronize()
+            .map_err(|error| VendorError { code: VendorError::RUNTIME, message: error.to_string() })?;
         let regions = memory.regions();
         let mut starts = Vec::with_capacity(regions.len());
         let mut result = Ok(());

@@ -223,7 +223,7 @@ impl<'a> Load<'a> {
         let Some(metadata) = lease.lost().run_until_cancelled(fetching).await else {
             return Event::LeaseLost;
         };
-        let metadata = match metadata {
+        let mut metadata = match metadata {
             Ok(metadata) => metadata,
             Err(error) => {
                 tracing::warn!(%seed, %error, "the seed is passed over");
@@ -242,6 +242,9 @@ impl<'a> Load<'a> {
         match self.content_of(&metadata) {
             Ok(content) => {
                 let id = content.as_ref().map(|content| content.id);
+                if !self.worker.tolerance.shared.is_empty() {
+                    metadata.manifest = metadata.manifest.restricted_to(self.manifest);
+                }
                 self.source = Some((metadata, content));
                 Event::Agreed(id)
             }

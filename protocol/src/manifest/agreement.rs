@@ -214,6 +214,18 @@ mod tests {
         }
 
         #[test]
+        fn what_only_the_seed_has_is_left_out_and_the_rest_is_as_it_was(
+            manifest in manifests(), kept in prop::collection::vec(any::<bool>(), 1..8),
+        ) {
+            let some = manifest.tensors().iter().zip(kept.iter().cycle()).filter(|(_, kept)| **kept);
+            let Ok(here) = Manifest::new(some.map(|(tensor, _)| tensor.clone()).collect()) else { return Ok(()) };
+            let shared = manifest.tensors().iter().map(|tensor| tensor.name.clone()).collect();
+            let tolerance = Tolerance { shared, reshapes: false };
+            prop_assert_eq!(agree(&here, &manifest, &tolerance), Ok(()));
+            prop_assert_eq!(manifest.restricted_to(&here), here);
+        }
+
+        #[test]
         fn agreement_means_equal_sizes(a in manifests(), b in manifests()) {
             if agree(&a, &b, &Tolerance::default()).is_ok() {
                 prop_assert_eq!(a.tensor_bytes(), b.tensor_bytes());

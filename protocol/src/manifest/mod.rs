@@ -155,6 +155,15 @@ impl Manifest {
         found.ok().map(|index| &self.tensors[index])
     }
 
+    /// Those of its tensors whose names `here` has, too. What only a seed has of a draft model, because the worker
+    /// shares it with the target, is not read.
+    #[must_use]
+    pub fn restricted_to(mut self, here: &Self) -> Self {
+        self.tensors.retain(|tensor| here.get(&tensor.name).is_some());
+        self.total_bytes = self.tensors.iter().map(Tensor::bytes).sum();
+        self
+    }
+
     /// All tensors' sizes together.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes

@@ -276,7 +276,7 @@ impl TransferEngine for YuanRongEngine {
         let from: Vec<u64> = theirs.iter().map(|tensor| tensor.address).collect();
         let to: Vec<u64> = (0..).map_while(|tensor| memory.tensor_address(tensor)).collect();
         if to.len() != from.len() {
-            // Draft models may lack what they share with their target; then the two are not cut alike.
+            // A draft model's seed may lack what it shares with its target; then the two are not cut alike.
             let reason = format!("it has {} tensors, this worker {}", from.len(), to.len());
             return Err(ReadError::Unusable { peer: peer.clone(), reason });
         }

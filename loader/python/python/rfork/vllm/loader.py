@@ -23,6 +23,7 @@ from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 
 from . import bypass
+from .ascend import Ascend, on_npu
 from .identity import Ranks, identity, is_draft
 from .registries import Registries
 from .settings import split
@@ -70,6 +71,8 @@ class RForkModelLoader(BaseModelLoader):
         if why is not None:
             logger.warning("rfork: loading from storage, and not serving: %s", why)
             return self._own.load_model(vllm_config, model_config, prefix)
+        if on_npu():
+            return self._load_on_npu(vllm_config, model_config, prefix)
         registries = Registries(vllm_config)
         self._load = _Load(self._own, self._settings, vllm_config, model_config)
         try:
@@ -88,6 +91,23 @@ class RForkModelLoader(BaseModelLoader):
             return model
         finally:
             self._load = None
+
+
+    def _load_on_npu(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> Any:
+        # It imports what only vLLM Ascend's vLLM has to have.
+        from .ascend_load import AscendLoad
+
+        try:
+            ascend = Ascend()
+        except ImportError as error:
+            logger.warning("rfork: loading from storage, and not serving: %s", error)
+            return self._own.load_model(vllm_config, model_config, prefix)
+        load = AscendLoad(ascend, self._settings, self.load_config, vllm_config, model_config, _ranks(vllm_config))
+        why = ascend.bypass_reason(vllm_config, model_config)
+        if why is not None:
+            logger.warning("rfork: loading from storage, and not serving: %s", why)
+            return load.own(prefix)
+        return load.run(prefix)
 
 
 class _Load:

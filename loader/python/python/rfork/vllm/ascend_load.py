@@ -1,0 +1,158 @@
+"""One model's load on Ascend NPUs: in the order in which vLLM Ascend's own workers do it.
+
+Quantised weights, and those in the NPU's own layout, are forked as vLLM Ascend makes them: the model is brought into that
+layout first, without weights. All others are forked as files have them, and transformed afterwards. A worker serves
+what it has in the end, under the key that this has.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+from typing import Any
+
+import rfork
+import torch
+from vllm.config import ModelConfig, VllmConfig
+from vllm.config.load import LoadConfig
+from vllm.logger import init_logger
+from vllm.model_executor.model_loader import get_model
+from vllm.model_executor.model_loader.utils import initialize_model, process_weights_after_loading
+from vllm.utils.torch_utils import set_default_torch_dtype
+
+from .ascend import Ascend, readable
+from .identity import Ranks, is_draft
+from .registries import Registries
+
+logger = init_logger("vllm.rfork")
+
+FAILURES = (rfork.RForkError, ImportError, OSError, RuntimeError, ValueError)
+"""What ends a fork, and not the worker: rfork's own errors, and those of vLLM Ascend's functions."""
+
+# Sessions that serve until the process ends, with the tensors that they serve.
+_serving: list[tuple[rfork.Session, dict[str, Any]]] = []
+
+
+class AscendLoad:
+    """One model's load."""
+
+    def __init__(
+        self,
+        ascend: Ascend,
+        settings: dict[str, Any],
+        load_config: LoadConfig,
+        vllm_config: VllmConfig,
+        model_config: ModelConfig,
+        ranks: Ranks,
+    ) -> None:
+        self._ascend, self._settings, self._load_config = ascend, settings, load_config
+        self._vllm_config, self._model_config, self._ranks = vllm_config, model_config, ranks
+        self._processed = ascend.processed(model_config)
+        device = load_config.device or vllm_config.device_config.device
+        self._device = torch.device(device)
+
+    def run(self, prefix: str) -> Any:
+        """The model, with its weights."""
+        registries = Registries(self._vllm_config)
+        model = self._forked(prefix)
+        if model is None:
+            # What a seed may have written is gone with the model that it was for.
+            registries.restore()
+            gc.collect()
+            torch.npu.empty_cache()
+            model = self.own(prefix)
+            self._serve(model)
+        return model
+
+    def own(self, prefix: str) -> Any:
+        """The model, loaded by vLLM's own loader."""
+        load_config = copy.copy(self._load_config)
+        load_config.load_format, load_config.model_loader_extra_config = "auto", {}
+        return get_model(
+            vllm_config=self._vllm_config, model_config=self._model_config, load_config=load_config, prefix=prefix
+        )
+
+    def _forked(self, prefix: str) -> Any:
+        """The model with a seed's weights, serving; ``None`` when no seed gave them."""
+        session = None
+        try:
+            with set_default_torch_dtype(self._model_config.dtype):
+                model = self._prepared(prefix)
+                session, tensors = self._session(model)
+                report = session.load(self._ascend.described(tensors))
+                logger.info(
+                    "rfork: forked %.3f GiB from seed %s in %.2f seconds",
+                    report.total_bytes / (1 << 30),
+                    report.seed,
+                    report.seconds,
+                )
+                if self._processed:
+                    self._ascend.refresh(model)
+                    self._begin_serving(session, tensors)
+                else:
+                    # What is transformed now is no longer what the seed gave: it is served as what it is then.
+                    session.close()
+                    with self._ascend.finishing(model):
+                        process_weights_after_loading(model, self._model_config, self._device)
+                    self._serve(model)
+                return model.eval()
+        except FAILURES as error:
+            if session is not None:
+                session.close()
+            logger.warning("rfork: loading from storage: %s", error)
+            return None
+
+    def _prepared(self, prefix: str) -> Any:
+        """The model without weights, in the layout in which they are forked."""
+        with self._device:
+            model = initialize_model(vllm_config=self._vllm_config, model_config=self._model_config, prefix=prefix)
+        if self._processed:
+            with self._ascend.preparing(model):
+                process_weights_after_loading(model, self._model_config, self._device)
+        # The NPU has made all memory before a seed's bytes are written there.
+        torch.npu.synchronize()
+        return model
+
+    def _serve(self, model: Any) -> None:
+        """Serves a model that is complete. A worker that cannot be a seed is a worker all the same."""
+        try:
+            torch.npu.synchronize()
+            session, tensors = self._session(model)
+            try:
+                session.adopt(self._ascend.described(tensors))
+            except BaseException:
+                session.close()
+                raise
+        except FAILURES as error:
+            logger.warning("rfork: not serving: %s", error)
+            return
+        self._begin_serving(session, tensors)
+
+    def _begin_serving(self, session: rfork.Session, tensors: dict[str, Any]) -> None:
+        try:
+            serving = session.serve()
+        except rfork.RForkError as error:
+            logger.warning("rfork: not serving: %s", error)
+            session.close()
+            return
+        _serving.append((session, tensors))
+        logger.info("rfork: serving these weights as %s", serving.identity)
+
+    def _session(self, model: Any) -> tuple[rfork.Session, dict[str, Any]]:
+        """A session for the model's tensors, and the tensors."""
+        tensors = self._ascend.tensors(model, self._processed)
+        draft = is_draft(self._model_config)
+        parts = self._ascend.identity(self._vllm_config, self._model_config, self._settings, tensors)
+        ranks = {"tp_rank": self._ranks.tp, "pp_rank": self._ranks.pp, "ep_rank": self._ranks.ep, "draft": draft}
+        parts = ranks | (parts or readable(self._vllm_config))
+        # A draft model's own tensors: those of its target are there, and are served by it.
+        shared = [name for name, tensor in tensors.items() if draft and _is_served(tensor)]
+        own = {name: tensor for name, tensor in tensors.items() if name not in shared}
+        rank = torch.distributed.get_rank()
+        return rfork.Session(self._settings, identity=parts, rank=rank, engine="yuanrong", shared=shared), own
+
+
+def _is_served(tensor: Any) -> bool:
+    """Whether another model's session of this process serves this memory."""
+    address = tensor.data_ptr()
+    return any(address == other.data_ptr() for _, tensors in _serving for other in tensors.values())

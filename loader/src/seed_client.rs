@@ -88,7 +88,9 @@ async fn get(
             status: answer.status().as_u16(),
         });
     }
-    let mut body = Vec::new();
+    // As long as it says that it is, within reason: what grows is copied.
+    let length = answer.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut body = Vec::with_capacity(length.min(MAX_METADATA_BYTES));
     while let Some(piece) = answer.chunk().await.map_err(unreachable)? {
         if body.len() + piece.len() > MAX_METADATA_BYTES {
             return Err(SeedMetadataError::TooLarge { seed: authority.to_owned() });

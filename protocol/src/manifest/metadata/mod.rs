@@ -236,15 +236,15 @@ fn is_session(session: &str) -> bool {
 fn fill_all<T>(
     manifest: &mut Manifest,
     what: &'static str,
-    list: Named<T>,
+    list: Named<'_, T>,
     mut set: impl FnMut(&mut Tensor, T),
 ) -> Result<(), MetadataError> {
     let mut list = list.0;
-    list.sort_unstable_by(|a, b| a.0.as_bytes().cmp(b.0.as_bytes()));
+    list.sort_unstable_by(|(a, _), (b, _)| a.0.as_bytes().cmp(b.0.as_bytes()));
     let mut list = list.into_iter();
     for tensor in &mut manifest.tensors {
         match list.next() {
-            Some((name, value)) if name == tensor.name => set(tensor, value),
+            Some((name, value)) if name.0 == tensor.name => set(tensor, value),
             _ => {
                 let reason = format!("it does not name '{}' exactly once", tensor.name);
                 return Err(MetadataError::List { what, reason });
@@ -254,13 +254,13 @@ fn fill_all<T>(
     match list.next() {
         None => Ok(()),
         Some((name, _)) => {
-            Err(MetadataError::List { what, reason: format!("it names '{name}', which is no tensor") })
+            Err(MetadataError::List { what, reason: format!("it names '{}', which is no tensor", name.0) })
         }
     }
 }
 
 /// Adds shapes from a list; a shape that an entry already has must be the same.
-fn with_shapes(mut manifest: Manifest, shapes: Named<Vec<u64>>) -> Result<Manifest, MetadataError> {
+fn with_shapes(mut manifest: Manifest, shapes: Named<'_, Vec<u64>>) -> Result<Manifest, MetadataError> {
     let mut conflict = None;
     fill_all(&mut manifest, "shape", shapes, |tensor, shape| {
         if tensor.shape.as_ref().is_some_and(|own| *own != shape) && conflict.is_none() {

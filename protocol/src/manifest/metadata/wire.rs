@@ -1,6 +1,8 @@
 //! The JSON itself, field for field: what is read ([`InfoDocument`]) and what is served ([`Served`]).
 
+use std::borrow::Cow;
 use std::fmt;
+use std::marker::PhantomData;
 
 use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeTuple};
@@ -13,30 +15,34 @@ use super::EntryFields;
 
 #[derive(Deserialize)]
 #[allow(clippy::struct_field_names)] // The protocol's names.
-pub(super) struct InfoDocument {
+pub(super) struct InfoDocument<'a> {
     #[serde(default)]
     pub(super) rfork_protocol_version: Option<u64>,
     #[serde(default)]
     pub(super) rfork_transfer_engine_info: Option<InfoIn>,
     #[serde(default)]
-    pub(super) rfork_transfer_engine_shape_info: Option<Named<Vec<u64>>>,
+    #[serde(borrow)]
+    pub(super) rfork_transfer_engine_shape_info: Option<Named<'a, Vec<u64>>>,
     #[serde(default)]
-    pub(super) rfork_transfer_engine_format_info: Option<Named<i64>>,
+    #[serde(borrow)]
+    pub(super) rfork_transfer_engine_format_info: Option<Named<'a, i64>>,
     #[serde(default)]
-    pub(super) rfork_rs: Option<ExtensionIn>,
+    #[serde(borrow)]
+    pub(super) rfork_rs: Option<ExtensionIn<'a>>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct ShapesIn {
+pub(super) struct ShapesIn<'a> {
     #[serde(default)]
-    pub(super) rfork_transfer_engine_shape_info: Option<Named<Vec<u64>>>,
+    #[serde(borrow)]
+    pub(super) rfork_transfer_engine_shape_info: Option<Named<'a, Vec<u64>>>,
 }
 
 #[derive(Deserialize)]
 pub(super) struct InfoIn(pub(super) String, pub(super) EntriesIn);
 
 #[derive(Deserialize)]
-pub(super) struct ExtensionIn {
+pub(super) struct ExtensionIn<'a> {
     pub(super) engine: String,
     #[serde(default)]
     pub(super) engine_version: Option<String>,
@@ -45,29 +51,38 @@ pub(super) struct ExtensionIn {
     pub(super) chunk_bytes: u64,
     pub(super) chunk_digests: String,
     #[serde(default)]
-    pub(super) dtypes: Option<Named<String>>,
+    #[serde(borrow)]
+    pub(super) dtypes: Option<Named<'a, String>>,
+}
+
+/// A name that is the text's own bytes, unless it has escapes: a manifest names each tensor several times.
+pub(super) struct Name<'a>(pub(super) Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Name<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Text;
+        impl<'de> Visitor<'de> for Text {
+            type Value = Name<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a tensor's name")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Borrowed(text)))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
+                Ok(Name(Cow::Owned(text.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(Text)
+    }
 }
 
 /// A JSON object as a list, so that a name that stands twice is seen.
-pub(super) struct Named<T>(pub(super) Vec<(String, T)>);
+pub(super) struct Named<'a, T>(pub(super) Vec<(Name<'a>, T)>);
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Named<T> {
+impl<'de: 'a, 'a, T: Deserialize<'de>> Deserialize<'de> for Named<'a, T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Pairs<T>(std::marker::PhantomData<T>);
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Pairs<T> {
-            type Value = Named<T>;
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("an object with a member for each tensor")
-            }
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Named<T>, A::Error> {
-                let mut pairs = Vec::new();
-                while let Some(pair) = map.next_entry()? {
-                    pairs.push(pair);
-                }
-                Ok(Named(pairs))
-            }
-        }
-        deserializer.deserialize_map(Pairs(std::marker::PhantomData))
+        members(deserializer, |name, value| (name, value)).map(Self)
     }
 }
 
@@ -76,10 +91,31 @@ pub(super) struct EntriesIn(pub(super) Vec<Tensor>);
 
 impl<'de> Deserialize<'de> for EntriesIn {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let pairs = Named::<EntryIn>::deserialize(deserializer)?.0;
-        let tensor = |(name, entry): (String, EntryIn)| Tensor { name, ..entry.0 };
-        Ok(Self(pairs.into_iter().map(tensor).collect()))
+        let tensor = |name: Name<'de>, entry: EntryIn| Tensor { name: name.0.into_owned(), ..entry.0 };
+        members(deserializer, tensor).map(Self)
     }
+}
+
+/// What `make` makes of each member of an object.
+fn members<'de, D: Deserializer<'de>, T: Deserialize<'de>, U>(
+    deserializer: D,
+    make: impl Fn(Name<'de>, T) -> U,
+) -> Result<Vec<U>, D::Error> {
+    struct Members<T, F>(F, PhantomData<T>);
+    impl<'de, T: Deserialize<'de>, U, F: Fn(Name<'de>, T) -> U> Visitor<'de> for Members<T, F> {
+        type Value = Vec<U>;
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("an object with a member for each tensor")
+        }
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<U>, A::Error> {
+            let mut made = Vec::new();
+            while let Some((name, value)) = map.next_entry()? {
+                made.push(self.0(name, value));
+            }
+            Ok(made)
+        }
+    }
+    deserializer.deserialize_map(Members(make, PhantomData))
 }
 
 /// One entry of three to five fields; its name is still empty.

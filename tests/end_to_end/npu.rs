@@ -102,12 +102,12 @@ fn what_ascendcl_says_reaches_the_user() {
 fn staging_is_bounded_and_a_piece_that_is_given_back_is_taken_again() {
     let fakes = Fakes::build();
     let device = runtime(&fakes).device(0).unwrap();
-    let staging = Staging::new(&device, 2, 4_096).unwrap();
-    let (first, second) = (staging.take(), staging.take());
+    let staging = Staging::new(&device, 2, 4_096);
+    let (first, second) = (staging.take().unwrap(), staging.take().unwrap());
     let addresses = [first.bytes().as_ptr() as usize, second.bytes().as_ptr() as usize];
     let waiting = {
         let staging = staging.clone();
-        std::thread::spawn(move || staging.take().bytes().as_ptr() as usize)
+        std::thread::spawn(move || staging.take().unwrap().bytes().as_ptr() as usize)
     };
     drop(second);
     let third = waiting.join().unwrap();

@@ -4,27 +4,38 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 
 use super::{Device, DeviceError, PinnedBuffer};
 
-/// A fixed number of pinned pieces. Several threads, each with a piece of its own, overlap what fills the pieces
-/// (reading files) with what empties them (copying to the device); memory stays bounded however many there are.
+/// A bounded number of pinned pieces, pinned when they are needed. Several threads, each with a piece of its own,
+/// overlap what fills the pieces (reading files) with what empties them (copying to the device); memory stays bounded
+/// however many there are.
 ///
 /// Whoever has a piece gives it back on drop, also when it leaves early.
 #[derive(Debug)]
 pub struct Staging {
-    free: Mutex<Vec<PinnedBuffer>>,
+    device: Device,
+    pool: Mutex<Pool>,
     given_back: Condvar,
+    pieces: usize,
     piece_bytes: usize,
 }
 
+#[derive(Debug, Default)]
+struct Pool {
+    free: Vec<PinnedBuffer>,
+    /// How many were pinned, free or taken.
+    pinned: usize,
+}
+
 impl Staging {
-    /// Pins `pieces` pieces of `piece_bytes` each; at least one of at least one byte.
-    ///
-    /// # Errors
-    /// [`DeviceError`] when the host or the device allows no such amount.
-    pub fn new(device: &Device, pieces: usize, piece_bytes: usize) -> Result<Arc<Self>, DeviceError> {
-        let piece_bytes = piece_bytes.max(1);
-        let free =
-            (0..pieces.max(1)).map(|_| device.allocate_pinned(piece_bytes)).collect::<Result<_, _>>()?;
-        Ok(Arc::new(Self { free: Mutex::new(free), given_back: Condvar::new(), piece_bytes }))
+    /// Up to `pieces` pieces of `piece_bytes` each; at least one of at least one byte.
+    pub fn new(device: &Device, pieces: usize, piece_bytes: usize) -> Arc<Self> {
+        let (pieces, piece_bytes) = (pieces.max(1), piece_bytes.max(1));
+        Arc::new(Self {
+            device: device.clone(),
+            pool: Mutex::default(),
+            given_back: Condvar::new(),
+            pieces,
+            piece_bytes,
+        })
     }
 
     /// The size of a piece.
@@ -34,11 +45,20 @@ impl Staging {
 
     /// Takes a piece; blocks while all are taken. Those who have one need nothing else to give it back, so this ends
     /// as soon as a copy or a read ends. A thread must not take a second one.
-    pub fn take(self: &Arc<Self>) -> Staged {
-        let free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut free =
-            self.given_back.wait_while(free, |free| free.is_empty()).unwrap_or_else(PoisonError::into_inner);
-        Staged { buffer: free.pop(), staging: self.clone() }
+    ///
+    /// # Errors
+    /// [`DeviceError`] when the host or the device lets no more be pinned.
+    pub fn take(self: &Arc<Self>) -> Result<Staged, DeviceError> {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let all_taken = |pool: &mut Pool| pool.free.is_empty() && pool.pinned == self.pieces;
+        let mut pool = self.given_back.wait_while(pool, all_taken).unwrap_or_else(PoisonError::into_inner);
+        if let Some(buffer) = pool.free.pop() {
+            return Ok(Staged { buffer: Some(buffer), staging: self.clone() });
+        }
+        // Others wait for this one, as they would for a piece.
+        let buffer = self.device.allocate_pinned(self.piece_bytes)?;
+        pool.pinned += 1;
+        Ok(Staged { buffer: Some(buffer), staging: self.clone() })
     }
 }
 
@@ -64,7 +84,9 @@ impl Staged {
 
 impl Drop for Staged {
     fn drop(&mut self) {
-        self.staging.free.lock().unwrap_or_else(PoisonError::into_inner).extend(self.buffer.take());
+        let mut pool = self.staging.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        pool.free.extend(self.buffer.take());
+        drop(pool);
         self.staging.given_back.notify_one();
     }
 }

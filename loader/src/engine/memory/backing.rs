@@ -64,20 +64,20 @@ impl Backing {
     pub(super) fn on_device(device: &Device, len: usize) -> Result<(Self, u64), DeviceError> {
         let buffer = device.allocate(len)?;
         let start = buffer.address();
-        Ok((Self::Device(DeviceMemory::new(buffer)?), start))
+        Ok((Self::Device(DeviceMemory::new(buffer)), start))
     }
 
     /// A caller's memory from address `start` to `end`.
     ///
     /// # Safety
     /// What of that range the memory's tensors take must be the caller's memory until its owner is dropped.
-    pub(super) unsafe fn of_caller(owner: CallersMemory, start: u64, end: u64) -> Result<Self, DeviceError> {
+    pub(super) unsafe fn of_caller(owner: CallersMemory, start: u64, end: u64) -> Self {
         let len = usize::try_from(end - start).unwrap_or(usize::MAX);
         let device = owner.device.as_ref().map(|device| {
             // SAFETY: as promised for what the tensors take; nothing else of it is touched.
             DeviceMemory::new(unsafe { device.borrow(start, len) })
         });
-        Ok(Self::Caller { device: device.transpose()?, owner })
+        Self::Caller { device, owner }
     }
 
     /// How bytes get to a device; `None` for host memory.
@@ -99,9 +99,9 @@ impl Backing {
 }
 
 impl DeviceMemory {
-    fn new(buffer: DeviceBuffer) -> Result<Self, DeviceError> {
-        let staging = Staging::new(buffer.device(), STAGING_PIECES, STAGING_PIECE_BYTES)?;
-        Ok(Self { buffer, staging })
+    fn new(buffer: DeviceBuffer) -> Self {
+        let staging = Staging::new(buffer.device(), STAGING_PIECES, STAGING_PIECE_BYTES);
+        Self { buffer, staging }
     }
 }
 

@@ -89,7 +89,7 @@ impl ChunkBytes {
         visit: &mut dyn FnMut(&[u8]),
     ) -> io::Result<()> {
         if let Some(device) = self.device() {
-            let staged = staged.get_or_insert_with(|| device.staging.take());
+            let staged = taken(staged, device)?;
             for (address, len) in self.pieces_from(from, len) {
                 let start = address as u64 - device.buffer.address();
                 for at in (0..len).step_by(device.staging.piece_bytes()) {
@@ -177,7 +177,7 @@ impl ChunkWriter {
     fn read_file_to_device(&mut self, file: &File, offset: u64, at: usize, len: usize) -> io::Result<()> {
         let Some(device) = self.bytes.device() else { return Ok(()) };
         let piece_bytes = device.staging.piece_bytes();
-        let staged = self.staged.get_or_insert_with(|| device.staging.take());
+        let staged = taken(&mut self.staged, device)?;
         for done in (0..len).step_by(piece_bytes) {
             let piece = &mut staged.bytes_mut()[..piece_bytes.min(len - done)];
             // Until it is filled again, it holds nothing of the chunk.
@@ -272,6 +272,14 @@ impl ChunkReader {
 impl Drop for ChunkReader {
     fn drop(&mut self) {
         self.0.state().fetch_sub(1, Ordering::Release);
+    }
+}
+
+/// The pinned piece that is there, or one that is taken now.
+fn taken<'a>(staged: &'a mut Option<Staged>, device: &DeviceMemory) -> io::Result<&'a mut Staged> {
+    match staged {
+        Some(staged) => Ok(staged),
+        None => Ok(staged.insert(device.staging.take()?)),
     }
 }
 

@@ -144,7 +144,7 @@ impl WeightMemory {
     /// and its size in bytes. `callers.owner` is dropped when nobody uses the memory any more.
     ///
     /// # Errors
-    /// [`MemoryError::Range`], [`MemoryError::Overlap`], [`MemoryError::Plan`], [`MemoryError::Device`].
+    /// [`MemoryError::Range`], [`MemoryError::Overlap`], [`MemoryError::Plan`].
     ///
     /// # Safety
     /// Until the owner is dropped each range must be initialised memory of this process, or of the device, at the same
@@ -175,8 +175,6 @@ impl WeightMemory {
         let end = ranges.last().map_or(0, |(_, end, _)| *end);
         // SAFETY: as the caller promises.
         let backing = unsafe { Backing::of_caller(callers, start, end) };
-        let bytes = plan.total_bytes();
-        let backing = backing.map_err(|source| MemoryError::Device { bytes, source })?;
         Ok(Arc::new(Self::new(backing, addresses, plan)))
     }
 

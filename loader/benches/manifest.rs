@@ -109,7 +109,7 @@ fn apart(sizes: &[u64]) -> Result<Arc<WeightMemory>> {
 /// One reader, alone in its process.
 async fn fetch(seed: &str, tensors: u64) -> Result<()> {
     let (key, here) = (SeedKey::from_text(KEY)?, manifest(tensors)?);
-    let http = rfork_loader::http::client(Duration::from_secs(10))?;
+    let http = rfork_loader::http::client(Duration::from_secs(10), false)?;
     // Makes `VmHWM` start from what is in use now.
     std::fs::write("/proc/self/clear_refs", "5")?;
     let (before, begun) = (memory_mib("VmRSS:")?, Instant::now());

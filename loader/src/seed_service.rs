@@ -284,7 +284,7 @@ mod tests {
     }
 
     fn http() -> reqwest::Client {
-        crate::http::client(Duration::from_secs(5)).unwrap()
+        crate::http::client(Duration::from_secs(5), false).unwrap()
     }
 
     #[tokio::test]

@@ -62,7 +62,7 @@ pub(crate) async fn run(args: ExplainArgs) -> Result<()> {
     };
     let url = &args.planner;
     let asked = format!("{}{EXPLAIN}", parse_url(url)?.as_str().trim_end_matches('/'));
-    let answer = http::client(DEADLINE)?
+    let answer = http::client(DEADLINE, true)?
         .post(&asked)
         .json(&request)
         .send()

@@ -82,8 +82,11 @@ struct Lease {
 async fn planner(url: &str, as_json: bool) -> Result<()> {
     let base = parse_url(url)?;
     let asked = format!("{}/debug/snapshot", base.as_str().trim_end_matches('/'));
-    let answer =
-        http::client(DEADLINE)?.get(&asked).send().await.with_context(|| format!("{url} cannot be asked"))?;
+    let answer = http::client(DEADLINE, true)?
+        .get(&asked)
+        .send()
+        .await
+        .with_context(|| format!("{url} cannot be asked"))?;
     if !answer.status().is_success() {
         bail!("{url} answered with {}: is it a planner?", answer.status());
     }
@@ -127,7 +130,7 @@ async fn planner(url: &str, as_json: bool) -> Result<()> {
 async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
     let base = parse_url(url)?;
     let key = SeedKey::from_text(key)?;
-    let metadata = seed_client::fetch_at(&http::client(DEADLINE)?, base.authority(), &key).await?;
+    let metadata = seed_client::fetch_at(&http::client(DEADLINE, false)?, base.authority(), &key).await?;
     let manifest = &metadata.manifest;
     let extension = metadata.extension.as_ref();
     if as_json {

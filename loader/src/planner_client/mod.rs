@@ -208,7 +208,7 @@ impl PlannerClient {
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(bad("it must start with http:// or https:// and name a host".into()));
         }
-        let http = crate::http::client(timeout).map_err(PlannerError::Client)?;
+        let http = crate::http::client(timeout, base.scheme() == "https").map_err(PlannerError::Client)?;
         Ok(Self { http, base, timeout, labels, place, known: Arc::default() })
     }
 

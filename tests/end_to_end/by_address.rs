@@ -29,19 +29,27 @@ struct ByAddress {
     version: &'static str,
     /// Chunks that it reads before the seed is lost to it.
     chunks_left: AtomicU32,
+    /// Whether it takes memory.
+    registers: bool,
 }
 
 impl ByAddress {
     /// An engine that can read the memory of `peer`: its own child.
     fn of(peer: &Worker, chunks: u32) -> Arc<dyn TransferEngine> {
         let memory = File::open(format!("/proc/{}/mem", peer.process.pid())).unwrap();
-        Arc::new(Self { memory, version: "1.0", chunks_left: AtomicU32::new(chunks) })
+        Arc::new(Self { memory, version: "1.0", chunks_left: AtomicU32::new(chunks), registers: true })
     }
 
     /// An engine of that version that can read the memory of workers in this process.
     fn of_version(version: &'static str) -> Arc<dyn TransferEngine> {
         let memory = File::open("/proc/self/mem").unwrap();
-        Arc::new(Self { memory, version, chunks_left: AtomicU32::new(u32::MAX) })
+        Arc::new(Self { memory, version, chunks_left: AtomicU32::new(u32::MAX), registers: true })
+    }
+
+    /// An engine that takes no memory.
+    fn refusing() -> Arc<dyn TransferEngine> {
+        let memory = File::open("/dev/null").unwrap();
+        Arc::new(Self { memory, version: "1.0", chunks_left: AtomicU32::new(0), registers: false })
     }
 }
 
@@ -64,7 +72,7 @@ impl TransferEngine for ByAddress {
     }
 
     async fn register(&self, _memory: Arc<WeightMemory>) -> Result<(), EngineError> {
-        Ok(())
+        if self.registers { Ok(()) } else { Err(EngineError::Gone) }
     }
 
     async fn unregister(&self) -> Result<(), EngineError> {
@@ -189,4 +197,15 @@ async fn workers_with_two_versions_of_an_engine_do_not_read_from_each_other() {
         ours.session.close().await;
     }
     seed.session.close().await;
+}
+
+#[tokio::test]
+async fn a_worker_whose_engine_takes_no_memory_loads_from_storage_and_is_no_seed() {
+    let (model, planner) = (Model::new(2, 1), Planner::start(&[]));
+    let mut ours = Ours::load(ByAddress::refusing(), "key", &planner, &model).await;
+    assert_eq!(ours.sources(), [("storage".to_owned(), model.bytes)]);
+    assert_eq!(ours.digest, model.digest());
+    let error = ours.session.serve().await.unwrap_err().to_string();
+    assert_eq!(error, "peers cannot read this worker's memory: the transfer engine has ended");
+    ours.session.close().await;
 }

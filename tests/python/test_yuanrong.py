@@ -24,7 +24,7 @@ VERSIONS = {"0.1.0": "openyuanrong-transfer-engine", "0.8.1": "openyuanrong-data
 ENTRANCES = ["native", "embedded"]
 # What peers of generation C make their keys of.
 FINGERPRINT, STRUCTURE = "f00", "beef"
-HUNG_EXIT_CODE = 70
+HUNG_EXIT_CODE, INTERRUPTED = 70, 130
 
 with_packages = pytest.mark.skipif(
     "RFORK_TEST_YUANRONG" not in os.environ, reason="YuanRong's packages are not here: they are for x86-64, Python 3.11"
@@ -282,6 +282,15 @@ def test_with_a_silent_peer_the_native_entrance_loads_into_other_memory(start, m
     assert (loaded["source"], loaded["digest"]) == ("storage", seed.wait_for("loaded")["digest"])
     assert "hangs since" in reader.text and "will not be a seed" in reader.text
     reader.stop()
+
+
+@each
+def test_a_worker_that_is_stopped_does_not_wait_for_a_silent_peer(start, model, silent, version):
+    seed = start.peer(version, model, f"--session={silent}")
+    seed.wait_for("serving")
+    reader = start("native", version, model, 0, rfork_transfer_timeout_sec=1_000)
+    reader.wait_for("progress", phase=f"loading from seed {seed.wait_for('serving')['identity']}")
+    reader.stop(INTERRUPTED)
 
 
 @each

@@ -383,7 +383,9 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let display = display(session.progress(), Duration::from_millis(args.progress_interval_ms.max(10)));
     let mut loaded = session.load(manifest, memory.clone(), &checkpoint, &stop).await;
     let mut hung = false;
-    if let Err(error @ LoadError::Hung(_)) = &loaded {
+    if let Err(error @ LoadError::Hung(_)) = &loaded
+        && !stop.is_cancelled()
+    {
         tracing::warn!(%error, "loading from storage into other memory; this worker will not be a seed");
         hung = true;
         memory = place.allocate(manifest)?;
@@ -396,6 +398,8 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
             session.close().await;
             return match error {
                 LoadError::Cancelled => Ok(INTERRUPTED),
+                // The process ends, and with it whatever hangs.
+                LoadError::Hung(_) if stop.is_cancelled() => Ok(INTERRUPTED),
                 error => Err(error.into()),
             };
         }

@@ -3,6 +3,8 @@
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
+use rfork_loader::engine::EngineError;
+use rfork_loader::session as loader;
 
 create_exception!(rfork, RForkError, PyException, "Whatever goes wrong in rfork.");
 create_exception!(
@@ -34,6 +36,17 @@ pub(crate) fn as_error<E: std::fmt::Display>(make: fn(String) -> PyErr) -> impl 
 
 pub(crate) fn config(text: String) -> PyErr {
     ConfigError::new_err(text)
+}
+
+/// A session that does not begin.
+pub(crate) fn begin(error: &loader::SessionError) -> PyErr {
+    match error {
+        // An address that cannot be listened on is a setting.
+        loader::SessionError::Engine(engine) if !matches!(engine, EngineError::Bind { .. }) => {
+            EngineUnavailableError::new_err(error.to_string())
+        }
+        error => ConfigError::new_err(error.to_string()),
+    }
 }
 
 pub(crate) fn tensor(text: String) -> PyErr {

@@ -263,7 +263,7 @@ impl Session {
             Ok(result) => result,
             Err(error) => {
                 self.end(Stage::Idle);
-                return Err(raised.unwrap_or_else(|| errors::config(error.to_string())));
+                return Err(raised.unwrap_or_else(|| errors::begin(&error)));
             }
         };
         self.end(Stage::Open(session));

@@ -68,6 +68,9 @@ pub enum ServeError {
     /// Somebody wrote to the weights after they were loaded.
     #[error("the weights' bytes have changed since they were loaded: they are not served")]
     Changed,
+    /// The engine did not take the memory, so no peer could read it.
+    #[error("peers cannot read this worker's memory: {0}")]
+    Unregistered(EngineError),
     /// There is nothing to serve, or it is being served already.
     #[error("a session serves once, after it has loaded")]
     NotLoaded,

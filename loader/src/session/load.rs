@@ -32,6 +32,8 @@ const REPEATED_QUESTIONS: u32 = 4;
 /// Pauses between two questions while a worker waits for a seed: from here to there.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// How long a load that its caller ends waits for the read that is under way. One by address cannot be ended.
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// What is logged at most of a version that a seed tells.
 const MAX_VERSION_CHARS: usize = 64;
 
@@ -331,6 +333,11 @@ impl<'a> Load<'a> {
                 stop.cancel();
                 reading.as_mut().await
             }
+            () = long_cancelled(self.cancel) => {
+                // What reads still owns what it writes.
+                let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                return Err(LoadError::Hung(ReadError::Hung { peer: metadata.session.clone(), waited_ms }));
+            }
         };
         drop(reading);
         let lost = lease.lost().is_cancelled();
@@ -432,4 +439,10 @@ impl<'a> Load<'a> {
             self.shares.push(Share { source, bytes, duration: begun.elapsed() });
         }
     }
+}
+
+/// Returns when a token was cancelled [`CANCEL_GRACE`] ago.
+async fn long_cancelled(cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    tokio::time::sleep(CANCEL_GRACE).await;
 }

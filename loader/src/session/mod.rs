@@ -77,6 +77,10 @@ pub struct Session {
     engine: Arc<dyn TransferEngine>,
     state: State,
     progress: watch::Sender<Progress>,
+    /// Why peers cannot read the memory.
+    unregistered: Option<EngineError>,
+    /// A call of the engine's may last for ever, and whatever else is asked of it waits for that.
+    engine_hangs: bool,
     model: Option<Model>,
     service: Option<SeedService>,
     heartbeat: Option<Heartbeat>,
@@ -162,6 +166,8 @@ impl Session {
             engine,
             state: State::Idle,
             progress: watch::Sender::new(Progress::default()),
+            unregistered: None,
+            engine_hangs: false,
             model: None,
             service: None,
             heartbeat: None,
@@ -174,7 +180,8 @@ impl Session {
     }
 
     /// Fills `memory` with the tensors of `manifest`: from a seed if there is one, else from `fallback`. Chunks
-    /// that are held when a source fails are kept if the next source has the same content.
+    /// that are held when a source fails are kept if the next source has the same content. If the engine does not take
+    /// the memory, `fallback` fills it, and the session cannot serve.
     ///
     /// # Errors
     /// [`LoadError`]; the memory is then not loaded, whatever it holds, and nobody writes to it, or reads it, any
@@ -234,12 +241,24 @@ impl Session {
             return Err(LoadError::NotIdle);
         }
         let manifest = with_addresses(manifest, &memory)?;
-        self.engine.register(memory.clone()).await?;
+        let event = match self.engine.register(memory.clone()).await {
+            Ok(()) => event,
+            Err(error) if event == Event::Adopt => return Err(error.into()),
+            Err(error) => {
+                tracing::warn!(%error, "no seed is read: loading from storage; this worker will not be a seed");
+                self.unregistered = Some(error);
+                Event::Adopt
+            }
+        };
         // Until it is loaded: a load that fails, or whose future is dropped, is not repeated.
         self.state = State::Failed;
         let begun = Instant::now();
         let shares = match Load::new(self, &manifest, &memory, fallback, cancel).run(event).await {
             Ok(shares) => shares,
+            Err(error @ LoadError::Hung(_)) => {
+                self.engine_hangs = true;
+                return Err(error);
+            }
             Err(error) => {
                 // The memory is its owner's again.
                 if let Err(error) = self.engine.unregister().await {
@@ -278,6 +297,9 @@ impl Session {
     pub async fn serve(&mut self) -> Result<Serving, ServeError> {
         if self.state != State::Loaded {
             return Err(ServeError::NotLoaded);
+        }
+        if let Some(error) = self.unregistered.take() {
+            return Err(ServeError::Unregistered(error));
         }
         self.state = step(self.state, Event::Serve, LIMITS).0;
         match self.start_service().await {
@@ -347,11 +369,13 @@ impl Session {
             if let Some(service) = self.service.take() {
                 service.stop().await;
             }
-            if let Err(error) = self.engine.unregister().await {
-                // The engine's tasks own the memory until they end.
-                tracing::warn!(%error, "peers still read this worker's memory");
+            if !self.engine_hangs {
+                if let Err(error) = self.engine.unregister().await {
+                    // The engine's tasks own the memory until they end.
+                    tracing::warn!(%error, "peers still read this worker's memory");
+                }
+                self.engine.finalize().await;
             }
-            self.engine.finalize().await;
         }
         self.releases.finish(RELEASE_DEADLINE).await;
     }

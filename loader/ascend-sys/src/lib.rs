@@ -4,6 +4,7 @@
 //! ([`open_ascendcl`]); the bindings are made by bindgen from headers of ours and committed.
 #![allow(unsafe_code)]
 
+use std::error::Error;
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -58,8 +59,11 @@ pub fn open_first(paths: &[PathBuf]) -> Result<ascendcl::AscendCl, MissingLibrar
         match unsafe { ascendcl::AscendCl::new(path) } {
             Ok(library) => return Ok(library),
             Err(error) => {
-                // Writing to a string cannot fail.
-                let _ = write!(tried, "\n  {}: {error}", path.display());
+                // What the system says is the cause. Writing to a string cannot fail.
+                let _ = match error.source() {
+                    Some(cause) => write!(tried, "\n  {}: {cause}", path.display()),
+                    None => write!(tried, "\n  {}: {error}", path.display()),
+                };
             }
         }
     }
@@ -110,7 +114,14 @@ mod tests {
     fn what_is_missing_is_said_with_where_it_was_looked_for_and_what_to_do() {
         let paths = ["/nowhere/libascendcl.so", "/nowhere/else/libascendcl.so"].map(PathBuf::from);
         let text = open_first(&paths).err().unwrap().to_string();
-        for part in ["/nowhere/libascendcl.so: ", "/nowhere/else/libascendcl.so: ", "CANN", ASCENDCL_PATH] {
+        let parts = [
+            "/nowhere/libascendcl.so: ",
+            "/nowhere/else/libascendcl.so: ",
+            "No such file",
+            "CANN",
+            ASCENDCL_PATH,
+        ];
+        for part in parts {
             assert!(text.contains(part), "{text}");
         }
     }

@@ -41,8 +41,9 @@ class Planner:
 
 
 @pytest.fixture
-def planner(tmp_path: Path) -> Iterator[Planner]:
-    planner = Planner(tmp_path)
+def planner(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Planner]:
+    """A planner; flags come as the fixture's parameter."""
+    planner = Planner(tmp_path, *getattr(request, "param", ()))
     yield planner
     planner.stop()
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy
 import pytest
+import rfork
 
 ROOT = Path(__file__).parents[1]
 DEADLINE_SEC = 120
@@ -301,6 +302,18 @@ def test_with_a_silent_peer_the_embedded_entrance_ends_the_process(start, model,
     reader.end(HUNG_EXIT_CODE)
     assert "rfork: a call of YuanRong's TransferEngine has not returned" in reader.text
     assert not reader.told
+
+
+@each
+@pytest.mark.parametrize("planner", [("--lease-ttl-sec", "1")], indirect=True)
+def test_a_lease_is_renewed_while_the_library_holds_the_gil(start, planner, model, silent, version):
+    start.peer(version, model, f"--session={silent}").wait_for("serving")
+    reader = start("embedded", version, model, 0, rfork_transfer_timeout_sec=1_000)
+    client, age_ms = rfork.PlannerClient(planner.url), 0
+    # A lease that is not renewed is gone after a second; nothing else of the reader runs meanwhile.
+    while age_ms < 5_000:
+        assert reader.process.poll() is None and not list(client.ended_leases()), reader.text
+        age_ms = max((lease["age_ms"] for lease in client.leases()), default=0)
 
 
 @both

@@ -1,8 +1,8 @@
 //! Python's tensors as ranges of memory.
 //!
-//! A tensor may be `(address, count, element size, shape, dtype, device)`, and a format after it, an object with torch's methods, an object
-//! with the buffer protocol, or one with `DLPack`'s. They are tried in this order; the first that an object has is
-//! taken, because each may say more than the next (numpy has no `bfloat16`).
+//! A tensor may be `(address, count, element size, shape, dtype, device)`, with a format behind it or without, an
+//! object with torch's methods, an object with the buffer protocol, or one with `DLPack`'s. They are tried in this order;
+//! the first that an object has is taken, because each may say more than the next (numpy has no `bfloat16`).
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};

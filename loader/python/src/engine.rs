@@ -121,6 +121,11 @@ impl Chosen {
         }
     }
 
+    /// Whether it holds the GIL while it reads.
+    pub(crate) fn holds_gil(&self) -> bool {
+        matches!(self, Self::YuanRong { .. })
+    }
+
     /// A session over it.
     ///
     /// # Errors

@@ -145,6 +145,7 @@ impl Session {
         };
         self.begin(|stage| matches!(stage, Stage::Idle), LOADS_ONCE)?;
         let (config, cancel) = (self.config.clone(), CancellationToken::new());
+        let holds_gil = engine.holds_gil();
         let (watching, watched) = channel();
         let stop = cancel.clone();
         runtime.spawn(async move {
@@ -170,7 +171,7 @@ impl Session {
             }
         });
         let progress = telling.as_mut().map(|telling| telling as &mut dyn FnMut() -> PyResult<()>);
-        let callbacks = Callbacks { reload, progress, cancel: Some(&cancel) };
+        let callbacks = Callbacks { reload, progress, cancel: Some(&cancel), holds_gil };
         let waited = wait(py, &mut told, callbacks);
         self.loaded(waited)
     }
@@ -190,7 +191,7 @@ impl Session {
             let adopted = session.adopt(&manifest, memory).await;
             drop(tell.send(Message::Done(Ok((session, adopted)))));
         });
-        let waited = wait(py, &mut told, Callbacks { reload: None, progress: None, cancel: None });
+        let waited = wait(py, &mut told, Callbacks::default());
         self.loaded(waited)
     }
 
@@ -234,7 +235,7 @@ impl Session {
             session.close().await;
             drop(tell.send(Message::Done(())));
         });
-        let ((), raised) = wait(py, &mut told, Callbacks { reload: None, progress: None, cancel: None })?;
+        let ((), raised) = wait(py, &mut told, Callbacks::default())?;
         raised.map_or(Ok(()), Err)
     }
 
@@ -298,7 +299,7 @@ impl Session {
         py: Python<'_>,
         told: &mut Receiver<Message<T>>,
     ) -> PyResult<(T, Option<PyErr>)> {
-        let waited = wait(py, told, Callbacks { reload: None, progress: None, cancel: None });
+        let waited = wait(py, told, Callbacks::default());
         if waited.is_err() {
             self.end(Stage::Closed);
         }

@@ -14,6 +14,9 @@ use crate::errors::RForkError;
 
 /// How often the waiting thread looks for signals, and tells progress.
 const TURN: Duration = Duration::from_millis(100);
+/// The same while YuanRong's library may hold the GIL: a thread that asks for it meanwhile is woken every few
+/// milliseconds to ask again, which slows the read down.
+const RARE_TURN: Duration = Duration::from_secs(1);
 
 /// What the runtime tells the thread that waits.
 pub(crate) enum Message<T> {
@@ -42,6 +45,7 @@ impl<T: Send + 'static> Reload for CallerLoads<T> {
 }
 
 /// What the calling thread does meanwhile.
+#[derive(Default)]
 pub(crate) struct Callbacks<'a, 'py> {
     /// The caller's own loader.
     pub(crate) reload: Option<&'a Bound<'py, PyAny>>,
@@ -49,6 +53,8 @@ pub(crate) struct Callbacks<'a, 'py> {
     pub(crate) progress: Option<&'a mut dyn FnMut() -> PyResult<()>>,
     /// Ends what is waited for, when a signal handler or a callback raised.
     pub(crate) cancel: Option<&'a CancellationToken>,
+    /// Whether what is waited for may hold the GIL for long.
+    pub(crate) holds_gil: bool,
 }
 
 /// Waits for the end. An exception of a callback or a signal handler is raised only after it, so that nobody touches
@@ -61,6 +67,9 @@ pub(crate) fn wait<T: Send>(
     messages: &mut Receiver<Message<T>>,
     mut callbacks: Callbacks<'_, '_>,
 ) -> PyResult<(T, Option<PyErr>)> {
+    // Who wants to hear of progress is told.
+    let rare = callbacks.holds_gil && callbacks.progress.is_none();
+    let turn = if rare { RARE_TURN } else { TURN };
     let mut raised = None;
     let mut note = |result: PyResult<()>| {
         if let Err(error) = result
@@ -75,7 +84,7 @@ pub(crate) fn wait<T: Send>(
     loop {
         // Moved, so that the other thread needs no shared access to it.
         let listening = &mut *messages;
-        match py.detach(move || listening.recv_timeout(TURN)) {
+        match py.detach(move || listening.recv_timeout(turn)) {
             Ok(Message::Done(result)) => return Ok((result, raised)),
             Ok(Message::Reload { touched, ended }) => {
                 let result = match callbacks.reload {

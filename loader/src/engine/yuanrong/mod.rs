@@ -37,6 +37,8 @@ pub const NAME: &str = UNNAMED_ENGINE;
 
 /// Calls that wait for the one under way. A session makes one at a time.
 const WAITING_CALLS: usize = 8;
+/// How long a process that ends waits for somebody to read why.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Between two attempts while peers still read.
 const NOT_READY_PAUSE: Duration = Duration::from_millis(100);
 
@@ -142,13 +144,18 @@ impl Hung {
 /// Ends the process at once: whatever would run at its end may need what the hung call holds.
 #[allow(unsafe_code)]
 fn end_process(waited_ms: u64) -> ! {
-    // Whoever reads the log may see nothing else; a closed standard error is no reason to stay.
     let line = format!(
         "rfork: a call of YuanRong's TransferEngine has not returned for {waited_ms} ms, and keeps the Python \
          interpreter from running: ending this process with code {HUNG_EXIT_CODE}. Its peer is silent or unreachable; \
          start the worker again.\n"
     );
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+    // Neither a closed standard error nor one that nobody reads is a reason to stay.
+    let (told, is_told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
+        let _ = told.send(());
+    });
+    let _ = is_told.recv_timeout(LAST_WORDS);
     // SAFETY: ends the process without running anything of it.
     unsafe { libc::_exit(HUNG_EXIT_CODE) }
 }

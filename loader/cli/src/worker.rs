@@ -224,7 +224,7 @@ impl Place {
             #[cfg(not(feature = "yuanrong-native"))]
             Engine::Yuanrong => bail!(
                 "--engine yuanrong is not part of this build: build rfork with --features yuanrong-native, which needs \
-                 a C++ compiler, or use the Python package, which has it always"
+                 a C++ compiler, or use rfork.Session of the Python package, which has it always"
             ),
         }
     }

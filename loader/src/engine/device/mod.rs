@@ -205,8 +205,8 @@ impl Device {
     }
 }
 
-/// A range of device memory, freed on drop if it was allocated here. Who copies into it concurrently must keep to ranges that do not overlap,
-/// or find a mixture of both.
+/// A range of device memory, freed on drop if it was allocated here. Who copies into it concurrently must keep to
+/// ranges that do not overlap, or find a mixture of both.
 #[derive(Debug)]
 pub struct DeviceBuffer {
     device: Device,

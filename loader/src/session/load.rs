@@ -333,7 +333,8 @@ impl<'a> Load<'a> {
                 stop.cancel();
                 reading.as_mut().await
             }
-            () = long_cancelled(self.cancel) => {
+            // Only a read by address cannot be ended: another is waited for, so that nothing writes any more.
+            () = long_cancelled(self.cancel), if !self.engine.capabilities().verifies => {
                 // What reads still owns what it writes.
                 let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
                 return Err(LoadError::Hung(ReadError::Hung { peer: metadata.session.clone(), waited_ms }));

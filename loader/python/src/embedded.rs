@@ -64,7 +64,7 @@ pub(crate) struct Embedded {
     version: Option<String>,
     port: u16,
     /// Whoever made it ends it.
-    ours: bool,
+    lent: bool,
 }
 
 impl Embedded {
@@ -79,7 +79,7 @@ impl Embedded {
         device
             .set_on_this_thread()
             .map_err(|error| VendorError { code: VendorError::RUNTIME, message: error.to_string() })?;
-        let ours = ready.is_none();
+        let lent = ready.is_some();
         let Library { class, registration, version } = library;
         attached(|py| {
             let engine = match ready {
@@ -96,7 +96,7 @@ impl Embedded {
             // Whoever has the class may lack the method.
             let has_it = engine.hasattr(intern!(py, "batch_register_memory_ex")).unwrap_or(false);
             let registration = registration.filter(|_| has_it);
-            Ok(Self { engine: engine.unbind(), registration, version, port, ours })
+            Ok(Self { engine: engine.unbind(), registration, version, port, lent })
         })
     }
 
@@ -201,10 +201,11 @@ impl Vendor for Embedded {
         self.call("batch_transfer_sync_read", |py| Ok(arguments.into_pyobject(py)?.unbind()))
     }
 
+    fn is_lent(&self) -> bool {
+        self.lent
+    }
+
     fn finalize(&mut self) -> Result<(), VendorError> {
-        if !self.ours {
-            return Ok(());
-        }
         self.call("finalize", |py| Ok(PyTuple::empty(py).unbind()))
     }
 }

@@ -399,6 +399,12 @@ impl Driver {
             return Ok(());
         }
         let unregistered = self.unregister();
+        if self.vendor.is_lent() {
+            // It goes on, and so does what it could not be kept from serving.
+            unregistered?;
+            self.ended = true;
+            return Ok(());
+        }
         until_ready(self.not_ready_timeout, || self.vendor.finalize())?;
         self.ended = true;
         // A library that has ended reads and serves nothing.

@@ -28,6 +28,7 @@ struct Seen {
 
 #[derive(Clone, Default)]
 struct Pretending {
+    lent: bool,
     seen: Arc<Mutex<Seen>>,
     /// A read waits for a word of it, or its end.
     hang: Option<Arc<Mutex<mpsc::Receiver<()>>>>,
@@ -83,6 +84,10 @@ impl Vendor for Pretending {
         answer(&mut seen.read_codes)?;
         seen.batches.push(ranges.lens.to_vec());
         Ok(())
+    }
+
+    fn is_lent(&self) -> bool {
+        self.lent
     }
 
     fn finalize(&mut self) -> Result<(), VendorError> {
@@ -232,6 +237,22 @@ async fn registering_replaces_and_peers_that_still_read_are_waited_for_within_a_
     engine.finalize().await;
     assert!(vendor.seen().finalized && vendor.seen().registered.is_empty());
     assert_eq!(Arc::strong_count(&second), 1);
+}
+
+#[tokio::test]
+async fn a_lent_library_goes_on_and_what_it_still_serves_is_kept() {
+    let vendor = Pretending { lent: true, ..Pretending::default() };
+    let engine = engine(&vendor, options()).await;
+    let (_, memory) = model(2);
+    engine.register(memory.clone()).await.unwrap();
+    // Peers read for longer than is waited for.
+    vendor.seen().unregister_codes = vec![VendorError::NOT_READY; 1_000];
+    engine.finalize().await;
+    assert_eq!((vendor.seen().registered.is_empty(), Arc::strong_count(&memory)), (false, 2));
+    vendor.seen().unregister_codes.clear();
+    engine.finalize().await;
+    assert_eq!((vendor.seen().registered.is_empty(), Arc::strong_count(&memory)), (true, 1));
+    assert!(!vendor.seen().finalized);
 }
 
 #[tokio::test]

@@ -74,6 +74,11 @@ pub trait Vendor {
     /// [`VendorError`]; some of the bytes may have been written then.
     fn read(&mut self, peer: &str, ranges: Ranges<'_>) -> Result<(), VendorError>;
 
+    /// Whether somebody else made it: it is never finalised then, and goes on.
+    fn is_lent(&self) -> bool {
+        false
+    }
+
     /// Ends it. [`VendorError::NOT_READY`] while peers read.
     ///
     /// # Errors

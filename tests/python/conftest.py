@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,9 @@ from typing import Any
 import pytest
 
 DEADLINE_SEC = 60
+
+# What a shell does not wait for ignores Ctrl-C, and so does all that such a process starts: tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Planner:

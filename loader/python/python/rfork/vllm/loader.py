@@ -92,7 +92,6 @@ class RForkModelLoader(BaseModelLoader):
         finally:
             self._load = None
 
-
     def _load_on_npu(self, vllm_config: VllmConfig, model_config: ModelConfig, prefix: str) -> Any:
         # It imports what only vLLM Ascend's vLLM has to have.
         from .ascend_load import AscendLoad

@@ -317,6 +317,7 @@ macro_rules! conformance_suite {
             waiting: a_repeated_acquisition_has_the_same_lease,
             waiting: a_repeated_acquisition_keeps_its_place,
             waiting: a_refused_acquisition_may_be_repeated,
+            waiting: nobody_overtakes_who_is_put_off_for_its_instance,
         );
     };
     ($home:ty: $($module:ident: $name:ident,)*) => {

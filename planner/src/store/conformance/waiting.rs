@@ -221,3 +221,22 @@ pub(crate) async fn a_refused_acquisition_may_be_repeated<H: Home>() {
     bench.register(1, "k").await;
     assert!(granted(&one(&bench, repeatable(1, 1, 0)).await).is_some());
 }
+
+pub(crate) async fn nobody_overtakes_who_is_put_off_for_its_instance<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    for number in 1..=3 {
+        let mut waiting = queue("k", number, 100_000);
+        if let Command::Acquire { wish, .. } = &mut waiting {
+            // The third belongs to no instance.
+            wish.instance_id = (number < 3).then(|| "i".into());
+        }
+        queued(&bench, waiting).await;
+    }
+    let mut seed = register(1, "k");
+    if let Command::Register { profile, .. } = &mut seed {
+        profile.instance_id = Some("source".into());
+    }
+    bench.apply(&[seed]).await;
+    let woken: Vec<u32> = collect(&bench).await.into_iter().map(|(number, _)| number).collect();
+    assert_eq!(woken, [1, 2]);
+}

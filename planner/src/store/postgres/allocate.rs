@@ -230,8 +230,9 @@ impl<'a> Rounds<'a> {
             let mut left = VecDeque::new();
             let mut deferred = false;
             while let Some(worker) = queue.pop_front() {
-                if worker.wish.instance_id.as_ref().is_some_and(|id| settled.contains(id)) {
-                    deferred = true;
+                deferred |= worker.wish.instance_id.as_ref().is_some_and(|id| settled.contains(id));
+                // Nobody overtakes who is put off to the next round.
+                if deferred {
                     left.push_back(worker);
                     continue;
                 }

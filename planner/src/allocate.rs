@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::heartbeats::Heartbeats;
-use crate::store::{Command, Leaving, MAX_BATCH, Outcome, Report, Store, StoreError};
+use crate::store::{Command, Leaving, Left, MAX_BATCH, Outcome, Report, Store, StoreError};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
@@ -193,9 +193,14 @@ fn orphan(command: Command, outcome: Outcome) -> Option<Command> {
         {
             None
         }
-        (Command::Acquire { lease, .. }, Outcome::Queued(_)) => {
-            Some(Command::Leave { lease, why: Leaving::Gone })
+        (Command::Acquire { lease, queue: Some(queue), .. }, Outcome::Queued(_)) => {
+            Some(Command::Leave { lease, attempt: queue.attempt, why: Leaving::Gone })
         }
+        // It was granted in the moment in which its wait ended, and nobody hears of it.
+        (
+            Command::Leave { lease, why: Leaving::TimedOut, .. },
+            Outcome::Left(Left::Granted { grant, kept: false }),
+        ) => Some(Command::give_back(grant.identity, lease, Report::Unknown, None)),
         (Command::Acquire { lease, .. }, Outcome::Acquired(Ok(grant))) => {
             Some(Command::give_back(grant.identity, lease, Report::Unknown, None))
         }

@@ -5,11 +5,11 @@
 //! before another is acquired. On cancel the lease that is being looked at is given back.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::allocate::{WriteError, Writer};
 use crate::probe::{Prober, Verdict};
-use crate::store::{Command, Grant, Leaving, Outcome, Report};
+use crate::store::{Command, Grant, Outcome, Report};
 use crate::waiting::{AcquireError, Ask, WaitingRoom};
 
 /// The most seeds that are found dead for one request, each in 300 ms: the answer must come in time.
@@ -59,8 +59,10 @@ impl Granter {
     /// # Errors
     /// [`AcquireError`].
     pub async fn acquire(&self, ask: &Ask) -> Result<Grant, AcquireError> {
+        let (begun, mut ask) = (Instant::now(), ask.clone());
+        let wait_ms = ask.queue.wait_ms;
         for _ in 0..MAX_DEAD {
-            let grant = self.lease(ask).await?;
+            let grant = self.lease(&ask).await?;
             let Some(liveness) = self.liveness.as_ref().filter(|liveness| liveness.doubts(&grant)) else {
                 return Ok(grant);
             };
@@ -74,10 +76,12 @@ impl Granter {
             if verdict == Verdict::Silent && grant.answers {
                 held.release = None;
                 tracing::info!(seed = %grant.identity, "a seed does not answer; it is left out for a while");
-                self.writer.submit(release(Report::Failed, Some(NO_ANSWER))).await?;
-                if kept || ask.queue.wait_ms > 0 {
-                    self.writer.submit(Command::Leave { lease, why: Leaving::Void }).await?;
-                }
+                // Before what follows, which asks for another one: from its place in the queue, for the rest of its
+                // time.
+                self.writer.tell(release(Report::Failed, Some(NO_ANSWER)));
+                let waited_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
+                ask.queue.again = true;
+                ask.queue.wait_ms = wait_ms.saturating_sub(waited_ms).max(0);
                 continue;
             }
             if verdict == Verdict::Well {
@@ -90,7 +94,7 @@ impl Granter {
     }
 
     async fn lease(&self, ask: &Ask) -> Result<Grant, AcquireError> {
-        if ask.queue.wait_ms > 0 || ask.queue.idempotency.is_some() {
+        if ask.queue.wait_ms > 0 || ask.queue.idempotency.is_some() || ask.queue.again {
             return self.room.acquire(ask).await;
         }
         let Ask { key, wish, lease, .. } = ask.clone();

@@ -9,10 +9,10 @@
 //!
 //! On cancel: a client that goes away gives up its seat, and its place in the database is ended at once; if it
 //! had been served in that moment its lease is given back. One that asks under an idempotency key keeps its place
-//! and its lease for a repetition. On kill -9 of the planner: its waiters are passed over after
-//! [`PLANNER_TTL_MS`](crate::store::PLANNER_TTL_MS), and their rows are swept.
+//! and its lease for a repetition, and so does one whose planner stops. On kill -9 of the planner: its waiters are
+//! passed over after [`PLANNER_TTL_MS`](crate::store::PLANNER_TTL_MS), and their rows are swept.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +25,9 @@ use crate::allocate::{WriteError, Writer};
 use crate::domain::policy::Wish;
 use crate::metrics::Metrics;
 use crate::shutdown::Stop;
-use crate::store::{Command, Grant, LeaseHash, Leaving, Outcome, PLANNER_TTL_MS, Queue, Refusal, Store};
+use crate::store::{
+    Command, Grant, LeaseHash, Leaving, Left, Outcome, PLANNER_TTL_MS, Queue, Refusal, Report, Store, Woken,
+};
 
 /// The longest that a request may wait; one that asks for more waits so long.
 pub const MAX_WAIT: Duration = Duration::from_secs(300);
@@ -57,17 +59,46 @@ pub enum AcquireError {
 #[derive(Debug)]
 struct Seat {
     /// Tells it from a later one of the same lease.
-    number: u64,
+    attempt: i64,
     key: SeedKey,
     tell: oneshot::Sender<Option<Grant>>,
 }
 
+/// What the room knows of a key for which somebody waits here.
+#[derive(Debug, Default)]
+struct KeySeats {
+    count: usize,
+    /// When its waiters are to be served because something ends by itself.
+    due: Option<Instant>,
+}
+
 #[derive(Debug, Default)]
 struct Seats {
-    next: u64,
     by_lease: HashMap<LeaseHash, Seat>,
-    /// When a key's waiters are to be served because something ends by itself.
-    due: HashMap<SeedKey, Instant>,
+    by_key: HashMap<SeedKey, KeySeats>,
+    /// Those that were told, until the store knows that they were.
+    told: HashSet<LeaseHash>,
+}
+
+impl Seats {
+    /// Seats a client. One of the same lease is the request that this one repeats: it is told that by the end of its
+    /// channel.
+    fn take(&mut self, lease: LeaseHash, seat: Seat) {
+        self.give_up(&lease);
+        self.by_key.entry(seat.key.clone()).or_default().count += 1;
+        self.by_lease.insert(lease, seat);
+    }
+
+    fn give_up(&mut self, lease: &LeaseHash) -> Option<Seat> {
+        let seat = self.by_lease.remove(lease)?;
+        if let Some(key) = self.by_key.get_mut(&seat.key) {
+            key.count -= 1;
+            if key.count == 0 {
+                self.by_key.remove(&seat.key);
+            }
+        }
+        Some(seat)
+    }
 }
 
 /// What an acquisition asks for.
@@ -104,7 +135,9 @@ impl std::fmt::Debug for WaitingRoom {
 struct Sitting<'a> {
     room: &'a WaitingRoom,
     lease: LeaseHash,
-    number: u64,
+    attempt: i64,
+    /// Whether a lease that it does not take is kept for a repetition.
+    kept: bool,
     told: oneshot::Receiver<Option<Grant>>,
     /// Whether the database has a place that is to be ended, too.
     queued: bool,
@@ -115,13 +148,25 @@ impl Drop for Sitting<'_> {
         // Closing comes first: a grant is then either here, or still with the room, which sees that nobody waits.
         self.told.close();
         let mut seats = self.room.seats();
-        let seated = seats.by_lease.get(&self.lease).is_some_and(|seat| seat.number == self.number);
+        let seated = seats.by_lease.get(&self.lease).is_some_and(|seat| seat.attempt == self.attempt);
         if seated {
-            seats.by_lease.remove(&self.lease);
+            seats.give_up(&self.lease);
         }
         drop(seats);
-        if self.queued && (seated || self.told.try_recv().is_ok()) {
-            self.room.writer.tell(Command::Leave { lease: self.lease, why: Leaving::Gone });
+        if !self.queued {
+            return;
+        }
+        if let Ok(Some(grant)) = self.told.try_recv() {
+            if !self.kept {
+                let release = Command::give_back(grant.identity, self.lease, Report::Unknown, None);
+                self.room.writer.tell(release);
+            }
+        } else if seated {
+            self.room.writer.tell(Command::Leave {
+                lease: self.lease,
+                attempt: self.attempt,
+                why: Leaving::Gone,
+            });
         }
     }
 }
@@ -169,33 +214,34 @@ impl WaitingRoom {
         }
         let _waiting = self.metrics.waiting();
         let wait = Duration::from_millis(ask.queue.wait_ms.unsigned_abs()).saturating_sub(begun.elapsed());
-        tokio::select! {
-            told = &mut sitting.told => match told {
-                Ok(Some(grant)) => {
-                    sitting.queued = false;
-                    return Ok(grant);
-                }
-                // It ended before it could be told.
-                Ok(None) => sitting.queued = false,
-                Err(_) => {
-                    sitting.queued = false;
-                    return Err(AcquireError::Superseded);
-                }
-            },
-            () = tokio::time::sleep(wait) => {}
-            () = self.stop.closing() => {}
+        let closing = tokio::select! {
+            told = &mut sitting.told => {
+                return told.map_or(Err(AcquireError::Superseded), |told| sitting.heard(told));
+            }
+            () = tokio::time::sleep(wait) => false,
+            () = self.stop.closing() => true,
+        };
+        if closing && sitting.kept {
+            // It keeps its place, which the end of `sitting` leaves, for a repetition to another planner.
+            return Err(WriteError::Stopping.into());
         }
-        let left = Command::Leave { lease: ask.lease, why: Leaving::TimedOut };
-        let left = self.writer.submit(left).await?;
+        let Sitting { lease, attempt, .. } = sitting;
+        let left = self.writer.submit(Command::Leave { lease, attempt, why: Leaving::TimedOut }).await?;
+        if let Ok(told) = sitting.told.try_recv() {
+            return sitting.heard(told);
+        }
         sitting.queued = false;
         match left {
-            Outcome::Left(Some(grant)) => return Ok(grant),
-            Outcome::Left(None) => {}
+            Outcome::Left(Left::Granted { grant, .. }) => return Ok(grant),
+            Outcome::Left(Left::Over) => return Err(AcquireError::Refused(Refusal::LeaseEnded)),
+            Outcome::Left(Left::Superseded) => return Err(AcquireError::Superseded),
+            Outcome::Left(Left::Nothing) => {}
             _ => return Err(AcquireError::Mismatched),
         }
         // Once more, at the end: for the reason, and for what was freed just now.
-        let queue = Queue { wait_ms: 0, ..ask.queue.clone() };
+        let queue = Queue { wait_ms: 0, again: false, ..ask.queue.clone() };
         match self.ask(ask, queue).await? {
+            Outcome::Acquired(Err(_)) if closing => Err(WriteError::Stopping.into()),
             Outcome::Acquired(granted) => granted.map_err(AcquireError::Refused),
             _ => Err(AcquireError::Mismatched),
         }
@@ -212,21 +258,20 @@ impl WaitingRoom {
         if seats.by_lease.len() >= MAX_SEATS {
             return Err(WriteError::Overloaded.into());
         }
-        seats.next += 1;
-        let number = seats.next;
-        // One of the same lease is the request that this one repeats: it is told that by the end of its channel.
-        seats.by_lease.insert(ask.lease, Seat { number, key: ask.key.clone(), tell });
+        let attempt = ask.queue.attempt;
+        seats.take(ask.lease, Seat { attempt, key: ask.key.clone(), tell });
         drop(seats);
-        Ok(Sitting { room: self, lease: ask.lease, number, told, queued: false })
+        let kept = ask.queue.idempotency.is_some();
+        Ok(Sitting { room: self, lease: ask.lease, attempt, kept, told, queued: false })
     }
 
-    /// Notes when something of a key ends by itself.
+    /// Notes when something of a key ends by itself, if somebody waits for it here.
     fn due(&self, key: &SeedKey, in_ms: Option<i64>) {
         if let Some(in_ms) = in_ms {
             let at = Instant::now() + Duration::from_millis(in_ms.unsigned_abs().saturating_add(1));
-            let mut seats = self.seats();
-            let due = seats.due.entry(key.clone()).or_insert(at);
-            *due = at.min(*due);
+            if let Some(key) = self.seats().by_key.get_mut(key) {
+                key.due = Some(key.due.map_or(at, |due| due.min(at)));
+            }
         }
         self.changed.notify_one();
     }
@@ -250,8 +295,7 @@ impl WaitingRoom {
                 () = self.changed.notified() => false,
                 () = pause => false,
             };
-            if self.waiting() == 0 {
-                self.seats().due.clear();
+            if self.is_idle() {
                 continue;
             }
             if swept.elapsed() >= sweep {
@@ -266,21 +310,24 @@ impl WaitingRoom {
         }
     }
 
+    /// Whether nobody waits, and the store knows of all that were told.
+    fn is_idle(&self) -> bool {
+        let seats = self.seats();
+        seats.by_lease.is_empty() && seats.told.is_empty()
+    }
+
     /// When there is something to do if nothing happens.
     fn next(&self, collected: Instant) -> Option<Instant> {
-        let seats = self.seats();
-        if seats.by_lease.is_empty() {
+        if self.is_idle() {
             return None;
         }
-        seats.due.values().copied().chain([collected + ALIVE_EVERY]).min()
+        self.seats().by_key.values().filter_map(|key| key.due).chain([collected + ALIVE_EVERY]).min()
     }
 
     fn all_are_due(&self) {
         let now = Instant::now();
-        let mut seats = self.seats();
-        let keys: Vec<SeedKey> = seats.by_lease.values().map(|seat| seat.key.clone()).collect();
-        for key in keys {
-            seats.due.insert(key, now);
+        for key in self.seats().by_key.values_mut() {
+            key.due = Some(now);
         }
     }
 
@@ -289,12 +336,13 @@ impl WaitingRoom {
         let now = Instant::now();
         let keys: Vec<SeedKey> = {
             let mut seats = self.seats();
-            let due = seats.due.iter().filter(|(_, at)| **at <= now).map(|(key, _)| key.clone());
-            let keys: Vec<SeedKey> = due.take(MAX_SERVING).collect();
-            for key in &keys {
-                seats.due.remove(key);
-            }
-            keys
+            let due = seats.by_key.iter_mut().filter(|(_, key)| key.due.is_some_and(|at| at <= now));
+            due.take(MAX_SERVING)
+                .map(|(name, key)| {
+                    key.due = None;
+                    name.clone()
+                })
+                .collect()
         };
         let serve = |key: SeedKey| async move {
             (self.writer.submit(Command::Serve { key: key.clone() }).await, key)
@@ -312,25 +360,37 @@ impl WaitingRoom {
         any
     }
 
-    /// Tells those who were served.
+    /// Tells those who were served, and the store whom it has told.
     async fn collect(&self) {
-        let woken = match self.store.collect().await {
+        let told: Vec<LeaseHash> = self.seats().told.iter().copied().collect();
+        let woken = match self.store.collect(&told).await {
             Ok(woken) => woken,
             Err(error) => {
                 tracing::warn!(%error, "those who were served could not be told");
                 return;
             }
         };
-        for woken in woken {
-            let seat = self.seats().by_lease.remove(&woken.lease);
-            let told = match seat {
-                Some(seat) => seat.tell.send(woken.grant).map_err(|_| ()),
-                None => Err(()),
-            };
-            if told.is_err() {
+        let mut seats = self.seats();
+        for lease in &told {
+            seats.told.remove(lease);
+        }
+        for Woken { lease, attempt, grant } in woken {
+            let seat = seats.give_up(&lease);
+            if seat.is_some_and(|seat| seat.tell.send(grant).is_ok()) {
+                seats.told.insert(lease);
+            } else {
                 // Gone in this moment: what it did not take is given back.
-                self.writer.tell(Command::Leave { lease: woken.lease, why: Leaving::Gone });
+                self.writer.tell(Command::Leave { lease, attempt, why: Leaving::Gone });
             }
         }
+    }
+}
+
+impl Sitting<'_> {
+    /// What it was told.
+    fn heard(mut self, told: Option<Grant>) -> Result<Grant, AcquireError> {
+        self.queued = false;
+        // Without one it ended before it could be told.
+        told.ok_or(AcquireError::Refused(Refusal::LeaseEnded))
     }
 }

@@ -306,26 +306,33 @@ async fn a_repeated_request_has_the_same_lease_while_that_lives() {
 }
 
 #[tokio::test]
-async fn a_planner_that_stops_answers_those_who_wait() {
+async fn a_planner_that_stops_sends_those_who_wait_to_another() {
     let (_home, planner) = planner(without_sweeps).await;
     let address = planner.address;
     let body = json!({"seed_key": "k", "wait_ms": 60_000}).to_string();
     let length = body.len().to_string();
-    let headers: [(&str, &[u8]); 2] =
-        [("Content-Type", b"application/json"), ("Content-Length", length.as_bytes())];
-    let bytes = [request("POST", "/v2/leases", &headers), body.into_bytes()].concat();
-    let asking = tokio::spawn(async move { raw(address, &bytes).await.unwrap() });
-    planner.until(|_| !asking.is_finished()).await;
-    // A key that nobody has is in no list: its waiter is seen by the planner's own count alone.
+    let ask = |key: Option<&'static str>| {
+        let mut headers: Vec<(&str, &[u8])> =
+            vec![("Content-Type", b"application/json"), ("Content-Length", length.as_bytes())];
+        headers.extend(key.map(|key| ("Idempotency-Key", key.as_bytes())));
+        let bytes = [request("POST", "/v2/leases", &headers), body.clone().into_bytes()].concat();
+        tokio::spawn(async move { raw(address, &bytes).await.unwrap() })
+    };
+    let asking = [ask(None), ask(Some("one-that-is-repeated"))];
+    // A key that nobody has is in no list: its waiters are seen by the planner's own count alone.
     tokio::time::timeout(PATIENCE, async {
-        while !planner.ask("GET", "/metrics", &[]).await.body.contains("change=\"queued\"} 1") {
+        while !planner.ask("GET", "/metrics", &[]).await.body.contains("change=\"queued\"} 2") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await
     .unwrap();
     planner.stop().await;
-    assert_eq!(asking.await.unwrap().status, 404);
+    for asking in asking {
+        let answer = asking.await.unwrap();
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert!(answer.body.contains("\"stopping\""), "{answer:?}");
+    }
 }
 
 #[tokio::test]

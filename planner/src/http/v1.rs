@@ -13,7 +13,7 @@ use super::client::Client;
 use super::error::ApiError;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
-use crate::store::{Command, Grant, Outcome, Queue, Report};
+use crate::store::{Command, Grant, Outcome, Queue, Report, attempt};
 use crate::waiting::{AcquireError, Ask};
 
 /// An outcome that does not belong to its command: a fault of ours, told as one.
@@ -61,7 +61,7 @@ pub(super) async fn get_seed(
         key: key.clone(),
         wish: Box::new(Wish { location, requester, ..Wish::default() }),
         lease: lease.hash(),
-        queue: Queue { wait_ms, idempotency: None },
+        queue: Queue { wait_ms, attempt: attempt(), ..Queue::default() },
     };
     match api.granter.acquire(&ask).await {
         Ok(Grant { identity, lease_ttl_ms, .. }) => {

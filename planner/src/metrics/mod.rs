@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
-use crate::store::{Command, Counts, Heard, Outcome, Refusal, Registration, Removal, Report, Store, Tally};
+use crate::store::{
+    Command, Counts, Heard, Leaving, Left, Outcome, Refusal, Registration, Removal, Report, Store, Tally,
+};
 use due::Due;
 use groups::{Calls, Changes, Held, Transfers, Waits};
 pub use measured::MeasuredStore;
@@ -199,6 +201,12 @@ impl Metrics {
             Outcome::Noted(_) => {}
             Outcome::Drained(Some(_)) => seed("drained"),
             Outcome::Queued(_) => lease("queued"),
+            // The end of a wait in the moment of its grant; of a client that is gone it is given back.
+            Outcome::Left(Left::Granted { .. })
+                if matches!(command, Command::Leave { why: Leaving::TimedOut, .. }) =>
+            {
+                lease("granted");
+            }
             Outcome::Drained(None) | Outcome::Served(_) | Outcome::Left(_) => {}
         }
     }

@@ -41,11 +41,17 @@ const INSTANCE_MEMORY_MS: i64 = 3_600_000;
 /// A planner that was silent this long answers nobody any more, in milliseconds: its waiters are passed over.
 pub const PLANNER_TTL_MS: i64 = 8_000;
 
-/// The most waiters of one key that are looked at in one round.
-const MAX_SERVED: i64 = 64;
+/// The most waiters of one key that are called up at once. More are when these are served.
+const MAX_CALLED: usize = 64;
+
+/// The most times that waiters are called up in one transaction; the rest is called up by the next.
+const MAX_CALLS: usize = 256;
 
 /// How long a granted request is remembered for its repetitions at least, in milliseconds.
 const REQUEST_MEMORY_MS: i64 = 3_600_000;
+
+/// How long one that nobody can repeat is remembered, in milliseconds: until it is known whether its seed answers.
+const ONCE_MEMORY_MS: i64 = 60_000;
 
 /// What decides over seeds and leases, the same for every call.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,6 +170,8 @@ pub enum Command {
     Leave {
         /// The lease that it was to be.
         lease: LeaseHash,
+        /// Which attempt of it: that of a later one, or of another planner, goes on.
+        attempt: i64,
         /// Who ends it.
         why: Leaving,
     },
@@ -238,6 +246,16 @@ pub struct Queue {
     pub wait_ms: i64,
     /// What tells it from others, if it may be repeated.
     pub idempotency: Option<Idempotency>,
+    /// What tells it from its own repetitions; see [`attempt`].
+    pub attempt: i64,
+    /// Whether it takes up its place once more: it was granted a seed that does not answer, whose lease is over.
+    pub again: bool,
+}
+
+/// A name for one attempt of a request: no other has it, as far as chance goes.
+pub fn attempt() -> i64 {
+    let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+    i64::from_ne_bytes(high.to_ne_bytes())
 }
 
 /// What tells an acquisition that may be repeated from others.
@@ -257,8 +275,24 @@ pub enum Leaving {
     /// Its client has gone away: the lease is given back; an acquisition that may be repeated keeps its place, and
     /// its lease, for a client that comes back.
     Gone,
-    /// The planner, which found that the seed does not answer, and has ended the lease.
-    Void,
+}
+
+/// What the end of a wait finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// It had been given nothing.
+    Nothing,
+    /// It had been given this; given back if its client is gone and does not come back.
+    Granted {
+        /// The leased point.
+        grant: Grant,
+        /// Whether it is kept for a repetition.
+        kept: bool,
+    },
+    /// It had been given a lease that is over.
+    Over,
+    /// A later attempt has its place.
+    Superseded,
 }
 
 /// How the transfer of a lease went. The numbers are stored.
@@ -325,6 +359,8 @@ pub enum Refusal {
 pub struct Woken {
     /// The lease that it waits for.
     pub lease: LeaseHash,
+    /// Which attempt of it waits.
+    pub attempt: i64,
     /// What it was given; `None` if that has ended already.
     pub grant: Option<Grant>,
 }
@@ -344,8 +380,8 @@ pub enum Outcome {
     Queued(Option<i64>),
     /// Of [`Command::Serve`]: how long it is to the next such end, in milliseconds.
     Served(Option<i64>),
-    /// Of [`Command::Leave`]: what it had been given, if it was given anything; given back if its client is gone.
-    Left(Option<Grant>),
+    /// Of [`Command::Leave`].
+    Left(Left),
     /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
     Renewed(Option<i64>),
     /// Of [`Command::Release`]: whether the lease lived.
@@ -522,8 +558,8 @@ pub trait Store: Send + Sync + 'static {
     /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
     /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
     /// refuses least: registrations and heartbeats, renewals, releases and answers, removals and drains,
-    /// acquisitions, each kind as listed. Waiters of a key come before acquisitions of it that are new; ends of
-    /// waits come last.
+    /// ends of waits, acquisitions, each kind as listed. Waiters of a key come before acquisitions of it that are
+    /// new.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.
@@ -533,12 +569,13 @@ pub trait Store: Send + Sync + 'static {
     /// nothing, and one may be lost.
     fn wakes(&self) -> Arc<Notify>;
 
-    /// Takes the waiters of this store's whose turn came, and says that this planner lives and answers. A planner
-    /// that has waiters calls it at least every [`PLANNER_TTL_MS`] divided by 4; those of others are passed over.
+    /// The waiters of this store's whose turn came, until they are given back as `told`: should the answer to this
+    /// be lost, the next one names them again. It also says that this planner lives and answers. A planner that has
+    /// waiters calls it at least every [`PLANNER_TTL_MS`] divided by 4; those of others are passed over.
     ///
     /// # Errors
     /// [`StoreError`].
-    async fn collect(&self) -> Result<Vec<Woken>, StoreError>;
+    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError>;
 
     /// The instance that serves the ranks of `instance`, if one of them was served lately.
     ///

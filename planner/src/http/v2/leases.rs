@@ -16,7 +16,7 @@ use super::refused::Refused;
 use super::route::Call;
 use crate::domain::policy::Wish;
 use crate::store::history::{Account, End};
-use crate::store::{Command, Grant, Idempotency, Outcome, Queue, Refusal, Report};
+use crate::store::{Command, Grant, Idempotency, Outcome, Queue, Refusal, Report, attempt};
 use crate::waiting::{AcquireError, Ask, MAX_WAIT};
 
 pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
@@ -36,7 +36,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
         key,
         wish: Box::new(wish(location, instance_id, exclude, address)),
         lease: lease_id.hash(),
-        queue: Queue { wait_ms, idempotency },
+        queue: Queue { wait_ms, idempotency, attempt: attempt(), again: false },
     };
     match api.granter.acquire(&ask).await {
         Ok(Grant { identity: seed, lease_ttl_ms, .. }) => {

@@ -73,16 +73,16 @@ pub(crate) async fn each_end_of_a_lease_leaves_one_row<H: Home>() {
     bench.store.sweep().await.unwrap();
     bench.store.sweep().await.unwrap();
     // One whose client was gone when it was granted, and one that never was.
-    let queue = Some(Box::new(Queue { wait_ms: 1_000, idempotency: None }));
+    let queue = Some(Box::new(Queue { wait_ms: 1_000, ..Queue::default() }));
     assert!(bench.acquire("k", 4).await.is_some());
     let waits = Command::Acquire { key: key("k"), wish: Box::default(), lease: lease(5), queue };
     bench.apply(&[waits]).await;
     bench.apply(&[release(1, 4)]).await;
-    bench.apply(&[Command::Leave { lease: lease(5), why: Leaving::Gone }]).await;
+    bench.apply(&[Command::Leave { lease: lease(5), attempt: 0, why: Leaving::Gone }]).await;
     let given_back = Account { end: End::GivenBack, ..Account::default() };
     assert!(bench.acquire("k", 6).await.is_some());
     bench.apply(&[finish(1, 6, Report::Unknown, given_back)]).await;
-    bench.apply(&[release(1, 7), Command::Leave { lease: lease(8), why: Leaving::Gone }]).await;
+    bench.apply(&[release(1, 7), Command::Leave { lease: lease(8), attempt: 0, why: Leaving::Gone }]).await;
 
     let expected = [
         (1, End::Released),
@@ -225,7 +225,7 @@ pub(crate) async fn what_is_old_is_forgotten<H: Home>() {
         key: key("k"),
         wish: Box::default(),
         lease: lease(1),
-        queue: Some(Box::new(Queue { wait_ms: 0, idempotency })),
+        queue: Some(Box::new(Queue { idempotency, ..Queue::default() })),
     };
     bench.register(1, "k").await;
     bench.apply(std::slice::from_ref(&asked)).await;

@@ -180,7 +180,7 @@ impl Store for Closed {
     fn wakes(&self) -> Arc<tokio::sync::Notify> {
         Arc::default()
     }
-    async fn collect(&self) -> Result<Vec<super::Woken>, super::StoreError> {
+    async fn collect(&self, _: &[LeaseHash]) -> Result<Vec<super::Woken>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn source_instance(&self, _: &str) -> Result<Option<String>, super::StoreError> {
@@ -318,6 +318,13 @@ macro_rules! conformance_suite {
             waiting: a_repeated_acquisition_keeps_its_place,
             waiting: a_refused_acquisition_may_be_repeated,
             waiting: nobody_overtakes_who_is_put_off_for_its_instance,
+            waiting: who_was_given_a_dead_seed_has_its_place_again,
+            waiting: an_attempt_ends_no_later_one,
+            waiting: who_was_served_is_named_until_it_was_told,
+            waiting: many_who_wait_come_before_those_who_are_new,
+            waiting: a_silent_seed_that_is_heard_of_serves_who_waits,
+            waiting: a_release_serves_who_waits_for_another_key_of_a_full_host,
+            waiting: a_request_is_remembered_while_its_lease_is_renewed,
         );
     };
     ($home:ty: $($module:ident: $name:ident,)*) => {

@@ -1,22 +1,48 @@
 //! Waiting in the database: in order, once each, and told apart from repetitions.
 
 use super::*;
-use crate::store::{Idempotency, Leaving, PLANNER_TTL_MS, Queue};
+use crate::store::{Idempotency, Leaving, Left, PLANNER_TTL_MS, Queue};
 
-fn queue(text: &str, number: u32, wait_ms: i64) -> Command {
-    let queue = Some(Box::new(Queue { wait_ms, idempotency: None }));
+pub(crate) fn queue(text: &str, number: u32, wait_ms: i64) -> Command {
+    let queue = Some(Box::new(Queue { wait_ms, ..Queue::default() }));
     Command::Acquire { key: key(text), wish: Box::default(), lease: lease(number), queue }
 }
 
 /// Under an idempotency key, whose repetitions have the same lease.
 fn repeatable(number: u8, request: u8, wait_ms: i64) -> Command {
+    attempt(number, request, wait_ms, 0)
+}
+
+/// One of several attempts of such a request.
+pub(crate) fn attempt(number: u8, request: u8, wait_ms: i64, attempt: i64) -> Command {
     let idempotency = Some(Idempotency { key: [number; 32], request: [request; 32] });
-    let queue = Some(Box::new(Queue { wait_ms, idempotency }));
+    let queue = Some(Box::new(Queue { wait_ms, idempotency, attempt, again: false }));
     Command::Acquire { key: key("k"), wish: Box::default(), lease: lease(number.into()), queue }
 }
 
+/// The same acquisition, for one whose seed did not answer.
+fn again(mut acquire: Command) -> Command {
+    if let Command::Acquire { queue: Some(queue), .. } = &mut acquire {
+        queue.again = true;
+    }
+    acquire
+}
+
+/// As [`queue`], of one that does not want these seeds.
+fn queue_without(text: &str, number: u32, wait_ms: i64, seeds: &[u8]) -> Command {
+    let mut acquire = queue(text, number, wait_ms);
+    if let Command::Acquire { wish, .. } = &mut acquire {
+        wish.exclude = seeds.iter().copied().map(identity).collect();
+    }
+    acquire
+}
+
 fn leave(number: u32, why: Leaving) -> Command {
-    Command::Leave { lease: lease(number), why }
+    leave_attempt(number, 0, why)
+}
+
+pub(crate) fn leave_attempt(number: u32, attempt: i64, why: Leaving) -> Command {
+    Command::Leave { lease: lease(number), attempt, why }
 }
 
 async fn one<H: Home>(bench: &Bench<H>, command: Command) -> Outcome {
@@ -32,23 +58,32 @@ async fn queued<H: Home>(bench: &Bench<H>, command: Command) -> Option<i64> {
 
 async fn left<H: Home>(bench: &Bench<H>, number: u32, why: Leaving) -> bool {
     match one(bench, leave(number, why)).await {
-        Outcome::Left(grant) => grant.is_some(),
+        Outcome::Left(left) => matches!(left, Left::Granted { .. }),
         other => panic!("{other:?}"),
     }
 }
 
 /// Numbers of those whose turn came, each with its seed.
 async fn collect<H: Home>(bench: &Bench<H>) -> Vec<(u32, Option<SeedIdentity>)> {
-    let woken = bench.store.collect().await.unwrap();
-    let mut woken: Vec<_> = woken
-        .into_iter()
+    collect_told(bench, &[]).await
+}
+
+/// The same, of a planner that has told those of some leases.
+async fn collect_told<H: Home>(bench: &Bench<H>, told: &[u32]) -> Vec<(u32, Option<SeedIdentity>)> {
+    let told: Vec<LeaseHash> = told.iter().copied().map(lease).collect();
+    let woken = bench.store.collect(&told).await.unwrap();
+    let mut collected: Vec<_> = woken
+        .iter()
         .map(|woken| {
             let number = u32::from_be_bytes(woken.lease[..4].try_into().unwrap());
-            (number, woken.grant.map(|grant| grant.identity))
+            (number, woken.grant.as_ref().map(|grant| grant.identity.clone()))
         })
         .collect();
-    woken.sort();
-    woken
+    collected.sort();
+    // They are told.
+    let told: Vec<LeaseHash> = woken.into_iter().map(|woken| woken.lease).collect();
+    assert_eq!(bench.store.collect(&told).await.unwrap(), []);
+    collected
 }
 
 pub(crate) async fn those_who_wait_are_served_in_their_order_and_once<H: Home>() {
@@ -100,7 +135,7 @@ pub(crate) async fn a_lease_that_ends_by_itself_serves_who_waits_when_asked<H: H
     let next = queued(&bench, queue("k", 2, 100_000)).await.unwrap();
     bench.step(next - 1);
     let serve = || Command::Serve { key: key("k") };
-    bench.store.collect().await.unwrap();
+    collect(&bench).await;
     assert_eq!(one(&bench, serve()).await, Outcome::Served(Some(1)));
     assert_eq!(collect(&bench).await, []);
     bench.step(1);
@@ -205,12 +240,157 @@ pub(crate) async fn a_repeated_acquisition_keeps_its_place<H: Home>() {
     // Its answer is lost: the lease is kept for a repetition.
     assert!(left(&bench, 1, Leaving::Gone).await);
     assert_eq!(granted(&one(&bench, repeatable(1, 1, 50_000)).await), Some(identity(1)));
-    // The planner found the seed dead: a repetition begins anew.
-    bench.release(1, 1).await;
-    one(&bench, leave(1, Leaving::Void)).await;
-    let next: Vec<u32> = collect(&bench).await.into_iter().map(|(number, _)| number).collect();
-    assert_eq!(next, [3]);
-    queued(&bench, repeatable(1, 1, 50_000)).await;
+}
+
+pub(crate) async fn who_was_given_a_dead_seed_has_its_place_again<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    let report = |number, report| Command::Release {
+        identity: identity(1),
+        lease: lease(number),
+        report,
+        account: None,
+    };
+    // One that may be repeated, and one that may not.
+    for (number, first) in [(1, attempt(1, 1, 50_000, 7)), (11, queue("k", 11, 50_000))] {
+        assert!(bench.acquire("k", 90).await.is_some());
+        queued(&bench, first.clone()).await;
+        queued(&bench, queue("k", number + 1, 50_000)).await;
+        assert!(bench.release(1, 90).await);
+        assert_eq!(bench.store.collect(&[]).await.unwrap().len(), 1);
+        // The planner asked the seed, which did not answer.
+        let outcomes = bench.apply(&[report(number, Report::Failed), again(first)]).await;
+        assert!(matches!(outcomes[1], Outcome::Queued(_)), "{outcomes:?}");
+        bench.step(RULES.back_off.first_ms);
+        one(&bench, Command::Serve { key: key("k") }).await;
+        assert_eq!(collect(&bench).await, [(number, Some(identity(1)))], "before those who came after it");
+        bench.apply(&[report(number, Report::Ok)]).await;
+        assert_eq!(collect(&bench).await, [(number + 1, Some(identity(1)))]);
+        assert!(bench.release(1, number + 1).await);
+    }
+    // Whose time is over is decided at once.
+    assert!(bench.acquire("k", 91).await.is_some());
+    queued(&bench, queue("k", 30, 50_000)).await;
+    assert!(bench.release(1, 91).await);
+    assert_eq!(collect(&bench).await, [(30, Some(identity(1)))]);
+    let outcomes = bench.apply(&[report(30, Report::Failed), again(queue("k", 30, 0))]).await;
+    assert_eq!(outcomes[1], Outcome::Acquired(Err(Refusal::AllSuspect)));
+}
+
+pub(crate) async fn an_attempt_ends_no_later_one<H: Home>() {
+    let mut bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    assert!(bench.acquire("k", 90).await.is_some());
+    for why in [Leaving::Gone, Leaving::TimedOut] {
+        queued(&bench, attempt(1, 1, 50_000, 1)).await;
+        queued(&bench, queue("k", 2, 50_000)).await;
+        // The end of the first and the repetition, in either order, and in one batch.
+        queued(&bench, attempt(1, 1, 50_000, 2)).await;
+        assert_eq!(one(&bench, leave_attempt(1, 1, why)).await, Outcome::Left(Left::Superseded));
+        let outcomes = bench.apply(&[attempt(1, 1, 50_000, 3), leave_attempt(1, 2, Leaving::Gone)]).await;
+        assert!(matches!(outcomes[0], Outcome::Queued(_)), "{outcomes:?}");
+        // Two at once: the later one has the place.
+        bench.apply(&[attempt(1, 1, 50_000, 4), attempt(1, 1, 50_000, 5)]).await;
+        assert_eq!(one(&bench, leave_attempt(1, 4, why)).await, Outcome::Left(Left::Superseded));
+        assert!(bench.release(1, 90).await);
+        assert_eq!(collect(&bench).await, [(1, Some(identity(1)))]);
+        assert_eq!(one(&bench, leave_attempt(1, 4, Leaving::Gone)).await, Outcome::Left(Left::Superseded));
+        assert!(bench.release(1, 1).await);
+        assert_eq!(collect(&bench).await, [(2, Some(identity(1)))]);
+        // For the next turn: the first request is forgotten, and the point is held as it was.
+        assert!(bench.release(1, 2).await);
+        bench.step(RULES.history.ms);
+        bench.restart(Rules { heartbeat_ttl_ms: 10_000_000, ..RULES }).await;
+        bench.store.sweep().await.unwrap();
+        bench.register(1, "k").await;
+        assert!(bench.acquire("k", 90).await.is_some());
+    }
+}
+
+pub(crate) async fn who_was_served_is_named_until_it_was_told<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    queued(&bench, queue("k", 1, 50_000)).await;
+    queued(&bench, repeatable(2, 1, 50_000)).await;
+    bench.register(1, "k").await;
+    let named = async || {
+        let mut woken: Vec<_> =
+            bench.store.collect(&[]).await.unwrap().into_iter().map(|woken| woken.lease).collect();
+        woken.sort_unstable();
+        woken
+    };
+    // The answer to the first was lost on its way.
+    assert_eq!(named().await, [lease(1), lease(2)]);
+    assert_eq!(named().await, [lease(1), lease(2)]);
+    assert_eq!(bench.store.collect(&[lease(1)]).await.unwrap().len(), 1);
+    assert_eq!(bench.store.collect(&[lease(1), lease(2)]).await.unwrap(), []);
+    assert!(bench.renew(1, 1).await);
+    assert_eq!(granted(&one(&bench, repeatable(2, 1, 0)).await), Some(identity(1)), "a repetition");
+}
+
+pub(crate) async fn many_who_wait_come_before_those_who_are_new<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 200, ..RULES }).await;
+    for number in 1..=150 {
+        queued(&bench, queue("k", number, 50_000)).await;
+    }
+    let outcomes = bench.apply(&[register(1, "k"), acquire("k", 1_000)]).await;
+    assert!(granted(&outcomes[1]).is_some());
+    let woken: Vec<u32> = collect(&bench).await.into_iter().map(|(number, _)| number).collect();
+    assert_eq!(woken, (1..=150).collect::<Vec<_>>(), "all, in one transaction");
+    // One that is wanted by none of the first hundred.
+    for number in 200..300 {
+        queued(&bench, queue_without("l", number, 50_000, &[2])).await;
+    }
+    queued(&bench, queue("l", 300, 50_000)).await;
+    bench.register(2, "l").await;
+    assert_eq!(collect(&bench).await, [(300, Some(identity(2)))]);
+}
+
+pub(crate) async fn a_silent_seed_that_is_heard_of_serves_who_waits<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.register(1, "k").await;
+    bench.step(RULES.heartbeat_ttl_ms);
+    queued(&bench, queue("k", 1, 50_000)).await;
+    bench
+        .apply(&[Command::Beat { identity: identity(1), key: key("k"), incarnation: None, age_ms: 0 }])
+        .await;
+    assert_eq!(collect(&bench).await, [(1, Some(identity(1)))]);
+}
+
+pub(crate) async fn a_release_serves_who_waits_for_another_key_of_a_full_host<H: Home>() {
+    let overrides = crate::domain::terms::Overrides {
+        host_capacity: vec![(crate::domain::terms::Hosts::parse("10.0.0.1"), 1)],
+        ..Default::default()
+    };
+    let bench = Bench::<H>::new(Rules { overrides: Some(Arc::new(overrides)), ..RULES }).await;
+    let on_host = |port, text| Command::Register {
+        identity: SeedIdentity::new("10.0.0.1", port, 0).unwrap(),
+        key: key(text),
+        profile: Box::default(),
+        age_ms: 0,
+    };
+    bench.apply(&[on_host(8_000, "k"), on_host(8_001, "l")]).await;
+    assert!(bench.acquire("k", 1).await.is_some());
+    queued(&bench, queue("l", 2, 50_000)).await;
+    assert!(bench.release(1, 1).await);
+    let woken: Vec<u32> = collect(&bench).await.into_iter().map(|(number, _)| number).collect();
+    assert_eq!(woken, [2]);
+}
+
+pub(crate) async fn a_request_is_remembered_while_its_lease_is_renewed<H: Home>() {
+    let bench = Bench::<H>::new(Rules { heartbeat_ttl_ms: 100_000_000, ..RULES }).await;
+    bench.apply(&[register(1, "k"), register(2, "k")]).await;
+    let seed = granted(&one(&bench, repeatable(1, 1, 0)).await).unwrap();
+    let number = if seed == identity(1) { 1 } else { 2 };
+    let begun = bench.now();
+    while bench.now() <= begun + RULES.history.ms {
+        bench.step(RULES.lease_ttl_ms - 1);
+        assert!(bench.renew(number, 1).await);
+    }
+    bench.store.sweep().await.unwrap();
+    assert_eq!(granted(&one(&bench, repeatable(1, 1, 0)).await), Some(seed), "one lease, not two");
+    assert!(bench.release(number, 1).await);
+    bench.store.sweep().await.unwrap();
+    assert!(granted(&one(&bench, repeatable(1, 1, 0)).await).is_some(), "forgotten: a new one");
 }
 
 pub(crate) async fn a_refused_acquisition_may_be_repeated<H: Home>() {

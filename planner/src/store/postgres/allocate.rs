@@ -13,12 +13,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use rfork_protocol::{SeedIdentity, SeedKey};
 use sqlx::PgConnection;
 
-use super::super::{Command, Grant, LeaseHash, Outcome, Refusal, Rules};
+use super::super::{Command, Grant, LeaseHash, MAX_CALLS, Outcome, Refusal, Rules};
 use super::batch::Chosen;
 use super::candidates::{Facts, Snapshot, snapshot};
 use super::instances::Sources;
+use super::requests::Locks;
 use super::transaction::{Stopped, is_locked};
-use super::{PostgresStore, key_hash, offer, requests, small};
+use super::{Database, key_hash, offer, requests, small};
 use crate::domain::policy::{self, Obstacle, Wish};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -94,14 +95,35 @@ pub(super) struct Asked<'a> {
 pub(super) async fn acquire(
     connection: &mut PgConnection,
     now: i64,
-    store: &PostgresStore,
+    store: &Database,
     asked: Asked<'_>,
     chosen: &mut Chosen,
+    locks: &mut Locks,
     outcomes: &mut [Option<Outcome>],
 ) -> Result<bool, Stopped> {
-    let rules = &store.rules;
+    let mut rounds = Rounds {
+        now,
+        rules: &store.rules,
+        may_wait: asked.may_wait,
+        hosts: chosen.hosts.clone(),
+        misplaced: Vec::new(),
+        thorough: HashSet::new(),
+        refused: Vec::new(),
+        served: Vec::new(),
+        sources: Sources::default(),
+    };
+    let mut calls = requests::Calls::new(asked.touched);
+    for _ in 0..MAX_CALLS {
+        let mut waiting = Waiting::new();
+        calls.call_up(connection, now, &store.planner, locks, &mut waiting).await?;
+        if waiting.is_empty() {
+            break;
+        }
+        let rest = rounds.serve(connection, waiting, chosen, locks, outcomes).await?;
+        // Whoever comes next finds nothing where these found nothing, unless it is something that they did not want.
+        calls.go_on(|key| rest.get(key).is_none_or(|rest| !rest.somebody || rest.room));
+    }
     let mut waiting = Waiting::new();
-    let called = requests::call_up(connection, now, asked.touched, &mut waiting).await?;
     for (at, command) in asked.commands.iter().enumerate() {
         if let Command::Acquire { key, lease, wish, .. } = command
             && outcomes[at].is_none()
@@ -110,38 +132,54 @@ pub(super) async fn acquire(
             waiting.entry(key).or_default().push_back(worker);
         }
     }
-    if waiting.is_empty() {
-        return Ok(false);
+    if !waiting.is_empty() {
+        rounds.serve(connection, waiting, chosen, locks, outcomes).await?;
     }
-    let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
-    let mut rounds = Rounds {
-        now,
-        rules,
-        // Whoever holds a request waits for no seed.
-        may_wait: asked.may_wait && !called,
-        hosts: chosen.hosts.clone(),
-        misplaced: Vec::new(),
-        thorough: HashSet::new(),
-        refused: Vec::new(),
-        served: Vec::new(),
-        sources: Sources::load(connection, now, instances).await?,
-    };
-    for _ in 0..MAX_ROUNDS {
-        if waiting.is_empty() {
-            refuse(connection, &rounds, outcomes).await?;
-            rounds.sources.write(connection, now).await?;
-            return requests::served(connection, store, &rounds.served).await;
-        }
-        rounds.run(connection, &mut waiting, chosen, outcomes).await?;
-    }
-    Err(Stopped::Broken("seeds that are full keep being found as free".into()))
+    refuse(connection, &rounds, outcomes).await?;
+    rounds.sources.write(connection, now).await?;
+    requests::served(connection, store, &rounds.served).await
+}
+
+/// What a key's last round left.
+struct Rest {
+    /// Whether somebody got nothing.
+    somebody: bool,
+    /// Whether a seed has a free point, which none of them wants.
+    room: bool,
 }
 
 impl<'a> Rounds<'a> {
-    async fn run(
+    /// Serves these, in as many rounds as it takes.
+    async fn serve(
+        &mut self,
+        connection: &mut PgConnection,
+        mut waiting: Waiting<'a>,
+        chosen: &mut Chosen,
+        locks: &Locks,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<HashMap<&'a SeedKey, Rest>, Stopped> {
+        // Whoever holds a request waits for no seed.
+        self.may_wait &= !locks.held;
+        let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
+        self.sources.load(connection, self.now, instances).await?;
+        // Seeds may have come to fit since others were looked for.
+        self.misplaced.clear();
+        self.thorough.clear();
+        let mut rest = HashMap::new();
+        for _ in 0..MAX_ROUNDS {
+            if waiting.is_empty() {
+                return Ok(rest);
+            }
+            self.round(connection, &mut waiting, &mut rest, chosen, outcomes).await?;
+        }
+        Err(Stopped::Broken("seeds that are full keep being found as free".into()))
+    }
+
+    async fn round(
         &mut self,
         connection: &mut PgConnection,
         waiting: &mut Waiting<'a>,
+        rest: &mut HashMap<&'a SeedKey, Rest>,
         chosen: &mut Chosen,
         outcomes: &mut [Option<Outcome>],
     ) -> Result<(), Stopped> {
@@ -151,7 +189,7 @@ impl<'a> Rounds<'a> {
         }
         let shown =
             snapshot(connection, self.now, self.rules, waiting, &self.misplaced, &self.thorough).await?;
-        let claims = self.choose(waiting, shown);
+        let claims = self.choose(waiting, shown, rest);
         if claims.is_empty() {
             return Ok(());
         }
@@ -208,7 +246,12 @@ impl<'a> Rounds<'a> {
 
     /// One choice for each worker. Those that get none stay in their queues, unless nothing was there for their
     /// key.
-    fn choose(&mut self, waiting: &mut Waiting<'a>, shown: Snapshot<'a>) -> Vec<Claim<'a>> {
+    fn choose(
+        &mut self,
+        waiting: &mut Waiting<'a>,
+        shown: Snapshot<'a>,
+        rest: &mut HashMap<&'a SeedKey, Rest>,
+    ) -> Vec<Claim<'a>> {
         let Snapshot { mut seeds, facts, mut hosts } = shown;
         let mut claims: Vec<Claim<'a>> = Vec::new();
         // Instances whose source is chosen just now: their other ranks are to know it when they choose.
@@ -259,6 +302,9 @@ impl<'a> Rounds<'a> {
                     capped_host: seed.capped_host.clone(),
                 });
             }
+            let nobody = Wish::default();
+            let room = seeds.iter().any(|seed| policy::obstacle(seed, &nobody, &hosts).is_none());
+            rest.insert(*key, Rest { somebody: !left.is_empty(), room });
             let nothing = !deferred && before == claims.len() && !misplaced.contains(*key);
             // A place may be older than what another planner did on its host.
             let look_closer = nothing && self.rules.caps_hosts() && self.thorough.insert(key);

@@ -14,17 +14,18 @@ use sqlx::{PgConnection, Row};
 use super::super::{Command, LeaseHash, Outcome};
 use super::allocate::Asked;
 use super::history::Log;
+use super::requests::Locks;
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, allocate, lease_hash, leases, offer, requests, seed_key, seeds, small};
+use super::{Database, allocate, lease_hash, leases, offer, requests, seed_key, seeds, small};
 use crate::domain::health::Health;
 use crate::domain::seed::{Known, Profile};
 use crate::domain::terms::Terms;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
-/// The work of [`super::PostgresStore::apply`].
+/// The work of [`super::Database::apply`].
 pub(super) struct Batch<'a> {
-    store: &'a PostgresStore,
+    store: &'a Database,
     commands: &'a [Command],
     /// What an earlier attempt chose and others held: locked from the start.
     chosen_before: Chosen,
@@ -147,7 +148,7 @@ pub(super) struct Changes<'c, 'a> {
 }
 
 impl<'a> Batch<'a> {
-    pub(super) fn new(store: &'a PostgresStore, commands: &'a [Command]) -> Self {
+    pub(super) fn new(store: &'a Database, commands: &'a [Command]) -> Self {
         Self { store, commands, chosen_before: Chosen::default() }
     }
 
@@ -274,26 +275,29 @@ impl Work for Batch<'_> {
         self.write(connection, now, &held, &log).await?;
 
         let (store, commands, chosen) = (self.store, self.commands, &mut self.chosen_before);
-        let may_wait = held.is_empty() && chosen.seeds.is_empty();
-        let twins = requests::resume(connection, now, &store.planner, commands, &mut outcomes).await?;
-        for (at, _) in &twins {
+        let mut locks = Locks::default();
+        // Before repetitions, which may follow the end of what they repeat.
+        let freed =
+            requests::leave(connection, now, store, commands, chosen, &mut locks, &mut outcomes).await?;
+        let twins =
+            requests::resume(connection, now, &store.planner, commands, &mut locks, &mut outcomes).await?;
+        for (at, _) in &twins.of_first {
             // Until it is known what became of the first.
             outcomes[*at] = Some(Outcome::Queued(None));
         }
-        let touched = requests::touched(commands, &held);
+        let may_wait = held.is_empty() && chosen.seeds.is_empty();
+        let touched = requests::touched(connection, rules, commands, &held, freed).await?;
         let asked = Asked { commands, touched: &touched, may_wait };
-        let mut woke = allocate::acquire(connection, now, store, asked, chosen, &mut outcomes).await?;
-        requests::enqueue(connection, now, &store.planner, commands, &mut outcomes).await?;
-        for (at, first) in twins {
+        let woke =
+            allocate::acquire(connection, now, store, asked, chosen, &mut locks, &mut outcomes).await?;
+        requests::enqueue(connection, now, &store.planner, commands, &twins, &mut locks, &mut outcomes)
+            .await?;
+        for (at, first) in twins.of_first {
             let of_first = outcomes[first].clone();
             outcomes[at] = of_first;
         }
-        let freed = requests::leave(connection, now, store, commands, chosen, &mut outcomes).await?;
-        if !freed.is_empty() {
-            let asked = Asked { commands: &[], touched: &freed, may_wait: false };
-            woke |= allocate::acquire(connection, now, store, asked, chosen, &mut []).await?;
-        }
         requests::next_ends(connection, now, commands, &mut outcomes).await?;
+        locks.finish(connection, now, &store.planner).await?;
         let outcomes = outcomes
             .into_iter()
             .map(|outcome| outcome.ok_or_else(|| Stopped::Broken("a command has no outcome".into())));

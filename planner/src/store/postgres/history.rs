@@ -15,7 +15,7 @@ use super::super::list::{LeaseFilter, Page, Part};
 use super::super::{LeaseHash, Report, Rules};
 use super::batch::{Point, Seed};
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, identity, lease_hash, seed_key};
+use super::{Database, identity, lease_hash, seed_key};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -192,7 +192,7 @@ pub(super) use freeing;
 
 /// Deletes a bounded number of rows that are too old or too many; gives how many. What another planner deletes at
 /// the moment is left to it.
-pub(super) struct Forget<'a>(pub(super) &'a PostgresStore);
+pub(super) struct Forget<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for Forget<'_> {
@@ -233,7 +233,7 @@ impl Work for Forget<'_> {
 
 /// The work of [`super::super::Store::list_ended_leases`].
 pub(super) struct Leases<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) filter: &'a LeaseFilter,
     pub(super) part: &'a Part,
 }
@@ -286,7 +286,7 @@ fn lease(row: &PgRow, now: i64) -> Result<EndedLease, Stopped> {
 
 /// The work of [`super::super::Store::list_events`].
 pub(super) struct Events<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) filter: &'a EventFilter,
     pub(super) part: &'a Part,
 }

@@ -11,7 +11,7 @@ use async_trait::async_trait;
 use sqlx::PgConnection;
 
 use super::super::INSTANCE_MEMORY_MS;
-use super::PostgresStore;
+use super::Database;
 use super::transaction::{Stopped, Work};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -28,15 +28,17 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// Reads those that are known for these instances.
+    /// Reads those of these instances that are not known yet.
     pub(super) async fn load(
+        &mut self,
         connection: &mut PgConnection,
         now: i64,
         instances: impl Iterator<Item = &str>,
-    ) -> Result<Self, Stopped> {
-        let wanted: Vec<&str> = instances.collect::<BTreeSet<_>>().into_iter().collect();
+    ) -> Result<(), Stopped> {
+        let unknown = instances.filter(|instance| !self.known.contains_key(*instance));
+        let wanted: Vec<&str> = unknown.collect::<BTreeSet<_>>().into_iter().collect();
         if wanted.is_empty() {
-            return Ok(Self::default());
+            return Ok(());
         }
         let rows: Vec<(String, String, i64)> = sqlx::query_as(
             "SELECT instance_id, source_instance, used_ms FROM instances WHERE instance_id = ANY($1)",
@@ -44,14 +46,13 @@ impl Sources {
         .bind(&wanted)
         .fetch_all(connection)
         .await?;
-        let mut sources = Self::default();
         for (instance, source, used_ms) in rows {
             if used_ms <= now.saturating_sub(INSTANCE_MEMORY_MS / 8) {
-                sources.to_write.insert(instance.clone());
+                self.to_write.insert(instance.clone());
             }
-            sources.known.insert(instance, source);
+            self.known.insert(instance, source);
         }
-        Ok(sources)
+        Ok(())
     }
 
     pub(super) fn get(&self, instance: &str) -> Option<&String> {
@@ -90,7 +91,7 @@ impl Sources {
 
 /// The work of [`super::super::Store::source_instance`].
 pub(super) struct Source<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) instance: &'a str,
 }
 
@@ -100,13 +101,14 @@ impl Work for Source<'_> {
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Option<String>, Stopped> {
         let now = self.store.now(connection).await?;
-        let sources = Sources::load(connection, now, std::iter::once(self.instance)).await?;
+        let mut sources = Sources::default();
+        sources.load(connection, now, std::iter::once(self.instance)).await?;
         Ok(sources.get(self.instance).cloned())
     }
 }
 
 /// Forgets a bounded number of those that were not used for long; gives how many.
-pub(super) struct Forget<'a>(pub(super) &'a PostgresStore);
+pub(super) struct Forget<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for Forget<'_> {

@@ -9,12 +9,12 @@ use super::super::list::{
 };
 use super::seeds::profile;
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, identity, key_hash, lease_hash, seed_key, small};
+use super::{Database, identity, key_hash, lease_hash, seed_key, small};
 use crate::domain::seed::State;
 
 /// The work of [`super::super::Store::list_seeds`].
 pub(super) struct Seeds<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) filter: &'a SeedFilter,
     pub(super) part: &'a Part,
 }
@@ -82,7 +82,7 @@ fn seed(row: &PgRow, now: i64) -> Result<SeedEntry, Stopped> {
 
 /// The work of [`super::super::Store::list_leases`].
 pub(super) struct Leases<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) filter: &'a LeaseFilter,
     pub(super) part: &'a Part,
 }
@@ -128,7 +128,7 @@ impl Work for Leases<'_> {
 
 /// The work of [`super::super::Store::list_keys`]. In the order of the keys' hashes, by which the index has them.
 pub(super) struct Keys<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) part: &'a Part,
 }
 

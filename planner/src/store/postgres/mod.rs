@@ -41,7 +41,7 @@ mod transaction;
 mod view;
 
 use std::collections::{BTreeSet, HashSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 pub use connect::{ConnectError, ConnectSettings, migrate};
@@ -55,8 +55,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Counts, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
-    Woken, pool_view,
+    Beat, Clock, Command, Counts, LeaseHash, MAX_BATCH, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store,
+    StoreError, Swept, Woken, pool_view,
 };
 use crate::config::PostgresUrl;
 use transaction::{Begin, Stopped, run};
@@ -64,9 +64,22 @@ use transaction::{Begin, Stopped, run};
 /// The most steps of one sweep; what is left then waits for the next.
 const MAX_SWEEP_STEPS: usize = 1_000;
 
+/// The most keys that wait to be looked at once more; a sweep makes up for others.
+const MAX_AGAIN: usize = 8_192;
+
 /// The store on a Postgres database. Cheap to share behind an `Arc`.
 #[derive(Debug)]
 pub struct PostgresStore {
+    database: Arc<Database>,
+    /// Hears of waiters whom other planners served; it ends with the store, and so does the next.
+    listener: AbortOnDropHandle<()>,
+    /// Looks once more for those who wait.
+    looking: AbortOnDropHandle<()>,
+}
+
+/// What every call works with.
+#[derive(Debug)]
+struct Database {
     pool: PgPool,
     rules: Rules,
     clock: Clock,
@@ -74,8 +87,10 @@ pub struct PostgresStore {
     planner: String,
     /// Told when some of those were served.
     served: Arc<Notify>,
-    /// Hears of those whom other planners served; it ends with the store.
-    listener: AbortOnDropHandle<()>,
+    /// Keys to be looked at once more.
+    again: Mutex<BTreeSet<SeedKey>>,
+    /// Told when there are some.
+    look: Notify,
 }
 
 impl PostgresStore {
@@ -94,27 +109,51 @@ impl PostgresStore {
         let listening = connect::listen(url.options().clone(), planner.clone(), served.clone());
         let listener = AbortOnDropHandle::new(tokio::spawn(listening));
         let pool = connect::pool(url, settings);
-        let store = Self { pool, rules, clock, planner, served, listener };
-        store.adopt_rules().await.map_err(|error| ConnectError::unusable(url, &error))?;
-        Ok(store)
+        let (again, look) = (Mutex::default(), Notify::new());
+        let database = Arc::new(Database { pool, rules, clock, planner, served, again, look });
+        database.adopt_rules().await.map_err(|error| ConnectError::unusable(url, &error))?;
+        let looking = AbortOnDropHandle::new(tokio::spawn(database.clone().look()));
+        Ok(Self { database, listener, looking })
+    }
+}
+
+impl Database {
+    /// Has these keys looked at once more, after a commit: see [`requests`]. Nobody's answer waits for it.
+    fn look_again(&self, keys: BTreeSet<SeedKey>) {
+        let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
+        if again.len() + keys.len() <= MAX_AGAIN {
+            again.extend(keys);
+        }
+        drop(again);
+        self.look.notify_one();
     }
 
-    /// Looks once more for those who wait, after a commit: see [`requests`]. What fails here is made up for by the
-    /// waiters' own planners, which ask again after a while.
-    async fn serve_again(&self, keys: &BTreeSet<SeedKey>) {
-        let serve = async {
-            let keys = run(&self.pool, Begin::Single, requests::WaitedFor { keys }).await?;
-            if keys.is_empty() {
-                return Ok(false);
+    /// Looks once more for those who wait, for as long as the store is there.
+    async fn look(self: Arc<Self>) {
+        loop {
+            self.look.notified().await;
+            let keys = std::mem::take(&mut *self.again.lock().unwrap_or_else(PoisonError::into_inner));
+            match self.serve(&keys).await {
+                Ok(false) => {}
+                Ok(true) => self.served.notify_one(),
+                // The waiters' own planners make up for it, which ask again after a while.
+                Err(error) => tracing::warn!(%error, "those who wait were not looked for"),
             }
-            let serve: Vec<Command> = keys.into_iter().map(|key| Command::Serve { key }).collect();
-            Ok(run(&self.pool, Begin::Write, batch::Batch::new(self, &serve)).await?.woke)
-        };
-        match serve.await {
-            Ok(false) => {}
-            Ok(true) => self.served.notify_one(),
-            Err::<_, StoreError>(error) => tracing::warn!(%error, "those who wait were not looked for"),
         }
+    }
+
+    /// Serves those who wait for these keys; gives whether some were of this planner's.
+    async fn serve(&self, keys: &BTreeSet<SeedKey>) -> Result<bool, StoreError> {
+        let mut woke = false;
+        if keys.is_empty() {
+            return Ok(woke);
+        }
+        let keys = run(&self.pool, Begin::Single, requests::WaitedFor { keys }).await?;
+        let serve: Vec<Command> = keys.into_iter().map(|key| Command::Serve { key }).collect();
+        for serve in serve.chunks(MAX_BATCH) {
+            woke |= run(&self.pool, Begin::Write, batch::Batch::new(self, serve)).await?.woke;
+        }
+        Ok(woke)
     }
 
     /// Leases on points that are no longer offered go on until they end.
@@ -168,36 +207,44 @@ fn small<T: TryFrom<i64>>(number: i64) -> Result<T, Stopped> {
 #[async_trait]
 impl Store for PostgresStore {
     async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
-        let applied = run(&self.pool, Begin::Write, batch::Batch::new(self, commands)).await?;
+        let applied =
+            run(&self.database.pool, Begin::Write, batch::Batch::new(&self.database, commands)).await?;
         if applied.woke {
-            self.served.notify_one();
+            self.database.served.notify_one();
         }
         // A batch of acquisitions that were all answered neither frees nor waits.
         let matters = commands.iter().zip(&applied.outcomes).any(|(command, outcome)| {
             !matches!((command, outcome), (Command::Acquire { .. }, Outcome::Acquired(_)))
         });
         if matters && !applied.touched.is_empty() {
-            self.serve_again(&applied.touched).await;
+            self.database.look_again(applied.touched);
         }
         Ok(applied.outcomes)
     }
 
     fn wakes(&self) -> Arc<Notify> {
-        self.served.clone()
+        self.database.served.clone()
     }
 
-    async fn collect(&self) -> Result<Vec<Woken>, StoreError> {
-        run(&self.pool, Begin::Write, requests::Collect(self)).await
+    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError> {
+        let store = self.database.as_ref();
+        run(&store.pool, Begin::Write, requests::Collect { store, told }).await
     }
 
     async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError> {
-        run(&self.pool, Begin::View, instances::Source { store: self, instance }).await
+        run(&self.database.pool, Begin::View, instances::Source { store: &self.database, instance }).await
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let mut drained = 0;
         loop {
-            match run(&self.pool, Begin::Write, seeds::Invalidate { store: self, key, keep }).await? {
+            match run(
+                &self.database.pool,
+                Begin::Write,
+                seeds::Invalidate { store: &self.database, key, keep },
+            )
+            .await?
+            {
                 0 => return Ok(drained),
                 step => drained += step,
             }
@@ -209,7 +256,9 @@ impl Store for PostgresStore {
         sorted.sort_unstable_by_key(|beat| beat.seed_id);
         let mut gone = HashSet::new();
         for beats in sorted.chunks(MAX_FLUSH) {
-            gone.extend(run(&self.pool, Begin::Write, seeds::Flush { store: self, beats }).await?);
+            gone.extend(
+                run(&self.database.pool, Begin::Write, seeds::Flush { store: &self.database, beats }).await?,
+            );
         }
         Ok(gone)
     }
@@ -217,17 +266,17 @@ impl Store for PostgresStore {
     async fn sweep(&self) -> Result<Swept, StoreError> {
         let mut swept = Swept::default();
         for _ in 0..MAX_SWEEP_STEPS {
-            let step = run(&self.pool, Begin::Write, sweep::Step(self)).await?;
+            let step = run(&self.database.pool, Begin::Write, sweep::Step(&self.database)).await?;
             swept.leases += step.swept.leases;
             swept.seeds += step.swept.seeds;
             if !step.more {
                 break;
             }
         }
-        run(&self.pool, Begin::Write, instances::Forget(self)).await?;
+        run(&self.database.pool, Begin::Write, instances::Forget(&self.database)).await?;
         for _ in 0..MAX_STEPS {
-            let mut step = run(&self.pool, Begin::Write, history::Forget(self)).await?;
-            step.requests = run(&self.pool, Begin::Write, requests::Forget(self)).await?;
+            let mut step = run(&self.database.pool, Begin::Write, history::Forget(&self.database)).await?;
+            step.requests = run(&self.database.pool, Begin::Write, requests::Forget(&self.database)).await?;
             if step == Forgotten::default() {
                 break;
             }
@@ -239,15 +288,15 @@ impl Store for PostgresStore {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        run(&self.pool, Begin::View, view::View(self)).await
+        run(&self.database.pool, Begin::View, view::View(&self.database)).await
     }
 
     async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError> {
-        run(&self.pool, Begin::View, list::Seeds { store: self, filter, part }).await
+        run(&self.database.pool, Begin::View, list::Seeds { store: &self.database, filter, part }).await
     }
 
     async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
-        run(&self.pool, Begin::View, list::Leases { store: self, filter, part }).await
+        run(&self.database.pool, Begin::View, list::Leases { store: &self.database, filter, part }).await
     }
 
     async fn list_ended_leases(
@@ -255,31 +304,32 @@ impl Store for PostgresStore {
         filter: &LeaseFilter,
         part: &Part,
     ) -> Result<Page<EndedLease>, StoreError> {
-        run(&self.pool, Begin::View, history::Leases { store: self, filter, part }).await
+        run(&self.database.pool, Begin::View, history::Leases { store: &self.database, filter, part }).await
     }
 
     async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError> {
-        run(&self.pool, Begin::View, history::Events { store: self, filter, part }).await
+        run(&self.database.pool, Begin::View, history::Events { store: &self.database, filter, part }).await
     }
 
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {
-        run(&self.pool, Begin::View, list::Keys { store: self, part }).await
+        run(&self.database.pool, Begin::View, list::Keys { store: &self.database, part }).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {
-        Counts::from_rows(run(&self.pool, Begin::View, view::Count(self)).await?)
+        Counts::from_rows(run(&self.database.pool, Begin::View, view::Count(&self.database)).await?)
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        run(&self.pool, Begin::Write, view::Check).await
+        run(&self.database.pool, Begin::Write, view::Check).await
     }
 
     fn pools(&self) -> Vec<PoolView> {
-        vec![pool_view("postgres", &self.pool)]
+        vec![pool_view("postgres", &self.database.pool)]
     }
 
     async fn close(&self) {
         self.listener.abort();
-        self.pool.close().await;
+        self.looking.abort();
+        self.database.pool.close().await;
     }
 }

@@ -3,27 +3,29 @@
 //! A row that waits is served by any transaction that frees a point of its key, in the order of the rows; the
 //! planner whose client waits is told by NOTIFY, and takes it with [`Collect`].
 //!
-//! Rows are locked after seeds. Whoever holds one waits for nothing but further rows, in their order: a seed that
-//! somebody has makes the transaction begin again, with that seed first.
+//! Rows are locked after seeds, in their order, in one statement that waits. Whoever holds one waits for nothing
+//! more ([`Locks`]): a further row that somebody has makes the transaction begin again, and so does a seed, which then
+//! comes first. That a planner answers is written last.
 //!
 //! A planner that frees a point while another one queues a waiter may not see it, nor be seen. So both look once
-//! more after their commit ([`Waiting`], then [`Command::Serve`]): whoever commits later sees both.
+//! more after their commit ([`WaitedFor`], then [`Command::Serve`]): whoever commits later sees both.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use async_trait::async_trait;
 use rfork_protocol::SeedKey;
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::super::{
-    Command, Grant, Idempotency, Leaving, MAX_SERVED, Outcome, PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS,
-    Refusal, Woken, wish,
+    Command, Grant, Idempotency, LeaseHash, Leaving, Left, MAX_CALLED, ONCE_MEMORY_MS, Outcome,
+    PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, Woken, wish,
 };
 use super::allocate::{Waiting, Who, Worker};
 use super::batch::{Chosen, HeldSeeds};
 use super::history::freeing;
 use super::transaction::{Stopped, Work, is_locked};
-use super::{PostgresStore, identity, key_hash, lease_hash, offer};
+use super::{Database, identity, key_hash, lease_hash, offer};
 
 /// The most rows that one step ends.
 const STEP_ROWS: i64 = 500;
@@ -31,68 +33,190 @@ const STEP_ROWS: i64 = 500;
 /// Where planners are told that their waiters were served; the payload names the planner.
 pub(super) const CHANNEL: &str = "rfork_planner";
 
-/// Keys of which a point may be free because of these commands.
-pub(super) fn touched(commands: &[Command], held: &HeldSeeds<'_>) -> BTreeSet<SeedKey> {
-    let mut keys: BTreeSet<SeedKey> = BTreeSet::new();
+/// What a transaction has of requests.
+#[derive(Default)]
+pub(super) struct Locks {
+    /// Whether it holds a row, so that it waits for no lock any more.
+    pub(super) held: bool,
+    /// Whether somebody waits for this planner's answer because of it.
+    answers: bool,
+}
+
+impl Locks {
+    /// The statement to lock with: the one that waits, once.
+    fn pick(&self, [wait, no_wait]: [&'static str; 2]) -> &'static str {
+        if self.held { no_wait } else { wait }
+    }
+
+    /// Rows that such a statement has locked.
+    fn took(&mut self, rows: Result<Vec<PgRow>, sqlx::Error>) -> Result<Vec<PgRow>, Stopped> {
+        match rows {
+            Err(error) if self.held && is_locked(&error) => Err(Stopped::Again),
+            rows => {
+                let rows = rows?;
+                self.held |= !rows.is_empty();
+                Ok(rows)
+            }
+        }
+    }
+
+    /// Says that this planner answers, if somebody waits for it. Nothing is locked after that.
+    pub(super) async fn finish(
+        &self,
+        connection: &mut PgConnection,
+        now: i64,
+        planner: &str,
+    ) -> Result<(), Stopped> {
+        if self.answers { alive(connection, now, planner).await } else { Ok(()) }
+    }
+}
+
+/// A statement that locks rows, and one that does not wait for them.
+macro_rules! locking {
+    ($select:literal) => {
+        [concat!($select, " FOR UPDATE"), concat!($select, " FOR UPDATE NOWAIT")]
+    };
+}
+
+/// Keys of which a point may be free because of these commands, or because a point of the seeds in `freed` was given
+/// back.
+pub(super) async fn touched(
+    connection: &mut PgConnection,
+    rules: &Rules,
+    commands: &[Command],
+    held: &HeldSeeds<'_>,
+    freed: Freed,
+) -> Result<BTreeSet<SeedKey>, Stopped> {
+    let mut keys: BTreeSet<SeedKey> = freed.keys;
+    let mut moved: Vec<String> = Vec::new();
     for command in commands {
         match command {
-            Command::Register { key, .. } | Command::Acquire { key, .. } | Command::Serve { key } => {
+            Command::Acquire { key, .. } | Command::Serve { key } => drop(keys.insert(key.clone())),
+            // What a seed held before may have left room on its host.
+            Command::Register { identity, key, .. } | Command::Beat { identity, key, .. } => {
                 keys.insert(key.clone());
+                moved.push(identity.to_string());
             }
             Command::Release { identity, .. } => {
-                let seed = held.get(&identity.to_string()).and_then(|held| held.seed.as_ref());
+                let name = identity.to_string();
+                let seed = held.get(&name).and_then(|held| held.seed.as_ref());
                 keys.extend(seed.map(|seed| seed.key.clone()));
+                moved.push(name);
             }
             _ => {}
         }
     }
-    keys
+    if rules.caps_hosts() && !(moved.is_empty() && freed.seeds.is_empty()) {
+        let beside: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT DISTINCT o.seed_key FROM seeds s JOIN seeds o ON o.capped_host = s.capped_host
+             WHERE (s.identity = ANY($1) OR s.id = ANY($2))
+               AND EXISTS (SELECT 1 FROM requests r WHERE r.key_hash = o.key_hash AND r.waits_until_ms IS NOT NULL)",
+        )
+        .bind(moved)
+        .bind(freed.seeds)
+        .fetch_all(connection)
+        .await?;
+        for key in beside {
+            keys.insert(super::seed_key(key)?);
+        }
+    }
+    Ok(keys)
 }
 
-/// Locks those who wait for these keys and puts them into their queues, first come first, a bounded number of
-/// each. Those whose planner does not answer any more are passed over. Gives whether there were any.
-pub(super) async fn call_up<'a>(
-    connection: &mut PgConnection,
-    now: i64,
-    keys: &'a BTreeSet<SeedKey>,
-    waiting: &mut Waiting<'a>,
-) -> Result<bool, Stopped> {
-    if keys.is_empty() {
-        return Ok(false);
+/// Who waits for some keys, called up in their order, a bounded number of each at a time.
+pub(super) struct Calls<'a> {
+    /// By key: the last that was called up.
+    after: BTreeMap<&'a SeedKey, i64>,
+}
+
+impl<'a> Calls<'a> {
+    pub(super) fn new(keys: &'a BTreeSet<SeedKey>) -> Self {
+        Self { after: keys.iter().map(|key| (key, 0)).collect() }
     }
-    let keys: Vec<&SeedKey> = keys.iter().collect();
-    let rows = sqlx::query(
-        "WITH called AS (
-             SELECT wanted.at, page.id FROM unnest($1::bytea[]) WITH ORDINALITY AS wanted (key_hash, at)
+
+    /// Locks the next of each key and puts them into their queues. Those whose planner does not answer any more are
+    /// passed over.
+    pub(super) async fn call_up(
+        &mut self,
+        connection: &mut PgConnection,
+        now: i64,
+        planner: &str,
+        locks: &mut Locks,
+        waiting: &mut Waiting<'a>,
+    ) -> Result<(), Stopped> {
+        // Others may serve some of them before these are locked here: there are more then, and no less.
+        while waiting.is_empty() && !self.after.is_empty() {
+            let called = self.next(connection, now, planner).await?;
+            let rows = sqlx::query(locks.pick(locking!(
+                "SELECT id, lease_hash, wish, planner FROM requests
+                 WHERE id = ANY($1) AND waits_until_ms IS NOT NULL AND planner IS NOT NULL ORDER BY id"
+            )))
+            .bind(called.keys().copied().collect::<Vec<_>>());
+            if called.is_empty() {
+                return Ok(());
+            }
+            for row in locks.took(rows.fetch_all(&mut *connection).await)? {
+                let id = row.try_get("id")?;
+                let Some(key) = called.get(&id) else { continue };
+                let who = Who::Waiter { id, planner: row.try_get("planner")? };
+                let wish = wish::decode(row.try_get("wish")?).map_err(Stopped::Broken)?;
+                let worker = Worker { who, lease: lease_hash(row.try_get("lease_hash")?)?, wish };
+                waiting.entry(*key).or_default().push_back(worker);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next of each key, by their numbers.
+    async fn next(
+        &mut self,
+        connection: &mut PgConnection,
+        now: i64,
+        planner: &str,
+    ) -> Result<BTreeMap<i64, &'a SeedKey>, Stopped> {
+        let (keys, after): (Vec<&SeedKey>, Vec<i64>) = std::mem::take(&mut self.after).into_iter().unzip();
+        let rows: Vec<(i64, i64)> = sqlx::query_as(
+            "SELECT wanted.at, page.id
+             FROM unnest($1::bytea[], $2::bigint[]) WITH ORDINALITY AS wanted (key_hash, after, at)
              CROSS JOIN LATERAL (
-                 SELECT r.id FROM requests r JOIN planners p ON p.id = r.planner
-                 WHERE r.key_hash = wanted.key_hash AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > $2
-                   AND p.alive_until_ms > $2
-                 ORDER BY r.id LIMIT $3) AS page)
-         SELECT called.at, r.id, r.lease_hash, r.wish, r.planner FROM requests r JOIN called ON called.id = r.id
-         WHERE r.waits_until_ms IS NOT NULL AND r.planner IS NOT NULL
-         ORDER BY r.id FOR UPDATE OF r",
-    )
-    .bind(keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
-    .bind(now)
-    .bind(MAX_SERVED)
-    .fetch_all(connection)
-    .await?;
-    for row in &rows {
-        let at = usize::try_from(row.try_get::<i64, _>("at")? - 1).unwrap_or(usize::MAX);
-        let key = *keys.get(at).ok_or_else(|| Stopped::Broken("a key that nobody wants".into()))?;
-        let who = Who::Waiter { id: row.try_get("id")?, planner: row.try_get("planner")? };
-        let wish = wish::decode(row.try_get("wish")?).map_err(Stopped::Broken)?;
-        let worker = Worker { who, lease: lease_hash(row.try_get("lease_hash")?)?, wish };
-        waiting.entry(key).or_default().push_back(worker);
+                 SELECT r.id FROM requests r LEFT JOIN planners p ON p.id = r.planner
+                 WHERE r.key_hash = wanted.key_hash AND r.id > wanted.after AND r.waits_until_ms IS NOT NULL
+                   AND r.waits_until_ms > $3 AND (r.planner = $4 OR p.alive_until_ms > $3)
+                 ORDER BY r.id LIMIT $5) AS page
+             ORDER BY page.id",
+        )
+        .bind(keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
+        .bind(after)
+        .bind(now)
+        .bind(planner)
+        .bind(i64::try_from(MAX_CALLED).unwrap_or(i64::MAX))
+        .fetch_all(connection)
+        .await?;
+        let mut called = BTreeMap::new();
+        let mut pages: BTreeMap<&'a SeedKey, (usize, i64)> = BTreeMap::new();
+        for (at, id) in rows {
+            // Counted from 1.
+            let key = usize::try_from(at - 1).ok().and_then(|at| keys.get(at));
+            let key = *key.ok_or_else(|| Stopped::Broken("a key that nobody wants".into()))?;
+            let (count, last) = pages.entry(key).or_default();
+            (*count, *last) = (*count + 1, id);
+            called.insert(id, key);
+        }
+        pages.retain(|_, (count, _)| *count == MAX_CALLED);
+        self.after = pages.into_iter().map(|(key, (_, last))| (key, last)).collect();
+        Ok(called)
     }
-    Ok(!rows.is_empty())
+
+    /// Keeps the keys of which more are to be called up.
+    pub(super) fn go_on(&mut self, more: impl Fn(&SeedKey) -> bool) {
+        self.after.retain(|key, _| more(key));
+    }
 }
 
 /// Marks rows as served, and tells other planners of theirs; gives whether some were of this one.
 pub(super) async fn served(
     connection: &mut PgConnection,
-    store: &PostgresStore,
+    store: &Database,
     served: &[(i64, String)],
 ) -> Result<bool, Stopped> {
     if served.is_empty() {
@@ -119,56 +243,131 @@ pub(super) async fn served(
 }
 
 /// Answers acquisitions that repeat an earlier one, of an earlier batch or of this one; gives which of the others
-/// stand for which of this batch.
+/// stand for which of this batch. The last attempt has the place.
 pub(super) async fn resume(
     connection: &mut PgConnection,
     now: i64,
     planner: &str,
     commands: &[Command],
+    locks: &mut Locks,
     outcomes: &mut [Option<Outcome>],
-) -> Result<Vec<(usize, usize)>, Stopped> {
-    let mut first: BTreeMap<[u8; 32], (usize, &Idempotency, i64)> = BTreeMap::new();
-    let mut twins = Vec::new();
+) -> Result<Twins, Stopped> {
+    let mut twins = Twins::default();
+    let mut first: BTreeMap<[u8; 32], (usize, &Idempotency)> = BTreeMap::new();
+    let mut again: HashMap<&LeaseHash, usize> = HashMap::new();
     for (at, command) in commands.iter().enumerate() {
-        let Command::Acquire { queue: Some(queue), .. } = command else { continue };
-        let Queue { wait_ms, idempotency: Some(asked) } = queue.as_ref() else { continue };
+        let Command::Acquire { lease, queue: Some(queue), .. } = command else { continue };
+        if queue.again {
+            again.insert(lease, at);
+        }
+        let Queue { idempotency: Some(asked), attempt, .. } = queue.as_ref() else { continue };
         match first.get(&asked.key) {
-            Some((twin, known, _)) if known.request == asked.request => twins.push((at, *twin)),
+            Some((twin, known)) if known.request == asked.request => {
+                twins.of_first.push((at, *twin));
+                twins.attempts.insert(*twin, *attempt);
+            }
             Some(_) => outcomes[at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest))),
-            None => drop(first.insert(asked.key, (at, asked, *wait_ms))),
+            None => drop(first.insert(asked.key, (at, asked))),
         }
     }
-    if first.is_empty() {
+    if first.is_empty() && again.is_empty() {
         return Ok(twins);
     }
-    let rows = sqlx::query(
-        "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms FROM requests
-         WHERE idempotency = ANY($1) ORDER BY id FOR UPDATE",
-    )
+    let rows = sqlx::query(locks.pick(locking!(
+        "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms, attempt FROM requests
+         WHERE idempotency = ANY($1) OR lease_hash = ANY($2) ORDER BY id"
+    )))
     .bind(first.keys().map(|key| key.to_vec()).collect::<Vec<_>>())
+    .bind(again.keys().map(|lease| lease.to_vec()).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
-    .await?;
-    for row in rows {
-        let key = lease_hash(row.try_get("idempotency")?)?;
-        let Some((at, asked, wait_ms)) = first.get(&key) else { continue };
-        if row.try_get::<&[u8], _>("request_hash")? != asked.request {
-            outcomes[*at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest)));
-        } else if row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some() {
-            // Its place in the queue; its answer is now this planner's to give.
-            sqlx::query("UPDATE requests SET planner = $2, waits_until_ms = $3 WHERE id = $1")
-                .bind(row.try_get::<i64, _>("id")?)
-                .bind(planner)
-                .bind(now.saturating_add((*wait_ms).max(1)))
-                .execute(&mut *connection)
-                .await?;
-            alive(connection, now, planner).await?;
-            outcomes[*at] = Some(Outcome::Queued(None));
-        } else {
-            let grant = grant(connection, now, row.try_get("lease_hash")?).await?;
-            outcomes[*at] = Some(Outcome::Acquired(grant.ok_or(Refusal::LeaseEnded)));
+    .await;
+    for row in locks.took(rows)? {
+        let (id, lease): (i64, _) = (row.try_get("id")?, lease_hash(row.try_get("lease_hash")?)?);
+        let waits = row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some();
+        if let Some((at, queue)) = again.get(&lease).and_then(|at| Some((*at, queue(&commands[*at])?))) {
+            let attempt: i64 = row.try_get("attempt")?;
+            let granted = if waits { None } else { grant(connection, now, &lease).await? };
+            outcomes[at] = if let Some(grant) = granted {
+                Some(Outcome::Acquired(Ok(grant)))
+            } else if attempt != queue.attempt {
+                Some(Outcome::Acquired(Err(Refusal::LeaseEnded)))
+            } else if queue.wait_ms > 0 {
+                let place = Place { id, planner, attempt };
+                Some(place.take(connection, now, queue.wait_ms, locks).await?)
+            } else {
+                delete(connection, id).await?;
+                None
+            };
+            continue;
         }
+        let Some(key) = row.try_get::<Option<Vec<u8>>, _>("idempotency")? else { continue };
+        let Some((at, asked)) = first.get(&lease_hash(key)?) else { continue };
+        let Some(queue) = queue(&commands[*at]) else { continue };
+        outcomes[*at] = Some(if row.try_get::<&[u8], _>("request_hash")? != asked.request {
+            Outcome::Acquired(Err(Refusal::OtherRequest))
+        } else if waits {
+            let place = Place { id, planner, attempt: twins.attempt(*at, queue) };
+            place.take(connection, now, queue.wait_ms, locks).await?
+        } else {
+            let grant = grant(connection, now, &lease).await?;
+            Outcome::Acquired(grant.ok_or(Refusal::LeaseEnded))
+        });
     }
     Ok(twins)
+}
+
+fn queue(command: &Command) -> Option<&Queue> {
+    match command {
+        Command::Acquire { queue, .. } => queue.as_deref(),
+        _ => None,
+    }
+}
+
+/// Acquisitions of one batch that are the same request.
+#[derive(Default)]
+pub(super) struct Twins {
+    /// Those, and for which they stand.
+    pub(super) of_first: Vec<(usize, usize)>,
+    /// The last attempt of each that others stand for.
+    attempts: HashMap<usize, i64>,
+}
+
+impl Twins {
+    fn attempt(&self, at: usize, queue: &Queue) -> i64 {
+        self.attempts.get(&at).copied().unwrap_or(queue.attempt)
+    }
+}
+
+/// A row in the queue, and who waits there now: its answer is this planner's to give.
+struct Place<'a> {
+    id: i64,
+    planner: &'a str,
+    attempt: i64,
+}
+
+impl Place<'_> {
+    async fn take(
+        &self,
+        connection: &mut PgConnection,
+        now: i64,
+        wait_ms: i64,
+        locks: &mut Locks,
+    ) -> Result<Outcome, Stopped> {
+        sqlx::query("UPDATE requests SET planner = $2, attempt = $3, waits_until_ms = $4 WHERE id = $1")
+            .bind(self.id)
+            .bind(self.planner)
+            .bind(self.attempt)
+            .bind(now.saturating_add(wait_ms.max(1)))
+            .execute(connection)
+            .await?;
+        locks.answers = true;
+        Ok(Outcome::Queued(None))
+    }
+}
+
+async fn delete(connection: &mut PgConnection, id: i64) -> Result<(), Stopped> {
+    sqlx::query("DELETE FROM requests WHERE id = $1").bind(id).execute(connection).await?;
+    Ok(())
 }
 
 /// The live lease, as it would be granted now.
@@ -200,6 +399,8 @@ pub(super) async fn enqueue(
     now: i64,
     planner: &str,
     commands: &[Command],
+    twins: &Twins,
+    locks: &mut Locks,
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), Stopped> {
     let mut ordered: Vec<usize> = (0..commands.len()).collect();
@@ -209,22 +410,27 @@ pub(super) async fn enqueue(
     };
     // Stable: those without a key stay in the order in which they came.
     ordered.sort_by_key(order);
-    let mut queued = false;
+    let mut refused: Vec<Vec<u8>> = Vec::new();
     for at in ordered {
         let Command::Acquire { key, lease, wish, queue: Some(queue) } = &commands[at] else { continue };
-        let waits =
-            match &outcomes[at] {
-                Some(Outcome::Acquired(Ok(_))) if queue.idempotency.is_some() => false,
-                Some(Outcome::Acquired(Err(
-                    Refusal::UnknownKey | Refusal::AllBusy | Refusal::AllSuspect,
-                ))) if queue.wait_ms > 0 => true,
-                _ => continue,
-            };
+        let waits = match &outcomes[at] {
+            Some(Outcome::Acquired(Ok(_))) if queue.idempotency.is_some() => false,
+            Some(Outcome::Acquired(Err(Refusal::UnknownKey | Refusal::AllBusy | Refusal::AllSuspect)))
+                if queue.wait_ms > 0 =>
+            {
+                true
+            }
+            Some(Outcome::Acquired(Err(Refusal::UnknownKey | Refusal::AllBusy | Refusal::AllSuspect))) => {
+                refused.extend(queue.idempotency.as_ref().map(|known| known.key.to_vec()));
+                continue;
+            }
+            _ => continue,
+        };
         let idempotency = queue.idempotency.as_ref();
         let inserted = sqlx::query(
             "INSERT INTO requests (seed_key, key_hash, lease_hash, idempotency, request_hash, wish, planner,
-                                   waits_until_ms, changed_ms)
-             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING",
+                                   waits_until_ms, changed_ms, attempt)
+             VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
         )
         .bind(key.as_bytes())
         .bind(&key_hash(key)[..])
@@ -235,16 +441,26 @@ pub(super) async fn enqueue(
         .bind(waits.then_some(planner))
         .bind(waits.then(|| now.saturating_add(queue.wait_ms)))
         .bind(now)
+        .bind(twins.attempt(at, queue))
         .execute(&mut *connection)
         .await?;
         if waits && inserted.rows_affected() == 1 {
             outcomes[at] = Some(Outcome::Queued(None));
-            queued = true;
+            locks.answers = true;
         } else if inserted.rows_affected() == 0 && !is_of_row(connection, lease, idempotency).await? {
             return Err(Stopped::Again);
         }
     }
-    if queued { alive(connection, now, planner).await } else { Ok(()) }
+    // One that another planner was asked, too, and has granted meanwhile: perhaps the last free point.
+    if !refused.is_empty()
+        && sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM requests WHERE idempotency = ANY($1))")
+            .bind(refused)
+            .fetch_one(connection)
+            .await?
+    {
+        return Err(Stopped::Again);
+    }
+    Ok(())
 }
 
 /// Whether a row that was in the way had answered the request in this very transaction.
@@ -276,57 +492,75 @@ async fn alive(connection: &mut PgConnection, now: i64, planner: &str) -> Result
     Ok(())
 }
 
-/// Ends waits; gives the keys of which a point was given back.
+/// What the end of waits gave back.
+#[derive(Default)]
+pub(super) struct Freed {
+    keys: BTreeSet<SeedKey>,
+    seeds: Vec<i64>,
+}
+
+/// Ends waits, each for the attempt that has the place.
 pub(super) async fn leave(
     connection: &mut PgConnection,
     now: i64,
-    store: &PostgresStore,
+    store: &Database,
     commands: &[Command],
     chosen: &mut Chosen,
+    locks: &mut Locks,
     outcomes: &mut [Option<Outcome>],
-) -> Result<BTreeSet<SeedKey>, Stopped> {
-    let mut leaving: HashMap<[u8; 32], (usize, Leaving)> = HashMap::new();
+) -> Result<Freed, Stopped> {
+    let mut leaving: HashMap<LeaseHash, Vec<(usize, i64, Leaving)>> = HashMap::new();
     for (at, command) in commands.iter().enumerate() {
-        if let Command::Leave { lease, why } = command {
-            outcomes[at] = Some(Outcome::Left(None));
-            leaving.insert(*lease, (at, *why));
+        if let Command::Leave { lease, attempt, why } = command {
+            outcomes[at] = Some(Outcome::Left(Left::Nothing));
+            leaving.entry(*lease).or_default().push((at, *attempt, *why));
         }
     }
-    let mut freed = BTreeSet::new();
+    let mut freed = Freed::default();
     if leaving.is_empty() {
         return Ok(freed);
     }
-    let rows = sqlx::query(
-        "SELECT id, seed_key, lease_hash, idempotency IS NOT NULL AS repeatable, waits_until_ms IS NOT NULL AS waits
-         FROM requests WHERE lease_hash = ANY($1) ORDER BY id FOR UPDATE",
-    )
+    let rows = sqlx::query(locks.pick(locking!(
+        "SELECT id, seed_key, lease_hash, attempt, planner, idempotency IS NOT NULL AS repeatable,
+                waits_until_ms IS NOT NULL AS waits
+         FROM requests WHERE lease_hash = ANY($1) ORDER BY id"
+    )))
     .bind(leaving.keys().map(|lease| lease.to_vec()).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
-    .await?;
-    for row in rows {
-        let id: i64 = row.try_get("id")?;
+    .await;
+    for row in locks.took(rows)? {
+        let (id, attempt): (i64, i64) = (row.try_get("id")?, row.try_get("attempt")?);
         let lease = lease_hash(row.try_get("lease_hash")?)?;
-        let Some((at, why)) = leaving.get(&lease).copied() else { continue };
-        let (repeatable, waits): (bool, bool) = (row.try_get("repeatable")?, row.try_get("waits")?);
-        if !waits {
-            outcomes[at] = Some(Outcome::Left(grant(connection, now, &lease).await?));
-        }
-        let keeps = repeatable && why != Leaving::Void && !(waits && why == Leaving::TimedOut);
-        if keeps {
-            // A lease that may be asked for again, or is taken now; or a place for a client that comes back.
-            sqlx::query("UPDATE requests SET planner = NULL WHERE id = $1")
-                .bind(id)
-                .execute(&mut *connection)
-                .await?;
-            continue;
-        }
-        sqlx::query("DELETE FROM requests WHERE id = $1").bind(id).execute(&mut *connection).await?;
-        if why == Leaving::Gone
-            && !waits
-            && let Some(seed_id) = give_back(connection, now, store, chosen, &lease).await?
-        {
-            offer::refresh(connection, now, &store.rules, &[seed_id]).await?;
-            freed.insert(super::seed_key(row.try_get("seed_key")?)?);
+        let (kept, waits): (bool, bool) = (row.try_get("repeatable")?, row.try_get("waits")?);
+        let planner: Option<String> = row.try_get("planner")?;
+        let mine = planner.is_none_or(|planner| planner == store.planner);
+        for (at, of, why) in leaving.remove(&lease).unwrap_or_default() {
+            if !mine || of != attempt {
+                outcomes[at] = Some(Outcome::Left(Left::Superseded));
+                continue;
+            }
+            if !waits {
+                let grant = grant(connection, now, &lease).await?;
+                let left = grant.map_or(Left::Over, |grant| Left::Granted { grant, kept });
+                outcomes[at] = Some(Outcome::Left(left));
+            }
+            if kept && !(waits && why == Leaving::TimedOut) {
+                // A lease that may be asked for again, or is taken now; or a place for a client that comes back.
+                sqlx::query("UPDATE requests SET planner = NULL WHERE id = $1")
+                    .bind(id)
+                    .execute(&mut *connection)
+                    .await?;
+                continue;
+            }
+            delete(connection, id).await?;
+            if why == Leaving::Gone
+                && !waits
+                && let Some(seed_id) = give_back(connection, now, store, chosen, &lease).await?
+            {
+                offer::refresh(connection, now, &store.rules, &[seed_id]).await?;
+                freed.keys.insert(super::seed_key(row.try_get("seed_key")?)?);
+                freed.seeds.push(seed_id);
+            }
         }
     }
     Ok(freed)
@@ -336,7 +570,7 @@ pub(super) async fn leave(
 async fn give_back(
     connection: &mut PgConnection,
     now: i64,
-    store: &PostgresStore,
+    store: &Database,
     chosen: &mut Chosen,
     lease: &[u8],
 ) -> Result<Option<i64>, Stopped> {
@@ -383,9 +617,11 @@ pub(super) async fn next_ends(
     }
     for (key, places) in asked {
         let ends_ms: Option<i64> = sqlx::query_scalar(
-            "SELECT min(next_end_ms) FROM seeds WHERE key_hash = $1 AND next_end_ms IS NOT NULL",
+            // What has ended by now was looked at just now; its place may be older than that.
+            "SELECT min(next_end_ms) FROM seeds WHERE key_hash = $1 AND next_end_ms > $2",
         )
         .bind(&key_hash(key)[..])
+        .bind(now)
         .fetch_one(&mut *connection)
         .await?;
         let wait_ms = ends_ms.map(|ends_ms| ends_ms.saturating_sub(now).max(0));
@@ -400,28 +636,40 @@ pub(super) async fn next_ends(
 }
 
 /// The work of [`super::super::Store::collect`].
-pub(super) struct Collect<'a>(pub(super) &'a PostgresStore);
+pub(super) struct Collect<'a> {
+    pub(super) store: &'a Database,
+    pub(super) told: &'a [LeaseHash],
+}
 
 #[async_trait]
 impl Work for Collect<'_> {
     type Done = Vec<Woken>;
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<Woken>, Stopped> {
-        let now = self.0.now(connection).await?;
-        alive(connection, now, &self.0.planner).await?;
-        let leases: Vec<Vec<u8>> = sqlx::query_scalar(
-            "UPDATE requests SET planner = NULL WHERE id IN (
-                 SELECT id FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id FOR UPDATE)
-             RETURNING lease_hash",
+        let (now, planner) = (self.store.now(connection).await?, &self.store.planner);
+        if !self.told.is_empty() {
+            sqlx::query(
+                "UPDATE requests SET planner = NULL WHERE id IN (
+                     SELECT id FROM requests
+                     WHERE lease_hash = ANY($2) AND planner = $1 AND waits_until_ms IS NULL ORDER BY id FOR UPDATE)",
+            )
+            .bind(planner)
+            .bind(self.told.iter().map(|lease| lease.to_vec()).collect::<Vec<_>>())
+            .execute(&mut *connection)
+            .await?;
+        }
+        let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+            "SELECT lease_hash, attempt FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id",
         )
-        .bind(&self.0.planner)
+        .bind(planner)
         .fetch_all(&mut *connection)
         .await?;
-        let mut woken = Vec::with_capacity(leases.len());
-        for lease in leases {
+        let mut woken = Vec::with_capacity(rows.len());
+        for (lease, attempt) in rows {
             let grant = grant(connection, now, &lease).await?;
-            woken.push(Woken { lease: lease_hash(lease)?, grant });
+            woken.push(Woken { lease: lease_hash(lease)?, attempt, grant });
         }
+        alive(connection, now, planner).await?;
         Ok(woken)
     }
 }
@@ -447,7 +695,7 @@ impl Work for WaitedFor<'_> {
 }
 
 /// Forgets a bounded number of requests and planners that are long over; gives how many requests.
-pub(super) struct Forget<'a>(pub(super) &'a PostgresStore);
+pub(super) struct Forget<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for Forget<'_> {
@@ -455,14 +703,32 @@ impl Work for Forget<'_> {
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<u64, Stopped> {
         let now = self.0.now(connection).await?;
-        // Also those that waited in vain, without anybody who would have ended it.
-        let forgotten = sqlx::query(
+        // A repetition finds its lease as long as that is renewed.
+        let over = sqlx::query(
             "DELETE FROM requests WHERE id IN (
-                 SELECT id FROM requests
-                 WHERE (waits_until_ms IS NULL AND changed_ms <= $1) OR waits_until_ms <= $2
-                 ORDER BY id LIMIT $3 FOR UPDATE)",
+                 SELECT id FROM requests r WHERE waits_until_ms IS NULL AND changed_ms <= $1
+                   AND NOT EXISTS (SELECT 1 FROM points p WHERE p.lease_hash = r.lease_hash)
+                 ORDER BY changed_ms LIMIT $2 FOR UPDATE SKIP LOCKED)",
         )
         .bind(now.saturating_sub(self.0.rules.request_memory_ms()))
+        .bind(STEP_ROWS)
+        .execute(&mut *connection)
+        .await?;
+        let once = sqlx::query(
+            "DELETE FROM requests WHERE id IN (
+                 SELECT id FROM requests WHERE idempotency IS NULL AND changed_ms <= $1 AND waits_until_ms IS NULL
+                 ORDER BY changed_ms LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        )
+        .bind(now.saturating_sub(ONCE_MEMORY_MS))
+        .bind(STEP_ROWS)
+        .execute(&mut *connection)
+        .await?;
+        // Those that waited in vain, without anybody who would have ended it.
+        let stale = sqlx::query(
+            "DELETE FROM requests WHERE id IN (
+                 SELECT id FROM requests WHERE waits_until_ms <= $1
+                 ORDER BY waits_until_ms LIMIT $2 FOR UPDATE SKIP LOCKED)",
+        )
         .bind(now.saturating_sub(PLANNER_TTL_MS))
         .bind(STEP_ROWS)
         .execute(&mut *connection)
@@ -471,6 +737,6 @@ impl Work for Forget<'_> {
             .bind(now.saturating_sub(REQUEST_MEMORY_MS))
             .execute(connection)
             .await?;
-        Ok(forgotten.rows_affected())
+        Ok(over.rows_affected() + once.rows_affected() + stale.rows_affected())
     }
 }

@@ -13,7 +13,7 @@ use super::super::{Beat, Command, Outcome, Rules};
 use super::batch::{Changes, Held, HeldSeeds, Seed};
 use super::history::Log;
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, identity, key_hash, offer, small};
+use super::{Database, identity, key_hash, offer, small};
 use crate::domain::health::Health;
 use crate::domain::location::Location;
 use crate::domain::seed::{self, Heard, Profile, Registration, Removal};
@@ -378,7 +378,7 @@ pub(super) async fn lock_heartbeats(connection: &mut PgConnection, ids: &[i64]) 
 
 /// Writes heartbeats; gives the seeds that are gone. It touches nothing that a claim locks.
 pub(super) struct Flush<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     /// In the order of their seeds' numbers.
     pub(super) beats: &'a [Beat],
 }
@@ -414,7 +414,7 @@ impl Work for Flush<'_> {
 /// Gives a bounded number of seeds, those that follow `after`, the terms that this planner's rules have; gives
 /// the last of them.
 pub(super) struct Adopt<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) after: i64,
 }
 
@@ -451,7 +451,7 @@ impl Work for Adopt<'_> {
 
 /// Takes out a bounded number of seeds of a key whose content is not `keep`; gives how many.
 pub(super) struct Invalidate<'a> {
-    pub(super) store: &'a PostgresStore,
+    pub(super) store: &'a Database,
     pub(super) key: &'a SeedKey,
     pub(super) keep: Option<&'a str>,
 }

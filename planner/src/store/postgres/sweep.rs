@@ -10,7 +10,7 @@ use super::super::Swept;
 use super::super::history::{EventKind, Happened};
 use super::history::{Log, freeing};
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, identity, offer, seed_key, seeds};
+use super::{Database, identity, offer, seed_key, seeds};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -25,7 +25,7 @@ pub(super) struct Ended {
 }
 
 /// One step: what has ended is looked for, locked in the usual order, and judged once more.
-pub(super) struct Step<'a>(pub(super) &'a PostgresStore);
+pub(super) struct Step<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for Step<'_> {

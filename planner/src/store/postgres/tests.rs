@@ -9,9 +9,11 @@ use crate::config::DatabaseUrl;
 use crate::domain::location::Location;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
 use crate::domain::terms::{Hosts, Overrides};
+use crate::store::conformance::waiting::{attempt, leave_attempt};
 use crate::store::conformance::{
     self, Home, RULES, acquire, identity, key, register, release, remove, renew,
 };
+use crate::store::{Leaving, Left};
 use cluster::Cluster;
 
 #[path = "../../../../tests/src/cluster.rs"]
@@ -194,6 +196,49 @@ async fn one_seed_that_two_planners_register_at_once_is_one() {
         assert_eq!(new.count(), 2);
     }
     assert_eq!(first.snapshot().await.unwrap().seed_count, 40);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_request_that_two_planners_are_asked_at_once_has_one_lease() {
+    let Database(url) = Database::make().await;
+    let first = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let second = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    for number in 0..20u8 {
+        first.apply(&[register(number * 2, "k"), register(number * 2 + 1, "k")]).await.unwrap();
+        let (one, other) = (attempt(number, 1, 0, 1), attempt(number, 1, 0, 2));
+        // Beside others, of which none may fail with it.
+        let beside = |at: u32| acquire("k", 1_000 + 10 * u32::from(number) + at);
+        let (one, other) = ([one, beside(1)], [other, beside(2)]);
+        let (one, other) = tokio::join!(first.apply(&one), second.apply(&other));
+        let (one, other) = (one.unwrap(), other.unwrap());
+        let seed = |outcomes: &[Outcome]| conformance::granted(&outcomes[0]);
+        assert!(seed(&one).is_some() && seed(&one) == seed(&other), "{one:?} {other:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_end_of_a_wait_at_one_planner_leaves_its_repetition_at_another() {
+    let Database(url) = Database::make().await;
+    let first = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let second = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    for (number, why) in [(1, Leaving::Gone), (2, Leaving::TimedOut)] {
+        let text = "k";
+        let lease = conformance::lease(number.into());
+        for (store, at) in [(&first, 1), (&second, 2)] {
+            let outcomes = store.apply(&[attempt(number, 1, 60_000, at)]).await.unwrap();
+            assert!(matches!(outcomes[0], Outcome::Queued(_)), "{outcomes:?}");
+        }
+        // What the first says of its own attempt, and what it would say of the other's.
+        for at in [1, 2] {
+            let outcomes = first.apply(&[leave_attempt(number.into(), at, why)]).await.unwrap();
+            assert_eq!(outcomes, [Outcome::Left(Left::Superseded)]);
+        }
+        first.apply(&[register(number, text)]).await.unwrap();
+        assert_eq!(first.collect(&[]).await.unwrap(), []);
+        let woken = second.collect(&[]).await.unwrap();
+        assert_eq!(woken.iter().map(|woken| (woken.lease, woken.attempt)).collect::<Vec<_>>(), [(lease, 2)]);
+        assert_eq!(second.collect(&[lease]).await.unwrap(), []);
+    }
 }
 
 #[tokio::test]

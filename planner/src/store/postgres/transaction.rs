@@ -96,8 +96,9 @@ fn meaning(error: &sqlx::Error) -> Meaning {
     match error {
         E::Io(_) | E::Protocol(_) | E::Tls(_) | E::WorkerCrashed => Meaning::Lost,
         E::Database(database) => match database.code().as_deref().unwrap_or_default() {
-            // serialization_failure, deadlock_detected
-            "40001" | "40P01" => Meaning::Collision,
+            // serialization_failure, deadlock_detected; unique_violation: another planner has granted the same request,
+            // which is found in its row then
+            "40001" | "40P01" | "23505" => Meaning::Collision,
             // lock_not_available, query_canceled (the statement's time is up)
             "55P03" | "57014" => Meaning::Late,
             // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle session or transaction

@@ -7,10 +7,10 @@ use super::super::list::state_sql;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
 use super::connect::is_current;
 use super::transaction::{Stopped, Work};
-use super::{PostgresStore, lease_hash, seed_key, small};
+use super::{Database, lease_hash, seed_key, small};
 
 /// The work of [`super::super::Store::snapshot`]; its statements see one moment.
-pub(super) struct View<'a>(pub(super) &'a PostgresStore);
+pub(super) struct View<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for View<'_> {
@@ -75,7 +75,7 @@ impl Work for View<'_> {
 }
 
 /// The work of [`super::super::Store::counts`]: rows of a state's number, seeds, capacity, leases.
-pub(super) struct Count<'a>(pub(super) &'a PostgresStore);
+pub(super) struct Count<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for Count<'_> {

@@ -12,7 +12,7 @@ use rfork_protocol::SeedKey;
 use rfork_protocol::ids::hex;
 use sqlx::{Row, SqliteConnection};
 
-use super::super::{Command, Grant, LeaseHash, Outcome, Refusal, Rules, StoreError};
+use super::super::{Command, Grant, LeaseHash, MAX_CALLS, Outcome, Refusal, Rules, StoreError};
 use super::{instances, json, offer, requests};
 use crate::domain::location::Location;
 use crate::domain::policy::{self, Candidate, HostRoom, Obstacle, Policy, Wish};
@@ -54,6 +54,25 @@ struct Claim {
     requester: Option<String>,
 }
 
+/// What the rounds of one batch know.
+struct Rounds<'a> {
+    now: i64,
+    rules: &'a Rules,
+    /// Which instance serves which.
+    sources: HashMap<String, String>,
+    /// Numbers of waiting requests that were served.
+    served: Vec<i64>,
+    refused: Vec<(usize, &'a SeedKey)>,
+}
+
+/// What a key's last round left.
+struct Rest {
+    /// Whether somebody got nothing.
+    somebody: bool,
+    /// Whether a seed has a free point, which none of them wants.
+    room: bool,
+}
+
 /// Serves those who wait for the keys that are `touched`, then the commands that have no outcome yet; gives
 /// whether any was served who waited.
 pub(super) async fn acquire(
@@ -64,8 +83,19 @@ pub(super) async fn acquire(
     touched: &BTreeSet<SeedKey>,
     outcomes: &mut [Option<Outcome>],
 ) -> Result<bool, StoreError> {
+    let mut rounds = Rounds { now, rules, sources: HashMap::new(), served: Vec::new(), refused: Vec::new() };
+    let mut calls = requests::Calls::new(touched);
+    for _ in 0..MAX_CALLS {
+        let mut waiting = Waiting::new();
+        calls.call_up(connection, now, &mut waiting).await?;
+        if waiting.is_empty() {
+            break;
+        }
+        let rest = rounds.serve(connection, waiting, outcomes).await?;
+        // Whoever comes next finds nothing where these found nothing, unless it is something that they did not want.
+        calls.go_on(|key| rest.get(key).is_none_or(|rest| !rest.somebody || rest.room));
+    }
     let mut waiting = Waiting::new();
-    requests::call_up(connection, now, touched, &mut waiting).await?;
     for (at, command) in commands.iter().enumerate() {
         if let Command::Acquire { key, lease, wish, .. } = command
             && outcomes[at].is_none()
@@ -74,26 +104,52 @@ pub(super) async fn acquire(
             waiting.entry(key).or_default().push_back(worker);
         }
     }
-    if waiting.is_empty() {
-        return Ok(false);
+    if !waiting.is_empty() {
+        rounds.serve(connection, waiting, outcomes).await?;
     }
-    let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
-    let mut sources = instances::sources(connection, instances).await?;
-    offer::refresh_ended(connection, now, rules, waiting.keys().copied()).await?;
-    let mut served: Vec<i64> = Vec::new();
-    let mut refused: Vec<(usize, &SeedKey)> = Vec::new();
-    for _ in 0..MAX_ROUNDS {
-        if waiting.is_empty() {
-            instances::remember(connection, now, &sources).await?;
-            requests::served(connection, now, &served).await?;
-            refuse(connection, now, rules, &refused, outcomes).await?;
-            return Ok(!served.is_empty());
+    let Rounds { sources, served, refused, .. } = rounds;
+    instances::remember(connection, now, &sources).await?;
+    requests::served(connection, now, &served).await?;
+    refuse(connection, now, rules, &refused, outcomes).await?;
+    Ok(!served.is_empty())
+}
+
+impl<'a> Rounds<'a> {
+    /// Serves these, in as many rounds as it takes.
+    async fn serve(
+        &mut self,
+        connection: &mut SqliteConnection,
+        mut waiting: Waiting<'a>,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<HashMap<&'a SeedKey, Rest>, StoreError> {
+        let instances = waiting.values().flatten().filter_map(|worker| worker.wish.instance_id.as_deref());
+        let unknown = instances.filter(|instance| !self.sources.contains_key(*instance));
+        let found = instances::sources(connection, unknown).await?;
+        self.sources.extend(found);
+        offer::refresh_ended(connection, self.now, self.rules, waiting.keys().copied()).await?;
+        let mut rest = HashMap::new();
+        for _ in 0..MAX_ROUNDS {
+            if waiting.is_empty() {
+                return Ok(rest);
+            }
+            self.round(connection, &mut waiting, &mut rest, outcomes).await?;
         }
+        Err(StoreError::Broken("seeds that are full keep being found as free".into()))
+    }
+
+    async fn round(
+        &mut self,
+        connection: &mut SqliteConnection,
+        waiting: &mut Waiting<'a>,
+        rest: &mut HashMap<&'a SeedKey, Rest>,
+        outcomes: &mut [Option<Outcome>],
+    ) -> Result<(), StoreError> {
+        let (now, rules) = (self.now, self.rules);
         for worker in waiting.values_mut().flatten() {
-            let source = worker.wish.instance_id.as_ref().and_then(|id| sources.get(id));
+            let source = worker.wish.instance_id.as_ref().and_then(|id| self.sources.get(id));
             worker.wish.source_instance = source.cloned();
         }
-        let Snapshot { mut seeds, rows, mut hosts } = snapshot(connection, now, rules, &waiting).await?;
+        let Snapshot { mut seeds, rows, mut hosts } = snapshot(connection, now, rules, waiting).await?;
         let mut claims: Vec<Claim> = Vec::new();
         // Seeds whose place says that they have a free point and that have none.
         let mut misplaced: Vec<i64> = Vec::new();
@@ -127,11 +183,11 @@ pub(super) async fn acquire(
                     && worker.wish.source_instance.is_none()
                 {
                     settled.insert(id.clone());
-                    sources.insert(id.clone(), source.clone());
+                    self.sources.insert(id.clone(), source.clone());
                 }
                 let row = &rows[&seed.id];
                 match worker.who {
-                    Who::Waiter(id) => served.push(id),
+                    Who::Waiter(id) => self.served.push(id),
                     Who::Command(at) => {
                         outcomes[at] = Some(Outcome::Acquired(Ok(Grant {
                             identity: seed.identity.clone(),
@@ -149,8 +205,10 @@ pub(super) async fn acquire(
                     requester: worker.wish.requester,
                 });
             }
+            let room = seeds.iter().any(|seed| policy::obstacle(seed, &nobody, &hosts).is_none());
+            rest.insert(*key, Rest { somebody: !left.is_empty(), room });
             if !deferred && before == (claims.len(), misplaced.len()) {
-                refused.extend(left.drain(..).filter_map(|worker| match worker.who {
+                self.refused.extend(left.drain(..).filter_map(|worker| match worker.who {
                     Who::Command(at) => Some((at, *key)),
                     // It waits on.
                     Who::Waiter(_) => None,
@@ -162,9 +220,8 @@ pub(super) async fn acquire(
         claim(connection, now, &claims).await?;
         let claimed: BTreeSet<i64> = claims.iter().map(|claim| claim.seed_id).collect();
         offer::refresh_used(connection, now, rules, &claimed.into_iter().collect::<Vec<_>>()).await?;
-        offer::refresh(connection, now, rules, &misplaced).await?;
+        offer::refresh(connection, now, rules, &misplaced).await
     }
-    Err(StoreError::Broken("seeds that are full keep being found as free".into()))
 }
 
 /// What a snapshot knows of a seed that the policy does not ask for.

@@ -48,8 +48,8 @@ use crate::domain::location::Location;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Counts, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept, Woken,
-    pool_view,
+    Beat, Clock, Command, Counts, LeaseHash, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
+    Woken, pool_view,
 };
 
 /// How long a statement waits for the file's lock, which only a foreign process could hold.
@@ -145,14 +145,16 @@ impl SqliteStore {
             served: Arc::default(),
             _lock: lock,
         };
-        store.adopt_rules().await.map_err(|error| unusable(&error))?;
+        store.take_over().await.map_err(|error| unusable(&error))?;
         Ok(store)
     }
 
     /// Gives seeds that were registered under other settings today's capacity and places. Leases on points that
-    /// are no longer offered go on until they end.
-    async fn adopt_rules(&self) -> Result<(), StoreError> {
+    /// are no longer offered go on until they end. The file's lock says that the process before is gone: nobody
+    /// waits there any more.
+    async fn take_over(&self) -> Result<(), StoreError> {
         let (mut tx, now) = self.begin().await?;
+        requests::abandon(&mut tx, now, &self.rules).await?;
         let mut after = 0;
         while let Some(last) = seeds::adopt(&mut tx, &self.rules, after).await? {
             after = last;
@@ -285,6 +287,10 @@ fn location(row: &sqlx::sqlite::SqliteRow) -> Result<Location, StoreError> {
     Ok(Location { zone: row.try_get("zone")?, rack: row.try_get("rack")?, host: row.try_get("node")? })
 }
 
+fn lease_hash(bytes: Vec<u8>) -> Result<LeaseHash, StoreError> {
+    bytes.try_into().map_err(|_| StoreError::Broken("a lease hash is not 32 bytes".into()))
+}
+
 fn seed_key(bytes: Vec<u8>) -> Result<SeedKey, StoreError> {
     SeedKey::new(bytes).map_err(|error| StoreError::Broken(error.to_string()))
 }
@@ -298,24 +304,21 @@ impl Store for SqliteStore {
         leases::renew(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         leases::release(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         seeds::remove(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
+        // Before repetitions, which may follow the end of what they repeat.
+        let freed =
+            requests::leave(&mut tx, now, &self.rules, &self.planner, commands, &mut outcomes).await?;
+        offer::refresh(&mut tx, now, &self.rules, &freed).await?;
         let twins = requests::resume(&mut tx, now, &self.planner, commands, &mut outcomes).await?;
-        for (at, _) in &twins {
+        for (at, _) in &twins.of_first {
             // Until it is known what became of the first.
             outcomes[*at] = Some(Outcome::Queued(None));
         }
-        let touched = requests::touched(&mut tx, commands).await?;
-        let mut served =
-            allocate::acquire(&mut tx, now, &self.rules, commands, &touched, &mut outcomes).await?;
-        requests::enqueue(&mut tx, now, &self.planner, commands, &mut outcomes).await?;
-        for (at, first) in twins {
+        let touched = requests::touched(&mut tx, &self.rules, commands, &freed).await?;
+        let served = allocate::acquire(&mut tx, now, &self.rules, commands, &touched, &mut outcomes).await?;
+        requests::enqueue(&mut tx, now, &self.planner, commands, &twins, &mut outcomes).await?;
+        for (at, first) in twins.of_first {
             let of_first = outcomes[first].clone();
             outcomes[at] = of_first;
-        }
-        let freed = requests::leave(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
-        offer::refresh(&mut tx, now, &self.rules, &freed).await?;
-        if !freed.is_empty() {
-            let keys = requests::keys_of(&mut tx, &freed).await?;
-            served |= allocate::acquire(&mut tx, now, &self.rules, &[], &keys, &mut []).await?;
         }
         requests::next_ends(&mut tx, now, commands, &mut outcomes).await?;
         self.commit(tx).await?;
@@ -332,9 +335,9 @@ impl Store for SqliteStore {
         self.served.clone()
     }
 
-    async fn collect(&self) -> Result<Vec<Woken>, StoreError> {
+    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError> {
         let (mut tx, now) = self.begin().await?;
-        let woken = requests::collect(&mut tx, now, &self.planner).await?;
+        let woken = requests::collect(&mut tx, now, &self.planner, told).await?;
         self.commit(tx).await?;
         Ok(woken)
     }

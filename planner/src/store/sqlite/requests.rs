@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use rfork_protocol::SeedKey;
+use rfork_protocol::ids::hex;
 use sqlx::{Row, SqliteConnection};
 
 use super::super::history::End;
 use super::super::{
-    Command, Grant, Idempotency, LeaseHash, Leaving, MAX_SERVED, Outcome, PLANNER_TTL_MS, Queue,
-    REQUEST_MEMORY_MS, Refusal, Rules, StoreError, Woken, wish,
+    Command, Grant, Idempotency, LeaseHash, Leaving, Left, MAX_CALLED, ONCE_MEMORY_MS, Outcome,
+    PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, StoreError, Woken, wish,
 };
 use super::allocate::{Waiting, Who, Worker};
 use super::history::{self, Ending};
@@ -21,11 +22,13 @@ use crate::domain::policy::Wish;
 /// The most rows that one step ends.
 const STEP_ROWS: u32 = 1_000;
 
-/// Keys for which somebody may wait and of which a point may be free, because of these commands. Empty when
-/// nobody waits for anything.
+/// Keys for which somebody may wait and of which a point may be free, because of these commands or because a point
+/// of the seeds in `freed` was given back. Empty when nobody waits for anything.
 pub(super) async fn touched(
     connection: &mut SqliteConnection,
+    rules: &Rules,
     commands: &[Command],
+    freed: &[i64],
 ) -> Result<BTreeSet<SeedKey>, StoreError> {
     let waits: bool =
         sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM requests WHERE waits_until_ms IS NOT NULL)")
@@ -35,57 +38,89 @@ pub(super) async fn touched(
         return Ok(BTreeSet::new());
     }
     let mut keys: BTreeSet<SeedKey> = BTreeSet::new();
-    let mut released: Vec<String> = Vec::new();
+    let mut moved: Vec<String> = Vec::new();
     for command in commands {
         match command {
-            Command::Register { key, .. } | Command::Acquire { key, .. } | Command::Serve { key } => {
+            Command::Acquire { key, .. } | Command::Serve { key } => drop(keys.insert(key.clone())),
+            Command::Register { identity, key, .. } | Command::Beat { identity, key, .. } => {
                 keys.insert(key.clone());
+                // What it held before may have left room on its host.
+                if rules.caps_hosts() {
+                    moved.push(identity.to_string());
+                }
             }
-            Command::Release { identity, .. } => released.push(identity.to_string()),
+            Command::Release { identity, .. } => moved.push(identity.to_string()),
             _ => {}
         }
     }
-    let rows: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT DISTINCT seed_key FROM seeds WHERE identity IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(json(&released)?)
-    .fetch_all(connection)
-    .await?;
+    let of_seeds = if rules.caps_hosts() {
+        "SELECT DISTINCT o.seed_key FROM seeds s
+         JOIN seeds o ON o.id = s.id OR o.capped_host = s.capped_host
+         WHERE s.identity IN (SELECT value FROM json_each(?1)) OR s.id IN (SELECT value FROM json_each(?2))"
+    } else {
+        "SELECT DISTINCT s.seed_key FROM seeds s
+         WHERE s.identity IN (SELECT value FROM json_each(?1)) OR s.id IN (SELECT value FROM json_each(?2))"
+    };
+    let rows: Vec<Vec<u8>> =
+        sqlx::query_scalar(of_seeds).bind(json(&moved)?).bind(json(freed)?).fetch_all(connection).await?;
     for row in rows {
         keys.insert(super::seed_key(row)?);
     }
     Ok(keys)
 }
 
-/// Puts those who wait for these keys into their queues, first come first, a bounded number of each. Those whose
-/// planner does not answer any more are passed over.
-pub(super) async fn call_up<'a>(
-    connection: &mut SqliteConnection,
-    now: i64,
-    keys: &'a BTreeSet<SeedKey>,
-    waiting: &mut Waiting<'a>,
-) -> Result<(), StoreError> {
-    for key in keys {
-        let rows: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
-            "SELECT r.id, r.lease_hash, r.wish FROM requests r INDEXED BY requests_waiting
-             CROSS JOIN planners p ON p.id = r.planner
-             WHERE r.seed_key = ?1 AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > ?2
-               AND p.alive_until_ms > ?2
-             ORDER BY r.id LIMIT ?3 + 0",
-        )
-        .bind(key.as_bytes())
-        .bind(now)
-        .bind(MAX_SERVED)
-        .fetch_all(&mut *connection)
-        .await?;
-        for (id, lease, wish) in rows {
-            let lease =
-                lease.try_into().map_err(|_| StoreError::Broken("a lease hash is not 32 bytes".into()))?;
-            let wish = wish::decode(&wish).map_err(StoreError::Broken)?;
-            waiting.entry(key).or_default().push_back(Worker { who: Who::Waiter(id), lease, wish });
-        }
+/// Who waits for some keys, called up in their order, a bounded number of each at a time.
+pub(super) struct Calls<'a> {
+    /// By key: the last that was called up.
+    after: BTreeMap<&'a SeedKey, i64>,
+}
+
+impl<'a> Calls<'a> {
+    pub(super) fn new(keys: &'a BTreeSet<SeedKey>) -> Self {
+        Self { after: keys.iter().map(|key| (key, 0)).collect() }
     }
-    Ok(())
+
+    /// Puts the next of each key into their queues. Those whose planner does not answer any more are passed over.
+    pub(super) async fn call_up(
+        &mut self,
+        connection: &mut SqliteConnection,
+        now: i64,
+        waiting: &mut Waiting<'a>,
+    ) -> Result<(), StoreError> {
+        let mut rest = BTreeMap::new();
+        for (key, after) in std::mem::take(&mut self.after) {
+            let rows: Vec<(i64, Vec<u8>, String)> = sqlx::query_as(
+                "SELECT r.id, r.lease_hash, r.wish FROM requests r INDEXED BY requests_waiting
+                 CROSS JOIN planners p ON p.id = r.planner
+                 WHERE r.seed_key = ?1 AND r.id > ?4 AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > ?2
+                   AND p.alive_until_ms > ?2
+                 ORDER BY r.id LIMIT ?3 + 0",
+            )
+            .bind(key.as_bytes())
+            .bind(now)
+            .bind(i64::try_from(MAX_CALLED).unwrap_or(i64::MAX))
+            .bind(after)
+            .fetch_all(&mut *connection)
+            .await?;
+            if let Some((last, ..)) = rows.last()
+                && rows.len() == MAX_CALLED
+            {
+                rest.insert(key, *last);
+            }
+            for (id, lease, wish) in rows {
+                let lease = super::lease_hash(lease)?;
+                let wish = wish::decode(&wish).map_err(StoreError::Broken)?;
+                waiting.entry(key).or_default().push_back(Worker { who: Who::Waiter(id), lease, wish });
+            }
+        }
+        self.after = rest;
+        Ok(())
+    }
+
+    /// Keeps the keys of which more are to be called up.
+    pub(super) fn go_on(&mut self, more: impl Fn(&SeedKey) -> bool) {
+        self.after.retain(|key, _| more(key));
+    }
 }
 
 /// Marks rows as served.
@@ -109,28 +144,35 @@ pub(super) async fn served(
 }
 
 /// Answers acquisitions that repeat an earlier one, of an earlier batch or of this one; gives which of the others
-/// stand for which of this batch.
+/// stand for which of this batch. The last attempt has the place.
 pub(super) async fn resume(
     connection: &mut SqliteConnection,
     now: i64,
     planner: &str,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
-) -> Result<Vec<(usize, usize)>, StoreError> {
+) -> Result<Twins, StoreError> {
+    let mut twins = Twins::default();
     let mut first: HashMap<[u8; 32], (usize, &Idempotency)> = HashMap::new();
-    let mut twins = Vec::new();
     for (at, command) in commands.iter().enumerate() {
-        let Command::Acquire { queue: Some(queue), .. } = command else { continue };
-        let Queue { wait_ms, idempotency: Some(asked) } = queue.as_ref() else { continue };
+        let Command::Acquire { lease, queue: Some(queue), .. } = command else { continue };
+        if queue.again {
+            outcomes[at] = take_up_again(connection, now, planner, lease, queue).await?;
+        }
+        let Queue { idempotency: Some(asked), attempt, .. } = queue.as_ref() else { continue };
         if let Some((twin, known)) = first.get(&asked.key) {
             if known.request == asked.request {
-                twins.push((at, *twin));
+                twins.of_first.push((at, *twin));
+                twins.attempts.insert(*twin, *attempt);
             } else {
                 outcomes[at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest)));
             }
-            continue;
+        } else if outcomes[at].is_none() {
+            first.insert(asked.key, (at, asked));
         }
-        first.insert(asked.key, (at, asked));
+    }
+    for (at, asked) in first.into_values() {
+        let Command::Acquire { queue: Some(queue), .. } = &commands[at] else { continue };
         let row = sqlx::query(
             "SELECT id, request_hash, lease_hash, waits_until_ms FROM requests WHERE idempotency = ?1",
         )
@@ -140,26 +182,87 @@ pub(super) async fn resume(
         let Some(row) = row else { continue };
         if row.try_get::<&[u8], _>("request_hash")? != asked.request {
             outcomes[at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest)));
-            continue;
-        }
-        let id: i64 = row.try_get("id")?;
-        if row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some() {
-            // Its place in the queue; its answer is now this planner's to give.
-            sqlx::query("UPDATE requests SET planner = ?2, waits_until_ms = ?3 WHERE id = ?1")
-                .bind(id)
-                .bind(planner)
-                .bind(now.saturating_add((*wait_ms).max(1)))
-                .execute(&mut *connection)
-                .await?;
-            alive(connection, now, planner).await?;
+        } else if row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some() {
+            let place = Place { id: row.try_get("id")?, planner, attempt: twins.attempt(at, queue) };
+            place.take(connection, now, queue.wait_ms).await?;
             outcomes[at] = Some(Outcome::Queued(None));
-            continue;
+        } else {
+            let lease: Vec<u8> = row.try_get("lease_hash")?;
+            outcomes[at] =
+                Some(Outcome::Acquired(grant(connection, now, &lease).await?.ok_or(Refusal::LeaseEnded)));
         }
-        let lease: Vec<u8> = row.try_get("lease_hash")?;
-        outcomes[at] =
-            Some(Outcome::Acquired(grant(connection, now, &lease).await?.ok_or(Refusal::LeaseEnded)));
     }
     Ok(twins)
+}
+
+/// Acquisitions of one batch that are the same request.
+#[derive(Default)]
+pub(super) struct Twins {
+    /// Those, and for which they stand.
+    pub(super) of_first: Vec<(usize, usize)>,
+    /// The last attempt of each that others stand for.
+    attempts: HashMap<usize, i64>,
+}
+
+impl Twins {
+    fn attempt(&self, at: usize, queue: &Queue) -> i64 {
+        self.attempts.get(&at).copied().unwrap_or(queue.attempt)
+    }
+}
+
+/// A row in the queue, and who waits there now: its answer is this planner's to give.
+struct Place<'a> {
+    id: i64,
+    planner: &'a str,
+    attempt: i64,
+}
+
+impl Place<'_> {
+    async fn take(
+        &self,
+        connection: &mut SqliteConnection,
+        now: i64,
+        wait_ms: i64,
+    ) -> Result<(), StoreError> {
+        sqlx::query("UPDATE requests SET planner = ?2, attempt = ?3, waits_until_ms = ?4 WHERE id = ?1")
+            .bind(self.id)
+            .bind(self.planner)
+            .bind(self.attempt)
+            .bind(now.saturating_add(wait_ms.max(1)))
+            .execute(&mut *connection)
+            .await?;
+        alive(connection, now, self.planner).await
+    }
+}
+
+/// What becomes of a request whose seed does not answer: it has its place again, as long as it may still wait.
+/// `None`: it is to be decided like a new one.
+async fn take_up_again(
+    connection: &mut SqliteConnection,
+    now: i64,
+    planner: &str,
+    lease: &LeaseHash,
+    queue: &Queue,
+) -> Result<Option<Outcome>, StoreError> {
+    if let Some(grant) = grant(connection, now, lease).await? {
+        return Ok(Some(Outcome::Acquired(Ok(grant))));
+    }
+    let row: Option<(i64, i64)> = sqlx::query_as("SELECT id, attempt FROM requests WHERE lease_hash = ?1")
+        .bind(&lease[..])
+        .fetch_optional(&mut *connection)
+        .await?;
+    Ok(match row {
+        None => None,
+        Some((_, attempt)) if attempt != queue.attempt => Some(Outcome::Acquired(Err(Refusal::LeaseEnded))),
+        Some((id, _)) if queue.wait_ms <= 0 => {
+            delete(connection, id).await?;
+            None
+        }
+        Some((id, attempt)) => {
+            Place { id, planner, attempt }.take(connection, now, queue.wait_ms).await?;
+            Some(Outcome::Queued(None))
+        }
+    })
 }
 
 /// The live lease, as it would be granted now.
@@ -193,6 +296,7 @@ pub(super) struct NewRequest<'a> {
     pub(super) lease: &'a LeaseHash,
     pub(super) wish: &'a Wish,
     pub(super) queue: &'a Queue,
+    pub(super) attempt: i64,
 }
 
 /// Writes a request that was granted at once and may be repeated, or, with `waits_for`, one that waits and is
@@ -206,8 +310,8 @@ pub(super) async fn insert(
     let idempotency = request.queue.idempotency.as_ref();
     sqlx::query(
         "INSERT INTO requests (seed_key, lease_hash, idempotency, request_hash, wish, planner, waits_until_ms,
-                               changed_ms)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)",
+                               changed_ms, attempt)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
     )
     .bind(request.key.as_bytes())
     .bind(&request.lease[..])
@@ -217,6 +321,7 @@ pub(super) async fn insert(
     .bind(waits_for)
     .bind(waits_for.map(|_| now.saturating_add(request.queue.wait_ms)))
     .bind(now)
+    .bind(request.attempt)
     .execute(&mut *connection)
     .await?;
     match waits_for {
@@ -231,11 +336,12 @@ pub(super) async fn enqueue(
     now: i64,
     planner: &str,
     commands: &[Command],
+    twins: &Twins,
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
-    for (command, outcome) in commands.iter().zip(outcomes) {
+    for (at, (command, outcome)) in commands.iter().zip(outcomes).enumerate() {
         let Command::Acquire { key, lease, wish, queue: Some(queue) } = command else { continue };
-        let request = NewRequest { key, lease, wish, queue };
+        let request = NewRequest { key, lease, wish, queue, attempt: twins.attempt(at, queue) };
         match outcome {
             // Not one that was found in its row.
             Some(Outcome::Acquired(Ok(_)))
@@ -262,20 +368,6 @@ async fn exists(connection: &mut SqliteConnection, lease: &LeaseHash) -> Result<
         .await?)
 }
 
-/// The keys of seeds.
-pub(super) async fn keys_of(
-    connection: &mut SqliteConnection,
-    seed_ids: &[i64],
-) -> Result<BTreeSet<SeedKey>, StoreError> {
-    let rows: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT DISTINCT seed_key FROM seeds WHERE id IN (SELECT value FROM json_each(?1))",
-    )
-    .bind(json(seed_ids)?)
-    .fetch_all(connection)
-    .await?;
-    rows.into_iter().map(super::seed_key).collect()
-}
-
 /// Notes that a planner answers.
 async fn alive(connection: &mut SqliteConnection, now: i64, planner: &str) -> Result<(), StoreError> {
     sqlx::query(
@@ -289,55 +381,95 @@ async fn alive(connection: &mut SqliteConnection, now: i64, planner: &str) -> Re
     Ok(())
 }
 
-/// Ends waits.
+/// Ends waits, each for the attempt that has the place; gives the seeds of which a point was given back.
 pub(super) async fn leave(
     connection: &mut SqliteConnection,
     now: i64,
     rules: &Rules,
+    planner: &str,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
 ) -> Result<Vec<i64>, StoreError> {
     let mut freed = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
-        let Command::Leave { lease, why } = command else { continue };
-        let row = sqlx::query("SELECT id, idempotency, waits_until_ms FROM requests WHERE lease_hash = ?1")
-            .bind(&lease[..])
-            .fetch_optional(&mut *connection)
-            .await?;
-        *outcome = Some(Outcome::Left(None));
-        let Some(row) = row else { continue };
-        let id: i64 = row.try_get("id")?;
-        let repeatable = row.try_get::<Option<&[u8]>, _>("idempotency")?.is_some();
-        let waits = row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some();
-        if !waits {
-            *outcome = Some(Outcome::Left(grant(connection, now, &lease[..]).await?));
+        let Command::Leave { lease, attempt, why } = command else { continue };
+        let row = sqlx::query(
+            "SELECT id, idempotency IS NOT NULL AS repeatable, waits_until_ms IS NOT NULL AS waits,
+                    attempt = ?2 AND (planner IS NULL OR planner = ?3) AS mine
+             FROM requests WHERE lease_hash = ?1",
+        )
+        .bind(&lease[..])
+        .bind(attempt)
+        .bind(planner)
+        .fetch_optional(&mut *connection)
+        .await?;
+        let Some(row) = row else {
+            *outcome = Some(Outcome::Left(Left::Nothing));
+            continue;
+        };
+        if !row.try_get::<bool, _>("mine")? {
+            *outcome = Some(Outcome::Left(Left::Superseded));
+            continue;
         }
-        match why {
-            Leaving::Void => delete(connection, id).await?,
-            Leaving::TimedOut if waits => delete(connection, id).await?,
-            Leaving::Gone if !repeatable => {
-                delete(connection, id).await?;
-                let points: Vec<(i64, u32)> =
-                    sqlx::query_as("SELECT seed_id, n FROM points WHERE lease_hash = ?1")
-                        .bind(&lease[..])
-                        .fetch_all(&mut *connection)
-                        .await?;
-                let given_back = |point: &(i64, u32)| Ending::by(*point, End::GivenBack);
-                let endings: Vec<_> = points.iter().map(given_back).collect();
-                history::end_leases(connection, now, rules, &endings).await?;
-                freed.extend(points.into_iter().map(|(seed_id, _)| seed_id));
-            }
-            // A lease that may be asked for again, or is taken now.
-            Leaving::TimedOut | Leaving::Gone if repeatable => {
-                sqlx::query("UPDATE requests SET planner = NULL WHERE id = ?1")
-                    .bind(id)
-                    .execute(&mut *connection)
-                    .await?;
-            }
-            Leaving::TimedOut | Leaving::Gone => delete(connection, id).await?,
+        let id: i64 = row.try_get("id")?;
+        let (kept, waits): (bool, bool) = (row.try_get("repeatable")?, row.try_get("waits")?);
+        let left = if waits {
+            Left::Nothing
+        } else {
+            grant(connection, now, lease).await?.map_or(Left::Over, |grant| Left::Granted { grant, kept })
+        };
+        *outcome = Some(Outcome::Left(left));
+        if kept && !(waits && *why == Leaving::TimedOut) {
+            // A lease that may be asked for again, or is taken now; or a place for a client that comes back.
+            sqlx::query("UPDATE requests SET planner = NULL WHERE id = ?1")
+                .bind(id)
+                .execute(&mut *connection)
+                .await?;
+            continue;
+        }
+        delete(connection, id).await?;
+        if *why == Leaving::Gone && !waits {
+            freed.extend(give_back(connection, now, rules, lease).await?);
         }
     }
     Ok(freed)
+}
+
+/// Ends a lease that nobody took; gives its seed.
+async fn give_back(
+    connection: &mut SqliteConnection,
+    now: i64,
+    rules: &Rules,
+    lease: &[u8],
+) -> Result<Option<i64>, StoreError> {
+    let point: Option<(i64, u32)> = sqlx::query_as("SELECT seed_id, n FROM points WHERE lease_hash = ?1")
+        .bind(lease)
+        .fetch_optional(&mut *connection)
+        .await?;
+    let Some(point) = point else { return Ok(None) };
+    history::end_leases(connection, now, rules, &[Ending::by(point, End::GivenBack)]).await?;
+    Ok(Some(point.0))
+}
+
+/// Ends the waits of the process that had the file before: nobody answers them. What may be repeated keeps its
+/// place, or its lease.
+pub(super) async fn abandon(
+    connection: &mut SqliteConnection,
+    now: i64,
+    rules: &Rules,
+) -> Result<(), StoreError> {
+    let untold: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT lease_hash FROM requests WHERE idempotency IS NULL AND planner IS NOT NULL AND waits_until_ms IS NULL",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    for lease in untold {
+        give_back(connection, now, rules, &lease).await?;
+    }
+    sqlx::query("DELETE FROM requests WHERE idempotency IS NULL").execute(&mut *connection).await?;
+    sqlx::query("UPDATE requests SET planner = NULL").execute(&mut *connection).await?;
+    sqlx::query("DELETE FROM planners").execute(connection).await?;
+    Ok(())
 }
 
 async fn delete(connection: &mut SqliteConnection, id: i64) -> Result<(), StoreError> {
@@ -345,25 +477,36 @@ async fn delete(connection: &mut SqliteConnection, id: i64) -> Result<(), StoreE
     Ok(())
 }
 
-/// Takes the waiters of this planner that were served.
+/// Gives the waiters of this planner that were served, but for those that were `told`: they are nobody's any more.
 pub(super) async fn collect(
     connection: &mut SqliteConnection,
     now: i64,
     planner: &str,
+    told: &[LeaseHash],
 ) -> Result<Vec<Woken>, StoreError> {
+    if !told.is_empty() {
+        let told: Vec<String> = told.iter().map(|lease| hex(&lease[..])).collect();
+        sqlx::query(
+            "UPDATE requests SET planner = NULL WHERE planner = ?1 AND waits_until_ms IS NULL
+               AND lease_hash IN (SELECT unhex(value) FROM json_each(?2))",
+        )
+        .bind(planner)
+        .bind(json(&told)?)
+        .execute(&mut *connection)
+        .await?;
+    }
     alive(connection, now, planner).await?;
-    let leases: Vec<Vec<u8>> = sqlx::query_scalar(
-        "UPDATE requests SET planner = NULL WHERE planner = ?1 AND waits_until_ms IS NULL RETURNING lease_hash",
+    let rows: Vec<(Vec<u8>, i64)> = sqlx::query_as(
+        "SELECT lease_hash, attempt FROM requests INDEXED BY requests_to_answer
+         WHERE planner = ?1 AND waits_until_ms IS NULL",
     )
     .bind(planner)
     .fetch_all(&mut *connection)
     .await?;
-    let mut woken = Vec::with_capacity(leases.len());
-    for lease in leases {
-        let grant = grant(connection, now, &lease).await?;
-        let lease =
-            lease.try_into().map_err(|_| StoreError::Broken("a lease hash is not 32 bytes".into()))?;
-        woken.push(Woken { lease, grant });
+    let mut woken = Vec::with_capacity(rows.len());
+    for (lease, attempt) in rows {
+        let lease = super::lease_hash(lease)?;
+        woken.push(Woken { lease, attempt, grant: grant(connection, now, &lease).await? });
     }
     Ok(woken)
 }
@@ -412,11 +555,23 @@ pub(super) async fn forget(
 ) -> Result<u64, StoreError> {
     let over = sqlx::query(
         "DELETE FROM requests WHERE id IN (
-             SELECT id FROM requests WHERE changed_ms <= ?1 AND (waits_until_ms IS NULL OR waits_until_ms <= ?2)
+             SELECT id FROM requests r WHERE changed_ms <= ?1 AND (waits_until_ms IS NULL OR waits_until_ms <= ?2)
+               -- A repetition finds its lease as long as that is renewed.
+               AND NOT EXISTS (SELECT 1 FROM points p WHERE p.lease_hash = r.lease_hash)
              LIMIT ?3 + 0)",
     )
     .bind(now.saturating_sub(rules.request_memory_ms()))
     .bind(now)
+    .bind(STEP_ROWS)
+    .execute(&mut *connection)
+    .await?
+    .rows_affected();
+    let once = sqlx::query(
+        "DELETE FROM requests WHERE id IN (
+             SELECT id FROM requests INDEXED BY requests_once
+             WHERE idempotency IS NULL AND changed_ms <= ?1 AND waits_until_ms IS NULL LIMIT ?2 + 0)",
+    )
+    .bind(now.saturating_sub(ONCE_MEMORY_MS))
     .bind(STEP_ROWS)
     .execute(&mut *connection)
     .await?
@@ -435,5 +590,5 @@ pub(super) async fn forget(
         .bind(now.saturating_sub(REQUEST_MEMORY_MS))
         .execute(connection)
         .await?;
-    Ok(over + stale)
+    Ok(over + once + stale)
 }

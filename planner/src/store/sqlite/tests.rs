@@ -1,7 +1,8 @@
 //! The suite on SQLite, and what only this store promises.
 
 use super::*;
-use crate::store::conformance::{self, Home, RULES, acquire, register};
+use crate::store::conformance::waiting::queue;
+use crate::store::conformance::{self, Bench, Home, RULES, acquire, register};
 
 /// A file in a directory of its own.
 pub(super) struct Directory(tempfile::TempDir);
@@ -136,4 +137,22 @@ async fn what_is_written_reaches_its_place_while_the_writer_goes_on() {
         }
     };
     tokio::time::timeout(Duration::from_secs(30), reached).await.expect("a checkpoint beside the writer");
+}
+
+#[tokio::test]
+async fn who_waited_in_a_process_that_is_gone_takes_no_point() {
+    let mut bench = Bench::<Directory>::new(RULES).await;
+    bench.register(1, "k").await;
+    bench.apply(&[queue("k", 1, 50_000)]).await;
+    assert_eq!(bench.snapshot().await.lease_count, 1, "answered at once");
+    // One that is served and never told, and one that waits on.
+    bench.apply(&[queue("l", 2, 50_000), queue("k", 3, 50_000)]).await;
+    bench.register(2, "l").await;
+    assert_eq!(bench.snapshot().await.lease_count, 2);
+    bench.restart(RULES).await;
+    assert_eq!(bench.snapshot().await.lease_count, 1, "that which was answered at once");
+    bench.apply(&[queue("k", 4, 50_000)]).await;
+    assert!(bench.release(1, 1).await);
+    let woken = bench.store.collect(&[]).await.unwrap();
+    assert_eq!(woken.iter().map(|woken| woken.lease).collect::<Vec<_>>(), [conformance::lease(4)]);
 }

@@ -272,7 +272,7 @@ pub struct Settings {
     pub heartbeat_interval: Duration,
     /// How long what has ended is kept for people; zero keeps nothing.
     pub history: Duration,
-    /// Whether a seed that was silent for longer is asked for its health before it is granted.
+    /// Whether a seed that was silent for longer is asked for its health before it is granted, and others beside it.
     pub liveness_probe: bool,
     /// At which addresses seeds may be asked.
     pub probe_networks: Vec<IpNet>,

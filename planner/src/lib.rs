@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+pub mod acquaint;
 pub mod allocate;
 pub mod cli;
 pub mod config;
@@ -113,8 +114,11 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         Arc::new(waiting::WaitingRoom::new(writer.clone(), store.clone(), metrics.clone(), stop.clone()));
     let seating = tokio::spawn(room.clone().run(settings.heartbeat_sweep, requests_done.clone()));
     let liveness = settings.liveness_probe.then(|| {
-        let prober = probe::Prober::new(settings.probe_networks.clone());
-        Arc::new(grant::Liveness { prober, heartbeat_interval: settings.heartbeat_interval })
+        let prober = Arc::new(probe::Prober::new(settings.probe_networks.clone()));
+        let acquaintance =
+            Arc::new(acquaint::Acquaintance::new(prober.clone(), writer.clone(), requests_done.clone()));
+        let heartbeat_interval = settings.heartbeat_interval;
+        Arc::new(grant::Liveness { prober, acquaintance, heartbeat_interval })
     });
     let granter = grant::Granter { writer: writer.clone(), room, liveness };
     let api = http::Parts {

@@ -242,6 +242,7 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
     let home = tempfile::tempdir().unwrap();
     let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));
     settings.bounds.drain = Duration::from_millis(500);
+    settings.liveness_probe = false;
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let stop = Stop::default();

@@ -62,6 +62,8 @@ impl Process {
     fn start_version(name: &str, rfork: &Path, arguments: &[&str]) -> Self {
         let mut command = Command::new(rfork);
         command.args(["--log-format=json", "--log=info,rfork_loader=debug"]).args(arguments);
+        // Seeds of tests may stand at addresses where somebody is.
+        command.env("RFORK_CFG_PROBE_NETWORKS", "127.0.0.0/8,::1/128");
         Self::spawn(name, command.env_remove("RFORK_LOG"))
     }
 

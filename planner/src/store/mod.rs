@@ -195,10 +195,10 @@ pub enum Command {
     },
     /// Note that a seed has just answered when it was asked for its health.
     Answered {
-        /// The seed that the lease must be for.
+        /// Where it is.
         identity: SeedIdentity,
-        /// A lease on it.
-        lease: LeaseHash,
+        /// The store's number of the holding that was asked: a later one has not answered.
+        seed_id: i64,
     },
     /// Take a seed out: its owner ends.
     Remove {
@@ -331,6 +331,8 @@ impl Report {
 pub struct Grant {
     /// The seed.
     pub identity: SeedIdentity,
+    /// The store's number of it, which is that of this holding alone.
+    pub seed_id: i64,
     /// How long the lease lives from now, in milliseconds.
     pub lease_ttl_ms: i64,
     /// How long ago the seed gave a sign of life, in milliseconds.
@@ -386,7 +388,7 @@ pub enum Outcome {
     Renewed(Option<i64>),
     /// Of [`Command::Release`]: whether the lease lived.
     Released(bool),
-    /// Of [`Command::Answered`]: whether the lease lives.
+    /// Of [`Command::Answered`]: whether that holding is still there.
     Noted(bool),
     /// Of [`Command::Remove`].
     Removed(Removal),
@@ -557,9 +559,8 @@ fn planner_id() -> String {
 pub trait Store: Send + Sync + 'static {
     /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
     /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
-    /// refuses least: registrations and heartbeats, renewals, releases and answers, removals and drains,
-    /// ends of waits, acquisitions, each kind as listed. Waiters of a key come before acquisitions of it that are
-    /// new.
+    /// refuses least: registrations and heartbeats, answers, renewals, releases, removals and drains, ends of waits,
+    /// acquisitions, each kind as listed. Waiters of a key come before acquisitions of it that are new.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.

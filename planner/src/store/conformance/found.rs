@@ -5,15 +5,6 @@ use crate::domain::location::Location;
 use crate::domain::seed::Profile;
 use crate::domain::terms::{Hosts, Overrides};
 
-pub(crate) async fn an_answer_for_a_lease_that_ends_in_the_same_batch_is_none<H: Home>() {
-    let bench = Bench::<H>::new(RULES).await;
-    bench.register(1, "k").await;
-    assert!(bench.acquire("k", 1).await.is_some());
-    let answered = Command::Answered { identity: identity(1), lease: lease(1) };
-    let outcomes = bench.apply(&[answered.clone(), release(1, 1), answered]).await;
-    assert_eq!(outcomes, [Outcome::Noted(true), Outcome::Released(true), Outcome::Noted(false)]);
-}
-
 pub(crate) async fn reports_count_in_the_order_of_a_batch<H: Home>() {
     let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
     bench.register(1, "k").await;

@@ -306,27 +306,49 @@ pub(crate) async fn refusals_say_why<H: Home>() {
 
 pub(crate) async fn an_answer_is_a_sign_of_life<H: Home>() {
     let bench = Bench::<H>::new(Rules { capacity: 9, ..RULES }).await;
-    bench.register(1, "k").await;
+    let (_, id) = bench.register(1, "k").await;
     bench.step(7_000);
     let grant = async |number| match one(&bench, acquire("k", number)).await {
         Outcome::Acquired(Ok(grant)) => (grant.quiet_ms, grant.answers),
         other => panic!("{other:?}"),
     };
     assert_eq!(grant(1).await, (7_000, false));
-    let answered = |seed, number| Command::Answered { identity: identity(seed), lease: lease(number) };
-    assert_eq!(one(&bench, answered(1, 1)).await, Outcome::Noted(true));
+    let answered = |seed| Command::Answered { identity: identity(seed), seed_id: id };
+    assert_eq!(one(&bench, answered(1)).await, Outcome::Noted(true));
     bench.step(10);
     assert_eq!(grant(2).await, (10, true));
-    assert_eq!(one(&bench, answered(2, 2)).await, Outcome::Noted(false), "a lease of another seed");
+    assert_eq!(one(&bench, answered(2)).await, Outcome::Noted(false), "another seed's number");
     bench.step(90);
     bench.register(1, "k").await;
     assert_eq!(grant(3).await, (0, true));
     // It is no heartbeat: that is the seed's own.
     bench.step(RULES.heartbeat_ttl_ms - 1);
     assert!(bench.acquire("k", 4).await.is_some());
-    assert_eq!(one(&bench, answered(1, 4)).await, Outcome::Noted(true));
+    assert_eq!(one(&bench, answered(1)).await, Outcome::Noted(true));
     bench.step(1);
     assert_eq!(bench.acquire("k", 5).await, None);
+}
+
+pub(crate) async fn an_answer_is_of_one_holding<H: Home>() {
+    let bench = Bench::<H>::new(Rules { capacity: 9, ..RULES }).await;
+    let answered = |seed_id| Command::Answered { identity: identity(1), seed_id };
+    let grant = async |text: &str, number| match one(&bench, acquire(text, number)).await {
+        Outcome::Acquired(Ok(grant)) => (grant.seed_id, grant.answers),
+        other => panic!("{other:?}"),
+    };
+    bench.apply(&[tell(identity(1), "k", incarnation("first"))]).await;
+    let (first, answers) = grant("k", 1).await;
+    assert!(!answers);
+    assert!(bench.release(1, 1).await);
+    assert_eq!(one(&bench, answered(first)).await, Outcome::Noted(true), "whether it is leased or not");
+    assert_eq!(grant("k", 2).await, (first, true));
+    bench.apply(&[tell(identity(1), "k", incarnation("second"))]).await;
+    assert_eq!(one(&bench, answered(first)).await, Outcome::Noted(false), "the process before was asked");
+    let (second, answers) = grant("k", 3).await;
+    assert!(!answers);
+    let outcomes = bench.apply(&[answered(second), register(1, "l")]).await;
+    assert_eq!(outcomes[0], Outcome::Noted(false), "registrations come first");
+    assert!(!grant("l", 4).await.1, "it holds another key");
 }
 
 pub(crate) async fn other_memory_ends_the_leases_on_what_was<H: Home>() {

@@ -236,6 +236,7 @@ impl<'a> Rounds<'a> {
                         quiet_ms: self.now.saturating_sub(last_ms),
                         answers: claim.facts.answered_ms > 0,
                         identity: claim.identity,
+                        seed_id: claim.seed_id,
                     })));
                 }
             }

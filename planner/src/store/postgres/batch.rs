@@ -269,6 +269,7 @@ impl Work for Batch<'_> {
         let mut log = Log::new(rules);
         let mut changes = Changes { held: &mut held, outcomes: &mut outcomes, log: &mut log };
         seeds::register(connection, now, rules, self.commands, &mut changes).await?;
+        leases::answered(now, self.commands, &mut changes);
         leases::renew(now, self.commands, &mut changes);
         leases::release(now, rules, self.commands, &mut changes);
         seeds::remove(now, self.commands, &mut changes);

@@ -1,4 +1,5 @@
-//! Renewing, releasing, and what is told of a seed beside that. All act on exactly one live lease of exactly the named seed, or on nothing.
+//! Renewing, releasing, and what seeds answer. The former act on exactly one live lease of exactly the named seed, or on
+//! nothing.
 //!
 //! The seed is locked and its points were read after that, so a sweep, another planner's claim or a second
 //! release of the same lease came either before, and is seen, or waits.
@@ -13,6 +14,20 @@ use super::history::{self, Log};
 use super::transaction::Stopped;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
+
+/// Notes which seeds answered a planner just now.
+pub(super) fn answered(now: i64, commands: &[Command], changes: &mut Changes<'_, '_>) {
+    let Changes { held, outcomes, .. } = changes;
+    for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
+        let Command::Answered { identity, seed_id } = command else { continue };
+        let seed = held.get_mut(&identity.to_string()).and_then(|held| held.seed.as_mut());
+        let noted = seed.filter(|seed| seed.id == *seed_id).map(|seed| {
+            seed.answered_ms = now;
+            seed.changed = true;
+        });
+        *outcome = Some(Outcome::Noted(noted.is_some()));
+    }
+}
 
 pub(super) fn renew(now: i64, commands: &[Command], changes: &mut Changes<'_, '_>) {
     let Changes { held, outcomes, .. } = changes;
@@ -36,10 +51,6 @@ fn renew_one(seed: &mut Seed, lease: &LeaseHash, now: i64) -> Option<i64> {
 pub(super) fn release(now: i64, rules: &Rules, commands: &[Command], changes: &mut Changes<'_, '_>) {
     let Changes { held, outcomes, log } = changes;
     for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
-        if let Command::Answered { identity, lease } = command {
-            let seed = held.get_mut(&identity.to_string()).and_then(|held| held.seed.as_mut());
-            *outcome = Some(Outcome::Noted(seed.is_some_and(|seed| note_one(seed, lease, now))));
-        }
         let Command::Release { identity, lease, report, account } = command else { continue };
         let held = held.get_mut(&identity.to_string());
         let released = held.is_some_and(|held| {
@@ -88,16 +99,6 @@ fn judge(
     happened.of_health(seed.health, health, now, reason).into_iter().for_each(|event| log.note(event));
     seed.changed = true;
     seed.health = health;
-}
-
-/// A seed that answers with nobody's lease on it is not believed: the lease ties the answer to this holding.
-fn note_one(seed: &mut Seed, lease: &LeaseHash, now: i64) -> bool {
-    let lives = seed.leased(lease, now).is_some();
-    if lives {
-        seed.answered_ms = now;
-        seed.changed = true;
-    }
-    lives
 }
 
 /// Writes what [`renew`] and [`release`] decided for seeds that stay; the others take their points along.

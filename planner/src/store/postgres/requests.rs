@@ -373,7 +373,7 @@ async fn delete(connection: &mut PgConnection, id: i64) -> Result<(), Stopped> {
 /// The live lease, as it would be granted now.
 async fn grant(connection: &mut PgConnection, now: i64, lease: &[u8]) -> Result<Option<Grant>, Stopped> {
     let row = sqlx::query(
-        "SELECT s.host, s.port, s.rank, p.busy_until_ms, s.answered_ms, h.last_ms
+        "SELECT s.id, s.host, s.port, s.rank, p.busy_until_ms, s.answered_ms, h.last_ms
          FROM points p JOIN seeds s ON s.id = p.seed_id JOIN heartbeats h ON h.seed_id = s.id
          WHERE p.lease_hash = $1 AND p.busy_until_ms > $2",
     )
@@ -385,6 +385,7 @@ async fn grant(connection: &mut PgConnection, now: i64, lease: &[u8]) -> Result<
     let (answered_ms, last_ms): (i64, i64) = (row.try_get("answered_ms")?, row.try_get("last_ms")?);
     Ok(Some(Grant {
         identity: identity(&row)?,
+        seed_id: row.try_get("id")?,
         lease_ttl_ms: row.try_get::<i64, _>("busy_until_ms")?.saturating_sub(now),
         quiet_ms: now.saturating_sub(last_ms.max(answered_ms)),
         answers: answered_ms > 0,

@@ -37,8 +37,8 @@ pub(super) fn command(world: World, event: &Event) -> Command {
             }
             command
         }
-        Event::Answered { seed, lease } => {
-            Command::Answered { identity: conformance::identity(seed), lease: conformance::lease(lease) }
+        Event::Answered { seed, number } => {
+            Command::Answered { identity: conformance::identity(seed), seed_id: number }
         }
         Event::Remove { seed, key } => conformance::remove(seed, KEYS[key]),
         Event::Drain { seed, key } => {

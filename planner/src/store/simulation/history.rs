@@ -66,7 +66,7 @@ pub(crate) enum Ask {
     Acquire(usize, Option<u8>),
     Renew(usize, Option<u8>),
     Release(usize, Option<u8>, Report),
-    Answered(usize, Option<u8>),
+    Answered(u8),
     Remove(u8, usize),
     Drain(u8, usize),
 }
@@ -92,7 +92,7 @@ fn asks() -> impl Strategy<Value = Ask> {
         4 => (back.clone(), named.clone()).prop_map(|(back, named)| Ask::Renew(back, named)),
         6 => (back.clone(), named.clone(), reports)
             .prop_map(|(back, named, report)| Ask::Release(back, named, report)),
-        1 => (back, named).prop_map(|(back, named)| Ask::Answered(back, named)),
+        1 => seed.clone().prop_map(Ask::Answered),
         2 => (seed.clone(), key.clone()).prop_map(|(seed, key)| Ask::Remove(seed, key)),
         1 => (seed, key).prop_map(|(seed, key)| Ask::Drain(seed, key)),
     ]

@@ -40,10 +40,10 @@ pub(super) enum Event {
         lease: u32,
         report: Report,
     },
-    /// The seed has answered a planner that asked for its health.
+    /// The holding with the store's `number` has answered a planner that asked for its health.
     Answered {
         seed: u8,
-        lease: u32,
+        number: i64,
     },
     Remove {
         seed: u8,
@@ -83,10 +83,11 @@ impl Event {
     pub(super) fn kind(&self) -> u8 {
         match self {
             Self::Register { .. } | Self::Hear { .. } => 0,
-            Self::Renew { .. } => 1,
-            Self::Release { .. } | Self::Answered { .. } => 2,
-            Self::Remove { .. } | Self::Drain { .. } => 3,
-            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => 4,
+            Self::Answered { .. } => 1,
+            Self::Renew { .. } => 2,
+            Self::Release { .. } => 3,
+            Self::Remove { .. } | Self::Drain { .. } => 4,
+            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => 5,
         }
     }
 }
@@ -239,12 +240,9 @@ impl Model {
                 Told::Renewed(renewed.map(|()| ttl_ms))
             }
             Event::Release { seed, lease, report } => Told::Released(next.release(seed, lease, report)),
-            Event::Answered { seed, lease } => {
-                let noted = next.leased(seed, lease).is_some();
-                if let Some(seed) = next.seeds.get_mut(&seed).filter(|_| noted) {
-                    seed.answered_ms = self.now;
-                }
-                Told::Noted(noted)
+            Event::Answered { seed, number } => {
+                let seed = next.seeds.get_mut(&seed).filter(|seed| seed.number == Some(number));
+                Told::Noted(seed.map(|seed| seed.answered_ms = self.now).is_some())
             }
             Event::Remove { seed, key } => Told::Removed(next.remove(seed, key)),
             Event::Drain { seed, key } => {

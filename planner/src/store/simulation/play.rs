@@ -291,9 +291,9 @@ impl<G: Ground> Play<'_, G> {
                     let (lease, seed) = named(back, other);
                     Event::Release { seed, lease, report }
                 }
-                Ask::Answered(back, other) => {
-                    let (lease, seed) = named(back, other);
-                    Event::Answered { seed, lease }
+                // Whichever holding of it was told of last: it may be gone.
+                Ask::Answered(seed) => {
+                    Event::Answered { seed, number: self.numbers.get(&seed).copied().unwrap_or_default() }
                 }
                 Ask::Drain(seed, key) => Event::Drain { seed, key },
                 Ask::Remove(seed, key) => Event::Remove { seed, key },

@@ -191,6 +191,7 @@ impl<'a> Rounds<'a> {
                     Who::Command(at) => {
                         outcomes[at] = Some(Outcome::Acquired(Ok(Grant {
                             identity: seed.identity.clone(),
+                            seed_id: seed.id,
                             lease_ttl_ms: row.lease_ttl_ms,
                             quiet_ms: now.saturating_sub(seed.last_heartbeat_ms.max(row.answered_ms)),
                             answers: row.answered_ms > 0,

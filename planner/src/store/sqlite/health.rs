@@ -5,26 +5,30 @@ use std::collections::BTreeMap;
 use sqlx::{Row, SqliteConnection};
 
 use super::super::history::{EventKind, Happened};
-use super::super::{Report, Rules, StoreError};
+use super::super::{Command, Outcome, Report, Rules, StoreError};
 use super::{history, json};
 use crate::domain::health::Health;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
-/// They answered a planner just now.
+/// Notes which seeds answered a planner just now.
 pub(super) async fn answered(
     connection: &mut SqliteConnection,
     now: i64,
-    seed_ids: &[i64],
+    commands: &[Command],
+    outcomes: &mut [Option<Outcome>],
 ) -> Result<(), StoreError> {
-    if seed_ids.is_empty() {
-        return Ok(());
+    for (command, outcome) in commands.iter().zip(outcomes) {
+        let Command::Answered { identity, seed_id } = command else { continue };
+        let noted = sqlx::query("UPDATE seeds SET answered_ms = ?1 WHERE id = ?2 AND identity = ?3")
+            .bind(now)
+            .bind(seed_id)
+            .bind(identity.to_string())
+            .execute(&mut *connection)
+            .await?
+            .rows_affected();
+        *outcome = Some(Outcome::Noted(noted > 0));
     }
-    sqlx::query("UPDATE seeds SET answered_ms = ?1 WHERE id IN (SELECT value FROM json_each(?2))")
-        .bind(now)
-        .bind(json(seed_ids)?)
-        .execute(connection)
-        .await?;
     Ok(())
 }
 

@@ -1,4 +1,4 @@
-//! Renewing, releasing, and what is told of a seed beside that. All act on exactly one live lease of exactly the named seed, or on nothing.
+//! Renewing and releasing. Both act on exactly one live lease of exactly the named seed, or on nothing.
 
 use std::collections::{HashMap, HashSet};
 
@@ -92,17 +92,10 @@ pub(super) async fn release(
     let mut leases = Vec::new();
     let mut reports: HashMap<usize, (Report, Option<&Account>)> = HashMap::new();
     for (at, command) in commands.iter().enumerate() {
-        match command {
-            Command::Release { identity, lease, report, account } => {
-                outcomes[at] = Some(Outcome::Released(false));
-                leases.push((at, identity, lease));
-                reports.insert(at, (*report, account.as_deref()));
-            }
-            Command::Answered { identity, lease } => {
-                outcomes[at] = Some(Outcome::Noted(false));
-                leases.push((at, identity, lease));
-            }
-            _ => {}
+        if let Command::Release { identity, lease, report, account } = command {
+            outcomes[at] = Some(Outcome::Released(false));
+            leases.push((at, identity, lease));
+            reports.insert(at, (*report, account.as_deref()));
         }
     }
     if leases.is_empty() {
@@ -110,26 +103,15 @@ pub(super) async fn release(
     }
     // Of two commands that release one lease, the first does.
     let mut released = HashSet::new();
-    let (mut answered, mut told, mut endings) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut told, mut endings) = (Vec::new(), Vec::new());
     for named in find_live(connection, now, &leases).await? {
-        let seed_id = named.point.0;
-        match reports.get(&named.at) {
-            Some((report, account)) => {
-                if released.insert(named.point) {
-                    outcomes[named.at] = Some(Outcome::Released(true));
-                    told.push((seed_id, *report, account.and_then(|account| account.reason.as_deref())));
-                    endings.push(Ending::told(named.point, *report, *account));
-                }
-            }
-            // One that an earlier command has released lives no more.
-            None if released.contains(&named.point) => {}
-            None => {
-                outcomes[named.at] = Some(Outcome::Noted(true));
-                answered.push(seed_id);
-            }
+        let Some((report, account)) = reports.get(&named.at) else { continue };
+        if released.insert(named.point) {
+            outcomes[named.at] = Some(Outcome::Released(true));
+            told.push((named.point.0, *report, account.and_then(|account| account.reason.as_deref())));
+            endings.push(Ending::told(named.point, *report, *account));
         }
     }
-    health::answered(connection, now, &answered).await?;
     health::reported(connection, now, rules, &told).await?;
     if released.is_empty() {
         return Ok(());

@@ -301,6 +301,7 @@ impl Store for SqliteStore {
         let (mut tx, now) = self.begin().await?;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; commands.len()];
         seeds::register(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
+        health::answered(&mut tx, now, commands, &mut outcomes).await?;
         leases::renew(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         leases::release(&mut tx, now, &self.rules, commands, &mut outcomes).await?;
         seeds::remove(&mut tx, now, &self.rules, commands, &mut outcomes).await?;

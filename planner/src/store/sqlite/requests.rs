@@ -272,7 +272,7 @@ async fn grant(
     lease: &[u8],
 ) -> Result<Option<Grant>, StoreError> {
     let row = sqlx::query(
-        "SELECT s.host, s.port, s.rank, p.busy_until_ms, s.answered_ms, h.last_ms
+        "SELECT s.id, s.host, s.port, s.rank, p.busy_until_ms, s.answered_ms, h.last_ms
          FROM points p JOIN seeds s ON s.id = p.seed_id JOIN heartbeats h ON h.seed_id = s.id
          WHERE p.lease_hash = ?1 AND p.busy_until_ms > ?2",
     )
@@ -284,6 +284,7 @@ async fn grant(
     let (answered_ms, last_ms): (i64, i64) = (row.try_get("answered_ms")?, row.try_get("last_ms")?);
     Ok(Some(Grant {
         identity: super::identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?,
+        seed_id: row.try_get("id")?,
         lease_ttl_ms: row.try_get::<i64, _>("busy_until_ms")?.saturating_sub(now),
         quiet_ms: now.saturating_sub(last_ms.max(answered_ms)),
         answers: answered_ms > 0,

@@ -3,8 +3,13 @@
 //! A seed that was silent for longer than a heartbeat interval is asked before it is granted. The address comes
 //! from whoever registered the seed, so only addresses of allowed networks are asked, at the address that was
 //! looked up and checked, without following redirects, and nothing of the answer is used but its status.
+//!
+//! A seed is blamed only for what it does itself: time that passes before it is asked, because many others are or
+//! because a name cannot be looked up, is none of its silence.
 
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Empty;
@@ -16,13 +21,18 @@ use ipnet::IpNet;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long a seed may take to answer, in all: looking up its name, connecting, and the answer.
 const PATIENCE: Duration = Duration::from_millis(300);
-/// Seeds that are asked at once; more wait, within their time.
+/// How much of that may pass before the seed is asked; it is left at least the rest.
+const PREPARATION: Duration = Duration::from_millis(100);
+/// Seeds that are asked at once; more wait, and are not asked if it takes too long.
 const MAX_AT_ONCE: usize = 128;
+/// Names that are looked up at once: each has a thread, which cannot be told to end. Of more none is.
+const MAX_LOOK_UPS: usize = 32;
 /// Addresses of one name that are looked at.
 const MAX_ADDRESSES: usize = 8;
 /// The largest answer head that is read, in bytes.
@@ -35,7 +45,7 @@ pub enum Verdict {
     Well,
     /// Nothing in time, or something else.
     Silent,
-    /// It was not asked: none of its addresses is in an allowed network.
+    /// It was not asked: none of its addresses is known and in an allowed network, or too many others are asked.
     NotAsked,
 }
 
@@ -44,29 +54,50 @@ pub enum Verdict {
 pub struct Prober {
     networks: Vec<IpNet>,
     at_once: Semaphore,
+    look_ups: Arc<Semaphore>,
 }
 
 impl Prober {
     /// One that asks only at addresses of these networks.
     pub fn new(networks: Vec<IpNet>) -> Self {
-        Self { networks, at_once: Semaphore::new(MAX_AT_ONCE) }
+        let look_ups = Arc::new(Semaphore::new(MAX_LOOK_UPS));
+        Self { networks, at_once: Semaphore::new(MAX_AT_ONCE), look_ups }
     }
 
     /// Asks one, for at most 300 ms.
     pub async fn ask(&self, seed: &SeedIdentity, key: &SeedKey) -> Verdict {
-        tokio::time::timeout(PATIENCE, self.converse(seed, key)).await.unwrap_or(Verdict::Silent)
-    }
-
-    async fn converse(&self, seed: &SeedIdentity, key: &SeedKey) -> Verdict {
-        let Ok(_permit) = self.at_once.acquire().await else { return Verdict::NotAsked };
-        let host = seed.host().trim_start_matches('[').trim_end_matches(']');
-        let Ok(found) = lookup_host((host, seed.port())).await else { return Verdict::Silent };
-        let allowed = |address: &SocketAddr| self.allows(address.ip());
-        let Some(address) = found.take(MAX_ADDRESSES).find(allowed) else { return Verdict::NotAsked };
-        match Self::status(address, seed, key).await {
-            Ok(StatusCode::OK) => Verdict::Well,
+        let begun = Instant::now();
+        let Ok(Some((address, _permit))) = timeout_at(begun + PREPARATION, self.prepare(seed)).await else {
+            return Verdict::NotAsked;
+        };
+        match timeout_at(begun + PATIENCE, Self::status(address, seed, key)).await {
+            Ok(Ok(StatusCode::OK)) => Verdict::Well,
             Ok(_) | Err(_) => Verdict::Silent,
         }
+    }
+
+    /// Where to ask the seed, and the room for it.
+    async fn prepare(&self, seed: &SeedIdentity) -> Option<(SocketAddr, SemaphorePermit<'_>)> {
+        let host = seed.host().trim_start_matches('[').trim_end_matches(']');
+        let found = match host.parse() {
+            Ok(address) => vec![SocketAddr::new(address, seed.port())],
+            Err(_) => self.look_up(resolve(host.to_owned(), seed.port())).await?,
+        };
+        let address = found.into_iter().find(|address| self.allows(address.ip()))?;
+        Some((address, self.at_once.acquire().await.ok()?))
+    }
+
+    /// Runs a look-up, which goes on when nobody waits for it any more, and counts until it ends.
+    async fn look_up(
+        &self,
+        looking: impl Future<Output = io::Result<Vec<SocketAddr>>> + Send + 'static,
+    ) -> Option<Vec<SocketAddr>> {
+        let permit = self.look_ups.clone().try_acquire_owned().ok()?;
+        let looking = tokio::spawn(async move {
+            let _permit = permit;
+            looking.await
+        });
+        looking.await.ok()?.ok()
     }
 
     fn allows(&self, address: IpAddr) -> bool {
@@ -94,6 +125,10 @@ impl Prober {
     }
 }
 
+async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
+    Ok(lookup_host((host.as_str(), port)).await?.take(MAX_ADDRESSES).collect())
+}
+
 /// Why there is no status; nobody is told more than that.
 #[derive(Debug, thiserror::Error)]
 enum AskError {
@@ -107,8 +142,6 @@ enum AskError {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -178,5 +211,48 @@ mod tests {
         let mapped = SeedIdentity::new("::ffff:127.0.0.1", identity.port(), 0).unwrap();
         assert_eq!(prober("10.0.0.0/8").ask(&mapped, &key).await, Verdict::NotAsked);
         assert!(!asked.is_finished());
+    }
+
+    #[tokio::test]
+    async fn a_seed_is_not_blamed_when_too_many_others_are_asked() {
+        let key = SeedKey::new(*b"k").unwrap();
+        let (identity, asked) = seed(Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+        let prober = prober("127.0.0.0/8");
+        let others = prober.at_once.acquire_many(u32::try_from(MAX_AT_ONCE).unwrap()).await.unwrap();
+        assert_eq!(prober.ask(&identity, &key).await, Verdict::NotAsked);
+        drop(others);
+        assert_eq!(prober.ask(&identity, &key).await, Verdict::Well);
+        asked.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_seed_is_not_blamed_for_a_name_that_cannot_be_looked_up() {
+        let key = SeedKey::new(*b"k").unwrap();
+        // No server is asked for it: no part of a name may be so long.
+        let identity = SeedIdentity::new("x".repeat(64), 1, 0).unwrap();
+        assert_eq!(prober("0.0.0.0/0").ask(&identity, &key).await, Verdict::NotAsked);
+    }
+
+    #[tokio::test]
+    async fn look_ups_that_nobody_waits_for_any_more_are_bounded() {
+        let key = SeedKey::new(*b"k").unwrap();
+        let prober = prober("127.0.0.0/8");
+        let (end, ended) = tokio::sync::watch::channel(false);
+        for _ in 0..MAX_LOOK_UPS {
+            let mut ended = ended.clone();
+            let slow = async move {
+                ended.changed().await.map_err(io::Error::other)?;
+                Ok(Vec::new())
+            };
+            assert!(timeout_at(Instant::now(), prober.look_up(slow)).await.is_err(), "it is slow");
+        }
+        assert_eq!(prober.look_up(async { Ok(Vec::new()) }).await, None, "there are too many");
+        let (identity, asked) = seed(Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+        assert_eq!(prober.ask(&identity, &key).await, Verdict::Well, "an address need not be looked up");
+        asked.await.unwrap();
+        end.send(true).unwrap();
+        let all = u32::try_from(MAX_LOOK_UPS).unwrap();
+        let all = tokio::time::timeout(Duration::from_secs(30), prober.look_ups.acquire_many(all)).await;
+        assert!(all.is_ok(), "they have ended");
     }
 }

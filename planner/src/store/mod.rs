@@ -38,6 +38,10 @@ pub const MAX_FLUSH: usize = 2_000;
 /// How long it is remembered which instance served another one, in milliseconds.
 const INSTANCE_MEMORY_MS: i64 = 3_600_000;
 
+/// How long a drained seed may be silent before it is forgotten that it was drained, in milliseconds. It is much longer
+/// than others are kept: a pause of its heartbeats, or of the database, is not to bring back what was taken out.
+const DRAIN_MEMORY_MS: i64 = 24 * 3_600_000;
+
 /// A planner that was silent this long answers nobody any more, in milliseconds: its waiters are passed over.
 pub const PLANNER_TTL_MS: i64 = 8_000;
 
@@ -410,7 +414,7 @@ pub struct Beat {
 pub struct Swept {
     /// Leases whose time had passed.
     pub leases: u64,
-    /// Seeds that were removed or fell silent, and have no lease left.
+    /// Seeds that were removed, or silent for as long as they are kept, and have no lease left.
     pub seeds: u64,
     /// Seeds that fell silent and still have leases.
     pub silenced: u64,

@@ -49,7 +49,8 @@ pub enum Registration {
     Repeated,
     /// It held something else, or another process did: leases on that end.
     NewHolding,
-    /// It was drained or deregistered, and comes back once its last lease has ended.
+    /// It was drained, and stays out while its memory is the same; or it was deregistered, and comes back once its last lease
+    /// has ended.
     Draining,
 }
 

@@ -69,7 +69,8 @@ fn routes() -> Vec<Route> {
         post(
             About {
                 description: "It is offered no more while its memory is the same; its leases live on. A seed comes back \
-                    with another key, content or incarnation.",
+                    with another key, content or incarnation, or once it was deregistered; one that tells neither \
+                    content nor incarnation is taken for the same, unless it was silent for a day.",
                 problems: &[Code::SeedNotFound],
                 ..About::new(v2::DRAIN, "drain_seed", "Offer a seed no more")
             },

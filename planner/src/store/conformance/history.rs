@@ -195,17 +195,20 @@ pub(crate) async fn events_tell_what_became_of_seeds<H: Home>() {
     bench.register(2, "l").await;
     bench.register(2, "k").await;
     bench.register(2, "k").await;
+    bench.register(3, "m").await;
     assert_eq!(bench.store.invalidate(&key("k"), None).await.unwrap(), 1);
     assert_eq!(bench.store.invalidate(&key("k"), None).await.unwrap(), 0);
     bench.step(RULES.heartbeat_ttl_ms);
     bench.store.sweep().await.unwrap();
     bench.store.sweep().await.unwrap();
-    let two = Some(identity(2));
+    // The drained one is remembered for longer.
+    let (two, three) = (Some(identity(2)), Some(identity(3)));
     let later = [
         (Registered, two.clone(), String::new()),
-        (NewHolding, two.clone(), "another key".into()),
+        (NewHolding, two, "another key".into()),
+        (Registered, three.clone(), String::new()),
         (Invalidated, None, "seeds drained: 1".into()),
-        (Silent, two, String::new()),
+        (Silent, three, String::new()),
     ];
     let within_ms = Some(RULES.heartbeat_ttl_ms);
     assert_eq!(bench.events(EventFilter { within_ms, ..EventFilter::default() }).await, later);

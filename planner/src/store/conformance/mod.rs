@@ -288,6 +288,7 @@ macro_rules! conformance_suite {
             scheduling: an_answer_is_of_one_holding,
             scheduling: other_memory_ends_the_leases_on_what_was,
             scheduling: a_drained_seed_stays_out_while_its_memory_is_the_same,
+            scheduling: a_silence_does_not_bring_a_drained_seed_back,
             scheduling: invalidating_a_key_drains_all_but_the_content_that_stays,
             scheduling: what_a_seed_tells_is_kept_until_it_tells_otherwise,
             lists: seeds_are_listed_by_what_they_are,

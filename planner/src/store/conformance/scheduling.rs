@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::terms::{Hosts, Overrides, Pattern, Selector};
+use crate::store::{DRAIN_MEMORY_MS, Heard};
 
 fn seed_on(host: &str, port: u16) -> SeedIdentity {
     SeedIdentity::new(host, port, 0).unwrap()
@@ -389,6 +390,39 @@ pub(crate) async fn a_drained_seed_stays_out_while_its_memory_is_the_same<H: Hom
     }
     bench.apply(&[tell(identity(1), "k", incarnation("second"))]).await;
     assert!(bench.acquire("k", 4).await.is_some());
+}
+
+pub(crate) async fn a_silence_does_not_bring_a_drained_seed_back<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let told = Profile { content_id: Some("old".into()), ..incarnation("first") };
+    bench.apply(&[tell(identity(1), "k", told.clone())]).await;
+    bench.register(2, "k").await;
+    one(&bench, Command::Drain { identity: identity(1), key: key("k") }).await;
+    assert_eq!(bench.store.invalidate(&key("k"), Some("new")).await.unwrap(), 1, "the second, too");
+    let silent_and_swept = async |ms| {
+        bench.step(ms);
+        bench.store.sweep().await.unwrap();
+    };
+    for silence in [RULES.heartbeat_ttl_ms, DRAIN_MEMORY_MS - 1] {
+        silent_and_swept(silence).await;
+        let beat = Command::Beat { identity: identity(1), key: key("k"), incarnation: None, age_ms: 0 };
+        assert_eq!(one(&bench, beat).await, Outcome::Heard(Heard::Draining, None));
+        for (seed, profile) in [(1, told.clone()), (2, Profile::default())] {
+            let registered = one(&bench, tell(identity(seed), "k", profile)).await;
+            assert!(matches!(registered, Outcome::Registered(Registration::Draining, _)), "{registered:?}");
+        }
+        assert_eq!(refusal(&bench, "k", 1).await, Refusal::UnknownKey);
+    }
+    // With other memory it comes back, however long it was silent.
+    silent_and_swept(RULES.heartbeat_ttl_ms).await;
+    bench
+        .apply(&[tell(identity(1), "k", Profile { content_id: Some("new".into()), ..incarnation("second") })])
+        .await;
+    assert_eq!(bench.acquire("k", 2).await, Some(identity(1)));
+    // In the end nobody remembers it.
+    silent_and_swept(DRAIN_MEMORY_MS).await;
+    assert_eq!(bench.view(2).await, None);
+    assert_eq!(bench.register(2, "k").await.0, Registration::New);
 }
 
 pub(crate) async fn invalidating_a_key_drains_all_but_the_content_that_stays<H: Home>() {

@@ -120,7 +120,14 @@ const MUTANTS: &[Mutant] = &[
     },
     Mutant {
         name: "a sweep forgets seeds that were heard of meanwhile",
-        edits: &[("AND (s.removed OR h.last_ms <= $2)", "")],
+        edits: &[("AND (s.removed OR h.last_ms <= CASE WHEN s.drained THEN $3 ELSE $2 END)", "")],
+    },
+    Mutant {
+        name: "a sweep forgets that silent seeds were drained",
+        edits: &[
+            ("(NOT s.drained OR h.last_ms <= $3)", "(TRUE OR h.last_ms <= $3)"),
+            ("CASE WHEN s.drained THEN $3", "CASE WHEN s.drained THEN greatest($2, $3)"),
+        ],
     },
     Mutant {
         name: "heartbeats renew leases",

@@ -6,8 +6,8 @@ use std::collections::BTreeSet;
 use async_trait::async_trait;
 use sqlx::{PgConnection, Row};
 
-use super::super::Swept;
 use super::super::history::{EventKind, Happened};
+use super::super::{DRAIN_MEMORY_MS, Swept};
 use super::history::{Log, freeing};
 use super::transaction::{Stopped, Work};
 use super::{Database, identity, offer, seed_key, seeds};
@@ -34,6 +34,7 @@ impl Work for Step<'_> {
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Ended, Stopped> {
         let now = self.0.now(connection).await?;
         let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
+        let drained_since = silent_since.min(now.saturating_sub(DRAIN_MEMORY_MS));
         let ended: Vec<(i64, i32)> = sqlx::query_as(
             "SELECT seed_id, n FROM points WHERE busy_until_ms <= $1 ORDER BY busy_until_ms LIMIT $2",
         )
@@ -46,11 +47,13 @@ impl Work for Step<'_> {
             "(SELECT s.id FROM seeds s WHERE s.removed
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id) LIMIT $2)
              UNION
-             (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= $1
+             (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+              WHERE h.last_ms <= $1 AND (NOT s.drained OR h.last_ms <= $3)
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id) LIMIT $2)",
         )
         .bind(silent_since)
         .bind(STEP_ROWS)
+        .bind(drained_since)
         .fetch_all(&mut *connection)
         .await?;
         let limit = usize::try_from(STEP_ROWS).unwrap_or(usize::MAX);
@@ -85,11 +88,12 @@ impl Work for Step<'_> {
         seeds::lock_heartbeats(connection, &locked).await?;
         let rows = sqlx::query(
             "SELECT s.id, s.removed, s.host, s.port, s.rank, s.seed_key FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
-             WHERE s.id = ANY($1) AND (s.removed OR h.last_ms <= $2)
+             WHERE s.id = ANY($1) AND (s.removed OR h.last_ms <= CASE WHEN s.drained THEN $3 ELSE $2 END)
                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)",
         )
         .bind(&locked)
         .bind(silent_since)
+        .bind(drained_since)
         .fetch_all(&mut *connection)
         .await?;
         let mut log = Log::new(&self.0.rules);

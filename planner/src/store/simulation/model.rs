@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{Heard, Refusal, Registration, Removal, Report, SeedView, Snapshot};
+use super::super::{DRAIN_MEMORY_MS, Heard, Refusal, Registration, Removal, Report, SeedView, Snapshot};
 use super::world::{KEYS, World};
 use crate::domain::policy::Policy;
 use crate::store::conformance::{identity, key, lease};
@@ -463,7 +463,8 @@ impl Model {
         let points = seed.points.len();
         seed.points.retain(|_, point| point.ends_ms > now);
         let ended = (points - seed.points.len()) as u64;
-        let over = seed.points.is_empty() && (seed.removed || seed.heard_ms + silent_ms <= now);
+        let forgotten_ms = if seed.drained { DRAIN_MEMORY_MS.max(silent_ms) } else { silent_ms };
+        let over = seed.points.is_empty() && (seed.removed || seed.heard_ms + forgotten_ms <= now);
         if over {
             self.seeds.remove(&name);
         }

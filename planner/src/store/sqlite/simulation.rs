@@ -116,9 +116,13 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "a sweep forgets silent seeds that have leases",
         edits: &[(
-            "WHERE h.last_ms <= ?1 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)",
-            "WHERE h.last_ms <= ?1",
+            "OR h.last_ms <= ?3) AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)",
+            "OR h.last_ms <= ?3)",
         )],
+    },
+    Mutant {
+        name: "a sweep forgets that silent seeds were drained",
+        edits: &[("(s.drained = 0 OR h.last_ms <= ?3)", "(1 OR h.last_ms <= ?3)")],
     },
     Mutant {
         name: "heartbeats renew leases",

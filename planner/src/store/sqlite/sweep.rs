@@ -3,7 +3,7 @@
 use sqlx::SqliteConnection;
 
 use super::super::history::{End, EventKind, Forgotten};
-use super::super::{INSTANCE_MEMORY_MS, Rules, StoreError, Swept};
+use super::super::{DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, Rules, StoreError, Swept};
 use super::history::{self, Ending};
 use super::{instances, offer};
 #[cfg(test)]
@@ -47,13 +47,15 @@ pub(super) async fn step(
     let silent_since = now.saturating_sub(rules.heartbeat_ttl_ms);
     let forgotten = sqlx::query(
         "DELETE FROM seeds WHERE id IN
-             (SELECT h.seed_id FROM heartbeats h WHERE h.last_ms <= ?1
+             (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+              WHERE h.last_ms <= ?1 AND (s.drained = 0 OR h.last_ms <= ?3)
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)
               LIMIT ?2 + 0)
          RETURNING host, port, rank, seed_key",
     )
     .bind(silent_since)
     .bind(STEP_ROWS)
+    .bind(silent_since.min(now.saturating_sub(DRAIN_MEMORY_MS)))
     .fetch_all(&mut *connection)
     .await?;
     let silent = forgotten.iter().map(|row| history::happened(row, EventKind::Silent));

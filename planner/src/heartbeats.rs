@@ -8,9 +8,9 @@
 //! heartbeat was written. Only the writer makes and drops entries, in the order of its commits, so none
 //! outlives a removal or a change of key that was acknowledged. A flush updates rows, never inserts, and
 //! names them by numbers that are not used again, so nothing that is gone comes back. An entry is believed
-//! only while the seed cannot have fallen silent; after that its heartbeat goes through. Where planners share a
-//! database an entry may outlive what another one did; the next flush finds its seed gone and drops it, and the
-//! seed's next heartbeat registers it.
+//! only while the seed cannot have fallen silent; after that its heartbeat goes through. An entry may outlive what
+//! another planner on the same database did, or the invalidation of a key; the next flush finds its seed gone or
+//! offered no more and drops it, and the seed's next heartbeat goes through the writer.
 
 use std::collections::HashMap;
 use std::sync::Arc;

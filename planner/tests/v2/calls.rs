@@ -1,8 +1,10 @@
 //! What each route does, and that both APIs see the same seeds.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use super::support::{Planner, Seed};
+use super::support::{PATIENCE, Planner, Seed};
 
 const SEED: &str = "10.0.0.7:8000:3";
 
@@ -19,6 +21,7 @@ on_both_stores!(
     a_key_that_is_not_utf8_is_the_same_in_both,
     seeds_leases_and_keys_are_listed,
     an_invalidated_key_keeps_only_the_new_weights,
+    a_seed_of_an_invalidated_key_is_told_that_it_drains,
 );
 
 fn seed(seed: &str) -> Value {
@@ -293,4 +296,21 @@ async fn an_invalidated_key_keeps_only_the_new_weights(planner: &Planner) {
     assert_eq!((&live["seeds"][0]["seed"], &live["seeds"][1]), (&json!("h:1:1"), &Value::Null));
     assert_eq!(planner.call("POST", "/v2/keys/invalidate", &json!({"seed_key": "k"})).await.1["drained"], 1);
     assert_eq!(told(planner.call("POST", "/v2/leases", &json!({"seed_key": "k"})).await).0, 404);
+}
+
+async fn a_seed_of_an_invalidated_key_is_told_that_it_drains(planner: &Planner) {
+    planner.call("POST", "/v2/seeds", &seed(SEED)).await;
+    let status = async || {
+        let (_, told) = planner.call("POST", "/v2/seeds/heartbeat", &json!({"seeds": [seed(SEED)]})).await;
+        told["results"][0]["status"].clone()
+    };
+    assert_eq!(status().await, "ok");
+    planner.call("POST", "/v2/keys/invalidate", &json!({"seed_key": "k"})).await;
+    // Not by its next heartbeat, but when that was written.
+    let draining = async {
+        while status().await != "draining" {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, draining).await.unwrap();
 }

@@ -268,6 +268,7 @@ macro_rules! conformance_suite {
             seeds: removal_names_the_key,
             seeds: idempotence_of_registering_and_removing,
             seeds: a_flush_updates_and_never_inserts,
+            seeds: a_flush_tells_of_seeds_that_are_offered_no_more,
             seeds: a_flush_carries_the_arrival_age,
             seeds: sweeping_twice_is_once,
             seeds: a_large_sweep_ends_everything_in_steps,

@@ -200,6 +200,31 @@ pub(crate) async fn a_flush_updates_and_never_inserts<H: Home>() {
     assert_eq!(bench.store.flush(&[]).await.unwrap().len(), 0);
 }
 
+pub(crate) async fn a_flush_tells_of_seeds_that_are_offered_no_more<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let mut numbers = Vec::new();
+    for (seed, text) in [(1, "removed"), (2, "drained"), (3, "invalidated"), (4, "k"), (5, "suspect")] {
+        numbers.push(bench.register(seed, text).await.1);
+        assert!(bench.acquire(text, seed.into()).await.is_some());
+    }
+    assert_eq!(bench.remove(1, "removed").await, Removal::Draining);
+    let failed =
+        Command::Release { identity: identity(5), lease: lease(5), report: Report::Failed, account: None };
+    bench.apply(&[Command::Drain { identity: identity(2), key: key("drained") }, failed]).await;
+    assert_eq!(bench.store.invalidate(&key("invalidated"), None).await.unwrap(), 1);
+    bench.step(5_000);
+    let beats: Vec<Beat> = numbers.iter().map(|seed_id| Beat { seed_id: *seed_id, age_ms: 0 }).collect();
+    let gone = bench.store.flush(&beats).await.unwrap();
+    assert_eq!(gone, numbers[..3].iter().copied().collect());
+    for seed in 1..=5 {
+        assert_eq!(
+            bench.view(seed).await.unwrap().last_heartbeat_ms,
+            bench.now(),
+            "it is heard of all the same"
+        );
+    }
+}
+
 pub(crate) async fn a_flush_carries_the_arrival_age<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
     let (_, id) = bench.register(1, "k").await;

@@ -376,7 +376,7 @@ pub(super) async fn lock_heartbeats(connection: &mut PgConnection, ids: &[i64]) 
     Ok(())
 }
 
-/// Writes heartbeats; gives the seeds that are gone. It touches nothing that a claim locks.
+/// Writes heartbeats; gives the seeds that are gone or offered no more. It changes nothing that a claim locks.
 pub(super) struct Flush<'a> {
     pub(super) store: &'a Database,
     /// In the order of their seeds' numbers.
@@ -390,7 +390,7 @@ impl Work for Flush<'_> {
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<HashSet<i64>, Stopped> {
         let now = self.store.now(connection).await?;
         let mut gone: HashSet<i64> = self.beats.iter().map(|beat| beat.seed_id).collect();
-        let known: Vec<i64> = sqlx::query_scalar(
+        let offered: Vec<i64> = sqlx::query_scalar(
             "WITH beat AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS t (seed_id, last_ms)),
                   locked AS MATERIALIZED (
                       SELECT h.seed_id FROM heartbeats h WHERE h.seed_id = ANY($1) ORDER BY h.seed_id FOR UPDATE),
@@ -398,13 +398,13 @@ impl Work for Flush<'_> {
                       UPDATE heartbeats h SET last_ms = beat.last_ms
                       FROM beat JOIN locked ON locked.seed_id = beat.seed_id
                       WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms)
-             SELECT seed_id FROM locked",
+             SELECT s.id FROM locked JOIN seeds s ON s.id = locked.seed_id WHERE NOT s.removed AND NOT s.drained",
         )
         .bind(self.beats.iter().map(|beat| beat.seed_id).collect::<Vec<_>>())
         .bind(self.beats.iter().map(|beat| now.saturating_sub(beat.age_ms)).collect::<Vec<_>>())
         .fetch_all(connection)
         .await?;
-        for id in known {
+        for id in offered {
             gone.remove(&id);
         }
         Ok(gone)

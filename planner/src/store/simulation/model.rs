@@ -112,7 +112,7 @@ pub(super) enum Told {
     Noted(bool),
     Removed(Removal),
     Drained(Option<u32>),
-    /// Whether the holding of a heartbeat is no more.
+    /// Whether the holding of a heartbeat is no more, or offered no more.
     Gone(bool),
 }
 
@@ -255,8 +255,11 @@ impl Model {
             Event::Beat { number, age_ms } => {
                 let heard_ms = self.now - age_ms;
                 let seed = next.seeds.values_mut().find(|seed| seed.number == Some(number));
-                let heard = seed.map(|seed| seed.heard_ms = seed.heard_ms.max(heard_ms));
-                Told::Gone(heard.is_none())
+                let offered = seed.is_some_and(|seed| {
+                    seed.heard_ms = seed.heard_ms.max(heard_ms);
+                    !seed.removed && !seed.drained
+                });
+                Told::Gone(!offered)
             }
             Event::Sweep { seed } => {
                 next.sweep_one(seed);

@@ -274,14 +274,17 @@ pub(super) async fn flush(
         for id in &written {
             gone.remove(id);
         }
-        // Silent seeds have no place and get one again. So have full and suspect ones, whose place stays none.
-        let placeless: Vec<i64> = sqlx::query_scalar(
-            "SELECT id FROM seeds WHERE id IN (SELECT value FROM json_each(?1))
-               AND removed = 0 AND drained = 0 AND offer_rank IS NULL",
+        let placeless: Vec<(i64, bool)> = sqlx::query_as(
+            "SELECT id, removed = 1 OR drained = 1 FROM seeds
+             WHERE id IN (SELECT value FROM json_each(?1)) AND offer_rank IS NULL",
         )
         .bind(json(&written)?)
         .fetch_all(&mut *connection)
         .await?;
+        let (over, placeless): (Vec<_>, Vec<_>) = placeless.into_iter().partition(|(_, is_over)| *is_over);
+        gone.extend(over.into_iter().map(|(id, _)| id));
+        // Silent seeds have no place and get one again. So have full and suspect ones, whose place stays none.
+        let placeless: Vec<i64> = placeless.into_iter().map(|(id, _)| id).collect();
         offer::refresh(connection, now, rules, &placeless).await?;
     }
     Ok(gone)

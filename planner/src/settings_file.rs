@@ -27,6 +27,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
+use rfork_protocol::SeedIdentity;
 use rfork_protocol::v2::Name;
 use serde::Deserialize;
 
@@ -57,6 +58,12 @@ impl Networks {
         let address = address.to_canonical();
         let found = self.0.iter().find(|(network, _)| network.contains(&address));
         found.map(|(_, location)| location.clone()).unwrap_or_default()
+    }
+
+    /// What is known of where a seed is, if it is told by an address.
+    pub fn locate_seed(&self, seed: &SeedIdentity) -> Location {
+        let host = seed.host().trim_start_matches('[').trim_end_matches(']');
+        host.parse().map(|address| self.locate(address)).unwrap_or_default()
     }
 }
 

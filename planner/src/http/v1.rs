@@ -25,8 +25,7 @@ fn mismatched(outcome: &Outcome) -> ApiError {
 pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let AddSeed { key, identity, labels, .. } = AddSeed::decode(&headers)?;
     let name = identity.to_string();
-    let host = identity.host().trim_start_matches('[').trim_end_matches(']');
-    let location = host.parse().map(|address| api.file.networks.locate(address)).unwrap_or_default();
+    let location = api.file.networks.locate_seed(&identity);
     let profile = Box::new(Profile { labels, location, ..Profile::default() });
     if api.heartbeats.note(&name, &key, &profile) {
         return Ok(StatusCode::OK);

@@ -1,8 +1,11 @@
 //! What each route does, and that both APIs see the same seeds.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use rfork_planner::settings_file::FileSettings;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use super::support::{PATIENCE, Planner, Seed};
 
@@ -313,4 +316,33 @@ async fn a_seed_of_an_invalidated_key_is_told_that_it_drains(planner: &Planner) 
         }
     };
     tokio::time::timeout(PATIENCE, draining).await.unwrap();
+}
+
+#[tokio::test]
+async fn who_tells_no_place_is_where_the_settings_have_its_address() {
+    let directory = TempDir::new().unwrap();
+    let rules = directory.path().join("rules.toml");
+    let networks = [("127.0.0.0/8", "near"), ("10.2.0.0/16", "near"), ("10.1.0.0/16", "far")];
+    let rule = |(network, zone)| format!("[[location]]\nnetwork = '{network}'\nzone = '{zone}'\n");
+    std::fs::write(&rules, networks.map(rule).concat()).unwrap();
+    let file = FileSettings::read(&rules).unwrap();
+    let planner =
+        Planner::start(&directory.path().join("p.db"), |settings| settings.file = Arc::new(file)).await;
+    for seed in ["10.1.0.1:1:0", "10.2.0.1:1:0", "h:1:0"] {
+        planner.call("POST", "/v2/seeds", &json!({"seed": seed, "seed_key": "k"})).await;
+    }
+    let tells = json!({"seed": "10.2.0.2:1:0", "seed_key": "k", "location": {"zone": "told", "host": "h"}});
+    planner.call("POST", "/v2/seeds", &tells).await;
+    let (_, all) = planner.call("GET", "/v2/seeds", &Value::Null).await;
+    let zones: Vec<_> =
+        all["seeds"].as_array().unwrap().iter().map(|seed| &seed["location"]["zone"]).collect();
+    assert_eq!(zones, [&json!("far"), &json!("near"), &json!("told"), &Value::Null]);
+
+    let asks = json!({"seed_key": "k"});
+    assert_eq!(planner.call("POST", "/v2/explain", &asks).await.1["grant"], "10.2.0.1:1:0");
+    assert_eq!(planner.call("POST", "/v2/leases", &asks).await.1["seed"], "10.2.0.1:1:0");
+    let elsewhere = json!({"seed_key": "k", "location": {"zone": "told"}});
+    assert_eq!(planner.call("POST", "/v2/explain", &elsewhere).await.1["grant"], "10.2.0.2:1:0");
+    assert_eq!(planner.call("POST", "/v2/leases", &elsewhere).await.1["seed"], "10.2.0.2:1:0");
+    planner.stop().await;
 }

@@ -18,14 +18,14 @@ const MAX_SEEDS: u32 = 1_000;
 const DEADLINE: Duration = Duration::from_secs(5);
 
 pub(super) async fn explain(call: Call<Explain>) -> Result<Explained, Refused> {
-    let Call { api, request: Explain { seed_key, location, instance_id, exclude }, .. } = call;
+    let Call { api, client, request: Explain { seed_key, location, instance_id, exclude }, .. } = call;
+    let location = super::whereabouts(&api, location, client.as_ref());
     let instance_id = instance_id.map(String::from);
     let source_instance = match &instance_id {
         Some(instance) => within(DEADLINE, api.store.source_instance(instance)).await?,
         None => None,
     };
-    let wish =
-        Wish { location: super::location(location), instance_id, source_instance, exclude, requester: None };
+    let wish = Wish { location, instance_id, source_instance, exclude, requester: None };
     let filter = SeedFilter { key: Some(seed_key), ..SeedFilter::default() };
     let part = Part { limit: MAX_SEEDS, after: None };
     let page = within(DEADLINE, api.store.list_seeds(&filter, &part)).await?;

@@ -6,7 +6,7 @@ use std::time::Instant;
 use rfork_protocol::ids::hex;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v2::{
-    Acquire, Granted, IDEMPOTENCY_KEY, IdempotencyKey, Location, Name, Release, Released, Renew, Renewed,
+    Acquire, Granted, IDEMPOTENCY_KEY, IdempotencyKey, Name, Release, Released, Renew, Renewed,
     TransferOutcome,
 };
 use rfork_protocol::{LeaseId, SeedIdentity};
@@ -14,6 +14,7 @@ use sha2::{Digest, Sha256};
 
 use super::refused::Refused;
 use super::route::Call;
+use crate::domain::location::Location;
 use crate::domain::policy::Wish;
 use crate::store::history::{Account, End};
 use crate::store::{Command, Grant, Idempotency, Outcome, Queue, Refusal, Report, attempt};
@@ -34,7 +35,12 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let address = client.as_ref().map(|client| client.address);
     let ask = Ask {
         key,
-        wish: Box::new(wish(location, instance_id, exclude, address)),
+        wish: Box::new(wish(
+            super::whereabouts(&api, location, client.as_ref()),
+            instance_id,
+            exclude,
+            address,
+        )),
         lease: lease_id.hash(),
         queue: Queue { wait_ms, idempotency, attempt: attempt(), again: false },
     };
@@ -77,7 +83,7 @@ fn idempotency(key: &IdempotencyKey, request: &Acquire) -> Idempotency {
 
 /// What a worker wishes beside a key.
 fn wish(
-    location: Option<Location>,
+    location: Location,
     instance_id: Option<Name>,
     exclude: Vec<SeedIdentity>,
     address: Option<IpAddr>,
@@ -88,7 +94,7 @@ fn wish(
         (Some(instance), None) => Some(instance.clone()),
         (None, address) => address.map(|address| address.to_string()),
     };
-    Wish { location: super::location(location), instance_id, source_instance: None, exclude, requester }
+    Wish { location, instance_id, source_instance: None, exclude, requester }
 }
 
 fn refused(refusal: Refusal) -> Refused {

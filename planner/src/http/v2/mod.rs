@@ -14,6 +14,7 @@ use rfork_protocol::v2;
 
 use super::Api;
 use super::bounds::Lane;
+use super::client::Client;
 use crate::domain::location::Location;
 use crate::waiting::MAX_WAIT;
 
@@ -198,6 +199,12 @@ pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
 fn location(told: Option<v2::Location>) -> Location {
     let v2::Location { zone, rack, host } = told.unwrap_or_default();
     Location { zone: zone.map(String::from), rack: rack.map(String::from), host: host.map(String::from) }
+}
+
+/// Where a worker is: what it tells, and for the rest what is known of its address.
+fn whereabouts(api: &Api, told: Option<v2::Location>, client: Option<&Client>) -> Location {
+    let located = client.map(|client| api.file.networks.locate(client.address)).unwrap_or_default();
+    location(told).or(&located)
 }
 
 /// Whole milliseconds.

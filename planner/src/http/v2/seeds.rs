@@ -13,6 +13,7 @@ use super::refused::Refused;
 use super::route::Call;
 use super::service::heartbeat_interval_ms;
 use super::{location, millis};
+use crate::domain::location::Location;
 use crate::domain::seed::{self, Profile};
 use crate::store::{Command, Outcome};
 
@@ -20,7 +21,8 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     let heartbeat_interval_ms = heartbeat_interval_ms(&call);
     let Call { api, request, .. } = call;
     let (seed, key) = (request.seed.clone(), request.seed_key.clone());
-    let profile = Box::new(profile(request));
+    let located = api.file.networks.locate_seed(&seed);
+    let profile = Box::new(profile(request, &located));
     let command = Command::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
     let registration = match api.writer.submit(command).await? {
         Outcome::Registered(registration, _) => told(registration),
@@ -32,15 +34,15 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     Ok(Registered { registration, heartbeat_interval_ms, heartbeat_ttl_ms: millis(api.heartbeat_ttl) })
 }
 
-/// What a registration tells beside what the seed holds.
-fn profile(told: Register) -> Profile {
+/// What a registration tells beside what the seed holds, and where it is by its address.
+fn profile(told: Register, located: &Location) -> Profile {
     Profile {
         labels: Labels {
             model_url: told.model_url.map(String::from),
             deploy_strategy: told.deploy_strategy.map(String::from),
             is_draft: told.is_draft,
         },
-        location: location(told.location),
+        location: location(told.location).or(located),
         instance_id: told.instance_id.map(String::from),
         incarnation: told.incarnation.map(String::from),
         content_id: told.content_id.map(String::from),

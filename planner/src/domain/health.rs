@@ -3,7 +3,7 @@
 /// What is known of a seed's failures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Health {
-    /// Failures since it last proved to be well.
+    /// Failures since it last proved to be well, or went without any for long.
     pub failures: u32,
     /// It is suspect, and not offered, before this time, Unix milliseconds; 0 for never.
     pub suspect_until_ms: i64,
@@ -39,13 +39,15 @@ impl Health {
     }
 
     /// After a failure. Further ones while it is suspect already are those of the same trouble, seen by several
-    /// readers, and change nothing.
+    /// readers, and change nothing. Those before a time without any, as long as the longest pause, are forgotten: a seed
+    /// of which nobody ever tells that it is well is not to pay for all that ever was.
     #[must_use]
     pub fn failed(self, now_ms: i64, back_off: BackOff) -> Self {
         if self.is_suspect(now_ms) {
             return self;
         }
-        let failures = self.failures.saturating_add(1);
+        let since_ms = now_ms.saturating_sub(self.suspect_until_ms);
+        let failures = if since_ms >= back_off.most_ms { 1 } else { self.failures.saturating_add(1) };
         Self { failures, suspect_until_ms: now_ms.saturating_add(back_off.pause_ms(failures)) }
     }
 }
@@ -67,6 +69,15 @@ mod tests {
             now += pause;
             assert!(!health.is_suspect(now));
         }
+    }
+
+    #[test]
+    fn what_is_long_past_does_not_count() {
+        let back_off = BackOff { first_ms: 10, most_ms: 65 };
+        let twice = Health { failures: 2, suspect_until_ms: 1_000 };
+        assert_eq!(twice.failed(1_064, back_off), Health { failures: 3, suspect_until_ms: 1_064 + 40 });
+        assert_eq!(twice.failed(1_065, back_off), Health { failures: 1, suspect_until_ms: 1_065 + 10 });
+        assert_eq!(Health::default().failed(1, back_off).failures, 1, "whatever the clock says");
     }
 
     proptest! {

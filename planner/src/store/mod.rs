@@ -441,7 +441,7 @@ pub struct SeedView {
     pub draining: bool,
     /// Until when it is not offered because it failed, Unix milliseconds; a time that has passed means nothing.
     pub suspect_until_ms: i64,
-    /// Failures since it last proved to be well.
+    /// Failures since it last proved to be well, or went without any for long.
     pub failures: u32,
     /// What it told of itself.
     pub profile: Profile,

@@ -283,6 +283,7 @@ macro_rules! conformance_suite {
             scheduling: ranks_of_an_instance_are_served_by_one_instance,
             scheduling: excluded_seeds_are_passed_over_beyond_a_page,
             scheduling: a_failed_transfer_makes_a_seed_suspect_for_a_growing_while,
+            scheduling: failures_are_forgotten_after_a_while_without_any,
             scheduling: a_suspect_seed_is_well_after_a_success_or_in_a_new_process,
             scheduling: refusals_say_why,
             scheduling: an_answer_is_a_sign_of_life,

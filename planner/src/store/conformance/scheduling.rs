@@ -269,6 +269,21 @@ pub(crate) async fn a_failed_transfer_makes_a_seed_suspect_for_a_growing_while<H
     assert!(bench.acquire("k", 100).await.is_some(), "back by itself");
 }
 
+pub(crate) async fn failures_are_forgotten_after_a_while_without_any<H: Home>() {
+    let bench = Bench::<H>::new(Rules { heartbeat_ttl_ms: 1_000_000, ..RULES }).await;
+    bench.register(1, "k").await;
+    let mut number = 0;
+    for (after, failures) in [(0, 1), (0, 2), (RULES.back_off.most_ms - 1, 3), (RULES.back_off.most_ms, 1)] {
+        bench.step(after);
+        number += 1;
+        assert!(bench.acquire("k", number).await.is_some());
+        one(&bench, finish(identity(1), number, Report::Failed)).await;
+        let view = bench.view(1).await.unwrap();
+        assert_eq!(view.failures, failures);
+        bench.step(view.suspect_until_ms - bench.now());
+    }
+}
+
 pub(crate) async fn a_suspect_seed_is_well_after_a_success_or_in_a_new_process<H: Home>() {
     let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
     bench.apply(&[tell(identity(1), "k", incarnation("first"))]).await;

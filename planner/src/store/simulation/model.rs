@@ -425,7 +425,8 @@ impl Model {
             // Of one trouble only the first who sees it counts.
             Report::Failed if seed.suspect_until_ms > now => {}
             Report::Failed => {
-                seed.failures += 1;
+                let long_past = seed.suspect_until_ms + World::FORGIVEN_MS <= now;
+                seed.failures = if long_past { 1 } else { seed.failures + 1 };
                 seed.suspect_until_ms = now + World::pause_ms(seed.failures);
             }
         }

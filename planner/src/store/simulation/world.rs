@@ -78,6 +78,9 @@ impl World {
         self.caps_hosts().then_some((seed % 2, HOST_CAPACITY))
     }
 
+    /// After how long without any a seed's failures are forgotten.
+    pub(super) const FORGIVEN_MS: i64 = BACK_OFF.most_ms;
+
     /// How long a seed is suspect after so many failures.
     pub(super) fn pause_ms(failures: u32) -> i64 {
         let mut pause_ms = BACK_OFF.first_ms;

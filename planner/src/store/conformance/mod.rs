@@ -282,6 +282,7 @@ macro_rules! conformance_suite {
             scheduling: near_seeds_are_found_beyond_a_page,
             scheduling: ranks_of_an_instance_are_served_by_one_instance,
             scheduling: excluded_seeds_are_passed_over_beyond_a_page,
+            scheduling: excluded_seeds_hide_none_whose_lease_has_just_ended,
             scheduling: a_failed_transfer_makes_a_seed_suspect_for_a_growing_while,
             scheduling: failures_are_forgotten_after_a_while_without_any,
             scheduling: a_suspect_seed_is_well_after_a_success_or_in_a_new_process,

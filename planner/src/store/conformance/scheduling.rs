@@ -240,6 +240,20 @@ pub(crate) async fn excluded_seeds_are_passed_over_beyond_a_page<H: Home>() {
     assert!(bench.acquire("k", 4).await.is_some(), "others take what it does not want");
 }
 
+pub(crate) async fn excluded_seeds_hide_none_whose_lease_has_just_ended<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    for seed in 1..=65 {
+        bench.register(seed, "k").await;
+        assert_eq!(bench.acquire("k", seed.into()).await, Some(identity(seed)));
+        bench.step(1);
+    }
+    // All end by themselves, and nobody has swept; the worker does not want those that ended first.
+    bench.step(RULES.lease_ttl_ms);
+    let exclude = (1..=64).map(identity).collect();
+    let granted = granted(&one(&bench, wish("k", 100, Wish { exclude, ..Wish::default() })).await);
+    assert_eq!(granted, Some(identity(65)));
+}
+
 pub(crate) async fn a_failed_transfer_makes_a_seed_suspect_for_a_growing_while<H: Home>() {
     let bench = Bench::<H>::new(Rules { capacity: 2, heartbeat_ttl_ms: 1_000_000, ..RULES }).await;
     bench.register(1, "k").await;

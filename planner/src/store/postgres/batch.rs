@@ -166,9 +166,11 @@ impl<'a> Batch<'a> {
         if held.is_empty() && self.chosen_before.seeds.is_empty() {
             return Ok(held);
         }
-        let rows = sqlx::query(
-            "SELECT * FROM seeds WHERE identity = ANY($1) OR id = ANY($2) ORDER BY id FOR UPDATE",
-        )
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            of_seed!(),
+            " FROM seeds s WHERE s.identity = ANY($1) OR s.id = ANY($2) ORDER BY s.id FOR UPDATE",
+        ))
         .bind(held.keys().cloned().collect::<Vec<_>>())
         .bind(self.chosen_before.seeds.iter().copied().collect::<Vec<_>>())
         .fetch_all(connection)

@@ -87,7 +87,7 @@ macro_rules! with_ended {
                  SELECT c.id FROM seeds c JOIN heartbeats b ON b.seed_id = c.id
                  WHERE c.key_hash = wanted.key_hash AND c.next_end_ms <= $1 AND b.last_ms > $2
                    AND c.suspect_until_ms <= $1 AND NOT c.drained AND c.id <> ALL($5::bigint[])
-                 ORDER BY c.next_end_ms LIMIT 64)"
+                 ORDER BY c.next_end_ms LIMIT 64 + $4)"
         )
     };
 }

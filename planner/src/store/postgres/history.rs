@@ -247,7 +247,9 @@ impl Work for Leases<'_> {
         let now = store.now(connection).await?;
         let seed = filter.seed.as_ref();
         let rows = sqlx::query(
-            "SELECT * FROM ended_leases
+            "SELECT id, lease_hash, seed_key, host, port, rank, requester, granted_ms, ended_ms, end_kind, outcome, reason,
+                    bytes, duration_ms
+             FROM ended_leases
              WHERE id < $1 AND ($2::bytea IS NULL OR seed_key = $2)
                AND ($3::text IS NULL OR (host = $3 AND port = $4 AND rank = $5))
              ORDER BY id DESC LIMIT $6",
@@ -299,7 +301,7 @@ impl Work for Events<'_> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
         let rows = sqlx::query(
-            "SELECT * FROM events
+            "SELECT id, at_ms, kind, seed_key, host, port, rank, detail FROM events
              WHERE id < $1 AND ($2::bytea IS NULL OR seed_key = $2) AND ($3::smallint IS NULL OR kind = $3)
                AND at_ms >= $4
              ORDER BY id DESC LIMIT $5",

@@ -26,9 +26,9 @@ impl Work for Seeds<'_> {
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<SeedEntry>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
-        let state = state_sql("$1", "$2");
+        let (columns, state) = (of_seed!(), state_sql("$1", "$2"));
         let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT s.*, h.last_ms, {state} AS state,
+            "SELECT {columns}, h.last_ms, {state} AS state,
                     (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used,
                     CASE WHEN s.capped_host IS NOT NULL THEN s.host_capacity - (
                         SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id

@@ -21,6 +21,16 @@
 //!
 //! On cancel and kill -9 the connection closes and Postgres undoes what was not committed.
 
+/// What is read of a row of `seeds s`. By name: a statement that was prepared for `*` fails once a planner of the next
+/// version has added a column.
+macro_rules! of_seed {
+    () => {
+        "s.id, s.identity, s.host, s.port, s.rank, s.seed_key, s.capacity, s.lease_ttl_ms, s.capped_host,
+         s.host_capacity, s.removed, s.drained, s.last_used_ms, s.model_url, s.deploy_strategy, s.is_draft, s.zone,
+         s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.failures, s.suspect_until_ms, s.answered_ms"
+    };
+}
+
 mod allocate;
 mod batch;
 mod candidates;

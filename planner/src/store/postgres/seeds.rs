@@ -423,11 +423,15 @@ impl Work for Adopt<'_> {
     type Done = Option<i64>;
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Option<i64>, Stopped> {
-        let rows = sqlx::query("SELECT * FROM seeds WHERE id > $1 ORDER BY id LIMIT $2 FOR UPDATE")
-            .bind(self.after)
-            .bind(STEP_ROWS)
-            .fetch_all(&mut *connection)
-            .await?;
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            of_seed!(),
+            " FROM seeds s WHERE s.id > $1 ORDER BY s.id LIMIT $2 FOR UPDATE"
+        ))
+        .bind(self.after)
+        .bind(STEP_ROWS)
+        .fetch_all(&mut *connection)
+        .await?;
         let now = self.store.now(connection).await?;
         let mut last = None;
         let mut changed: Vec<(SeedIdentity, Seed)> = Vec::new();

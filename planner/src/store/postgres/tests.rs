@@ -257,6 +257,32 @@ async fn planners_that_start_together_migrate_once() {
 }
 
 #[tokio::test]
+async fn a_column_that_the_next_version_adds_is_not_noticed() {
+    let url = Database::make().await.0;
+    // One connection, which has prepared its statements for the schema as it was.
+    let one = ConnectSettings { pool_size: 1, ..few() };
+    let store = PostgresStore::open(&url, one, RULES, Clock::Database).await.unwrap();
+    let everything = async |number: u32| {
+        store.apply(&[register(1, "k"), acquire("k", number)]).await.unwrap();
+        assert_eq!(store.apply(&[release(1, number)]).await.unwrap(), [Outcome::Released(true)]);
+        assert_eq!(store.snapshot().await.unwrap().seed_count, 1);
+        let part = Part { after: None, limit: 10 };
+        assert_eq!(store.list_seeds(&SeedFilter::default(), &part).await.unwrap().entries.len(), 1);
+        store.list_ended_leases(&LeaseFilter::default(), &part).await.unwrap();
+        store.list_events(&EventFilter::default(), &part).await.unwrap();
+    };
+    everything(1).await;
+    let mut connection = url.options().connect().await.unwrap();
+    for table in
+        ["seeds", "heartbeats", "points", "requests", "ended_leases", "events", "instances", "planners"]
+    {
+        let add = format!("ALTER TABLE {table} ADD COLUMN of_the_next_version TEXT");
+        sqlx::query(sqlx::AssertSqlSafe(add)).execute(&mut connection).await.unwrap();
+    }
+    everything(2).await;
+}
+
+#[tokio::test]
 async fn a_planner_is_ready_for_its_own_schema_and_for_newer_ones() {
     let url = Database::make().await.0;
     let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();

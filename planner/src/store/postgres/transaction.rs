@@ -101,6 +101,8 @@ fn meaning(error: &sqlx::Error) -> Meaning {
             "40001" | "40P01" | "23505" => Meaning::Collision,
             // lock_not_available, query_canceled (the statement's time is up)
             "55P03" | "57014" => Meaning::Late,
+            // feature_not_supported: what was prepared on the connection is of an older schema
+            "0A000" => Meaning::Lost,
             // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle session or transaction
             // ended, read_only_sql_transaction
             "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25006" => Meaning::Lost,

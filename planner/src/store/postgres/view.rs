@@ -24,11 +24,13 @@ impl Work for View<'_> {
         .bind(now)
         .fetch_one(&mut *connection)
         .await?;
-        let rows = sqlx::query(
-            "SELECT s.*, h.last_ms, (s.removed OR s.drained OR h.last_ms <= $2) AS draining,
+        let rows = sqlx::query(concat!(
+            "SELECT ",
+            of_seed!(),
+            ", h.last_ms, (s.removed OR s.drained OR h.last_ms <= $2) AS draining,
                     (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used
              FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT $3",
-        )
+        ))
         .bind(now)
         .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))
         .bind(i64::from(MAX_SNAPSHOT))

@@ -8,6 +8,9 @@ use std::time::Duration;
 /// environment are not used: seeds are named by address within the cluster. Without `https` the system's certificates
 /// are not read, which takes longer than asking a planner; nobody is trusted then.
 ///
+/// No connection is kept for another request: a worker asks seldom, and each that it kept would take one of the
+/// planner's places from other workers.
+///
 /// # Errors
 /// When TLS cannot be set up.
 pub fn client(timeout: Duration, https: bool) -> reqwest::Result<reqwest::Client> {
@@ -20,8 +23,7 @@ pub fn client(timeout: Duration, https: bool) -> reqwest::Result<reqwest::Client
         .connect_timeout(timeout)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
-        .pool_idle_timeout(Duration::from_secs(20))
-        .pool_max_idle_per_host(2)
+        .pool_max_idle_per_host(0)
         .user_agent(concat!("rfork/", env!("CARGO_PKG_VERSION")))
         .build()
 }

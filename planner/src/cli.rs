@@ -98,7 +98,7 @@ pub struct PlannerArgs {
     #[arg(long, env = "RFORK_CFG_ALLOC_POLICY", default_value_t, value_name = "POLICY")]
     alloc_policy: Policy,
 
-    /// Connections at once; more wait until one ends
+    /// Connections at once; more take the place of idle ones, or wait until one ends
     #[arg(long, env = "RFORK_CFG_MAX_CONNECTIONS", default_value = "8192", value_name = "CONNECTIONS",
         value_parser = whole(CONNECTIONS))]
     max_connections: usize,

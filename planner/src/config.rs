@@ -216,7 +216,7 @@ impl DatabaseUrl {
 /// What a planner takes from its clients at most.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bounds {
-    /// Connections at once; more wait in the listen queue.
+    /// Connections at once; more take the place of idle ones, or wait.
     pub connections: usize,
     /// Requests at once of each kind: those that ask for a seed, and the rest. More are refused.
     pub requests: usize,

@@ -265,3 +265,26 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(address).await.is_err());
 }
+
+#[tokio::test]
+async fn connections_that_are_kept_open_shut_nobody_out() {
+    const PLACES: usize = 8;
+    let home = tempfile::tempdir().unwrap();
+    let planner =
+        Planner::start(&home.path().join("p.db"), |settings| settings.bounds.connections = PLACES).await;
+    let mut kept = Vec::new();
+    for _ in 0..PLACES {
+        let mut stream = TcpStream::connect(planner.address).await.unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(br#"{"status":"ok"}"#) {
+            answer.push(tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap().unwrap());
+        }
+        kept.push(stream);
+    }
+    // Far sooner than idle connections are closed for being so.
+    planner.ask("GET", "/healthz", &[]).await.is(200, r#"{"status":"ok"}"#);
+    planner.add(&SEED).await.is(200, "");
+    planner.get(SEED.key).await.is(200, "");
+    planner.stop().await;
+}

@@ -169,3 +169,28 @@ async fn an_acquisition_of_a_planner_that_hangs_ends_with_its_time_and_is_not_re
     assert!(matches!(error, PlannerError::Unreachable { .. }), "{error}");
     assert_eq!(fake.asked(), ["/v2/leases"]);
 }
+
+#[tokio::test]
+async fn no_connection_to_the_planner_is_kept() {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let client =
+        PlannerClient::new(&url, Duration::from_secs(20), Labels::default(), WorkerPlace::default()).unwrap();
+    let ends = async {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut request = Vec::new();
+        while !request.ends_with(b"\r\n\r\n") {
+            request.push(stream.read_u8().await.unwrap());
+        }
+        stream.write_all(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+        stream.read_u8().await.unwrap_err().kind()
+    };
+    let (excludes, ended) = tokio::join!(
+        client.excludes_seeds(),
+        // Sooner than connections are usually kept.
+        tokio::time::timeout(Duration::from_secs(10), ends)
+    );
+    assert!(!excludes);
+    assert_eq!(ended.expect("it is kept open"), std::io::ErrorKind::UnexpectedEof);
+}

@@ -1,7 +1,11 @@
 //! The HTTP server around the routes: bounded connections, deadlines, an orderly end.
 
+use std::future::poll_fn;
 use std::net::IpAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
@@ -11,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -25,6 +29,8 @@ use crate::shutdown::Stop;
 const OTHER_FILES: u64 = 256;
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
+/// After this another idle connection makes room, if the one before did not: it was still being answered.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline.
 ///
@@ -36,32 +42,33 @@ pub async fn serve(
     proxies: &Arc<[IpNet]>,
     stop: &Stop,
 ) {
-    let permits = Arc::new(Semaphore::new(connection_limit(bounds.connections)));
+    let places = Arc::new(Places::new(connection_limit(bounds.connections)));
     let connections = TaskTracker::new();
     let given_up = CancellationToken::new();
     let closing = stop.close_after(bounds.drain);
     tokio::pin!(closing);
     loop {
+        // Accepted first: an idle connection makes room only for somebody who is there.
         let accepted = async {
-            let permit = permits.clone().acquire_owned().await.ok()?;
-            Some((permit, listener.accept().await))
+            let (stream, address) = listener.accept().await?;
+            Ok::<_, std::io::Error>((stream, address, places.take().await))
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = closing.as_mut() => break,
         };
         match accepted {
-            Some((permit, Ok((stream, address)))) => {
+            Ok((stream, address, Some(place))) => {
                 let peer = Peer { address: address.ip(), proxies: proxies.clone() };
-                let connection = connection(stream, peer, permit, router.clone(), bounds.idle, stop.clone());
+                let connection = connection(stream, peer, place, router.clone(), bounds.idle, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
-            Some((_, Err(error))) => {
+            Ok((.., None)) => break,
+            Err(error) => {
                 // Out of file descriptors, say: not a reason to end, nor to spin.
                 tracing::warn!(%error, "a connection could not be accepted");
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
-            None => break,
         }
     }
     drop(listener);
@@ -83,32 +90,87 @@ fn connection_limit(wanted: usize) -> usize {
     room.min(wanted).max(1)
 }
 
+/// Places for connections. Whoever comes when all are taken gets that of the connection that was idle for longest,
+/// or waits for the first that ends or becomes idle.
+struct Places {
+    free: Arc<Semaphore>,
+    /// Told when somebody needs a place. Idle connections wait for it, and the first of them is told.
+    needed: Notify,
+}
+
+impl Places {
+    fn new(places: usize) -> Self {
+        Self { free: Arc::new(Semaphore::new(places)), needed: Notify::new() }
+    }
+
+    /// Waits for a place; `None` never comes, for places are not closed.
+    async fn take(self: &Arc<Self>) -> Option<Place> {
+        let place = |free| Place { _free: free, places: self.clone() };
+        if let Ok(free) = self.free.clone().try_acquire_owned() {
+            return Some(place(free));
+        }
+        loop {
+            self.needed.notify_one();
+            if let Ok(free) = tokio::time::timeout(ROOM_PAUSE, self.free.clone().acquire_owned()).await {
+                return free.ok().map(place);
+            }
+        }
+    }
+}
+
+/// What a connection has while it lives.
+struct Place {
+    _free: OwnedSemaphorePermit,
+    places: Arc<Places>,
+}
+
+impl Place {
+    /// Ends when somebody needs the place and the connection is idle. To be polled after whatever sets `is_idle`.
+    async fn needed(&self, is_idle: &AtomicBool) {
+        let mut told = pin!(None);
+        poll_fn(|context| {
+            if !is_idle.load(Ordering::Relaxed) {
+                // Another one is told in its stead; it is the last in the row when it is idle again.
+                told.set(None);
+            } else if told.is_none() {
+                told.set(Some(self.places.needed.notified()));
+            }
+            told.as_mut().as_pin_mut().map_or(Poll::Pending, |told| told.poll(context))
+        })
+        .await;
+    }
+}
+
 /// The other end of a connection.
 struct Peer {
     address: IpAddr,
     proxies: Arc<[IpNet]>,
 }
 
-/// One connection. It owns its permit; a stop lets the request that runs finish and closes it then.
-async fn connection(
-    stream: TcpStream,
-    peer: Peer,
-    permit: OwnedSemaphorePermit,
-    router: Router,
-    idle: Duration,
-    stop: Stop,
-) {
-    let _permit = permit;
+/// One connection. It owns its place; a stop lets the request that runs finish and closes it then.
+async fn connection(stream: TcpStream, peer: Peer, place: Place, router: Router, idle: Duration, stop: Stop) {
     // Answers are small and awaited: they must not wait for more to send.
     let _ = stream.set_nodelay(true);
     // The system ends a connection whose client takes nothing of what it is sent.
     let _ = set_tcp_user_timeout(&stream, u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
     let delivery = Delivery::default();
     let stream = Watched::new(stream, delivery.clone());
+    // Whether it waits for its next request. One whose first is on its way is not idle.
+    let is_idle = Arc::new(AtomicBool::new(false));
+    let marked = is_idle.clone();
     let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
         let address = client::address(peer.address, request.headers(), &peer.proxies);
         request.extensions_mut().insert(Client { address, delivery: delivery.clone() });
         super::single_slash(request.map(axum::body::Body::new))
+    });
+    let service = service.map_future(move |answer| {
+        let is_idle = marked.clone();
+        is_idle.store(false, Ordering::Relaxed);
+        async move {
+            let answer = answer.await;
+            is_idle.store(true, Ordering::Relaxed);
+            answer
+        }
     });
     let mut server = hyper::server::conn::http1::Builder::new();
     server
@@ -118,9 +180,16 @@ async fn connection(
         .max_header_size(MAX_HEAD_BYTES);
     let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
     tokio::pin!(connection);
+    let told_to_end = async {
+        tokio::select! {
+            () = stop.closing() => {}
+            () = place.needed(&is_idle) => tracing::debug!("an idle connection makes room for another"),
+        }
+    };
     let ended = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
-        () = stop.closing() => {
+        () = told_to_end => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -227,20 +227,49 @@ async fn more_requests_than_may_run_are_refused_at_once_and_no_lane_fills_anothe
 }
 
 #[tokio::test]
-async fn connections_beyond_the_most_wait_for_one_to_end() {
-    let bounds = Bounds { connections: 1, ..Bounds::default() };
-    let server =
-        Server::start(bounds, |lanes| lanes.rest.hold(Router::new().route("/", get(async || "hello")))).await;
-    let mut first = server.connect().await;
-    first.write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+async fn connections_beyond_the_most_take_the_place_of_the_longest_idle_or_wait_for_one() {
+    let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let bounds = Bounds { connections: 2, ..Bounds::default() };
+    let (arrive, leave) = (entered.clone(), go.clone());
+    let server = Server::start(bounds, |lanes| {
+        let held = async move || {
+            arrive.add_permits(1);
+            leave.notified().await;
+            "done"
+        };
+        lanes.rest.hold(Router::new().route("/held", get(held)).route("/", get(async || "hello")))
+    })
+    .await;
+    let mut idle = Vec::new();
+    for _ in 0..2 {
+        let mut stream = server.connect().await;
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"hello") {
+            answer.push(soon(stream.read_u8()).await.unwrap());
+        }
+        idle.push(stream);
+    }
+    let mut runs = server.connect().await;
+    runs.write_all(head("GET", "/held", "").as_bytes()).await.unwrap();
+    soon(entered.acquire()).await.unwrap().forget();
+    assert_eq!(rest(&mut idle[0]).await, "", "it was idle for longest");
+    let mut also_runs = server.connect().await;
+    also_runs.write_all(head("GET", "/held", "").as_bytes()).await.unwrap();
+    soon(entered.acquire()).await.unwrap().forget();
+    assert_eq!(rest(&mut idle[1]).await, "");
+
+    // Of two that are not idle none makes room.
+    let mut waits = server.connect().await;
+    waits.write_all(head("GET", "/", "").as_bytes()).await.unwrap();
     let mut answer = [0; 12];
-    soon(first.read_exact(&mut answer)).await.unwrap();
-    let mut second = server.connect().await;
-    second.write_all(head("GET", "/", "").as_bytes()).await.unwrap();
-    let waiting = tokio::time::timeout(SHORT, second.read_exact(&mut answer)).await;
-    assert!(waiting.is_err(), "it is served beside the first");
-    drop(first);
-    assert!(rest(&mut second).await.ends_with("hello"));
+    let waiting = tokio::time::timeout(SHORT, waits.read_exact(&mut answer)).await;
+    assert!(waiting.is_err(), "it is served beside the others");
+    go.notify_waiters();
+    for done in [&mut runs, &mut also_runs] {
+        assert!(rest(done).await.ends_with("done"));
+    }
+    assert!(rest(&mut waits).await.ends_with("hello"));
     server.stop().await;
 }
 

@@ -123,6 +123,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let granter = grant::Granter { writer: writer.clone(), room, liveness };
     let api = http::Parts {
         granter,
+        deadline: settings.bounds.deadline,
         v1_hold: settings.v1_hold,
         policy: settings.alloc_policy,
         file: settings.file.clone(),

@@ -43,6 +43,8 @@ pub struct Api(Arc<Parts>);
 pub struct Parts {
     /// Leases seeds.
     pub granter: Granter,
+    /// How long a request may take, its wait for a seed aside.
+    pub deadline: Duration,
     /// How long `get_seed` may wait for a seed.
     pub v1_hold: Duration,
     /// How seeds are compared.

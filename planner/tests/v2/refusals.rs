@@ -1,5 +1,7 @@
 //! What is wrong is refused with a problem document that says what, and changes nothing.
 
+use std::time::{Duration, Instant};
+
 use rfork_protocol::problem::{Code, Problem};
 use serde_json::{Value, json};
 
@@ -159,5 +161,24 @@ async fn a_wrong_idempotency_key_is_refused_and_not_shown() {
     let problem = problem(&planner.raw(&bytes).await);
     assert_eq!(problem.field.as_deref(), Some("Idempotency-Key"));
     assert!(!problem.to_json().contains("SECRET"), "{problem:?}");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_does_not_come_is_no_wait_for_a_seed() {
+    let directory = tempfile::tempdir().unwrap();
+    let planner = Planner::start(&directory.path().join("p.db"), |settings| {
+        settings.bounds.deadline = Duration::from_millis(300);
+    })
+    .await;
+    let headers = [("Content-Type", &b"application/json"[..]), ("Content-Length", b"100")];
+    let mut part = request("POST", "/v2/leases", &headers);
+    part.extend_from_slice(br#"{"seed_key":"k","wait_ms":60000,"#);
+    assert_eq!(code(&planner.raw(&part).await), Code::Timeout);
+    // A request that is there may wait for longer than that.
+    let waited = Instant::now();
+    let wait = json!({"seed_key": "k", "wait_ms": 600});
+    assert_eq!(code(&planner.send("POST", "/v2/leases", &wait).await), Code::UnknownKey);
+    assert!(waited.elapsed() >= Duration::from_millis(600), "{:?}", waited.elapsed());
     planner.stop().await;
 }

@@ -16,6 +16,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::Api;
+use super::super::bounds::Refusal;
 use super::super::client::Client;
 use super::refused::Refused;
 use crate::store::StoreError;
@@ -96,7 +97,9 @@ where
                 let detail = "declare the body with the header Content-Type: application/json";
                 return Err(Refused::new(Code::UnsupportedMediaType, detail));
             }
-            let body = Bytes::from_request(request, &()).await?;
+            // A route that may wait has a long deadline; its body has no part in the wait.
+            let body = tokio::time::timeout(api.deadline, Bytes::from_request(request, &())).await;
+            let body = body.map_err(|_| Refusal::TimedOut(api.deadline))??;
             Ok(Call { api, headers, client, request: v2::decode(&body)? })
         };
         match call.await {

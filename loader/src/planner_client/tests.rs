@@ -25,6 +25,8 @@ struct Fake {
     busy: AtomicBool,
     loses_an_answer: AtomicBool,
     hangs: AtomicBool,
+    /// Acquisitions that are answered with this code, one after the other, before one is granted.
+    refuses: Mutex<Vec<(u16, &'static str)>>,
     asked: Mutex<Vec<String>>,
     idempotency_keys: Mutex<Vec<String>>,
 }
@@ -50,6 +52,9 @@ impl Fake {
             "/v2/leases" => {
                 let key = request.headers()["idempotency-key"].to_str().unwrap().to_owned();
                 self.idempotency_keys.lock().unwrap().push(key);
+                if let Some((status, code)) = self.refuses.lock().unwrap().pop() {
+                    return problem(StatusCode::from_u16(status).unwrap(), code);
+                }
                 if self.loses_an_answer.swap(false, Ordering::SeqCst) {
                     // More is announced than comes: the connection breaks.
                     let body = axum::body::Body::from("{");
@@ -157,6 +162,25 @@ async fn an_acquisition_whose_answer_is_lost_is_repeated_under_its_key() {
     let keys = fake.idempotency_keys.lock().unwrap().clone();
     assert_eq!(keys.len(), 3);
     assert!(keys[0] == keys[1] && keys[1] != keys[2] && keys[0].len() >= 32);
+}
+
+#[tokio::test]
+async fn an_acquisition_that_is_told_to_come_back_is_repeated_under_its_key() {
+    let (fake, client) = start(true).await;
+    *fake.refuses.lock().unwrap() = vec![(429, "slow-down"), (500, "internal"), (503, "stopping")];
+    acquire(&client).await;
+    let keys = fake.idempotency_keys.lock().unwrap().clone();
+    assert_eq!(keys.len(), 4);
+    assert!(keys.iter().all(|key| *key == keys[0]), "{keys:?}");
+
+    // Not for ever, and not what is no better later.
+    for (status, asked) in [(503, 4), (403, 1)] {
+        fake.asked();
+        *fake.refuses.lock().unwrap() = vec![(status, "no"); 9];
+        let error = client.acquire(&SeedKey::new("k").unwrap(), &Wish::default()).await.unwrap_err();
+        assert!(matches!(error, PlannerError::Refused { status: told, .. } if told == status), "{error}");
+        assert_eq!(fake.asked(), vec!["/v2/leases"; asked]);
+    }
 }
 
 #[tokio::test]

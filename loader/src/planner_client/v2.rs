@@ -21,16 +21,17 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{Advert, Grant, Heard, PlannerClient, PlannerError, TransferReport, Wish};
-use crate::retry::jittered;
+use crate::retry::Backoff;
 
 /// How long it is believed that a planner does not speak this API: it may be replaced by one that does.
 const V1_BELIEVED: Duration = Duration::from_secs(600);
 /// The part of a request's deadline that the first question may take. Its failure costs no more than this.
 const PROBE_PART: u32 = 4;
-/// How often an acquisition is sent, under one idempotency key, while no answer comes.
-const ACQUIRE_ATTEMPTS: u32 = 2;
-/// About how long before that.
-const RETRY_PAUSE: Duration = Duration::from_millis(500);
+/// How often an acquisition is sent, under one idempotency key, while no answer comes or one that tells to come back:
+/// a seed may be leased all the same, which only a repetition under that key finds again.
+const ACQUIRE_ATTEMPTS: u32 = 4;
+/// About how long before the first repetition, and before the last.
+const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(2)];
 
 /// What a planner speaks.
 #[derive(Debug, Clone, Copy)]
@@ -69,6 +70,17 @@ pub(super) enum Failed {
     Problem(StatusCode, Box<Problem>),
     /// Anything else.
     Other(PlannerError),
+}
+
+impl Failed {
+    /// Whether the same request may succeed later.
+    fn is_passing(&self) -> bool {
+        match self {
+            Self::NotSpoken => false,
+            Self::Problem(status, _) => super::is_passing(*status),
+            Self::Other(error) => error.is_passing(),
+        }
+    }
 }
 
 impl PlannerClient {
@@ -132,8 +144,10 @@ impl PlannerClient {
         };
         // Unguessable, as it must be: who knows it gets the lease.
         let idempotency_key = uuid::Uuid::new_v4().simple().to_string();
-        // Both attempts together: a planner that hangs costs no more than one that answers late.
+        // All attempts together: a planner that hangs costs no more than one that answers late.
         let patience = wait + self.timeout;
+        let [first, longest] = RETRY_PAUSES;
+        let mut backoff = Backoff::new(first, longest);
         let mut attempt = 1;
         loop {
             let asked_at = Instant::now();
@@ -154,14 +168,17 @@ impl PlannerClient {
                     tracing::debug!(code = problem.code, "no seed was granted");
                     return Ok(None);
                 }
-                Err(Failed::Other(error @ PlannerError::Unreachable { .. }))
-                    if attempt < ACQUIRE_ATTEMPTS && begun.elapsed() + 2 * RETRY_PAUSE < patience =>
-                {
-                    tracing::debug!(%error, attempt, "the same seed is asked for again");
+                Err(failed) => {
+                    let pause = backoff.pause();
+                    // What is left must do for an answer, too.
+                    let again = attempt < ACQUIRE_ATTEMPTS && begun.elapsed() + 2 * pause < patience;
+                    if !again || !failed.is_passing() {
+                        return Err(failed);
+                    }
+                    tracing::debug!(?failed, attempt, "the same seed is asked for again");
                     attempt += 1;
-                    tokio::time::sleep(jittered(RETRY_PAUSE)).await;
+                    tokio::time::sleep(pause).await;
                 }
-                Err(failed) => return Err(failed),
             }
         }
     }

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::planner_client::{Grant, PlannerClient, TransferReport};
+use crate::planner_client::{Grant, PlannerClient, Renewal, TransferReport};
 use crate::retry::Backoff;
 
 /// A lease is renewed when this part of its time has passed, which leaves two more tries.
@@ -70,23 +70,25 @@ impl Drop for Lease {
 async fn renew(
     client: PlannerClient,
     reference: LeaseRef,
-    ttl: Duration,
+    mut ttl: Duration,
     since: Instant,
     lost: CancellationToken,
 ) {
-    let retries = || Backoff::new(ttl.mul_f64(RENEW_AFTER / 8.0), ttl.mul_f64(RENEW_AFTER));
-    let mut backoff = retries();
+    let retries = |ttl: Duration| Backoff::new(ttl.mul_f64(RENEW_AFTER / 8.0), ttl.mul_f64(RENEW_AFTER));
+    let mut backoff = retries(ttl);
     let mut next = since + ttl.mul_f64(RENEW_AFTER);
     loop {
         tokio::time::sleep_until(next).await;
         let sent = Instant::now();
         match client.renew(&reference).await {
-            Ok(true) => {
-                backoff = retries();
+            Ok(Renewal::Lives(told)) => {
+                // A planner that was restarted may have another time than the one that granted the lease.
+                ttl = told.unwrap_or(ttl);
+                backoff = retries(ttl);
                 // Counted from when the renewal was sent: the planner's clock restarted no earlier.
                 next = sent + ttl.mul_f64(RENEW_AFTER);
             }
-            Ok(false) => {
+            Ok(Renewal::Gone) => {
                 tracing::warn!(seed = %reference.identity, lease = %reference.lease, "the lease is gone");
                 lost.cancel();
                 return;

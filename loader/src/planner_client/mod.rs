@@ -96,6 +96,15 @@ pub struct Grant {
     pub since: Instant,
 }
 
+/// What a planner says to a renewal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease lives on, and without another renewal for so long from now. v1 has no words for how long.
+    Lives(Option<Duration>),
+    /// The planner does not know it (any more).
+    Gone,
+}
+
 /// Where a worker stands, and of which instance it is a rank. Told to planners that speak v2.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct WorkerPlace {
@@ -236,11 +245,11 @@ impl PlannerClient {
         over_either!(self, LEASES, self.v2_acquire(key, wish, max_wait), self.v1_acquire(key))
     }
 
-    /// Extends a lease; `false` when the planner does not know it (any more).
+    /// Extends a lease.
     ///
     /// # Errors
     /// [`PlannerError`].
-    pub async fn renew(&self, lease: &LeaseRef) -> Result<bool, PlannerError> {
+    pub async fn renew(&self, lease: &LeaseRef) -> Result<Renewal, PlannerError> {
         over_either!(self, RENEW, self.v2_renew(lease), self.v1_renew(lease))
     }
 

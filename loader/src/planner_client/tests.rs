@@ -9,6 +9,7 @@ use axum::http::header;
 use axum::response::{IntoResponse, Response};
 
 use super::*;
+use crate::lease::{Lease, Releases};
 
 const V1_GRANT: [(&str, &str); 5] = [
     ("SEED_IP", "10.0.0.7"),
@@ -27,6 +28,7 @@ struct Fake {
     hangs: AtomicBool,
     /// Acquisitions that are answered with this code, one after the other, before one is granted.
     refuses: Mutex<Vec<(u16, &'static str)>>,
+    renews: AtomicBool,
     asked: Mutex<Vec<String>>,
     idempotency_keys: Mutex<Vec<String>>,
 }
@@ -66,6 +68,7 @@ impl Fake {
                 }
                 json(r#"{"lease_id":"0123456789abcdef","seed":"10.0.0.8:8000:3","ttl_ms":9,"waited_ms":1}"#)
             }
+            "/v2/leases/renew" if self.renews.load(Ordering::SeqCst) => json(r#"{"ttl_ms":15}"#),
             "/v2/leases/renew" => problem(StatusCode::NOT_FOUND, "lease-not-found"),
             "/v2/seeds/heartbeat" => json(r#"{"results":[{"seed":"h:1:0","status":"unknown"}]}"#),
             "/v2/seeds" => json(r#"{"registration":"new","heartbeat_interval_ms":1,"heartbeat_ttl_ms":2}"#),
@@ -127,7 +130,8 @@ async fn a_planner_that_is_put_back_to_v1_goes_on_in_v1() {
     let grant = acquire(&client).await;
     fake.speaks_v2.store(false, Ordering::SeqCst);
     fake.asked();
-    assert!(client.renew(&grant.reference).await.unwrap(), "the lease is the same in both");
+    let renewed = client.renew(&grant.reference).await.unwrap();
+    assert_eq!(renewed, Renewal::Lives(None), "the lease is the same in both");
     client.release(&grant.reference, &TransferReport::Aborted).await.unwrap();
     assert_eq!(client.beat(&advert()).await.unwrap(), Heard::Known);
     client.withdraw(&advert()).await.unwrap();
@@ -148,7 +152,7 @@ async fn a_planner_that_cannot_say_is_asked_again() {
 async fn a_problem_is_an_answer_and_no_sign_of_v1() {
     let (fake, client) = start(true).await;
     let grant = acquire(&client).await;
-    assert!(!client.renew(&grant.reference).await.unwrap());
+    assert_eq!(client.renew(&grant.reference).await.unwrap(), Renewal::Gone);
     assert_eq!(client.beat(&advert()).await.unwrap(), Heard::Unknown);
     assert_eq!(fake.asked(), ["/v2", "/v2/leases", "/v2/leases/renew", "/v2/seeds/heartbeat"]);
 }
@@ -181,6 +185,26 @@ async fn an_acquisition_that_is_told_to_come_back_is_repeated_under_its_key() {
         assert!(matches!(error, PlannerError::Refused { status: told, .. } if told == status), "{error}");
         assert_eq!(fake.asked(), vec!["/v2/leases"; asked]);
     }
+}
+
+#[tokio::test]
+async fn a_lease_is_renewed_by_the_time_to_live_that_was_told_last() {
+    const RENEWALS: usize = 100;
+    let (fake, client) = start(true).await;
+    fake.renews.store(true, Ordering::SeqCst);
+    let grant = Grant { ttl: Some(Duration::from_secs(3)), ..acquire(&client).await };
+    let releases = Releases::new(client.clone(), 1, Duration::from_secs(1));
+    let lease = Lease::hold(grant, client, releases);
+    let renewed = async {
+        let mut renewals = 0;
+        while renewals < RENEWALS {
+            renewals += fake.asked().iter().filter(|path| *path == "/v2/leases/renew").count();
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // By the time that came with the grant these would take 100 s.
+    tokio::time::timeout(Duration::from_secs(30), renewed).await.expect("it is renewed too seldom");
+    assert!(!lease.lost().is_cancelled());
 }
 
 #[tokio::test]

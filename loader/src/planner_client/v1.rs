@@ -7,7 +7,7 @@ use reqwest::Method;
 use rfork_protocol::SeedKey;
 use rfork_protocol::v1::{self, AddSeed, GetSeed, Granted, LeaseRef, RemoveSeed};
 
-use super::{Advert, Grant, PlannerClient, PlannerError};
+use super::{Advert, Grant, PlannerClient, PlannerError, Renewal};
 
 impl PlannerClient {
     pub(super) async fn v1_acquire(&self, key: &SeedKey) -> Result<Option<Grant>, PlannerError> {
@@ -26,8 +26,9 @@ impl PlannerClient {
         }
     }
 
-    pub(super) async fn v1_renew(&self, lease: &LeaseRef) -> Result<bool, PlannerError> {
-        self.v1_done_or_unknown(v1::RENEW_SEED_LEASE, lease.encode()).await
+    pub(super) async fn v1_renew(&self, lease: &LeaseRef) -> Result<Renewal, PlannerError> {
+        let lives = self.v1_done_or_unknown(v1::RENEW_SEED_LEASE, lease.encode()).await?;
+        Ok(if lives { Renewal::Lives(None) } else { Renewal::Gone })
     }
 
     pub(super) async fn v1_release(&self, lease: &LeaseRef) -> Result<(), PlannerError> {

@@ -20,7 +20,7 @@ use rfork_protocol::v2::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Advert, Grant, Heard, PlannerClient, PlannerError, TransferReport, Wish};
+use super::{Advert, Grant, Heard, PlannerClient, PlannerError, Renewal, TransferReport, Wish};
 use crate::retry::Backoff;
 
 /// How long it is believed that a planner does not speak this API: it may be replaced by one that does.
@@ -183,10 +183,11 @@ impl PlannerClient {
         }
     }
 
-    pub(super) async fn v2_renew(&self, lease: &LeaseRef) -> Result<bool, Failed> {
+    pub(super) async fn v2_renew(&self, lease: &LeaseRef) -> Result<Renewal, Failed> {
         let request = Renew { lease_id: lease.lease.clone(), seed: lease.identity.clone() };
         let answer = self.v2_send::<Renewed>(v2::RENEW, self.post(v2::RENEW, &request)).await;
-        found(answer.map(|_| true), false)
+        let lives = |renewed: Renewed| Renewal::Lives(Some(Duration::from_millis(renewed.ttl_ms)));
+        found(answer.map(lives), Renewal::Gone)
     }
 
     pub(super) async fn v2_release(&self, lease: &LeaseRef, report: &TransferReport) -> Result<(), Failed> {

@@ -90,6 +90,9 @@ fn print(explained: &Explained) {
     match &explained.grant {
         Some(seed) => println!("a worker would be given {seed}"),
         None if explained.seeds.is_empty() => println!("the planner knows no seed of this key"),
+        None if explained.truncated => {
+            println!("the key has more seeds than are listed: which one a worker would be given is not told");
+        }
         None => println!("a worker would be given no seed now"),
     }
     if explained.seeds.is_empty() {

@@ -73,6 +73,9 @@ pub struct SeedEntry {
     pub capacity: u32,
     /// Leases that it has.
     pub used: u32,
+    /// Leases that it may have besides. More than `capacity` less `used` while points are leased that a lowered
+    /// capacity offers no more.
+    pub free: u32,
     /// How long ago it was last heard of, in milliseconds.
     pub quiet_ms: i64,
     /// How long ago a point of it was last allocated, in milliseconds; `None` for never.

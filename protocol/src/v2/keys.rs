@@ -119,9 +119,10 @@ pub struct Explain {
 /// The answer to `Explain`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Explained {
-    /// The seed that would be granted.
+    /// The seed that would be granted. Null when none would, and when not all seeds are listed: one that is not may
+    /// be better.
     pub grant: Option<SeedIdentity>,
-    /// The key's seeds, the one that would be granted first.
+    /// The key's seeds, those that could be granted first, the best of them first.
     pub seeds: Vec<ExplainedSeed>,
     /// Whether there are more than are listed.
     pub truncated: bool,
@@ -132,7 +133,7 @@ pub struct Explained {
 pub struct ExplainedSeed {
     /// Why.
     pub verdict: Verdict,
-    /// Its place among those that could be granted, from 1; null for others.
+    /// Its place among those that could be granted, from 1; null for others, and when not all seeds are listed.
     pub rank: Option<u32>,
     /// The seed.
     #[serde(flatten)]
@@ -145,7 +146,7 @@ pub struct ExplainedSeed {
 pub enum Verdict {
     /// It is the best.
     WouldBeGranted,
-    /// It could be granted, and others are better.
+    /// It could be granted, and others are better, or may be: not all are listed.
     Ranked,
     /// All its capacity is leased.
     Full,

@@ -61,6 +61,27 @@ pub(crate) async fn seeds_are_listed_by_what_they_are<H: Home>() {
     assert_eq!(bench.listed(none).await, []);
 }
 
+pub(crate) async fn free_points_are_those_that_are_offered<H: Home>() {
+    let mut bench = Bench::<H>::new(Rules { capacity: 4, ..RULES }).await;
+    bench.register(1, "k").await;
+    for number in 0..4 {
+        assert!(bench.acquire("k", number).await.is_some());
+    }
+    for lease in bench.store.list_leases(&LeaseFilter::default(), &ALL).await.unwrap().entries {
+        if lease.point < 2 {
+            let report = Report::Unknown;
+            let (identity, lease) = (lease.identity, lease.lease);
+            bench.apply(&[Command::Release { identity, lease, report, account: None }]).await;
+        }
+    }
+    bench.restart(Rules { capacity: 2, ..RULES }).await;
+    let seeds = bench.listed(SeedFilter::default()).await;
+    assert_eq!((seeds[0].capacity, seeds[0].used, seeds[0].free), (2, 2, 2));
+    assert!(bench.acquire("k", 4).await.is_some());
+    let seeds = bench.listed(SeedFilter::default()).await;
+    assert_eq!((seeds[0].used, seeds[0].free), (3, 1));
+}
+
 pub(crate) async fn leases_are_listed_while_they_live<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
     bench.register(1, "k").await;

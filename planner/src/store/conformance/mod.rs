@@ -295,6 +295,7 @@ macro_rules! conformance_suite {
             scheduling: invalidating_a_key_drains_all_but_the_content_that_stays,
             scheduling: what_a_seed_tells_is_kept_until_it_tells_otherwise,
             lists: seeds_are_listed_by_what_they_are,
+            lists: free_points_are_those_that_are_offered,
             lists: leases_are_listed_while_they_live,
             lists: keys_are_summed_up,
             lists: pages_hold_everything_once,

@@ -30,6 +30,8 @@ impl Work for Seeds<'_> {
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {columns}, h.last_ms, {state} AS state,
                     (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used,
+                    s.capacity - (SELECT count(*) FROM points p
+                        WHERE p.seed_id = s.id AND p.n < s.capacity AND p.busy_until_ms > $1) AS free,
                     CASE WHEN s.capped_host IS NOT NULL THEN s.host_capacity - (
                         SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id
                         WHERE o.capped_host = s.capped_host AND q.busy_until_ms > $1) END AS host_room
@@ -62,6 +64,7 @@ fn seed(row: &PgRow, now: i64) -> Result<SeedEntry, Stopped> {
         state: State::of_number(state).ok_or_else(|| Stopped::Broken(format!("state {state}")))?,
         capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
         used: small(row.try_get("used")?)?,
+        free: small(row.try_get("free")?)?,
         quiet_ms: 0,
         unused_ms: None,
         suspect_ms: None,

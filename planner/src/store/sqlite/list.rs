@@ -29,6 +29,8 @@ pub(super) async fn seeds(
     let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT s.*, h.last_ms, {state} AS state,
                 (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used,
+                s.capacity - (SELECT count(*) FROM points p
+                    WHERE p.seed_id = s.id AND p.n < s.capacity AND p.busy_until_ms > ?1) AS free,
                 CASE WHEN s.capped_host IS NOT NULL THEN s.host_capacity - (
                     SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id
                     WHERE o.capped_host = s.capped_host AND q.busy_until_ms > ?1) END AS host_room
@@ -59,6 +61,7 @@ fn seed(row: &SqliteRow, now: i64) -> Result<SeedEntry, StoreError> {
         state: State::of_number(state).ok_or_else(|| StoreError::Broken(format!("state {state}")))?,
         capacity: row.try_get("capacity")?,
         used: row.try_get("used")?,
+        free: row.try_get("free")?,
         quiet_ms: 0,
         unused_ms: None,
         suspect_ms: None,

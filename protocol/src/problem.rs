@@ -46,12 +46,10 @@ codes! {
     InvalidRequest = "invalid-request", 400, "The request is not valid";
     /// No live seed has this key.
     UnknownKey = "unknown-key", 404, "No live seed has this key";
-    /// There are live seeds of this key, and all their capacity is leased.
+    /// There are live seeds of this key, and all their capacity is leased, but for seeds that the request excludes.
     AllBusy = "all-busy", 404, "All seeds of this key are busy";
     /// Every seed of this key that has capacity failed lately and is left alone for a while.
     AllSuspect = "all-suspect", 404, "All free seeds of this key failed lately";
-    /// Every seed of this key that has capacity is one that the request excludes.
-    AllExcluded = "all-excluded", 404, "The request excludes all free seeds of this key";
     /// No such seed, or it holds another key.
     SeedNotFound = "seed-not-found", 404, "No such seed";
     /// No such lease: unknown, expired, released before, or of another seed.

@@ -95,7 +95,6 @@ fn routes() -> Vec<Route> {
                     Code::UnknownKey,
                     Code::AllBusy,
                     Code::AllSuspect,
-                    Code::AllExcluded,
                     Code::LeaseEnded,
                     Code::IdempotencyConflict,
                 ],

@@ -63,7 +63,10 @@ pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
             return FAILURE;
         }
     };
-    runtime.block_on(execute(cli))
+    let code = runtime.block_on(execute(cli));
+    // All that had to end has ended. A name that the system still looks up for nobody is not waited for.
+    runtime.shutdown_background();
+    code
 }
 
 /// Exit code of what went wrong.

@@ -28,6 +28,23 @@ pub fn client(timeout: Duration, https: bool) -> reqwest::Result<reqwest::Client
         .build()
 }
 
+/// A URL for messages, without its user and password.
+pub fn shown(url: &str) -> String {
+    match reqwest::Url::parse(url) {
+        Ok(mut parsed) if parsed.has_host() => {
+            let _ = (parsed.set_username(""), parsed.set_password(None));
+            parsed.as_str().trim_end_matches('/').to_owned()
+        }
+        // No URL of a service: what stands before an @ may be meant as a password.
+        _ => {
+            let Some((before, rest)) = url.rsplit_once('@') else { return url.to_owned() };
+            before
+                .split_once("://")
+                .map_or_else(|| rest.to_owned(), |(scheme, _)| format!("{scheme}://{rest}"))
+        }
+    }
+}
+
 /// What failed, with its causes: reqwest's own text leaves out the one that says why. Without the URL, which may
 /// carry a password.
 pub fn explain(error: reqwest::Error) -> String {
@@ -42,4 +59,25 @@ pub fn explain(error: reqwest::Error) -> String {
         cause = next.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_password_is_shown() {
+        for (url, expected) in [
+            ("http://planner:1223", "http://planner:1223"),
+            ("https://planner/behind/a/path/", "https://planner/behind/a/path"),
+            ("http://user:SECRET@planner:1223/", "http://planner:1223"),
+            ("http://planner/a@b", "http://planner/a@b"),
+            ("http://user:SECRET@planner:99999", "http://planner:99999"),
+            ("http://user:SECRET/@planner", "http://planner"),
+            ("user:SECRET@planner:1223", "planner:1223"),
+            ("planner", "planner"),
+        ] {
+            assert_eq!(shown(url), expected);
+        }
+    }
 }

@@ -60,8 +60,8 @@ pub(crate) async fn run(args: ExplainArgs) -> Result<()> {
         instance_id: name("instance-id", args.instance_id)?,
         exclude: args.exclude,
     };
-    let url = &args.planner;
-    let asked = format!("{}{EXPLAIN}", parse_url(url)?.as_str().trim_end_matches('/'));
+    let asked = format!("{}{EXPLAIN}", parse_url(&args.planner)?.as_str().trim_end_matches('/'));
+    let url = http::shown(&args.planner);
     let answer = http::client(DEADLINE, true)?
         .post(&asked)
         .json(&request)
@@ -69,7 +69,7 @@ pub(crate) async fn run(args: ExplainArgs) -> Result<()> {
         .await
         .with_context(|| format!("{url} cannot be asked"))?;
     let status = answer.status();
-    let body = inspect::body(url, answer).await?;
+    let body = inspect::body(&url, answer).await?;
     if !status.is_success() {
         match Problem::from_json(&body) {
             Some(problem) => bail!("{url}: {} ({})", problem.detail, problem.code),

@@ -1,6 +1,7 @@
 //! `rfork inspect`: what a planner or a seed says, for people or as JSON.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
@@ -79,8 +80,9 @@ struct Lease {
     allocated_points: u64,
 }
 
-async fn planner(url: &str, as_json: bool) -> Result<()> {
-    let base = parse_url(url)?;
+async fn planner(given: &str, as_json: bool) -> Result<()> {
+    let base = parse_url(given)?;
+    let url = http::shown(given);
     let asked = format!("{}/debug/snapshot", base.as_str().trim_end_matches('/'));
     let answer = http::client(DEADLINE, true)?
         .get(&asked)
@@ -90,7 +92,7 @@ async fn planner(url: &str, as_json: bool) -> Result<()> {
     if !answer.status().is_success() {
         bail!("{url} answered with {}: is it a planner?", answer.status());
     }
-    let body = body(url, answer).await?;
+    let body = body(&url, answer).await?;
     if as_json {
         let value: Value =
             serde_json::from_slice(&body).with_context(|| format!("{url} did not answer with JSON"))?;
@@ -99,10 +101,21 @@ async fn planner(url: &str, as_json: bool) -> Result<()> {
     }
     let snapshot: Snapshot =
         serde_json::from_slice(&body).with_context(|| format!("{url} did not answer like a planner"))?;
+    print!("{}", text(&snapshot));
+    Ok(())
+}
+
+/// A snapshot for people.
+fn text(snapshot: &Snapshot) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let ago =
         |then: f64| if then > 0.0 { format!("{:.0} s ago", (now - then).max(0.0)) } else { "never".into() };
-    println!("{} seed(s)", snapshot.seed_count);
+    // A planner lists no more than some thousand of each.
+    let counted = |count: u64, what: &str, listed: usize| match count.saturating_sub(listed as u64) {
+        0 => format!("{count} {what}(s)\n"),
+        more => format!("{count} {what}(s), {more} of them not listed\n"),
+    };
+    let mut text = counted(snapshot.seed_count, "seed", snapshot.seeds.len());
     let rows = snapshot.seeds.iter().map(|(identity, seed)| {
         [
             identity.clone(),
@@ -114,21 +127,23 @@ async fn planner(url: &str, as_json: bool) -> Result<()> {
         ]
     });
     if !snapshot.seeds.is_empty() {
-        println!("{}", show::table(["seed", "key", "leased", "heard", "used", "state"], rows));
+        let _ = writeln!(text, "{}", show::table(["seed", "key", "leased", "heard", "used", "state"], rows));
     }
-    println!("{} lease(s)", snapshot.lease_count);
+    text += &counted(snapshot.lease_count, "lease", snapshot.leases.len());
     let rows = snapshot
         .leases
         .iter()
         .map(|(lease, on)| [lease.clone(), on.seed_identity.clone(), on.seed_key.clone()]);
     if !snapshot.leases.is_empty() {
-        println!("{}", show::table(["lease (hashed)", "seed", "key"], rows));
+        let _ = writeln!(text, "{}", show::table(["lease (hashed)", "seed", "key"], rows));
     }
-    Ok(())
+    text
 }
 
 async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
-    let base = parse_url(url)?;
+    let mut base = parse_url(url)?;
+    // A seed asks for none, and its address is shown.
+    let _ = (base.set_username(""), base.set_password(None));
     let key = SeedKey::from_text(key)?;
     let metadata = seed_client::fetch_at(&http::client(DEADLINE, false)?, base.authority(), &key).await?;
     let manifest = &metadata.manifest;
@@ -188,9 +203,39 @@ pub(crate) async fn body(url: &str, mut answer: reqwest::Response) -> Result<Vec
 
 pub(crate) fn parse_url(url: &str) -> Result<reqwest::Url> {
     let parsed = reqwest::Url::parse(url)
-        .with_context(|| format!("'{url}' is not a URL; give one like http://host:port"))?;
+        .with_context(|| format!("'{}' is not a URL; give one like http://host:port", http::shown(url)))?;
     if parsed.scheme() != "http" && parsed.scheme() != "https" || parsed.host_str().is_none() {
-        bail!("'{url}' is not a URL of a service; give one like http://host:port");
+        bail!("'{}' is not a URL of a service; give one like http://host:port", http::shown(url));
     }
     Ok(parsed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_listed_is_told() {
+        let seed =
+            json!({"seed_key": "k", "resource_total": 1, "resource_used": 1, "last_heartbeat_ts": 1.0});
+        let lease = json!({"seed_identity": "h:1:0", "seed_key": "k", "allocated_points": 1});
+        let snapshot = |seeds: u64, leases: u64| {
+            let body = json!({"seed_count": seeds, "lease_count": leases, "seeds": {"h:1:0": seed},
+                "leases": {"0123456789ab": lease}});
+            text(&serde_json::from_value(body).unwrap())
+        };
+        let all = snapshot(1, 1);
+        assert!(all.starts_with("1 seed(s)\n") && all.contains("\n1 lease(s)\n"), "{all}");
+        let part = snapshot(3, 2);
+        assert!(part.starts_with("3 seed(s), 2 of them not listed\n"), "{part}");
+        assert!(part.contains("\n2 lease(s), 1 of them not listed\n"), "{part}");
+    }
+
+    #[test]
+    fn a_url_that_cannot_be_used_shows_no_password() {
+        for url in ["http://u:SECRET@h:99999", "u:SECRET@h:1223", "ftp://u:SECRET@h"] {
+            let refusal = format!("{:#}", parse_url(url).unwrap_err());
+            assert!(!refusal.contains("SECRET"), "{refusal}");
+        }
+    }
 }

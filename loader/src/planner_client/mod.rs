@@ -28,7 +28,7 @@ pub enum PlannerError {
         "rfork_scheduler_url '{url}' is not a URL of a planner: {reason}; give one like http://planner:1223"
     )]
     BadUrl {
-        /// What was given.
+        /// What was given, without credentials.
         url: String,
         /// Why not.
         reason: String,
@@ -212,7 +212,7 @@ impl PlannerClient {
         labels: Labels,
         place: WorkerPlace,
     ) -> Result<Self, PlannerError> {
-        let bad = |reason: String| PlannerError::BadUrl { url: base_url.to_owned(), reason };
+        let bad = |reason: String| PlannerError::BadUrl { url: crate::http::shown(base_url), reason };
         let base = Url::parse(base_url).map_err(|error| bad(error.to_string()))?;
         if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
             return Err(bad("it must start with http:// or https:// and name a host".into()));
@@ -313,8 +313,6 @@ impl PlannerClient {
 
     /// The planner's URL for messages, without credentials.
     fn name(&self) -> String {
-        let mut shown = self.base.clone();
-        let _ = (shown.set_username(""), shown.set_password(None));
-        shown.to_string().trim_end_matches('/').to_owned()
+        crate::http::shown(self.base.as_str())
     }
 }

@@ -71,7 +71,7 @@ pub(super) async fn get_seed(
                     Command::give_back(identity.clone(), ask.lease, Report::Unknown, None),
                 );
             }
-            let lease_ttl_sec = Some(lease_ttl_ms.unsigned_abs() / 1_000);
+            let lease_ttl_sec = Some(whole_seconds(lease_ttl_ms));
             let granted = Granted { identity, lease, lease_ttl_sec };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
@@ -79,6 +79,11 @@ pub(super) async fn get_seed(
         Err(AcquireError::Write(error)) => Err(error.into()),
         Err(error) => Err(ApiError::Unavailable(error.to_string())),
     }
+}
+
+/// A lease's time to live as v1 has it. Of the shortest less than a second may be left after a wait; 0 would be no lease.
+fn whole_seconds(ttl_ms: i64) -> u64 {
+    (ttl_ms.unsigned_abs() / 1_000).max(1)
 }
 
 pub(super) async fn renew_seed_lease(
@@ -125,5 +130,17 @@ pub(super) async fn remove_seed(State(api): State<Api>, headers: HeaderMap) -> R
         }
         Outcome::Removed(Removal::Unknown) => Err(ApiError::NotFound("seed not found")),
         outcome => Err(mismatched(&outcome)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_that_was_granted_never_lives_for_no_time() {
+        for (ttl_ms, seconds) in [(1, 1), (999, 1), (1_000, 1), (59_999, 59), (60_000, 60)] {
+            assert_eq!(whole_seconds(ttl_ms), seconds, "{ttl_ms}");
+        }
     }
 }

@@ -77,23 +77,25 @@ impl Changes {
         Ok(Self {
             seeds: series.counters(
                 "seed_changes_total",
-                "Seeds that came (new, new_holding), repeated, drained or went (removed, forgotten, silenced).",
+                "Seeds that came (new, new_holding), repeated, drained or went (removed, forgotten, silenced: with \
+                 leases, counted on SQLite alone).",
                 &["change"],
                 &["new", "new_holding", "repeated", "drained", "removed", "forgotten", "silenced"],
             )?,
             leases: series.counters(
                 "lease_changes_total",
-                "Leases that were granted, queued (their requests wait), renewed, lost (a renewal of one that is gone) or \
-                 expired.",
+                "Leases that were granted (told once more to repeated requests, too), queued (their requests wait), \
+                 renewed, lost (a renewal of one that is gone) or expired.",
                 &["change"],
                 &["granted", "queued", "renewed", "lost", "expired"],
             )?,
             releases: series.counters(
                 "releases_total",
                 "Leases that were given back, by how the transfer went (ok, failed, aborted, unknown: v1 does not \
-                 say); and late ones, of leases that were gone.",
+                 say); those that the planner gave back because their seed did not answer it (no_answer); and late \
+                 ones, of leases that were gone.",
                 &["outcome"],
-                &["ok", "failed", "aborted", "unknown", "late"],
+                &["ok", "failed", "aborted", "unknown", "no_answer", "late"],
             )?,
             refusals: series.counters(
                 "refusals_total",

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
+use crate::store::history::End;
 use crate::store::{
     Command, Counts, Heard, Leaving, Left, Outcome, Refusal, Registration, Removal, Report, Store, Tally,
 };
@@ -192,6 +193,12 @@ impl Metrics {
             Outcome::Renewed(Some(_)) => lease("renewed"),
             Outcome::Renewed(None) => lease("lost"),
             Outcome::Released(true) => match command {
+                // By the planner, whose question the seed did not answer: no transfer has failed.
+                Command::Release { report: Report::Failed, account: Some(account), .. }
+                    if account.end == End::GivenBack =>
+                {
+                    released("no_answer");
+                }
                 Command::Release { report: Report::Ok, .. } => released("ok"),
                 Command::Release { report: Report::Failed, .. } => released("failed"),
                 Command::Release { report: Report::Aborted, .. } => released("aborted"),
@@ -250,6 +257,9 @@ mod tests {
         metrics.applied(&release, &Outcome::Acquired(Err(Refusal::AllBusy)));
         metrics.applied(&release, &Outcome::Released(true));
         metrics.applied(&release, &Outcome::Released(false));
+        let identity = rfork_protocol::SeedIdentity::new("h", 1, 0).unwrap();
+        let silent = Command::give_back(identity, [0; 32], Report::Failed, Some("no-answer"));
+        metrics.applied(&silent, &Outcome::Released(true));
         metrics.count(&Counts {
             live: Tally { seeds: 3, capacity: 6, leases: 4 },
             silent: Tally { seeds: 1, capacity: 2, leases: 1 },
@@ -270,6 +280,7 @@ mod tests {
             r#"refusals_total{reason="all_suspect"} 0"#,
             r#"releases_total{outcome="failed"} 1"#,
             r#"releases_total{outcome="late"} 1"#,
+            r#"releases_total{outcome="no_answer"} 1"#,
             r#"lease_changes_total{change="expired"} 0"#,
             r#"history_deleted_total{kind="lease"} 0"#,
             r#"seeds{state="live"} 3"#,

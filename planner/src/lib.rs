@@ -5,9 +5,11 @@
 //! what is true is in the database ([`store`]).
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub mod acquaint;
@@ -65,6 +67,17 @@ pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Opens the settings' database, migrating its schema.
+async fn open(settings: &Settings) -> Result<Arc<dyn Store>, RunError> {
+    let rules = settings.rules();
+    Ok(match &settings.database {
+        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path, rules, Clock::Database).await?),
+        DatabaseUrl::Postgres(url) => {
+            Arc::new(PostgresStore::open(url, settings.connect, rules, Clock::Database).await?)
+        }
+    })
+}
+
 /// Runs a planner on `listener` until `stop`: then it drains, accepts no more, finishes what runs, writes the last
 /// heartbeats and returns. A plain token stops it without a drain. Two can live in one process, each with a SQLite
 /// file of its own.
@@ -74,30 +87,20 @@ pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
 pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop>) -> Result<(), RunError> {
     let stop: Stop = stop.into();
     let address: SocketAddr = listener.local_addr()?;
-    let store: Arc<dyn Store> = match &settings.database {
-        DatabaseUrl::Sqlite(path) => {
-            Arc::new(SqliteStore::open(path, settings.rules(), Clock::Database).await?)
-        }
-        DatabaseUrl::Postgres(url) => {
-            // A stop does not wait for a database that is away.
-            let opening = PostgresStore::open(url, settings.connect, settings.rules(), Clock::Database);
-            tokio::select! {
-                store = opening => Arc::new(store?),
-                () = stop.draining() => return Ok(()),
-            }
-        }
+    // From the beginning, so that whoever probes it does not take a planner for dead that migrates.
+    let (serving, opened) = watch::channel(None);
+    let opening = http::opening(opened.clone());
+    let proxies = settings.trusted_proxies.clone().into();
+    let server = http::server::serve(listener, opening, opened, &settings.bounds, &proxies, &stop);
+    let mut server = pin!(server);
+    let store = tokio::select! {
+        store = open(&settings) => store?,
+        // A stop does not wait for a database that is away.
+        () = stop.draining() => return Ok(()),
+        () = server.as_mut() => return Ok(()),
     };
     let metrics = Arc::new(metrics::Metrics::new()?);
     let store: Arc<dyn Store> = Arc::new(metrics::MeasuredStore::new(store, metrics.clone()));
-    tracing::info!(
-        %address,
-        database = %settings.database,
-        heartbeat_ttl_sec = settings.heartbeat_ttl.as_secs(),
-        lease_ttl_sec = settings.lease_ttl.as_secs(),
-        resource_points = settings.default_resource_points,
-        policy = %settings.alloc_policy,
-        "the planner listens"
-    );
     if settings.heartbeat_interval >= settings.heartbeat_ttl {
         tracing::warn!(
             "--heartbeat-interval-sec is not less than --heartbeat-ttl-sec: a seed that sends its heartbeats so often is \
@@ -135,8 +138,19 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         metrics,
         stop: stop.clone(),
     };
-    let router = http::router(api.into(), &settings.bounds);
-    http::server::serve(listener, router, &settings.bounds, &settings.trusted_proxies.into(), &stop).await;
+    serving.send_replace(Some(http::router(api.into(), &settings.bounds)));
+    // What the router holds, the writer among it, goes with the server.
+    drop(serving);
+    tracing::info!(
+        %address,
+        database = %settings.database,
+        heartbeat_ttl_sec = settings.heartbeat_ttl.as_secs(),
+        lease_ttl_sec = settings.lease_ttl.as_secs(),
+        resource_points = settings.default_resource_points,
+        policy = %settings.alloc_policy,
+        "the planner listens"
+    );
+    server.await;
     requests_done.cancel();
     // A panic in one of them was logged when it happened; the rest is still to be closed.
     let _ = (flushing.await, sweeping.await, seating.await);

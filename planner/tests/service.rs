@@ -250,6 +250,8 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
     let ask = async |method: &str, path: &str, headers: &[(&str, &[u8])]| {
         raw(address, &request(method, path, headers)).await.unwrap()
     };
+    // Held until its database is open.
+    ask("GET", "/get_seed", &[("SEED_KEY", b"k")]).await.is(404, "no available seed");
     ask("GET", "/readyz", &[]).await.is(200, r#"{"status":"ok"}"#);
 
     let mut kept = TcpStream::connect(address).await.unwrap();
@@ -287,4 +289,43 @@ async fn connections_that_are_kept_open_shut_nobody_out() {
     planner.add(&SEED).await.is(200, "");
     planner.get(SEED.key).await.is(200, "");
     planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_planner_lives_and_is_not_ready_while_its_database_is_opened() {
+    // A database that takes connections and says nothing.
+    let database = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("postgres://u@{}/d", database.local_addr().unwrap());
+    let mut settings = Settings::of(url.parse().unwrap());
+    settings.connect.patience = Duration::from_secs(600);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Stop::default();
+    let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+    let ask = async |method: &str, path: &str| {
+        raw(address, &request(method, path, &[("SEED_KEY", b"k")])).await.unwrap()
+    };
+    ask("GET", "/healthz").await.is(200, r#"{"status":"ok"}"#);
+    ask("GET", "/readyz").await.is(503, "the planner is starting: its database is not open yet");
+    // Held for a moment, all at once.
+    let (get, put, add, service, acquire) = tokio::join!(
+        ask("GET", "/get_seed"),
+        ask("POST", "/put_seed"),
+        ask("POST", "//add_seed"),
+        ask("GET", "/v2"),
+        ask("POST", "/v2/leases"),
+    );
+    for answer in [&get, &put, &add, &service, &acquire] {
+        assert_eq!((answer.status, answer.header("RETRY-AFTER")), (503, Some("1")), "{answer:?}");
+    }
+    assert!(acquire.body.contains("store-unavailable"), "{acquire:?}");
+    // One that is kept open would go on meeting what is served now.
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, kept.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    stop.advance();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+    drop(database);
 }

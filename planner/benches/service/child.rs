@@ -2,8 +2,8 @@
 //! parent, and ends when the parent does: its standard input closes then.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::net::{SocketAddr, TcpListener};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -120,11 +120,29 @@ impl Server {
         BufReader::new(stdout).read_line(&mut line)?;
         let address = line.trim().parse();
         let address = address.map_err(|_| "a process ended before it served; its error is above")?;
-        Ok(Self { process, stdin, address })
+        let server = Self { process, stdin, address };
+        if matches!(role, Role::Planner(_)) {
+            opened(address)?;
+        }
+        Ok(server)
     }
 
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
+    }
+}
+
+/// Waits until a planner has opened its database: until then it is not ready.
+fn opened(address: SocketAddr) -> Result<()> {
+    loop {
+        let mut stream = TcpStream::connect(address)?;
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: planner\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        if answer.starts_with("HTTP/1.1 200 ") {
+            return Ok(());
+        }
+        std::thread::sleep(Duration::from_millis(10));
     }
 }
 

@@ -6,10 +6,13 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
-use axum::http::{StatusCode, Uri, header};
-use axum::middleware::from_fn_with_state;
+use axum::http::{HeaderValue, StatusCode, Uri, header};
+use axum::middleware::{from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
+use tokio::sync::watch;
+use tower::ServiceExt;
 
 use crate::allocate::Writer;
 use crate::config::Bounds;
@@ -34,6 +37,12 @@ mod v1;
 pub mod v2;
 
 use bounds::Lanes;
+use error::ApiError;
+
+/// Why nothing is done yet.
+const OPENING: &str = "the planner is starting: its database is not open yet";
+/// How long a request is held for that.
+const OPENING_HOLD: Duration = Duration::from_secs(2);
 
 /// What every request may use. Cheap to clone: axum does so for each layer that a request goes through.
 #[derive(Clone)]
@@ -112,8 +121,37 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
         .with_state(api)
 }
 
+/// What is served while the database is opened, for which a migration may take long: that the process lives, and
+/// that all else is to be asked for again. A database is mostly open soon, so a request is held for a moment first, and
+/// served by what comes then through `opened`. Each answer ends its connection: the next one is not served from here.
+pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
+    let hold = async move |request: Request| {
+        let mut opened = opened.clone();
+        let router = tokio::time::timeout(OPENING_HOLD, opened.wait_for(Option::is_some)).await;
+        let router = router.ok().and_then(|opened| opened.ok()?.clone());
+        match router {
+            Some(router) => router.oneshot(request).await.into_response(),
+            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => v2::opening(),
+            None => unopened().into_response(),
+        }
+    };
+    let close = async |mut answer: Response| {
+        answer.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+        answer
+    };
+    Router::new()
+        .route("/healthz", get_only(get(ops::healthz)))
+        .route("/readyz", get_only(get(async || unopened())))
+        .fallback(hold)
+        .layer(map_response(close))
+}
+
+fn unopened() -> ApiError {
+    ApiError::Unavailable(OPENING.into())
+}
+
 /// Refuses HEAD, which axum would answer by running the GET: that of `get_seed` allocates.
-fn get_only(route: MethodRouter<Api>) -> MethodRouter<Api> {
+fn get_only<S: Clone + Send + Sync + 'static>(route: MethodRouter<S>) -> MethodRouter<S> {
     route.head(async || (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")]))
 }
 

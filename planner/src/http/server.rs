@@ -15,7 +15,7 @@ use hyper_util::service::TowerToHyperService;
 use ipnet::IpNet;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
@@ -32,12 +32,15 @@ const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// After this another idle connection makes room, if the one before did not: it was still being answered.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
-/// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline.
+/// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline. Dropped
+/// before, it drops all connections.
 ///
+/// A connection is served by what `opened` is when it is accepted, or by `opening` while that is nothing.
 /// `proxies` are the networks of those that speak for others: [`client::address`].
 pub async fn serve(
     listener: TcpListener,
-    router: Router,
+    opening: Router,
+    opened: watch::Receiver<Option<Router>>,
     bounds: &Bounds,
     proxies: &Arc<[IpNet]>,
     stop: &Stop,
@@ -45,6 +48,7 @@ pub async fn serve(
     let places = Arc::new(Places::new(connection_limit(bounds.connections)));
     let connections = TaskTracker::new();
     let given_up = CancellationToken::new();
+    let _dropped = given_up.clone().drop_guard();
     let closing = stop.close_after(bounds.drain);
     tokio::pin!(closing);
     loop {
@@ -60,7 +64,8 @@ pub async fn serve(
         match accepted {
             Ok((stream, address, Some(place))) => {
                 let peer = Peer { address: address.ip(), proxies: proxies.clone() };
-                let connection = connection(stream, peer, place, router.clone(), bounds.idle, stop.clone());
+                let router = opened.borrow().clone().unwrap_or_else(|| opening.clone());
+                let connection = connection(stream, peer, place, router, bounds.idle, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
             Ok((.., None)) => break,

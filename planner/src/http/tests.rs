@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::routing::{get, post};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::bounds::Lanes;
@@ -32,13 +32,12 @@ impl Server {
     async fn start(bounds: Bounds, routes: impl FnOnce(Lanes) -> Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let app = routes(Lanes::new(&bounds));
+        let (_, app) = watch::channel(Some(routes(Lanes::new(&bounds))));
         let stop = CancellationToken::new();
         let stopping = Stop::from(stop.clone());
-        let running =
-            tokio::spawn(
-                async move { server::serve(listener, app, &bounds, &Arc::default(), &stopping).await },
-            );
+        let running = tokio::spawn(async move {
+            server::serve(listener, Router::new(), app, &bounds, &Arc::default(), &stopping).await;
+        });
         Self { address, stop, running }
     }
 

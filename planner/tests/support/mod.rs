@@ -37,6 +37,8 @@ impl Planner {
         let address = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+        // Held until its database is open, or not for as long as that takes.
+        while raw(address, &request("GET", "/v2", &[])).await.unwrap().status == 503 {}
         Self { address, stop, running }
     }
 

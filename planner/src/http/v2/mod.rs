@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::MatchedPath;
-use axum::response::IntoResponse;
+use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v2;
@@ -192,6 +192,11 @@ pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
     let not_found =
         async || Refused::new(Code::NotFound, "see /v2/openapi.json for the routes that there are");
     ELSEWHERE.iter().fold(router, |router, path| router.route(path, any(not_found)))
+}
+
+/// The answer to any request before the database is open.
+pub(super) fn opening() -> Response {
+    Refused::new(Code::StoreUnavailable, super::OPENING).into_response()
 }
 
 /// A place, as the planner keeps it.

@@ -30,8 +30,8 @@ mod view;
 use std::collections::HashSet;
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rfork_protocol::SeedKey;
@@ -58,6 +58,8 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The writer's cache, in KiB (negative means so): room for the indexes of 100,000 seeds.
 const WRITER_CACHE: &str = "-36864";
+/// However often it is asked for, a check writes no more often than this.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
 /// Connections that only read.
 const READERS: u32 = 2;
 
@@ -102,6 +104,8 @@ pub struct SqliteStore {
     planner: String,
     /// Told when some of those were served.
     served: Arc<Notify>,
+    /// When a check has last written. Not locked across an await.
+    checked: Mutex<Option<Instant>>,
     /// Held while the store lives; the system frees it when the process ends, however it ends.
     _lock: File,
 }
@@ -143,6 +147,7 @@ impl SqliteStore {
             clock,
             planner: super::planner_id(),
             served: Arc::default(),
+            checked: Mutex::default(),
             _lock: lock,
         };
         store.take_over().await.map_err(|error| unusable(&error))?;
@@ -443,9 +448,17 @@ impl Store for SqliteStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        // Takes and gives back the write lock, which a read would not prove to be available.
-        let (tx, _) = self.begin().await?;
-        tx.rollback().await?;
+        // Takes the write lock, which a read would not prove to be available.
+        let (mut tx, _) = self.begin().await?;
+        let written = *self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.is_some_and(|written| written.elapsed() < CHECK_PAUSE) {
+            tx.rollback().await?;
+            return Ok(());
+        }
+        // And writes, which a full disk would refuse: a number in the file's head that nobody reads.
+        sqlx::query("PRAGMA user_version = 1").execute(&mut *tx).await?;
+        self.commit(tx).await?;
+        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
         Ok(())
     }
 

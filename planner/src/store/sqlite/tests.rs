@@ -88,6 +88,23 @@ async fn a_locked_file_is_an_outage_that_passes() {
 }
 
 #[tokio::test]
+async fn a_check_writes_as_any_change_does() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let foreign = SqlitePool::connect_with(SqliteConnectOptions::new().filename(home.file())).await.unwrap();
+    let written =
+        async || sqlx::query_scalar::<_, i64>("PRAGMA user_version").fetch_one(&foreign).await.unwrap();
+    assert_eq!(written().await, 0);
+    store.check().await.unwrap();
+    assert_eq!(written().await, 1);
+    // Whether it has to write or not, it needs the lock.
+    let tx = foreign.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    assert!(store.check().await.is_err());
+    tx.rollback().await.unwrap();
+    store.check().await.unwrap();
+}
+
+#[tokio::test]
 async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();

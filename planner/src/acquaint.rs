@@ -48,7 +48,7 @@ impl Acquaintance {
     /// Asks a seed that has just been leased and has not answered yet, unless it was asked lately. Returns at once.
     pub fn make(self: &Arc<Self>, key: &SeedKey, grant: &Grant) {
         let Ok(permit) = self.at_once.clone().try_acquire_owned() else { return };
-        if !self.asked().ask(&grant.identity, Instant::now()) {
+        if !self.asked().ask(grant.seed_id, Instant::now()) {
             return;
         }
         let (this, key, identity, seed_id) =
@@ -62,8 +62,8 @@ impl Acquaintance {
     async fn ask(&self, key: SeedKey, identity: SeedIdentity, seed_id: i64) {
         if self.prober.ask(&identity, &key).await == Verdict::Well {
             // Whatever becomes of it: where it is not noted the next grant asks again.
-            let _ = self.writer.submit(Command::Answered { identity: identity.clone(), seed_id }).await;
-            self.asked().forget(&identity);
+            let _ = self.writer.submit(Command::Answered { identity, seed_id }).await;
+            self.asked().forget(seed_id);
         }
     }
 
@@ -77,8 +77,9 @@ impl Acquaintance {
 #[derive(Debug)]
 struct Asked {
     since: Instant,
-    lately: HashSet<SeedIdentity>,
-    before: HashSet<SeedIdentity>,
+    /// By the numbers of holdings: what comes to an address later is another one.
+    lately: HashSet<i64>,
+    before: HashSet<i64>,
 }
 
 impl Asked {
@@ -87,16 +88,16 @@ impl Asked {
     }
 
     /// Whether the seed may be asked; it then counts as asked.
-    fn ask(&mut self, seed: &SeedIdentity, now: Instant) -> bool {
+    fn ask(&mut self, seed: i64, now: Instant) -> bool {
         if now.duration_since(self.since) >= LEFT_ALONE || self.lately.len() >= MAX_REMEMBERED {
             (self.since, self.before) = (now, std::mem::take(&mut self.lately));
         }
-        !self.before.contains(seed) && self.lately.insert(seed.clone())
+        !self.before.contains(&seed) && self.lately.insert(seed)
     }
 
-    fn forget(&mut self, seed: &SeedIdentity) {
-        self.lately.remove(seed);
-        self.before.remove(seed);
+    fn forget(&mut self, seed: i64) {
+        self.lately.remove(&seed);
+        self.before.remove(&seed);
     }
 }
 
@@ -104,30 +105,26 @@ impl Asked {
 mod tests {
     use super::*;
 
-    fn seed(rank: u32) -> SeedIdentity {
-        SeedIdentity::new("10.0.0.1", 1, rank).unwrap()
-    }
-
     #[test]
     fn a_seed_is_left_alone_for_a_while_and_then_asked_again() {
         let begun = Instant::now();
         let mut asked = Asked::new(begun);
-        assert!(asked.ask(&seed(0), begun));
-        assert!(!asked.ask(&seed(0), begun));
-        assert!(asked.ask(&seed(1), begun), "another one");
+        assert!(asked.ask(0, begun));
+        assert!(!asked.ask(0, begun));
+        assert!(asked.ask(1, begun), "another one");
         let later = begun + LEFT_ALONE;
-        assert!(!asked.ask(&seed(0), later));
-        asked.forget(&seed(1));
-        assert!(asked.ask(&seed(1), later), "it has answered");
-        assert!(asked.ask(&seed(0), later + LEFT_ALONE));
+        assert!(!asked.ask(0, later));
+        asked.forget(1);
+        assert!(asked.ask(1, later), "it has answered");
+        assert!(asked.ask(0, later + LEFT_ALONE));
     }
 
     #[test]
     fn what_is_remembered_is_bounded() {
         let begun = Instant::now();
         let mut asked = Asked::new(begun);
-        for rank in 0..3 * u32::try_from(MAX_REMEMBERED).unwrap() {
-            assert!(asked.ask(&seed(rank), begun));
+        for seed in 0..3 * i64::try_from(MAX_REMEMBERED).unwrap() {
+            assert!(asked.ask(seed, begun));
             assert!(asked.lately.len() <= MAX_REMEMBERED && asked.before.len() <= MAX_REMEMBERED);
         }
     }

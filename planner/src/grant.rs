@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::acquaint::Acquaintance;
 use crate::allocate::{WriteError, Writer};
 use crate::probe::{Prober, Verdict};
-use crate::store::{Command, Grant, Outcome, Report};
+use crate::store::{Command, Grant, Leaving, Outcome, Report, attempt};
 use crate::waiting::{AcquireError, Ask, WaitingRoom};
 
 /// The most seeds that are found dead for one request, each in 300 ms: the answer must come in time.
@@ -66,7 +66,16 @@ impl Granter {
         let (begun, mut ask) = (Instant::now(), ask.clone());
         let wait_ms = ask.queue.wait_ms;
         for _ in 0..MAX_DEAD {
-            let grant = self.lease(&ask).await?;
+            let grant = match self.lease(&ask).await {
+                Ok(grant) => grant,
+                Err(error) => {
+                    // If nothing came of asking once more, a repetition is not told of the lease that is over.
+                    if let Some(before) = ask.queue.again {
+                        self.void(&ask, before);
+                    }
+                    return Err(error);
+                }
+            };
             let Some(liveness) = self.liveness.as_ref().filter(|liveness| liveness.doubts(&grant)) else {
                 self.acquaint(&ask, &grant);
                 return Ok(grant);
@@ -85,7 +94,7 @@ impl Granter {
                 // time.
                 self.writer.tell(release(Report::Failed, Some(NO_ANSWER)));
                 let waited_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
-                ask.queue.again = true;
+                ask.queue.again = Some(std::mem::replace(&mut ask.queue.attempt, attempt()));
                 ask.queue.wait_ms = wait_ms.saturating_sub(waited_ms).max(0);
                 continue;
             }
@@ -95,7 +104,15 @@ impl Granter {
             held.release = None;
             return Ok(grant);
         }
+        if let Some(before) = ask.queue.again {
+            self.void(&ask, before);
+        }
         Err(AcquireError::Write(WriteError::TimedOut(Duration::from_millis(300) * 16)))
+    }
+
+    /// Ends what an attempt was granted whose seed did not answer.
+    fn void(&self, ask: &Ask, attempt: i64) {
+        self.writer.tell(Command::Leave { lease: ask.lease, attempt, why: Leaving::Void });
     }
 
     /// Has a seed asked that nobody doubts, so that it is known to answer once somebody does.
@@ -106,7 +123,7 @@ impl Granter {
     }
 
     async fn lease(&self, ask: &Ask) -> Result<Grant, AcquireError> {
-        if ask.queue.wait_ms > 0 || ask.queue.idempotency.is_some() || ask.queue.again {
+        if ask.queue.wait_ms > 0 || ask.queue.idempotency.is_some() || ask.queue.again.is_some() {
             return self.room.acquire(ask).await;
         }
         let Ask { key, wish, lease, .. } = ask.clone();

@@ -26,7 +26,8 @@ use crate::domain::policy::Wish;
 use crate::metrics::Metrics;
 use crate::shutdown::Stop;
 use crate::store::{
-    Command, Grant, LeaseHash, Leaving, Left, Outcome, PLANNER_TTL_MS, Queue, Refusal, Report, Store, Woken,
+    Command, Grant, LeaseHash, Leaving, Left, Outcome, PLANNER_TTL_MS, Queue, Refusal, Report, Store, Told,
+    Woken,
 };
 
 /// The longest that a request may wait; one that asks for more waits so long.
@@ -77,7 +78,7 @@ struct Seats {
     by_lease: HashMap<LeaseHash, Seat>,
     by_key: HashMap<SeedKey, KeySeats>,
     /// Those that were told, until the store knows that they were.
-    told: HashSet<LeaseHash>,
+    told: HashSet<Told>,
 }
 
 impl Seats {
@@ -239,7 +240,7 @@ impl WaitingRoom {
             _ => return Err(AcquireError::Mismatched),
         }
         // Once more, at the end: for the reason, and for what was freed just now.
-        let queue = Queue { wait_ms: 0, again: false, ..ask.queue.clone() };
+        let queue = Queue { wait_ms: 0, again: None, ..ask.queue.clone() };
         match self.ask(ask, queue).await? {
             Outcome::Acquired(Err(_)) if closing => Err(WriteError::Stopping.into()),
             Outcome::Acquired(granted) => granted.map_err(AcquireError::Refused),
@@ -362,7 +363,7 @@ impl WaitingRoom {
 
     /// Tells those who were served, and the store whom it has told.
     async fn collect(&self) {
-        let told: Vec<LeaseHash> = self.seats().told.iter().copied().collect();
+        let told: Vec<Told> = self.seats().told.iter().copied().collect();
         let woken = match self.store.collect(&told).await {
             Ok(woken) => woken,
             Err(error) => {
@@ -371,13 +372,18 @@ impl WaitingRoom {
             }
         };
         let mut seats = self.seats();
-        for lease in &told {
-            seats.told.remove(lease);
+        for told in &told {
+            seats.told.remove(told);
         }
         for Woken { lease, attempt, grant } in woken {
+            let seated = seats.by_lease.get(&lease).map(|seat| seat.attempt == attempt);
+            // A later attempt has sat down, and is about to take the place.
+            if seated == Some(false) {
+                continue;
+            }
             let seat = seats.give_up(&lease);
             if seat.is_some_and(|seat| seat.tell.send(grant).is_ok()) {
-                seats.told.insert(lease);
+                seats.told.insert((lease, attempt));
             } else {
                 // Gone in this moment: what it did not take is given back.
                 self.writer.tell(Command::Leave { lease, attempt, why: Leaving::Gone });

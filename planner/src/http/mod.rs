@@ -125,6 +125,17 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
 /// that all else is to be asked for again. A database is mostly open soon, so a request is held for a moment first, and
 /// served by what comes then through `opened`. Each answer ends its connection: the next one is not served from here.
 pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
+    let ready = {
+        let opened = opened.clone();
+        async move |request: Request| {
+            // A connection that was there before may ask after it.
+            let router = opened.borrow().clone();
+            match router {
+                Some(router) => router.oneshot(request).await.into_response(),
+                None => unopened().into_response(),
+            }
+        }
+    };
     let hold = async move |request: Request| {
         let mut opened = opened.clone();
         let router = tokio::time::timeout(OPENING_HOLD, opened.wait_for(Option::is_some)).await;
@@ -141,7 +152,7 @@ pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
     };
     Router::new()
         .route("/healthz", get_only(get(ops::healthz)))
-        .route("/readyz", get_only(get(async || unopened())))
+        .route("/readyz", get_only(get(ready)))
         .fallback(hold)
         .layer(map_response(close))
 }

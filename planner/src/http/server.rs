@@ -9,6 +9,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
+use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
@@ -117,6 +118,8 @@ impl Places {
         loop {
             self.needed.notify_one();
             if let Ok(free) = tokio::time::timeout(ROOM_PAUSE, self.free.clone().acquire_owned()).await {
+                // What nobody was idle to hear is needed no more.
+                let _ = self.needed.notified().now_or_never();
                 return free.ok().map(place);
             }
         }

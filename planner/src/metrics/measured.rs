@@ -13,7 +13,7 @@ use super::{Metrics, unix_seconds};
 use crate::store::history::{EndedLease, Event, EventFilter};
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use crate::store::{
-    Beat, Command, Counts, LeaseHash, Outcome, PoolView, Snapshot, Store, StoreError, Swept, Woken,
+    Beat, Command, Counts, Outcome, PoolView, Snapshot, Store, StoreError, Swept, Told, Woken,
 };
 
 /// A store whose calls are timed and whose outcomes are counted.
@@ -63,7 +63,7 @@ impl Store for MeasuredStore {
         self.inner.wakes()
     }
 
-    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError> {
+    async fn collect(&self, told: &[Told]) -> Result<Vec<Woken>, StoreError> {
         let woken = self.time("collect", told.len(), self.inner.collect(told)).await?;
         let granted = woken.iter().filter(|woken| woken.grant.is_some()).count();
         self.metrics.changes.leases.with_label_values(&["granted"]).inc_by(granted as u64);

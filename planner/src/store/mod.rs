@@ -252,8 +252,16 @@ pub struct Queue {
     pub idempotency: Option<Idempotency>,
     /// What tells it from its own repetitions; see [`attempt`].
     pub attempt: i64,
-    /// Whether it takes up its place once more: it was granted a seed that does not answer, whose lease is over.
-    pub again: bool,
+    /// The attempt whose place it takes up once more, if that was granted a seed which does not answer: its lease is
+    /// over.
+    pub again: Option<i64>,
+}
+
+impl Queue {
+    /// Whether there may be a row of it before it is decided.
+    fn may_have_a_row(&self) -> bool {
+        self.idempotency.is_some() || self.again.is_some()
+    }
 }
 
 /// A name for one attempt of a request: no other has it, as far as chance goes.
@@ -279,6 +287,9 @@ pub enum Leaving {
     /// Its client has gone away: the lease is given back; an acquisition that may be repeated keeps its place, and
     /// its lease, for a client that comes back.
     Gone,
+    /// The planner, which has ended the lease of a seed that does not answer and has no other: a repetition begins
+    /// anew.
+    Void,
 }
 
 /// What the end of a wait finds.
@@ -359,6 +370,9 @@ pub enum Refusal {
     /// Under the idempotency key of another request.
     OtherRequest,
 }
+
+/// A waiter that was told of its turn: the lease, and which attempt of it.
+pub type Told = (LeaseHash, i64);
 
 /// A waiter whose turn came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -580,7 +594,7 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError`].
-    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError>;
+    async fn collect(&self, told: &[Told]) -> Result<Vec<Woken>, StoreError>;
 
     /// The instance that serves the ranks of `instance`, if one of them was served lately.
     ///

@@ -42,7 +42,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
             address,
         )),
         lease: lease_id.hash(),
-        queue: Queue { wait_ms, idempotency, attempt: attempt(), again: false },
+        queue: Queue { wait_ms, idempotency, attempt: attempt(), again: None },
     };
     match api.granter.acquire(&ask).await {
         Ok(Grant { identity: seed, lease_ttl_ms, .. }) => {

@@ -180,7 +180,7 @@ impl Store for Closed {
     fn wakes(&self) -> Arc<tokio::sync::Notify> {
         Arc::default()
     }
-    async fn collect(&self, _: &[LeaseHash]) -> Result<Vec<super::Woken>, super::StoreError> {
+    async fn collect(&self, _: &[super::Told]) -> Result<Vec<super::Woken>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn source_instance(&self, _: &str) -> Result<Option<String>, super::StoreError> {
@@ -325,6 +325,8 @@ macro_rules! conformance_suite {
             waiting: nobody_overtakes_who_is_put_off_for_its_instance,
             waiting: who_was_given_a_dead_seed_has_its_place_again,
             waiting: an_attempt_ends_no_later_one,
+            waiting: a_repetition_beside_one_whose_seed_does_not_answer_is_the_same,
+            waiting: a_repetition_has_the_lease_and_what_becomes_of_it,
             waiting: who_was_served_is_named_until_it_was_told,
             waiting: many_who_wait_come_before_those_who_are_new,
             waiting: a_silent_seed_that_is_heard_of_serves_who_waits,

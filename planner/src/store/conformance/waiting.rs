@@ -1,7 +1,7 @@
 //! Waiting in the database: in order, once each, and told apart from repetitions.
 
 use super::*;
-use crate::store::{Idempotency, Leaving, Left, PLANNER_TTL_MS, Queue};
+use crate::store::{Idempotency, Leaving, Left, PLANNER_TTL_MS, Queue, Told};
 
 pub(crate) fn queue(text: &str, number: u32, wait_ms: i64) -> Command {
     let queue = Some(Box::new(Queue { wait_ms, ..Queue::default() }));
@@ -16,14 +16,15 @@ fn repeatable(number: u8, request: u8, wait_ms: i64) -> Command {
 /// One of several attempts of such a request.
 pub(crate) fn attempt(number: u8, request: u8, wait_ms: i64, attempt: i64) -> Command {
     let idempotency = Some(Idempotency { key: [number; 32], request: [request; 32] });
-    let queue = Some(Box::new(Queue { wait_ms, idempotency, attempt, again: false }));
+    let queue = Some(Box::new(Queue { wait_ms, idempotency, attempt, again: None }));
     Command::Acquire { key: key("k"), wish: Box::default(), lease: lease(number.into()), queue }
 }
 
-/// The same acquisition, for one whose seed did not answer.
+/// The same acquisition, for one whose seed did not answer: another attempt.
 fn again(mut acquire: Command) -> Command {
     if let Command::Acquire { queue: Some(queue), .. } = &mut acquire {
-        queue.again = true;
+        queue.again = Some(queue.attempt);
+        queue.attempt += 100;
     }
     acquire
 }
@@ -65,13 +66,7 @@ async fn left<H: Home>(bench: &Bench<H>, number: u32, why: Leaving) -> bool {
 
 /// Numbers of those whose turn came, each with its seed.
 async fn collect<H: Home>(bench: &Bench<H>) -> Vec<(u32, Option<SeedIdentity>)> {
-    collect_told(bench, &[]).await
-}
-
-/// The same, of a planner that has told those of some leases.
-async fn collect_told<H: Home>(bench: &Bench<H>, told: &[u32]) -> Vec<(u32, Option<SeedIdentity>)> {
-    let told: Vec<LeaseHash> = told.iter().copied().map(lease).collect();
-    let woken = bench.store.collect(&told).await.unwrap();
+    let woken = bench.store.collect(&[]).await.unwrap();
     let mut collected: Vec<_> = woken
         .iter()
         .map(|woken| {
@@ -81,7 +76,7 @@ async fn collect_told<H: Home>(bench: &Bench<H>, told: &[u32]) -> Vec<(u32, Opti
         .collect();
     collected.sort();
     // They are told.
-    let told: Vec<LeaseHash> = woken.into_iter().map(|woken| woken.lease).collect();
+    let told: Vec<Told> = woken.into_iter().map(|woken| (woken.lease, woken.attempt)).collect();
     assert_eq!(bench.store.collect(&told).await.unwrap(), []);
     collected
 }
@@ -259,10 +254,13 @@ pub(crate) async fn who_was_given_a_dead_seed_has_its_place_again<H: Home>() {
         assert!(bench.release(1, 90).await);
         assert_eq!(bench.store.collect(&[]).await.unwrap().len(), 1);
         // The planner asked the seed, which did not answer.
+        let told: Vec<Told> = vec![(lease(number), if number == 1 { 7 } else { 0 })];
         let outcomes = bench.apply(&[report(number, Report::Failed), again(first)]).await;
         assert!(matches!(outcomes[1], Outcome::Queued(_)), "{outcomes:?}");
         bench.step(RULES.back_off.first_ms);
         one(&bench, Command::Serve { key: key("k") }).await;
+        // That it was told the first time says nothing of this one.
+        assert_eq!(bench.store.collect(&told).await.unwrap().len(), 1);
         assert_eq!(collect(&bench).await, [(number, Some(identity(1)))], "before those who came after it");
         bench.apply(&[report(number, Report::Ok)]).await;
         assert_eq!(collect(&bench).await, [(number + 1, Some(identity(1)))]);
@@ -321,8 +319,9 @@ pub(crate) async fn who_was_served_is_named_until_it_was_told<H: Home>() {
     // The answer to the first was lost on its way.
     assert_eq!(named().await, [lease(1), lease(2)]);
     assert_eq!(named().await, [lease(1), lease(2)]);
-    assert_eq!(bench.store.collect(&[lease(1)]).await.unwrap().len(), 1);
-    assert_eq!(bench.store.collect(&[lease(1), lease(2)]).await.unwrap(), []);
+    assert_eq!(bench.store.collect(&[(lease(1), 0)]).await.unwrap().len(), 1);
+    assert_eq!(bench.store.collect(&[(lease(2), 1)]).await.unwrap().len(), 1, "of another attempt");
+    assert_eq!(bench.store.collect(&[(lease(1), 0), (lease(2), 0)]).await.unwrap(), []);
     assert!(bench.renew(1, 1).await);
     assert_eq!(granted(&one(&bench, repeatable(2, 1, 0)).await), Some(identity(1)), "a repetition");
 }
@@ -419,4 +418,45 @@ pub(crate) async fn nobody_overtakes_who_is_put_off_for_its_instance<H: Home>() 
     bench.apply(&[seed]).await;
     let woken: Vec<u32> = collect(&bench).await.into_iter().map(|(number, _)| number).collect();
     assert_eq!(woken, [1, 2]);
+}
+
+pub(crate) async fn a_repetition_beside_one_whose_seed_does_not_answer_is_the_same<H: Home>() {
+    for repetition_first in [true, false] {
+        let bench = Bench::<H>::new(RULES).await;
+        bench.apply(&[register(1, "k"), register(2, "k")]).await;
+        let seed = granted(&one(&bench, attempt(1, 1, 0, 1)).await).unwrap();
+        let report = Report::Failed;
+        let failed = Command::Release { identity: seed.clone(), lease: lease(1), report, account: None };
+        let [repetition, again] = [attempt(1, 1, 1_000, 2), again(attempt(1, 1, 1_000, 1))];
+        let batch = if repetition_first { [failed, repetition, again] } else { [failed, again, repetition] };
+        let outcomes = bench.apply(&batch).await;
+        assert!(outcomes[1..].iter().all(|outcome| matches!(outcome, Outcome::Queued(_))), "{outcomes:?}");
+        let [woken] = &bench.store.collect(&[]).await.unwrap()[..] else { panic!("one lease") };
+        assert_ne!(woken.grant.as_ref().unwrap().identity, seed);
+        assert_eq!(woken.attempt, if repetition_first { 101 } else { 2 }, "the last has the place");
+        assert_eq!(bench.snapshot().await.lease_count, 1);
+    }
+}
+
+pub(crate) async fn a_repetition_has_the_lease_and_what_becomes_of_it<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    bench.apply(&[register(1, "k"), register(2, "k")]).await;
+    let seed = granted(&one(&bench, attempt(1, 1, 0, 1)).await).unwrap();
+    // Its answer was lost, and so the second attempt finds the seed dead.
+    assert_eq!(granted(&one(&bench, attempt(1, 1, 0, 2)).await), Some(seed.clone()));
+    let report = Report::Failed;
+    let failed = Command::Release { identity: seed.clone(), lease: lease(1), report, account: None };
+    let outcomes = bench.apply(&[failed, again(attempt(1, 1, 0, 2))]).await;
+    let other = granted(&outcomes[1]).unwrap();
+    assert_ne!(other, seed);
+    // One that is alive is no other's, and is kept when nothing came of asking once more.
+    assert_eq!(granted(&one(&bench, again(attempt(1, 1, 0, 102))).await), Some(other.clone()));
+    let left = one(&bench, leave_attempt(1, 102, Leaving::Void)).await;
+    assert!(matches!(left, Outcome::Left(Left::Granted { .. })), "{left:?}");
+    // One that is over, and that nobody was given another one for, is forgotten: a repetition begins anew.
+    let release = Command::Release { identity: other, lease: lease(1), report, account: None };
+    bench.apply(&[release]).await;
+    assert_eq!(one(&bench, leave_attempt(1, 102, Leaving::Void)).await, Outcome::Left(Left::Over));
+    bench.step(RULES.back_off.most_ms);
+    assert!(granted(&one(&bench, attempt(1, 1, 0, 3)).await).is_some());
 }

@@ -115,7 +115,7 @@ pub(super) async fn acquire(
     let mut calls = requests::Calls::new(asked.touched);
     for _ in 0..MAX_CALLS {
         let mut waiting = Waiting::new();
-        calls.call_up(connection, now, &store.planner, locks, &mut waiting).await?;
+        calls.call_up(connection, now, &store.planner, (locks, chosen), &mut waiting).await?;
         if waiting.is_empty() {
             break;
         }

@@ -14,7 +14,6 @@ use sqlx::{PgConnection, Row};
 use super::super::{Command, LeaseHash, Outcome};
 use super::allocate::Asked;
 use super::history::Log;
-use super::requests::Locks;
 use super::transaction::{Stopped, Work};
 use super::{Database, allocate, lease_hash, leases, offer, requests, seed_key, seeds, small};
 use crate::domain::health::Health;
@@ -46,6 +45,8 @@ pub(super) struct Chosen {
     /// Hosts whose seeds share a bound.
     pub(super) hosts: BTreeSet<String>,
     pub(super) seeds: BTreeSet<i64>,
+    /// Waiting requests.
+    pub(super) requests: BTreeSet<i64>,
 }
 
 /// A leased point of a seed that is held.
@@ -278,7 +279,7 @@ impl Work for Batch<'_> {
         self.write(connection, now, &held, &log).await?;
 
         let (store, commands, chosen) = (self.store, self.commands, &mut self.chosen_before);
-        let mut locks = Locks::default();
+        let mut locks = requests::lock(connection, commands, chosen).await?;
         // Before repetitions, which may follow the end of what they repeat.
         let freed =
             requests::leave(connection, now, store, commands, chosen, &mut locks, &mut outcomes).await?;

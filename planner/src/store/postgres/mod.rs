@@ -65,8 +65,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Counts, LeaseHash, MAX_BATCH, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store,
-    StoreError, Swept, Woken, pool_view,
+    Beat, Clock, Command, Counts, MAX_BATCH, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store,
+    StoreError, Swept, Told, Woken, pool_view,
 };
 use crate::config::PostgresUrl;
 use transaction::{Begin, Stopped, run};
@@ -158,7 +158,7 @@ impl Database {
         if keys.is_empty() {
             return Ok(woke);
         }
-        let keys = run(&self.pool, Begin::Single, requests::WaitedFor { keys }).await?;
+        let keys = run(&self.pool, Begin::Single, requests::WaitedFor { store: self, keys }).await?;
         let serve: Vec<Command> = keys.into_iter().map(|key| Command::Serve { key }).collect();
         for serve in serve.chunks(MAX_BATCH) {
             woke |= run(&self.pool, Begin::Write, batch::Batch::new(self, serve)).await?.woke;
@@ -236,7 +236,7 @@ impl Store for PostgresStore {
         self.database.served.clone()
     }
 
-    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError> {
+    async fn collect(&self, told: &[Told]) -> Result<Vec<Woken>, StoreError> {
         let store = self.database.as_ref();
         run(&store.pool, Begin::Write, requests::Collect { store, told }).await
     }

@@ -19,7 +19,7 @@ use sqlx::{PgConnection, Row};
 
 use super::super::{
     Command, Grant, Idempotency, LeaseHash, Leaving, Left, MAX_CALLED, ONCE_MEMORY_MS, Outcome,
-    PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, Woken, wish,
+    PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, Told, Woken, wish,
 };
 use super::allocate::{Waiting, Who, Worker};
 use super::batch::{Chosen, HeldSeeds};
@@ -40,6 +40,41 @@ pub(super) struct Locks {
     pub(super) held: bool,
     /// Whether somebody waits for this planner's answer because of it.
     answers: bool,
+}
+
+/// Locks, in their order, all rows that these commands name, and those that an earlier attempt of the transaction found
+/// in other hands.
+pub(super) async fn lock(
+    connection: &mut PgConnection,
+    commands: &[Command],
+    chosen: &Chosen,
+) -> Result<Locks, Stopped> {
+    let mut locks = Locks::default();
+    let (mut leases, mut keys): (Vec<Vec<u8>>, Vec<Vec<u8>>) = (Vec::new(), Vec::new());
+    for command in commands {
+        match command {
+            Command::Leave { lease, .. } => leases.push(lease.to_vec()),
+            Command::Acquire { lease, queue: Some(queue), .. } => {
+                leases.extend(queue.again.map(|_| lease.to_vec()));
+                keys.extend(queue.idempotency.as_ref().map(|known| known.key.to_vec()));
+            }
+            _ => {}
+        }
+    }
+    if leases.is_empty() && keys.is_empty() && chosen.requests.is_empty() {
+        return Ok(locks);
+    }
+    let rows = sqlx::query(
+        "SELECT id FROM requests WHERE lease_hash = ANY($1) OR idempotency = ANY($2) OR id = ANY($3)
+         ORDER BY id FOR UPDATE",
+    )
+    .bind(leases)
+    .bind(keys)
+    .bind(chosen.requests.iter().copied().collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await;
+    locks.took(rows)?;
+    Ok(locks)
 }
 
 impl Locks {
@@ -141,7 +176,7 @@ impl<'a> Calls<'a> {
         connection: &mut PgConnection,
         now: i64,
         planner: &str,
-        locks: &mut Locks,
+        (locks, chosen): (&mut Locks, &mut Chosen),
         waiting: &mut Waiting<'a>,
     ) -> Result<(), Stopped> {
         // Others may serve some of them before these are locked here: there are more then, and no less.
@@ -155,7 +190,12 @@ impl<'a> Calls<'a> {
             if called.is_empty() {
                 return Ok(());
             }
-            for row in locks.took(rows.fetch_all(&mut *connection).await)? {
+            let rows = locks.took(rows.fetch_all(&mut *connection).await);
+            if matches!(rows, Err(Stopped::Again)) {
+                // Next time they are waited for, before anything else.
+                chosen.requests.extend(called.keys());
+            }
+            for row in rows? {
                 let id = row.try_get("id")?;
                 let Some(key) = called.get(&id) else { continue };
                 let who = Who::Waiter { id, planner: row.try_get("planner")? };
@@ -242,6 +282,15 @@ pub(super) async fn served(
     Ok(planners.contains(planner))
 }
 
+/// A row, as a batch finds it and goes on to change it.
+struct Found {
+    id: i64,
+    lease: LeaseHash,
+    request: Option<Vec<u8>>,
+    waits: bool,
+    attempt: i64,
+}
+
 /// Answers acquisitions that repeat an earlier one, of an earlier batch or of this one; gives which of the others
 /// stand for which of this batch. The last attempt has the place.
 pub(super) async fn resume(
@@ -253,67 +302,106 @@ pub(super) async fn resume(
     outcomes: &mut [Option<Outcome>],
 ) -> Result<Twins, Stopped> {
     let mut twins = Twins::default();
-    let mut first: BTreeMap<[u8; 32], (usize, &Idempotency)> = BTreeMap::new();
-    let mut again: HashMap<&LeaseHash, usize> = HashMap::new();
-    for (at, command) in commands.iter().enumerate() {
-        let Command::Acquire { lease, queue: Some(queue), .. } = command else { continue };
-        if queue.again {
-            again.insert(lease, at);
+    if !commands.iter().filter_map(queue).any(Queue::may_have_a_row) {
+        return Ok(twins);
+    }
+    let queues = || commands.iter().filter_map(|command| Some((lease_of(command)?, queue(command)?)));
+    let again = queues().filter(|(_, queue)| queue.again.is_some());
+    let rows = sqlx::query(locks.pick(locking!(
+        "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits, attempt FROM requests
+         WHERE idempotency = ANY($1) OR lease_hash = ANY($2) ORDER BY id"
+    )))
+    .bind(queues().filter_map(|(_, queue)| Some(queue.idempotency.as_ref()?.key.to_vec())).collect::<Vec<_>>())
+    .bind(again.map(|(lease, _)| lease.to_vec()).collect::<Vec<_>>())
+    .fetch_all(&mut *connection)
+    .await;
+    let (mut found, mut by_key): (HashMap<LeaseHash, Found>, HashMap<Vec<u8>, LeaseHash>) =
+        Default::default();
+    for row in locks.took(rows)? {
+        let lease = lease_hash(row.try_get("lease_hash")?)?;
+        if let Some(key) = row.try_get::<Option<Vec<u8>>, _>("idempotency")? {
+            by_key.insert(key, lease);
         }
-        let Queue { idempotency: Some(asked), attempt, .. } = queue.as_ref() else { continue };
+        let request = row.try_get("request_hash")?;
+        let (id, waits) = (row.try_get("id")?, row.try_get("waits")?);
+        found.insert(lease, Found { id, lease, request, waits, attempt: row.try_get("attempt")? });
+    }
+    let mut first: BTreeMap<[u8; 32], (usize, &Idempotency)> = BTreeMap::new();
+    for (at, command) in commands.iter().enumerate() {
+        let (Some(lease), Some(queue)) = (lease_of(command), queue(command)) else { continue };
+        if let Some(before) = queue.again {
+            let place = (lease, before, &mut found);
+            outcomes[at] = take_up_again(connection, now, planner, place, queue, locks).await?;
+        }
+        let Queue { idempotency: Some(asked), attempt, .. } = queue else { continue };
         match first.get(&asked.key) {
             Some((twin, known)) if known.request == asked.request => {
                 twins.of_first.push((at, *twin));
                 twins.attempts.insert(*twin, *attempt);
             }
             Some(_) => outcomes[at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest))),
-            None => drop(first.insert(asked.key, (at, asked))),
+            None if outcomes[at].is_none() => drop(first.insert(asked.key, (at, asked))),
+            None => {}
         }
     }
-    if first.is_empty() && again.is_empty() {
-        return Ok(twins);
-    }
-    let rows = sqlx::query(locks.pick(locking!(
-        "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms, attempt FROM requests
-         WHERE idempotency = ANY($1) OR lease_hash = ANY($2) ORDER BY id"
-    )))
-    .bind(first.keys().map(|key| key.to_vec()).collect::<Vec<_>>())
-    .bind(again.keys().map(|lease| lease.to_vec()).collect::<Vec<_>>())
-    .fetch_all(&mut *connection)
-    .await;
-    for row in locks.took(rows)? {
-        let (id, lease): (i64, _) = (row.try_get("id")?, lease_hash(row.try_get("lease_hash")?)?);
-        let waits = row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some();
-        if let Some((at, queue)) = again.get(&lease).and_then(|at| Some((*at, queue(&commands[*at])?))) {
-            let attempt: i64 = row.try_get("attempt")?;
-            let granted = if waits { None } else { grant(connection, now, &lease).await? };
-            outcomes[at] = if let Some(grant) = granted {
-                Some(Outcome::Acquired(Ok(grant)))
-            } else if attempt != queue.attempt {
-                Some(Outcome::Acquired(Err(Refusal::LeaseEnded)))
-            } else if queue.wait_ms > 0 {
-                let place = Place { id, planner, attempt };
-                Some(place.take(connection, now, queue.wait_ms, locks).await?)
-            } else {
-                delete(connection, id).await?;
-                None
-            };
-            continue;
-        }
-        let Some(key) = row.try_get::<Option<Vec<u8>>, _>("idempotency")? else { continue };
-        let Some((at, asked)) = first.get(&lease_hash(key)?) else { continue };
-        let Some(queue) = queue(&commands[*at]) else { continue };
-        outcomes[*at] = Some(if row.try_get::<&[u8], _>("request_hash")? != asked.request {
+    for (at, asked) in first.into_values() {
+        let row = by_key.get(&asked.key[..]).and_then(|lease| found.get(lease));
+        let (Some(row), Some(queue)) = (row, queue(&commands[at])) else { continue };
+        let attempt = twins.attempt(at, queue);
+        outcomes[at] = Some(if row.request.as_deref() != Some(&asked.request[..]) {
             Outcome::Acquired(Err(Refusal::OtherRequest))
-        } else if waits {
-            let place = Place { id, planner, attempt: twins.attempt(*at, queue) };
+        } else if row.waits {
+            let place = Place { id: row.id, planner, attempt };
             place.take(connection, now, queue.wait_ms, locks).await?
         } else {
-            let grant = grant(connection, now, &lease).await?;
-            Outcome::Acquired(grant.ok_or(Refusal::LeaseEnded))
+            let granted = grant(connection, now, &row.lease).await?;
+            // The lease is this attempt's now.
+            sqlx::query("UPDATE requests SET planner = NULL, attempt = $2 WHERE id = $1")
+                .bind(row.id)
+                .bind(attempt)
+                .execute(&mut *connection)
+                .await?;
+            Outcome::Acquired(granted.ok_or(Refusal::LeaseEnded))
         });
     }
     Ok(twins)
+}
+
+/// What becomes of a request whose seed does not answer: it has its place again, as long as it may still wait.
+/// `None`: it is to be decided like a new one.
+async fn take_up_again(
+    connection: &mut PgConnection,
+    now: i64,
+    planner: &str,
+    (lease, before, found): (&LeaseHash, i64, &mut HashMap<LeaseHash, Found>),
+    queue: &Queue,
+    locks: &mut Locks,
+) -> Result<Option<Outcome>, Stopped> {
+    if let Some(grant) = grant(connection, now, lease).await? {
+        return Ok(Some(Outcome::Acquired(Ok(grant))));
+    }
+    Ok(match found.get_mut(lease) {
+        None => None,
+        Some(row) if row.attempt != before => Some(Outcome::Acquired(Err(Refusal::LeaseEnded))),
+        Some(row) if queue.wait_ms <= 0 => {
+            delete(connection, row.id).await?;
+            found.remove(lease);
+            None
+        }
+        Some(row) => {
+            (row.attempt, row.waits) = (queue.attempt, true);
+            let place = Place { id: row.id, planner, attempt: queue.attempt };
+            Some(place.take(connection, now, queue.wait_ms, locks).await?)
+        }
+    })
+}
+
+/// The lease that an acquisition asks for.
+fn lease_of(command: &Command) -> Option<&LeaseHash> {
+    match command {
+        Command::Acquire { lease, .. } => Some(lease),
+        _ => None,
+    }
 }
 
 fn queue(command: &Command) -> Option<&Queue> {
@@ -540,12 +628,14 @@ pub(super) async fn leave(
                 outcomes[at] = Some(Outcome::Left(Left::Superseded));
                 continue;
             }
+            let mut over = false;
             if !waits {
                 let grant = grant(connection, now, &lease).await?;
+                over = grant.is_none() && why == Leaving::Void;
                 let left = grant.map_or(Left::Over, |grant| Left::Granted { grant, kept });
                 outcomes[at] = Some(Outcome::Left(left));
             }
-            if kept && !(waits && why == Leaving::TimedOut) {
+            if kept && !over && !(waits && why == Leaving::TimedOut) {
                 // A lease that may be asked for again, or is taken now; or a place for a client that comes back.
                 sqlx::query("UPDATE requests SET planner = NULL WHERE id = $1")
                     .bind(id)
@@ -639,7 +729,7 @@ pub(super) async fn next_ends(
 /// The work of [`super::super::Store::collect`].
 pub(super) struct Collect<'a> {
     pub(super) store: &'a Database,
-    pub(super) told: &'a [LeaseHash],
+    pub(super) told: &'a [Told],
 }
 
 #[async_trait]
@@ -651,11 +741,13 @@ impl Work for Collect<'_> {
         if !self.told.is_empty() {
             sqlx::query(
                 "UPDATE requests SET planner = NULL WHERE id IN (
-                     SELECT id FROM requests
-                     WHERE lease_hash = ANY($2) AND planner = $1 AND waits_until_ms IS NULL ORDER BY id FOR UPDATE)",
+                     SELECT r.id FROM unnest($2::bytea[], $3::bigint[]) AS told (lease_hash, attempt)
+                     JOIN requests r ON r.lease_hash = told.lease_hash AND r.attempt = told.attempt
+                     WHERE r.planner = $1 AND r.waits_until_ms IS NULL ORDER BY r.id FOR UPDATE OF r)",
             )
             .bind(planner)
-            .bind(self.told.iter().map(|lease| lease.to_vec()).collect::<Vec<_>>())
+            .bind(self.told.iter().map(|(lease, _)| lease.to_vec()).collect::<Vec<_>>())
+            .bind(self.told.iter().map(|(_, attempt)| *attempt).collect::<Vec<_>>())
             .execute(&mut *connection)
             .await?;
         }
@@ -675,8 +767,9 @@ impl Work for Collect<'_> {
     }
 }
 
-/// Which of these keys somebody waits for.
+/// For which of these keys somebody waits, and a seed may have a free point.
 pub(super) struct WaitedFor<'a> {
+    pub(super) store: &'a Database,
     pub(super) keys: &'a BTreeSet<SeedKey>,
 }
 
@@ -685,13 +778,27 @@ impl Work for WaitedFor<'_> {
     type Done = Vec<SeedKey>;
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<SeedKey>, Stopped> {
-        let keys: Vec<Vec<u8>> = sqlx::query_scalar(
-            "SELECT DISTINCT seed_key FROM requests WHERE key_hash = ANY($1) AND waits_until_ms IS NOT NULL",
+        let keys: Vec<&SeedKey> = self.keys.iter().collect();
+        // Seeds of a host that shares a bound may have one whatever their place says.
+        let places: Vec<i64> = sqlx::query_scalar(
+            "SELECT wanted.at FROM unnest($1::bytea[]) WITH ORDINALITY AS wanted (key_hash, at)
+             WHERE EXISTS (SELECT 1 FROM requests r
+                           WHERE r.key_hash = wanted.key_hash AND r.waits_until_ms IS NOT NULL)
+               AND ($2 OR EXISTS (SELECT 1 FROM seeds s WHERE s.key_hash = wanted.key_hash
+                                    AND s.offer_rank IS NOT NULL)
+                       OR EXISTS (SELECT 1 FROM seeds s WHERE s.key_hash = wanted.key_hash AND s.next_end_ms <=
+                              coalesce($3, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)))
+             ORDER BY wanted.at",
         )
-        .bind(self.keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
+        .bind(keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
+        .bind(self.store.rules.caps_hosts())
+        .bind(self.store.clock.fixed_ms())
         .fetch_all(connection)
         .await?;
-        keys.into_iter().map(super::seed_key).collect()
+        // Counted from 1.
+        let key =
+            |at: i64| usize::try_from(at - 1).ok().and_then(|at| keys.get(at)).map(|key| (*key).clone());
+        Ok(places.into_iter().filter_map(key).collect())
     }
 }
 
@@ -718,6 +825,7 @@ impl Work for Forget<'_> {
         let once = sqlx::query(
             "DELETE FROM requests WHERE id IN (
                  SELECT id FROM requests WHERE idempotency IS NULL AND changed_ms <= $1 AND waits_until_ms IS NULL
+                   AND planner IS NULL
                  ORDER BY changed_ms LIMIT $2 FOR UPDATE SKIP LOCKED)",
         )
         .bind(now.saturating_sub(ONCE_MEMORY_MS))

@@ -237,7 +237,7 @@ async fn the_end_of_a_wait_at_one_planner_leaves_its_repetition_at_another() {
         assert_eq!(first.collect(&[]).await.unwrap(), []);
         let woken = second.collect(&[]).await.unwrap();
         assert_eq!(woken.iter().map(|woken| (woken.lease, woken.attempt)).collect::<Vec<_>>(), [(lease, 2)]);
-        assert_eq!(second.collect(&[lease]).await.unwrap(), []);
+        assert_eq!(second.collect(&[(lease, 2)]).await.unwrap(), []);
     }
 }
 

@@ -49,7 +49,7 @@ use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Command, Counts, LeaseHash, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
-    Woken, pool_view,
+    Told, Woken, pool_view,
 };
 
 /// How long a statement waits for the file's lock, which only a foreign process could hold.
@@ -159,7 +159,7 @@ impl SqliteStore {
     /// waits there any more.
     async fn take_over(&self) -> Result<(), StoreError> {
         let (mut tx, now) = self.begin().await?;
-        requests::abandon(&mut tx, now, &self.rules).await?;
+        requests::abandon(&mut tx).await?;
         let mut after = 0;
         while let Some(last) = seeds::adopt(&mut tx, &self.rules, after).await? {
             after = last;
@@ -341,7 +341,7 @@ impl Store for SqliteStore {
         self.served.clone()
     }
 
-    async fn collect(&self, told: &[LeaseHash]) -> Result<Vec<Woken>, StoreError> {
+    async fn collect(&self, told: &[Told]) -> Result<Vec<Woken>, StoreError> {
         let (mut tx, now) = self.begin().await?;
         let woken = requests::collect(&mut tx, now, &self.planner, told).await?;
         self.commit(tx).await?;

@@ -12,7 +12,7 @@ use sqlx::{Row, SqliteConnection};
 use super::super::history::End;
 use super::super::{
     Command, Grant, Idempotency, LeaseHash, Leaving, Left, MAX_CALLED, ONCE_MEMORY_MS, Outcome,
-    PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, StoreError, Woken, wish,
+    PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, StoreError, Told, Woken, wish,
 };
 use super::allocate::{Waiting, Who, Worker};
 use super::history::{self, Ending};
@@ -156,8 +156,8 @@ pub(super) async fn resume(
     let mut first: HashMap<[u8; 32], (usize, &Idempotency)> = HashMap::new();
     for (at, command) in commands.iter().enumerate() {
         let Command::Acquire { lease, queue: Some(queue), .. } = command else { continue };
-        if queue.again {
-            outcomes[at] = take_up_again(connection, now, planner, lease, queue).await?;
+        if let Some(before) = queue.again {
+            outcomes[at] = take_up_again(connection, now, planner, (lease, before), queue).await?;
         }
         let Queue { idempotency: Some(asked), attempt, .. } = queue.as_ref() else { continue };
         if let Some((twin, known)) = first.get(&asked.key) {
@@ -187,9 +187,15 @@ pub(super) async fn resume(
             place.take(connection, now, queue.wait_ms).await?;
             outcomes[at] = Some(Outcome::Queued(None));
         } else {
-            let lease: Vec<u8> = row.try_get("lease_hash")?;
-            outcomes[at] =
-                Some(Outcome::Acquired(grant(connection, now, &lease).await?.ok_or(Refusal::LeaseEnded)));
+            let (id, lease): (i64, Vec<u8>) = (row.try_get("id")?, row.try_get("lease_hash")?);
+            let granted = grant(connection, now, &lease).await?;
+            // The lease is this attempt's now.
+            sqlx::query("UPDATE requests SET planner = NULL, attempt = ?2 WHERE id = ?1")
+                .bind(id)
+                .bind(twins.attempt(at, queue))
+                .execute(&mut *connection)
+                .await?;
+            outcomes[at] = Some(Outcome::Acquired(granted.ok_or(Refusal::LeaseEnded)));
         }
     }
     Ok(twins)
@@ -241,7 +247,7 @@ async fn take_up_again(
     connection: &mut SqliteConnection,
     now: i64,
     planner: &str,
-    lease: &LeaseHash,
+    (lease, before): (&LeaseHash, i64),
     queue: &Queue,
 ) -> Result<Option<Outcome>, StoreError> {
     if let Some(grant) = grant(connection, now, lease).await? {
@@ -253,13 +259,14 @@ async fn take_up_again(
         .await?;
     Ok(match row {
         None => None,
-        Some((_, attempt)) if attempt != queue.attempt => Some(Outcome::Acquired(Err(Refusal::LeaseEnded))),
+        Some((_, attempt)) if attempt != before => Some(Outcome::Acquired(Err(Refusal::LeaseEnded))),
         Some((id, _)) if queue.wait_ms <= 0 => {
             delete(connection, id).await?;
             None
         }
-        Some((id, attempt)) => {
-            Place { id, planner, attempt }.take(connection, now, queue.wait_ms).await?;
+        Some((id, _)) => {
+            let place = Place { id, planner, attempt: queue.attempt };
+            place.take(connection, now, queue.wait_ms).await?;
             Some(Outcome::Queued(None))
         }
     })
@@ -419,8 +426,9 @@ pub(super) async fn leave(
         } else {
             grant(connection, now, lease).await?.map_or(Left::Over, |grant| Left::Granted { grant, kept })
         };
+        let over = matches!(left, Left::Over) && *why == Leaving::Void;
         *outcome = Some(Outcome::Left(left));
-        if kept && !(waits && *why == Leaving::TimedOut) {
+        if kept && !over && !(waits && *why == Leaving::TimedOut) {
             // A lease that may be asked for again, or is taken now; or a place for a client that comes back.
             sqlx::query("UPDATE requests SET planner = NULL WHERE id = ?1")
                 .bind(id)
@@ -453,20 +461,8 @@ async fn give_back(
 }
 
 /// Ends the waits of the process that had the file before: nobody answers them. What may be repeated keeps its
-/// place, or its lease.
-pub(super) async fn abandon(
-    connection: &mut SqliteConnection,
-    now: i64,
-    rules: &Rules,
-) -> Result<(), StoreError> {
-    let untold: Vec<Vec<u8>> = sqlx::query_scalar(
-        "SELECT lease_hash FROM requests WHERE idempotency IS NULL AND planner IS NOT NULL AND waits_until_ms IS NULL",
-    )
-    .fetch_all(&mut *connection)
-    .await?;
-    for lease in untold {
-        give_back(connection, now, rules, &lease).await?;
-    }
+/// place, or its lease; a lease that nobody may have heard of lives for its time.
+pub(super) async fn abandon(connection: &mut SqliteConnection) -> Result<(), StoreError> {
     sqlx::query("DELETE FROM requests WHERE idempotency IS NULL").execute(&mut *connection).await?;
     sqlx::query("UPDATE requests SET planner = NULL").execute(&mut *connection).await?;
     sqlx::query("DELETE FROM planners").execute(connection).await?;
@@ -483,13 +479,13 @@ pub(super) async fn collect(
     connection: &mut SqliteConnection,
     now: i64,
     planner: &str,
-    told: &[LeaseHash],
+    told: &[Told],
 ) -> Result<Vec<Woken>, StoreError> {
     if !told.is_empty() {
-        let told: Vec<String> = told.iter().map(|lease| hex(&lease[..])).collect();
+        let told: Vec<_> = told.iter().map(|(lease, attempt)| (hex(&lease[..]), attempt)).collect();
         sqlx::query(
             "UPDATE requests SET planner = NULL WHERE planner = ?1 AND waits_until_ms IS NULL
-               AND lease_hash IN (SELECT unhex(value) FROM json_each(?2))",
+               AND (lease_hash, attempt) IN (SELECT unhex(value ->> 0), value ->> 1 FROM json_each(?2))",
         )
         .bind(planner)
         .bind(json(&told)?)
@@ -531,9 +527,10 @@ pub(super) async fn next_ends(
         } else {
             let ends_ms: Option<i64> = sqlx::query_scalar(
                 "SELECT min(next_end_ms) FROM seeds INDEXED BY seeds_by_key_end
-                     WHERE seed_key = ?1 AND next_end_ms IS NOT NULL",
+                     WHERE seed_key = ?1 AND next_end_ms > ?2",
             )
             .bind(key.as_bytes())
+            .bind(now)
             .fetch_one(&mut *connection)
             .await?;
             known.insert(key, ends_ms);
@@ -570,7 +567,8 @@ pub(super) async fn forget(
     let once = sqlx::query(
         "DELETE FROM requests WHERE id IN (
              SELECT id FROM requests INDEXED BY requests_once
-             WHERE idempotency IS NULL AND changed_ms <= ?1 AND waits_until_ms IS NULL LIMIT ?2 + 0)",
+             WHERE idempotency IS NULL AND changed_ms <= ?1 AND waits_until_ms IS NULL AND planner IS NULL
+             LIMIT ?2 + 0)",
     )
     .bind(now.saturating_sub(ONCE_MEMORY_MS))
     .bind(STEP_ROWS)

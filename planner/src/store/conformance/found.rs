@@ -1,5 +1,6 @@
 //! What the simulation found, each case as short as it was made.
 
+use super::waiting::{again, attempt, queue};
 use super::*;
 use crate::domain::location::Location;
 use crate::domain::seed::Profile;
@@ -68,4 +69,39 @@ pub(crate) async fn a_seed_that_was_drained_and_removed_goes_with_its_last_lease
     bench.step(RULES.lease_ttl_ms);
     assert_eq!(bench.store.sweep().await.unwrap().seeds, 1);
     assert_eq!(bench.view(1).await, None);
+}
+
+pub(crate) async fn who_was_given_a_dead_seed_has_another_one_when_its_lease_has_ended<H: Home>() {
+    for (number, first) in [(1, queue("k", 1, 50_000)), (2, attempt(2, 1, 50_000, 0))] {
+        let bench = Bench::<H>::new(RULES).await;
+        bench.register(1, "k").await;
+        bench.apply(std::slice::from_ref(&first)).await;
+        assert!(bench.renew(1, number).await);
+        bench.step(RULES.lease_ttl_ms);
+        // Its point is free, and nobody has leased it anew.
+        bench.register(2, "k").await;
+        bench.apply(&[again(first)]).await;
+        assert!(bench.renew(2, number).await);
+    }
+}
+
+pub(crate) async fn a_repetition_comes_beside_whoever_wants_its_place_again<H: Home>() {
+    for last in [101, 2] {
+        let bench = Bench::<H>::new(RULES).await;
+        bench.register(1, "k").await;
+        bench.apply(&[attempt(1, 1, 50_000, 1)]).await;
+        let report = Report::Failed;
+        let failed = Command::Release { identity: identity(1), lease: lease(1), report, account: None };
+        let mut commands = [failed, attempt(1, 1, 50_000, 2), again(attempt(1, 1, 50_000, 1))];
+        if last == 2 {
+            commands.swap(1, 2);
+        }
+        let outcomes = bench.apply(&commands).await;
+        assert!(matches!(outcomes[1..], [Outcome::Queued(_), Outcome::Queued(_)]), "{outcomes:?}");
+        bench.step(RULES.back_off.first_ms);
+        bench.apply(&[Command::Serve { key: key("k") }]).await;
+        let woken = bench.store.collect(&[]).await.unwrap();
+        let attempts: Vec<_> = woken.iter().map(|woken| (woken.lease, woken.attempt)).collect();
+        assert_eq!(attempts, [(lease(1), last)], "the last one has the place");
+    }
 }

@@ -304,6 +304,8 @@ macro_rules! conformance_suite {
             found: reports_count_in_the_order_of_a_batch,
             found: a_seed_that_is_drained_as_it_comes_stays_out,
             found: no_false_refusal_when_another_seed_of_a_full_host_holds_something_else,
+            found: who_was_given_a_dead_seed_has_another_one_when_its_lease_has_ended,
+            found: a_repetition_comes_beside_whoever_wants_its_place_again,
             history: each_end_of_a_lease_leaves_one_row,
             history: what_a_seed_takes_along_is_kept,
             history: ended_leases_are_listed_by_key_and_seed,

@@ -21,7 +21,7 @@ pub(crate) fn attempt(number: u8, request: u8, wait_ms: i64, attempt: i64) -> Co
 }
 
 /// The same acquisition, for one whose seed did not answer: another attempt.
-fn again(mut acquire: Command) -> Command {
+pub(crate) fn again(mut acquire: Command) -> Command {
     if let Command::Acquire { queue: Some(queue), .. } = &mut acquire {
         queue.again = Some(queue.attempt);
         queue.attempt += 100;

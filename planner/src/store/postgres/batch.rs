@@ -284,7 +284,7 @@ impl Work for Batch<'_> {
         let freed =
             requests::leave(connection, now, store, commands, chosen, &mut locks, &mut outcomes).await?;
         let twins =
-            requests::resume(connection, now, &store.planner, commands, &mut locks, &mut outcomes).await?;
+            requests::resume(connection, now, store, commands, (&mut locks, chosen), &mut outcomes).await?;
         for (at, _) in &twins.of_first {
             // Until it is known what became of the first.
             outcomes[*at] = Some(Outcome::Queued(None));

@@ -26,6 +26,8 @@ use super::batch::{Chosen, HeldSeeds};
 use super::history::freeing;
 use super::transaction::{Stopped, Work, is_locked};
 use super::{Database, identity, key_hash, lease_hash, offer};
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most rows that one step ends.
 const STEP_ROWS: i64 = 500;
@@ -296,12 +298,12 @@ struct Found {
 pub(super) async fn resume(
     connection: &mut PgConnection,
     now: i64,
-    planner: &str,
+    store: &Database,
     commands: &[Command],
-    locks: &mut Locks,
+    (locks, chosen): (&mut Locks, &mut Chosen),
     outcomes: &mut [Option<Outcome>],
 ) -> Result<Twins, Stopped> {
-    let mut twins = Twins::default();
+    let (planner, mut twins) = (store.planner.as_str(), Twins::default());
     if !commands.iter().filter_map(queue).any(Queue::may_have_a_row) {
         return Ok(twins);
     }
@@ -330,8 +332,15 @@ pub(super) async fn resume(
     for (at, command) in commands.iter().enumerate() {
         let (Some(lease), Some(queue)) = (lease_of(command), queue(command)) else { continue };
         if let Some(before) = queue.again {
-            let place = (lease, before, &mut found);
-            outcomes[at] = take_up_again(connection, now, planner, place, queue, locks).await?;
+            outcomes[at] = if let Some(grant) = grant(connection, now, lease).await? {
+                Some(Outcome::Acquired(Ok(grant)))
+            } else {
+                // Of a lease that has ended by itself a point may be left, and no two have the same lease.
+                // Whoever holds its seed waits for no other.
+                locks.held |= give_back(connection, now, store, chosen, lease).await?.is_some();
+                let place = (lease, before, &mut found);
+                take_up_again(connection, now, planner, place, queue, locks).await?
+            };
         }
         let Queue { idempotency: Some(asked), attempt, .. } = queue else { continue };
         match first.get(&asked.key) {
@@ -367,8 +376,8 @@ pub(super) async fn resume(
     Ok(twins)
 }
 
-/// What becomes of a request whose seed does not answer: it has its place again, as long as it may still wait.
-/// `None`: it is to be decided like a new one.
+/// What becomes of a request whose seed does not answer and whose lease is over: it has its place again, as long as
+/// it may still wait. `None`: it is to be decided like a new one.
 async fn take_up_again(
     connection: &mut PgConnection,
     now: i64,
@@ -377,9 +386,6 @@ async fn take_up_again(
     queue: &Queue,
     locks: &mut Locks,
 ) -> Result<Option<Outcome>, Stopped> {
-    if let Some(grant) = grant(connection, now, lease).await? {
-        return Ok(Some(Outcome::Acquired(Ok(grant))));
-    }
     Ok(match found.get_mut(lease) {
         None => None,
         Some(row) if row.attempt != before => Some(Outcome::Acquired(Err(Refusal::LeaseEnded))),
@@ -657,7 +663,7 @@ pub(super) async fn leave(
     Ok(freed)
 }
 
-/// Ends a lease that nobody took; gives its seed.
+/// Ends a lease that nobody took, be it over by itself; gives its seed.
 async fn give_back(
     connection: &mut PgConnection,
     now: i64,

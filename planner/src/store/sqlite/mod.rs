@@ -314,7 +314,8 @@ impl Store for SqliteStore {
         let freed =
             requests::leave(&mut tx, now, &self.rules, &self.planner, commands, &mut outcomes).await?;
         offer::refresh(&mut tx, now, &self.rules, &freed).await?;
-        let twins = requests::resume(&mut tx, now, &self.planner, commands, &mut outcomes).await?;
+        let twins =
+            requests::resume(&mut tx, now, &self.rules, &self.planner, commands, &mut outcomes).await?;
         for (at, _) in &twins.of_first {
             // Until it is known what became of the first.
             outcomes[*at] = Some(Outcome::Queued(None));

@@ -18,6 +18,8 @@ use super::allocate::{Waiting, Who, Worker};
 use super::history::{self, Ending};
 use super::json;
 use crate::domain::policy::Wish;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
 
 /// The most rows that one step ends.
 const STEP_ROWS: u32 = 1_000;
@@ -148,6 +150,7 @@ pub(super) async fn served(
 pub(super) async fn resume(
     connection: &mut SqliteConnection,
     now: i64,
+    rules: &Rules,
     planner: &str,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],
@@ -157,7 +160,13 @@ pub(super) async fn resume(
     for (at, command) in commands.iter().enumerate() {
         let Command::Acquire { lease, queue: Some(queue), .. } = command else { continue };
         if let Some(before) = queue.again {
-            outcomes[at] = take_up_again(connection, now, planner, (lease, before), queue).await?;
+            if let Some(grant) = grant(connection, now, lease).await? {
+                outcomes[at] = Some(Outcome::Acquired(Ok(grant)));
+            } else {
+                // Of a lease that has ended by itself a point may be left, and no two have the same lease.
+                give_back(connection, now, rules, lease).await?;
+                outcomes[at] = take_up_again(connection, now, planner, (lease, before), queue).await?;
+            }
         }
         let Queue { idempotency: Some(asked), attempt, .. } = queue.as_ref() else { continue };
         if let Some((twin, known)) = first.get(&asked.key) {
@@ -241,8 +250,8 @@ impl Place<'_> {
     }
 }
 
-/// What becomes of a request whose seed does not answer: it has its place again, as long as it may still wait.
-/// `None`: it is to be decided like a new one.
+/// What becomes of a request whose seed does not answer and whose lease is over: it has its place again, as long as
+/// it may still wait. `None`: it is to be decided like a new one.
 async fn take_up_again(
     connection: &mut SqliteConnection,
     now: i64,
@@ -250,9 +259,6 @@ async fn take_up_again(
     (lease, before): (&LeaseHash, i64),
     queue: &Queue,
 ) -> Result<Option<Outcome>, StoreError> {
-    if let Some(grant) = grant(connection, now, lease).await? {
-        return Ok(Some(Outcome::Acquired(Ok(grant))));
-    }
     let row: Option<(i64, i64)> = sqlx::query_as("SELECT id, attempt FROM requests WHERE lease_hash = ?1")
         .bind(&lease[..])
         .fetch_optional(&mut *connection)
@@ -444,7 +450,7 @@ pub(super) async fn leave(
     Ok(freed)
 }
 
-/// Ends a lease that nobody took; gives its seed.
+/// Ends a lease that nobody took, be it over by itself; gives its seed.
 async fn give_back(
     connection: &mut SqliteConnection,
     now: i64,

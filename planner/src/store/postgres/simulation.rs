@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use sqlx::{AssertSqlSafe, ConnectOptions};
 
-use super::tests::Database;
+use super::tests::{Database, few};
 use super::*;
 use crate::store::conformance::Home;
 use crate::store::simulation::mutants::Mutant;
@@ -25,7 +25,10 @@ impl Home for Scene {
     }
 
     async fn open(&self, rules: Rules, clock: Clock) -> Arc<dyn Store> {
-        self.database.open(rules, clock).await
+        let store = PostgresStore::open(&self.database.0, few(), rules, clock).await.unwrap();
+        // It looks for those who wait at a moment that no history knows.
+        store.looking.abort();
+        Arc::new(store)
     }
 }
 
@@ -33,7 +36,7 @@ impl Home for Scene {
 impl Ground for Scene {
     const NAME: &'static str = "Postgres";
     const PLANNERS: usize = 3;
-    const HISTORIES: u64 = 300;
+    const HISTORIES: u64 = 450;
 
     async fn empty(&self) {
         let connection = &mut *self.beside.lock().await;
@@ -175,6 +178,51 @@ const MUTANTS: &[Mutant] = &[
             ("< s.host_capacity", "< s.host_capacity + 1"),
             ("< c.host_capacity", "< c.host_capacity + 1"),
         ],
+    },
+    Mutant {
+        name: "who came last is called up first",
+        edits: &[("AND planner IS NOT NULL ORDER BY id", "AND planner IS NOT NULL ORDER BY id DESC")],
+    },
+    Mutant {
+        name: "who waits at a silent planner is called up",
+        edits: &[("OR p.alive_until_ms > $3)", "OR r.planner IS NOT NULL)")],
+    },
+    Mutant { name: "who waited for long enough is called up", edits: &[("AND r.waits_until_ms > $3", "")] },
+    Mutant {
+        name: "a waiter is served twice",
+        edits: &[("SET waits_until_ms = NULL, changed_ms = $1", "SET changed_ms = $1")],
+    },
+    Mutant {
+        name: "a waiter that was served is named once",
+        edits: &[(
+            "SELECT lease_hash, attempt FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id",
+            "UPDATE requests SET planner = NULL WHERE planner = $1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
+        )],
+    },
+    Mutant {
+        name: "a planner ends what waits at another",
+        edits: &[(
+            "attempt, planner, idempotency IS NOT NULL",
+            "attempt, NULL AS planner, idempotency IS NOT NULL",
+        )],
+    },
+    Mutant {
+        name: "a repetition leaves its place to the attempt before",
+        edits: &[("attempt = $3, waits_until_ms", "attempt = least(attempt, $3), waits_until_ms")],
+    },
+    Mutant {
+        name: "what is asked for under a key does not count",
+        edits: &[(
+            "SELECT id, idempotency, request_hash,",
+            "SELECT id, idempotency, decode(repeat('00', 32), 'hex') AS request_hash,",
+        )],
+    },
+    Mutant {
+        name: "a lease whose client is gone is not given back",
+        edits: &[(
+            "SELECT seed_id FROM points WHERE lease_hash = $1",
+            "SELECT seed_id FROM points WHERE lease_hash = $1 AND FALSE",
+        )],
     },
 ];
 

@@ -30,7 +30,7 @@ fn url(text: &str) -> PostgresUrl {
 }
 
 /// Few connections: many tests run side by side.
-fn few() -> ConnectSettings {
+pub(super) fn few() -> ConnectSettings {
     ConnectSettings { pool_size: 3, ..ConnectSettings::default() }
 }
 

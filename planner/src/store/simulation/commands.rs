@@ -1,8 +1,8 @@
 //! The model's words and the store's: all that the simulation knows of the shape of commands and outcomes.
 
 use super::super::conformance;
-use super::super::{Command, Outcome};
-use super::model::{Event, Told};
+use super::super::{Command, Grant, Idempotency, Left, Outcome, Queue, Woken};
+use super::model::{self, Event, Granted, Told};
 use super::world::{KEYS, SEEDS, World};
 
 /// The command that stands for an event of a client.
@@ -22,12 +22,22 @@ pub(super) fn command(world: World, event: &Event) -> Command {
             incarnation: world.profile(seed, process).incarnation,
             age_ms,
         },
-        Event::Acquire { key, lease, exclude } => {
+        Event::Acquire { key, lease, exclude, place } => {
             let mut command = conformance::acquire(KEYS[key], lease);
-            if let Command::Acquire { wish, .. } = &mut command {
+            if let Command::Acquire { wish, queue, .. } = &mut command {
                 wish.exclude = exclude.map(conformance::identity).into_iter().collect();
+                *queue = place.map(|place| {
+                    let hashed = |(name, request)| Idempotency { key: [name; 32], request: [request; 32] };
+                    let idempotency = place.name.map(hashed);
+                    let model::Place { wait_ms, attempt, again, .. } = place;
+                    Box::new(Queue { wait_ms, idempotency, attempt, again })
+                });
             }
             command
+        }
+        Event::Serve { key } => Command::Serve { key: conformance::key(KEYS[key]) },
+        Event::Leave { lease, attempt, why, .. } => {
+            Command::Leave { lease: conformance::lease(lease), attempt, why }
         }
         Event::Renew { seed, lease } => conformance::renew(seed, lease),
         Event::Release { seed, lease, report: outcome } => {
@@ -54,21 +64,35 @@ pub(super) fn told(outcome: &Outcome) -> Told {
         Outcome::Registered(registration, number) => Told::Registered(*registration, *number),
         Outcome::Heard(heard, number) => Told::Heard(*heard, *number),
         Outcome::Acquired(Err(refusal)) => Told::Refused(*refusal),
-        Outcome::Acquired(Ok(grant)) => {
-            let seed = (0..SEEDS).find(|seed| conformance::identity(*seed) == grant.identity);
-            Told::Granted {
-                seed: seed.unwrap_or(u8::MAX),
-                ttl_ms: grant.lease_ttl_ms,
-                quiet_ms: grant.quiet_ms,
-                answers: grant.answers,
-            }
-        }
+        Outcome::Acquired(Ok(grant)) => Told::Granted(granted(grant)),
+        Outcome::Queued(end_ms) => Told::Queued(*end_ms),
+        Outcome::Served(end_ms) => Told::Served(*end_ms),
+        Outcome::Left(left) => Told::Left(match left {
+            Left::Nothing => model::Left::Nothing,
+            Left::Granted { grant, kept } => model::Left::Granted(granted(grant), *kept),
+            Left::Over => model::Left::Over,
+            Left::Superseded => model::Left::Superseded,
+        }),
         Outcome::Renewed(ttl_ms) => Told::Renewed(*ttl_ms),
         Outcome::Released(released) => Told::Released(*released),
         Outcome::Noted(noted) => Told::Noted(*noted),
         Outcome::Removed(removal) => Told::Removed(*removal),
         Outcome::Drained(leases) => Told::Drained(*leases),
-        // Nobody waits in these histories.
-        Outcome::Queued(_) | Outcome::Served(_) | Outcome::Left(_) => panic!("not asked for: {outcome:?}"),
     }
+}
+
+fn granted(grant: &Grant) -> Granted {
+    let seed = (0..SEEDS).find(|seed| conformance::identity(*seed) == grant.identity);
+    Granted {
+        seed: seed.unwrap_or(u8::MAX),
+        ttl_ms: grant.lease_ttl_ms,
+        quiet_ms: grant.quiet_ms,
+        answers: grant.answers,
+    }
+}
+
+/// Whose turn came, as the model says it.
+pub(super) fn woken(woken: &Woken) -> (u32, i64, Option<Granted>) {
+    let [a, b, c, d, ..] = woken.lease;
+    (u32::from_be_bytes([a, b, c, d]), woken.attempt, woken.grant.as_ref().map(granted))
 }

@@ -2,8 +2,8 @@
 
 use proptest::prelude::*;
 
-use super::super::Report;
-use super::world::{KEYS, MAX_CAPACITY, SEEDS, WORLDS};
+use super::super::{Leaving, PLANNER_TTL_MS, Report};
+use super::world::{KEYS, MAX_CAPACITY, NAMES, SEEDS, WORLDS, World};
 
 #[derive(Debug, Clone)]
 pub(crate) struct History {
@@ -30,6 +30,8 @@ pub(crate) enum Step {
     /// A planner writes what it has gathered.
     Flush(usize),
     Sweep(usize),
+    /// A planner collects those of its waiters whose turn came, and has told those of the time before, or not.
+    Collect(usize, bool),
     /// All seeds of a key are drained.
     Invalidate(usize, usize),
     /// A planner ends and starts again; gathered heartbeats are lost if it is a crash.
@@ -64,6 +66,15 @@ pub(crate) enum Ask {
     Hear(u8, usize, Option<u8>, i64),
     /// A key, and a seed that is not wanted.
     Acquire(usize, Option<u8>),
+    /// The same, and how long it may wait.
+    Wait(usize, Option<u8>, i64),
+    /// One more attempt of the acquisition of an idempotency key, and what is asked for under it.
+    Named(u8, u8),
+    Serve(usize),
+    /// An attempt of an acquisition that waits or may be repeated, counted back from the last, ends.
+    Leave(usize, Leaving),
+    /// One of those wants its place again, after it has reported its seed or not.
+    Again(usize, bool),
     Renew(usize, Option<u8>),
     Release(usize, Option<u8>, Report),
     Answered(u8),
@@ -71,9 +82,13 @@ pub(crate) enum Ask {
     Drain(u8, usize),
 }
 
+fn keys() -> impl Strategy<Value = usize> {
+    prop_oneof![4 => Just(0usize), 1 => Just(1)]
+}
+
 fn acquisitions(excluding: f64) -> impl Strategy<Value = Ask> {
-    let key = prop_oneof![4 => Just(0usize), 1 => Just(1)];
-    (key, prop::option::weighted(excluding, 0..SEEDS)).prop_map(|(key, exclude)| Ask::Acquire(key, exclude))
+    (keys(), prop::option::weighted(excluding, 0..SEEDS))
+        .prop_map(|(key, exclude)| Ask::Acquire(key, exclude))
 }
 
 fn asks() -> impl Strategy<Value = Ask> {
@@ -98,6 +113,23 @@ fn asks() -> impl Strategy<Value = Ask> {
     ]
 }
 
+/// What is asked where some wait.
+fn asks_of_waiters() -> impl Strategy<Value = Ask> {
+    let exclude = prop::option::weighted(0.15, 0..SEEDS);
+    let wait_ms = prop_oneof![1 => Just(1i64), 2 => 2i64..30, 6 => Just(100_000)];
+    let why = prop_oneof![Just(Leaving::TimedOut), Just(Leaving::Gone)];
+    let request = prop_oneof![8 => Just(0u8), 1 => Just(1)];
+    prop_oneof![
+        16 => asks(),
+        8 => (keys(), exclude, wait_ms).prop_map(|(key, exclude, ms)| Ask::Wait(key, exclude, ms)),
+        4 => keys().prop_map(Ask::Serve),
+        4 => (0usize..3).prop_map(|back| Ask::Release(back, None, Report::Unknown)),
+        7 => (0..NAMES, request).prop_map(|(name, request)| Ask::Named(name, request)),
+        5 => (0usize..5, why).prop_map(|(back, why)| Ask::Leave(back, why)),
+        3 => (0usize..4, prop::bool::weighted(0.8)).prop_map(|(back, fails)| Ask::Again(back, fails)),
+    ]
+}
+
 fn cuts() -> impl Strategy<Value = Cut> {
     (0u64..12, 0u64..5).prop_map(|(statements, waits)| Cut { statements, waits })
 }
@@ -113,6 +145,11 @@ fn works() -> impl Strategy<Value = Work> {
     ]
 }
 
+/// Exactly a time to live, and one millisecond less, must occur often.
+fn waits() -> impl Strategy<Value = Step> {
+    prop_oneof![Just(1), Just(9), Just(10), Just(29), Just(30), 1i64..40].prop_map(Step::Wait)
+}
+
 /// `planners` work on the store; with more than one they often work at the same time.
 fn steps(planners: usize) -> impl Strategy<Value = Step> {
     let planner = 0..planners;
@@ -125,8 +162,7 @@ fn steps(planners: usize) -> impl Strategy<Value = Step> {
             .prop_map(|(planner, asks, cut)| Step::Killed(planner, asks, cut)),
         together => (prop::collection::vec(works(), 2..4), any::<u64>())
             .prop_map(|(works, order)| Step::Together(works, order)),
-        // Exactly a time to live, and one millisecond less, must occur often.
-        10 => prop_oneof![Just(1), Just(9), Just(10), Just(29), Just(30), 1i64..40].prop_map(Step::Wait),
+        10 => waits(),
         3 => (planner.clone(), 1u8..1 << SEEDS).prop_map(|(planner, seeds)| Step::Beat(planner, seeds)),
         3 => planner.clone().prop_map(Step::Flush),
         3 => planner.clone().prop_map(Step::Sweep),
@@ -150,17 +186,52 @@ fn rare(planners: usize) -> impl Strategy<Value = Rare> {
     ]
 }
 
+/// What happens where some wait: one thing after the other.
+fn steps_of_waiters(planners: usize) -> impl Strategy<Value = Step> {
+    let planner = 0..planners;
+    let some = |most| prop::collection::vec(asks_of_waiters(), 1..most);
+    let long = prop_oneof![Just(PLANNER_TTL_MS - 1), Just(PLANNER_TTL_MS)];
+    prop_oneof![
+        20 => (planner.clone(), some(6)).prop_map(|(planner, asks)| Step::Batch(planner, asks)),
+        1 => (planner.clone(), some(6), cuts()).prop_map(|(planner, asks, cut)| Step::Killed(planner, asks, cut)),
+        7 => waits(),
+        1 => long.prop_map(Step::Wait),
+        12 => (planner.clone(), any::<bool>()).prop_map(|(planner, tells)| Step::Collect(planner, tells)),
+        1 => (planner.clone(), 1u8..1 << SEEDS).prop_map(|(planner, seeds)| Step::Beat(planner, seeds)),
+        1 => planner.clone().prop_map(Step::Flush),
+        2 => planner.clone().prop_map(Step::Sweep),
+        1 => (planner, any::<bool>()).prop_map(|(planner, crash)| Step::Restart(planner, crash)),
+    ]
+}
+
 /// All histories of a store on which so many planners work.
 pub(super) fn histories(planners: usize) -> impl Strategy<Value = History> {
+    prop_oneof![2 => histories_of_many(planners), 1 => histories_of_waiters(planners)]
+}
+
+fn begins(planners: usize, seeds: u8) -> impl Strategy<Value = Step> {
     let register = |seed| Ask::Register(seed, 0, None, 0);
-    let begin = (0..planners, 1..=SEEDS)
-        .prop_map(move |(planner, seeds)| Step::Batch(planner, (0..seeds).map(register).collect()));
+    (0..planners, 1..=seeds)
+        .prop_map(move |(planner, seeds)| Step::Batch(planner, (0..seeds).map(register).collect()))
+}
+
+fn histories_of_many(planners: usize) -> impl Strategy<Value = History> {
     let steps = prop::collection::vec(steps(planners), 1..18);
     let rare = (rare(planners), any::<prop::sample::Index>());
-    (0..WORLDS, begin, steps, rare).prop_map(|(world, begin, mut steps, (rare, at))| {
+    (0..WORLDS, begins(planners, SEEDS), steps, rare).prop_map(|(world, begin, mut steps, (rare, at))| {
         if let Rare::Step(step) = rare {
             steps.insert(at.index(steps.len() + 1), step);
         }
+        steps.insert(0, begin);
+        History { world, steps }
+    })
+}
+
+/// Only where each answer is exactly the model's: who is called up follows from it.
+fn histories_of_waiters(planners: usize) -> impl Strategy<Value = History> {
+    let worlds: Vec<usize> = (0..WORLDS).filter(|world| !World::new(*world).caps_hosts()).collect();
+    let steps = prop::collection::vec(steps_of_waiters(planners), 4..24);
+    (prop::sample::select(worlds), begins(planners, 2), steps).prop_map(|(world, begin, mut steps)| {
         steps.insert(0, begin);
         History { world, steps }
     })

@@ -5,6 +5,7 @@
 //!   `RFORK_SIMULATION_SEED=… RFORK_SIMULATION_HISTORIES=1` plays it again; it is then made as short as it goes.
 //! - One planner after the other: each answer is exactly the model's. Planners that work at the same time take
 //!   turns statement by statement, and there must be an order of what they did in which every answer was right.
+//! - In a part of the histories some wait: these happen one after the other, so that it is known who is served.
 //! - A planner is killed by dropping its call after some statement: what it did is there as a whole or not at all.
 //! - `mutants` puts deliberate faults into the stores; a fault that no history finds is a failure.
 //!

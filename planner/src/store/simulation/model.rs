@@ -1,10 +1,14 @@
 //! The protocol as a small model: plain values, one event after the other. It knows nothing of how things are
-//! stored, but for one fact that can be seen when the clock goes back: a lease that has ended is there until its
-//! point is leased anew or swept.
+//! stored, but for two facts that can be seen when the clock goes back: a lease that has ended is there until its
+//! point is leased anew or swept, and a seed that a sweep found silent may stay out until it is heard of.
+
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::super::{DRAIN_MEMORY_MS, Heard, Refusal, Registration, Removal, Report, SeedView, Snapshot};
+use super::super::{
+    DRAIN_MEMORY_MS, Heard, Leaving, Refusal, Registration, Removal, Report, SeedView, Snapshot,
+};
 use super::world::{KEYS, World};
 use crate::domain::policy::Policy;
 use crate::store::conformance::{identity, key, lease};
@@ -30,6 +34,18 @@ pub(super) enum Event {
         key: usize,
         lease: u32,
         exclude: Option<u8>,
+        place: Option<Place>,
+    },
+    /// A key's free points are given to those who wait for them.
+    Serve {
+        key: usize,
+    },
+    /// An attempt of an acquisition ends, at a planner.
+    Leave {
+        planner: u32,
+        lease: u32,
+        attempt: i64,
+        why: Leaving,
     },
     Renew {
         seed: u8,
@@ -75,7 +91,19 @@ impl Event {
             | Self::Answered { seed, .. }
             | Self::Remove { seed, .. }
             | Self::Drain { seed, .. } => Some(seed),
-            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => None,
+            Self::Acquire { .. }
+            | Self::Serve { .. }
+            | Self::Leave { .. }
+            | Self::Beat { .. }
+            | Self::Sweep { .. } => None,
+        }
+    }
+
+    /// Its idempotency key, and what is asked for under that, if it is such an acquisition.
+    pub(super) fn name(&self) -> Option<(u8, u8)> {
+        match self {
+            Self::Acquire { place, .. } => place.and_then(|place| place.name),
+            _ => None,
         }
     }
 
@@ -87,9 +115,45 @@ impl Event {
             Self::Renew { .. } => 2,
             Self::Release { .. } => 3,
             Self::Remove { .. } | Self::Drain { .. } => 4,
-            Self::Acquire { .. } | Self::Beat { .. } | Self::Sweep { .. } => 5,
+            Self::Leave { .. } => 5,
+            Self::Acquire { .. } | Self::Serve { .. } | Self::Beat { .. } | Self::Sweep { .. } => 6,
         }
     }
+}
+
+/// How an acquisition waits, and what tells it from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Place {
+    /// Who answers it.
+    pub(super) planner: u32,
+    pub(super) wait_ms: i64,
+    /// Its idempotency key, and what is asked for under that.
+    pub(super) name: Option<(u8, u8)>,
+    pub(super) attempt: i64,
+    /// Whether its seed did not answer.
+    pub(super) again: Option<i64>,
+}
+
+/// A lease as it is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Granted {
+    pub(super) seed: u8,
+    /// How long it lives.
+    pub(super) ttl_ms: i64,
+    /// How long ago the seed was heard of.
+    pub(super) quiet_ms: i64,
+    /// Whether the seed has ever answered.
+    pub(super) answers: bool,
+}
+
+/// What the end of a wait finds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    Nothing,
+    /// And whether it is kept for a repetition.
+    Granted(Granted, bool),
+    Over,
+    Superseded,
 }
 
 /// What the client of an event was told.
@@ -99,14 +163,12 @@ pub(super) enum Told {
     Registered(Registration, i64),
     /// With the number, if the seed is known and offered.
     Heard(Heard, Option<i64>),
-    /// The seed, how long the lease lives, how long ago the seed was heard of, whether it has ever answered.
-    Granted {
-        seed: u8,
-        ttl_ms: i64,
-        quiet_ms: i64,
-        answers: bool,
-    },
+    Granted(Granted),
     Refused(Refusal),
+    /// With how long it is until something of the key ends by itself.
+    Queued(Option<i64>),
+    Served(Option<i64>),
+    Left(Left),
     Renewed(Option<i64>),
     Released(bool),
     Noted(bool),
@@ -120,7 +182,7 @@ impl Told {
     /// Whether both are grants of the same seed. What is told of its signs of life is as old as the look at it.
     fn is_same_lease(self, other: Self) -> bool {
         let lease = |told| match told {
-            Self::Granted { seed, ttl_ms, .. } => Some((seed, ttl_ms)),
+            Self::Granted(Granted { seed, ttl_ms, .. }) => Some((seed, ttl_ms)),
             _ => None,
         };
         lease(self).is_some() && lease(self) == lease(other)
@@ -155,6 +217,8 @@ struct Seed {
     suspect_until_ms: i64,
     answered_ms: i64,
     heard_ms: i64,
+    /// Whether a sweep found it silent, and nothing was heard of it since.
+    silenced: bool,
     used_ms: i64,
     /// Those that are leased or were.
     points: BTreeMap<u32, Point>,
@@ -189,11 +253,22 @@ pub(super) struct Model {
     seeds: BTreeMap<u8, Seed>,
     /// All numbers that the store ever gave.
     numbers: BTreeSet<i64>,
+    /// Acquisitions that wait, and those that are remembered, in the order in which they came.
+    requests: Vec<waiting::Request>,
+    /// Until when each planner counts as one that answers.
+    alive_until_ms: BTreeMap<u32, i64>,
 }
 
 impl Model {
     pub(super) fn new(world: World, now: i64) -> Self {
-        Self { now, world, seeds: BTreeMap::new(), numbers: BTreeSet::new() }
+        Self {
+            now,
+            world,
+            seeds: BTreeMap::new(),
+            numbers: BTreeSet::new(),
+            requests: Vec::new(),
+            alive_until_ms: BTreeMap::new(),
+        }
     }
 
     fn silent(&self, seed: &Seed) -> bool {
@@ -233,7 +308,10 @@ impl Model {
                 let number = if heard == Heard::Known { Some(next.learn(seed, number)?) } else { None };
                 Told::Heard(heard, number)
             }
-            Event::Acquire { .. } => return self.acquire(event, told, order),
+            Event::Acquire { key, lease, exclude, .. } => {
+                return self.acquire(key, lease, exclude, told, order);
+            }
+            Event::Serve { .. } | Event::Leave { .. } => panic!("not by itself: {event:?}"),
             Event::Renew { seed, lease } => {
                 let ttl_ms = self.world.lease_ttl_ms(seed);
                 let renewed = next.leased(seed, lease).map(|point| point.ends_ms = self.now + ttl_ms);
@@ -257,6 +335,7 @@ impl Model {
                 let seed = next.seeds.values_mut().find(|seed| seed.number == Some(number));
                 let offered = seed.is_some_and(|seed| {
                     seed.heard_ms = seed.heard_ms.max(heard_ms);
+                    seed.silenced = false;
                     !seed.removed && !seed.drained
                 });
                 Told::Gone(!offered)
@@ -295,6 +374,7 @@ impl Model {
                 suspect_until_ms: 0,
                 answered_ms: 0,
                 heard_ms,
+                silenced: false,
                 used_ms: 0,
                 points: BTreeMap::new(),
             };
@@ -311,6 +391,7 @@ impl Model {
             return Heard::Unknown;
         }
         known.heard_ms = known.heard_ms.max(heard_ms);
+        known.silenced = false;
         if known.drained || known.removed { Heard::Draining } else { Heard::Known }
     }
 
@@ -365,32 +446,31 @@ impl Model {
         }
     }
 
-    fn acquire(&self, event: &Event, told: Option<Told>, order: Order) -> Result<Vec<Self>, String> {
-        let Event::Acquire { key, lease, exclude } = *event else { panic!("{event:?}") };
+    fn acquire(
+        &self,
+        key: usize,
+        lease: u32,
+        exclude: Option<u8>,
+        told: Option<Told>,
+        order: Order,
+    ) -> Result<Vec<Self>, String> {
         let mut offered = self.offered(key, exclude);
         if order == Order::Policy {
             offered.truncate(1);
         }
         let mut fitting = Vec::new();
         let mut expected = Vec::new();
+        // Only where the clock went back is one of them offered.
+        let silenced = offered.iter().all(|(name, _)| self.seeds[name].silenced);
         for (name, n) in offered {
             let mut next = self.clone();
-            let Some(seed) = next.seeds.get_mut(&name) else { continue };
-            let ttl_ms = self.world.lease_ttl_ms(name);
-            let grant = Told::Granted {
-                seed: name,
-                ttl_ms,
-                quiet_ms: self.now - seed.heard_ms.max(seed.answered_ms),
-                answers: seed.answered_ms > 0,
-            };
+            let Some(grant) = next.lend(name, n, lease).map(Told::Granted) else { continue };
             expected.push(grant);
             if told.is_none_or(|told| told == grant || order == Order::Any && told.is_same_lease(grant)) {
-                seed.used_ms = self.now;
-                seed.points.insert(n, Point { lease, ends_ms: self.now + ttl_ms });
                 fitting.push(next);
             }
         }
-        if expected.is_empty() {
+        if silenced {
             let refusal = Told::Refused(self.refusal(key));
             expected.push(refusal);
             // The reason is looked for a little later than the seeds.
@@ -400,9 +480,32 @@ impl Model {
             }
         }
         if fitting.is_empty() {
-            return Err(format!("{event:?} was told {told:?}, not any of {expected:?}"));
+            return Err(format!("lease {lease} of key {key} was told {told:?}, not any of {expected:?}"));
         }
         Ok(fitting)
+    }
+
+    /// Leases a free point.
+    fn lend(&mut self, name: u8, n: u32, lease: u32) -> Option<Granted> {
+        let ends_ms = self.now + self.world.lease_ttl_ms(name);
+        let seed = self.seeds.get_mut(&name)?;
+        seed.used_ms = self.now;
+        seed.points.insert(n, Point { lease, ends_ms });
+        self.granted(lease)
+    }
+
+    /// The live lease, as it is told now.
+    fn granted(&self, lease: u32) -> Option<Granted> {
+        self.seeds.iter().find_map(|(name, seed)| {
+            let mut points = seed.points.values();
+            let point = points.find(|point| point.lease == lease && point.ends_ms > self.now)?;
+            Some(Granted {
+                seed: *name,
+                ttl_ms: point.ends_ms - self.now,
+                quiet_ms: self.now - seed.heard_ms.max(seed.answered_ms),
+                answers: seed.answered_ms > 0,
+            })
+        })
     }
 
     /// The point of a lease, if it lives and is of the named seed.
@@ -467,6 +570,7 @@ impl Model {
         let points = seed.points.len();
         seed.points.retain(|_, point| point.ends_ms > now);
         let ended = (points - seed.points.len()) as u64;
+        seed.silenced |= seed.heard_ms + silent_ms <= now;
         let forgotten_ms = if seed.drained { DRAIN_MEMORY_MS.max(silent_ms) } else { silent_ms };
         let over = seed.points.is_empty() && (seed.removed || seed.heard_ms + forgotten_ms <= now);
         if over {
@@ -475,11 +579,12 @@ impl Model {
         (ended, u64::from(over))
     }
 
-    /// Ends what is over; gives how many leases and seeds that were.
-    pub(super) fn sweep(&mut self) -> (u64, u64) {
+    /// Ends what is over; gives how many leases, seeds and requests that were.
+    pub(super) fn sweep(&mut self) -> (u64, u64, u64) {
         let names: Vec<u8> = self.seeds.keys().copied().collect();
         let swept = names.into_iter().map(|name| self.sweep_one(name));
-        swept.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+        let (leases, seeds) = swept.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1));
+        (leases, seeds, self.forget())
     }
 
     /// Compares with all that the store shows.

@@ -1,18 +1,20 @@
 //! Plays a history on the real store and on the model, and says where they differ.
 
+mod begin;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::super::{Beat, Clock, Command, Outcome, Snapshot, Store, StoreError, Swept};
+use super::super::{Beat, Clock, Command, Outcome, Refusal, Snapshot, Store, StoreError, Swept};
 use super::Ground;
-use super::commands::{command, told};
-use super::history::{Ask, Cut, History, Step, Work};
+use super::commands::{told, woken};
+use super::history::{Cut, History, Step, Work};
 use super::interleave::{Task, interleave};
-use super::model::{Event, Model, Order, Told};
+use super::model::{Event, Granted, Left, Model, Order, Place, Told};
 use super::search;
 use super::world::{KEYS, SEEDS, World};
-use crate::store::conformance::key;
+use crate::store::conformance::{key, lease};
 
 /// When every history begins, Unix milliseconds.
 const BEGIN_MS: i64 = 1_000_000;
@@ -32,6 +34,13 @@ pub(super) struct Tally {
     pub(super) killed_before_commit: u64,
     pub(super) killed_after_commit: u64,
     pub(super) together: u64,
+    pub(super) queued: u64,
+    pub(super) woken: u64,
+    pub(super) left_granted: u64,
+    pub(super) superseded: u64,
+    /// Repetitions that find something else, or the end of what they repeat.
+    pub(super) repeated_late: u64,
+    pub(super) queued_again: u64,
 }
 
 impl Tally {
@@ -45,11 +54,23 @@ impl Tally {
         self.killed_before_commit += other.killed_before_commit;
         self.killed_after_commit += other.killed_after_commit;
         self.together += other.together;
+        self.queued += other.queued;
+        self.woken += other.woken;
+        self.left_granted += other.left_granted;
+        self.superseded += other.superseded;
+        self.repeated_late += other.repeated_late;
+        self.queued_again += other.queued_again;
     }
 
-    fn count(&mut self, told: Option<Told>) {
+    fn count(&mut self, event: &Event, told: Option<Told>) {
+        let again = matches!(event, Event::Acquire { place: Some(Place { again: Some(_), .. }), .. });
         match told {
-            Some(Told::Granted { .. }) => self.granted += 1,
+            Some(Told::Queued(_)) if again => self.queued_again += 1,
+            Some(Told::Refused(Refusal::LeaseEnded | Refusal::OtherRequest)) => self.repeated_late += 1,
+            Some(Told::Left(Left::Superseded)) => self.superseded += 1,
+            Some(Told::Granted(_)) => self.granted += 1,
+            Some(Told::Queued(_)) => self.queued += 1,
+            Some(Told::Left(Left::Granted(..))) => self.left_granted += 1,
             Some(Told::Refused(_)) => self.refused += 1,
             Some(Told::Released(true)) => self.released += 1,
             Some(Told::Released(false) | Told::Renewed(None)) => self.fenced += 1,
@@ -68,6 +89,12 @@ impl Tally {
             ("killed_before_commit", self.killed_before_commit),
             ("killed_after_commit", self.killed_after_commit),
             ("together", self.together),
+            ("queued", self.queued),
+            ("woken", self.woken),
+            ("left_granted", self.left_granted),
+            ("superseded", self.superseded),
+            ("repeated_late", self.repeated_late),
+            ("queued_again", self.queued_again),
         ];
         all.into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
     }
@@ -119,6 +146,9 @@ impl<G: Ground> Stage<G> {
             order: if world.caps_hosts() { Order::Any } else { Order::Policy },
             leases: Vec::new(),
             asked: 0,
+            places: Vec::new(),
+            names: (0..).take(G::PLANNERS).collect(),
+            woken: vec![Vec::new(); G::PLANNERS],
             gathered: vec![Gathered::default(); G::PLANNERS],
             numbers: BTreeMap::new(),
             tally: Tally::default(),
@@ -168,6 +198,12 @@ struct Play<'a, G> {
     leases: Vec<(u32, u8)>,
     /// How many leases were asked for.
     asked: u32,
+    /// All attempts of acquisitions that wait or may be repeated.
+    places: Vec<Event>,
+    /// Each planner's, which a new one takes when it starts again.
+    names: Vec<u32>,
+    /// Leases of waiters that each planner was named last.
+    woken: Vec<Vec<(u32, i64)>>,
     gathered: Vec<Gathered>,
     /// The numbers of seeds that planners were told last, be they old by now.
     numbers: BTreeMap<u8, i64>,
@@ -226,10 +262,11 @@ impl<G: Ground> Play<'_, G> {
                 let swept = self.store(*planner).sweep().await.map_err(|error| error.to_string())?;
                 self.tally.ended_by_sweep += swept.leases;
                 self.keep(|model| match model.sweep() {
-                    expected if expected == (swept.leases, swept.seeds) => Ok(()),
+                    expected if expected == (swept.leases, swept.seeds, swept.forgotten.requests) => Ok(()),
                     expected => Err(format!("ended {swept:?}, not {expected:?}")),
                 })?;
             }
+            Step::Collect(planner, tells) => self.collect(*planner, *tells).await?,
             Step::Invalidate(planner, at) => {
                 let done = self.store(*planner).invalidate(&key(KEYS[*at]), None).await;
                 let drained = done.map_err(|error| error.to_string())?;
@@ -248,7 +285,7 @@ impl<G: Ground> Play<'_, G> {
                 let world = self.stage.world.with_capacity(*capacity);
                 self.possible.iter_mut().for_each(|model| model.adopt(world));
                 self.stage.restart(world).await;
-                self.gathered = vec![Gathered::default(); G::PLANNERS];
+                (0..G::PLANNERS).for_each(|planner| self.begin_anew(planner));
             }
         }
         Ok(())
@@ -259,48 +296,43 @@ impl<G: Ground> Play<'_, G> {
         self.stage.clock.fetch_add(ms, Ordering::SeqCst);
     }
 
-    async fn restart(&mut self, planner: usize) {
+    /// A planner collects those of its waiters whose turn came.
+    async fn collect(&mut self, planner: usize, tells: bool) -> Result<(), String> {
+        let told = if tells { std::mem::take(&mut self.woken[planner]) } else { Vec::new() };
+        let named: Vec<_> = told.iter().map(|(number, attempt)| (lease(*number), *attempt)).collect();
+        let collected = self.store(planner).collect(&named).await.map_err(|error| error.to_string())?;
+        let mut collected: Vec<(u32, i64, Option<Granted>)> = collected.iter().map(woken).collect();
+        collected.sort_unstable_by_key(|(lease, ..)| *lease);
+        let name = self.names[planner];
+        self.keep(|model| match model.collect(name, &told) {
+            expected if expected == collected => Ok(()),
+            expected => Err(format!("collected {collected:?}, not {expected:?}")),
+        })?;
+        for (lease, _, grant) in &collected {
+            self.tally.woken += 1;
+            self.leases.extend(grant.map(|grant| (*lease, grant.seed)));
+        }
+        self.woken[planner] = collected.into_iter().map(|(lease, attempt, _)| (lease, attempt)).collect();
+        Ok(())
+    }
+
+    /// Nothing is left of a planner that starts again but what the database has.
+    fn begin_anew(&mut self, planner: usize) {
         self.gathered[planner] = Gathered::default();
+        self.woken[planner].clear();
+        self.names[planner] = self.names.iter().max().map_or(0, |last| last + 1);
+        // The file's lock says that the one before is gone.
+        if G::PLANNERS == 1 {
+            self.possible.iter_mut().for_each(Model::abandon);
+        }
+    }
+
+    async fn restart(&mut self, planner: usize) {
+        self.begin_anew(planner);
         // The old store goes first: some databases allow only one.
         self.stage.stores.remove(planner);
         let store = self.stage.open().await;
         self.stage.stores.insert(planner, store);
-    }
-
-    fn begin(&mut self, planner: usize, asks: &[Ask], cut: Option<Cut>) -> Begun {
-        let mut events = Vec::with_capacity(asks.len());
-        for ask in asks {
-            // Where none was granted, of one that nobody has.
-            let named = |back, other: Option<u8>| {
-                let lease = self.leases.iter().rev().nth(back).or(self.leases.first());
-                let (lease, seed) = lease.copied().unwrap_or((u32::MAX, 0));
-                (lease, other.unwrap_or(seed))
-            };
-            events.push(match *ask {
-                Ask::Register(seed, key, process, age_ms) => Event::Register { seed, key, process, age_ms },
-                Ask::Hear(seed, key, process, age_ms) => Event::Hear { seed, key, process, age_ms },
-                Ask::Acquire(key, exclude) => {
-                    self.asked += 1;
-                    Event::Acquire { key, lease: self.asked, exclude }
-                }
-                Ask::Renew(back, other) => {
-                    let (lease, seed) = named(back, other);
-                    Event::Renew { seed, lease }
-                }
-                Ask::Release(back, other, report) => {
-                    let (lease, seed) = named(back, other);
-                    Event::Release { seed, lease, report }
-                }
-                // Whichever holding of it was told of last: it may be gone.
-                Ask::Answered(seed) => {
-                    Event::Answered { seed, number: self.numbers.get(&seed).copied().unwrap_or_default() }
-                }
-                Ask::Drain(seed, key) => Event::Drain { seed, key },
-                Ask::Remove(seed, key) => Event::Remove { seed, key },
-            });
-        }
-        let commands = events.iter().map(|event| command(self.stage.world, event)).collect();
-        Begun { planner, events, commands, beats: Vec::new(), cut }
     }
 
     fn begin_flush(&mut self, planner: usize) -> Begun {
@@ -319,24 +351,19 @@ impl<G: Ground> Play<'_, G> {
         if self.order == Order::Any {
             return self.beside(vec![begun], 0).await;
         }
-        let mut ordered: Vec<usize> = (0..begun.events.len()).collect();
-        ordered.sort_by_key(|at| begun.events[*at].kind());
         let told = self.perform(std::slice::from_ref(&begun), 0).await?.remove(0);
-        let mut after = self.possible.clone();
-        for at in ordered {
-            let told = told.as_ref().and_then(|told| told[at]);
-            let mut next = Vec::new();
-            let mut difference = String::new();
-            for model in after {
-                match model.after(&begun.events[at], told, self.order) {
-                    Ok(models) => next.extend(models),
-                    Err(text) => difference = text,
-                }
+        let mut after = Vec::new();
+        let mut difference = String::new();
+        // One of several planners knows that it answers.
+        let answers = (G::PLANNERS > 1).then(|| self.names[begun.planner]);
+        for model in &self.possible {
+            match model.batch(&begun.events, told.as_deref(), answers) {
+                Ok(model) => after.push(model),
+                Err(text) => difference = text,
             }
-            if next.is_empty() {
-                return Err(difference);
-            }
-            after = next;
+        }
+        if after.is_empty() {
+            return Err(difference);
         }
         if told.is_some() {
             self.possible = after;
@@ -446,10 +473,11 @@ impl<G: Ground> Play<'_, G> {
     /// What clients and the planner remember of what they were told.
     fn note(&mut self, begun: &Begun, told: &[Option<Told>]) {
         for (event, told) in begun.events.iter().zip(told) {
-            self.tally.count(*told);
+            self.tally.count(event, *told);
             match (event, told) {
-                (Event::Acquire { lease, .. }, Some(Told::Granted { seed, .. })) => {
-                    self.leases.push((*lease, *seed));
+                (Event::Acquire { lease, .. }, Some(Told::Granted(grant)))
+                | (Event::Leave { lease, .. }, Some(Told::Left(Left::Granted(grant, _)))) => {
+                    self.leases.push((*lease, grant.seed));
                 }
                 (Event::Register { seed, .. }, Some(Told::Registered(_, number)))
                 | (Event::Hear { seed, .. }, Some(Told::Heard(_, Some(number)))) => {

@@ -15,6 +15,9 @@ use crate::store::conformance::identity;
 pub(super) const SEEDS: u8 = 4;
 /// What seeds hold.
 pub(super) const KEYS: [&str; 2] = ["k", "l"];
+/// Idempotency keys under which the first of [`KEYS`] is asked for. A lease belongs to each.
+pub(super) const NAMES: u8 = 3;
+const FIRST_NAMED: u32 = 1_000_000;
 /// The most points of a seed, but for the one that has a rule.
 pub(super) const MAX_CAPACITY: u32 = 3;
 /// How many worlds there are: each needs a database, or a planner that starts again.
@@ -122,4 +125,9 @@ impl World {
             history: Keep { ms: HISTORY_MS, leases: 3, events: 3 },
         }
     }
+}
+
+/// The lease of the acquisition under an idempotency key, and how long that waits.
+pub(super) fn named(name: u8) -> (u32, i64) {
+    (FIRST_NAMED + u32::from(name), [0, 20, 100_000][usize::from(name)])
 }

@@ -173,6 +173,44 @@ const MUTANTS: &[Mutant] = &[
             ("< seeds.host_capacity", "< seeds.host_capacity + 1"),
         ],
     },
+    Mutant {
+        name: "who came last is called up first",
+        edits: &[("AND p.alive_until_ms > ?2 ORDER BY r.id", "AND p.alive_until_ms > ?2 ORDER BY r.id DESC")],
+    },
+    Mutant { name: "who waited for long enough is called up", edits: &[("AND r.waits_until_ms > ?2", "")] },
+    Mutant {
+        name: "a waiter is served twice",
+        edits: &[("SET waits_until_ms = NULL, changed_ms = ?1", "SET changed_ms = ?1")],
+    },
+    Mutant {
+        name: "a waiter that was served is named once",
+        edits: &[(
+            "SELECT lease_hash, attempt FROM requests INDEXED BY requests_to_answer WHERE planner = ?1 AND waits_until_ms IS NULL",
+            "UPDATE requests SET planner = NULL WHERE planner = ?1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
+        )],
+    },
+    Mutant {
+        name: "an attempt ends a later one",
+        edits: &[("attempt = ?2 AND (planner", "(?2 IS NOT NULL) AND (planner")],
+    },
+    Mutant {
+        name: "a repetition leaves its place to the attempt before",
+        edits: &[("attempt = ?3, waits_until_ms", "attempt = min(attempt, ?3), waits_until_ms")],
+    },
+    Mutant {
+        name: "what is asked for under a key does not count",
+        edits: &[(
+            "id, request_hash, lease_hash, waits_until_ms FROM requests WHERE idempotency = ?1",
+            "id, zeroblob(32) AS request_hash, lease_hash, waits_until_ms FROM requests WHERE idempotency = ?1",
+        )],
+    },
+    Mutant {
+        name: "a lease whose client is gone is not given back",
+        edits: &[(
+            "SELECT seed_id, n FROM points WHERE lease_hash = ?1",
+            "SELECT seed_id, n FROM points WHERE lease_hash = ?1 AND 0",
+        )],
+    },
 ];
 
 simulation_suite!(Scene, MUTANTS);

@@ -27,6 +27,7 @@ pub mod postgres;
 #[cfg(test)]
 pub(crate) mod simulation;
 pub mod sqlite;
+mod twins;
 mod wish;
 
 /// The most commands that one transaction takes.

@@ -10,6 +10,7 @@ use rfork_protocol::ids::hex;
 use sqlx::{Row, SqliteConnection};
 
 use super::super::history::End;
+use super::super::twins::Twins;
 use super::super::{
     Command, Grant, Idempotency, LeaseHash, Leaving, Left, MAX_CALLED, ONCE_MEMORY_MS, Outcome,
     PLANNER_TTL_MS, Queue, REQUEST_MEMORY_MS, Refusal, Rules, StoreError, Told, Woken, wish,
@@ -171,8 +172,7 @@ pub(super) async fn resume(
         let Queue { idempotency: Some(asked), attempt, .. } = queue.as_ref() else { continue };
         if let Some((twin, known)) = first.get(&asked.key) {
             if known.request == asked.request {
-                twins.of_first.push((at, *twin));
-                twins.attempts.insert(*twin, *attempt);
+                twins.add(at, *twin, *attempt);
             } else {
                 outcomes[at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest)));
             }
@@ -208,21 +208,6 @@ pub(super) async fn resume(
         }
     }
     Ok(twins)
-}
-
-/// Acquisitions of one batch that are the same request.
-#[derive(Default)]
-pub(super) struct Twins {
-    /// Those, and for which they stand.
-    pub(super) of_first: Vec<(usize, usize)>,
-    /// The last attempt of each that others stand for.
-    attempts: HashMap<usize, i64>,
-}
-
-impl Twins {
-    fn attempt(&self, at: usize, queue: &Queue) -> i64 {
-        self.attempts.get(&at).copied().unwrap_or(queue.attempt)
-    }
 }
 
 /// A row in the queue, and who waits there now: its answer is this planner's to give.

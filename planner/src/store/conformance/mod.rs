@@ -329,6 +329,7 @@ macro_rules! conformance_suite {
             waiting: an_attempt_ends_no_later_one,
             waiting: a_repetition_beside_one_whose_seed_does_not_answer_is_the_same,
             waiting: a_repetition_has_the_lease_and_what_becomes_of_it,
+            waiting: a_repetition_that_does_not_wait_takes_nobody_s_place,
             waiting: who_was_served_is_named_until_it_was_told,
             waiting: many_who_wait_come_before_those_who_are_new,
             waiting: a_silent_seed_that_is_heard_of_serves_who_waits,

@@ -460,3 +460,19 @@ pub(crate) async fn a_repetition_has_the_lease_and_what_becomes_of_it<H: Home>()
     bench.step(RULES.back_off.most_ms);
     assert!(granted(&one(&bench, attempt(1, 1, 0, 3)).await).is_some());
 }
+
+pub(crate) async fn a_repetition_that_does_not_wait_takes_nobody_s_place<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    queued(&bench, attempt(1, 1, 50_000, 1)).await;
+    assert_eq!(one(&bench, attempt(1, 1, 0, 2)).await, Outcome::Acquired(Err(Refusal::AllBusy)));
+    bench.register(1, "k").await;
+    let [woken] = &bench.store.collect(&[]).await.unwrap()[..] else { panic!("one lease") };
+    assert_eq!(woken.attempt, 1);
+    // Where nobody waits any more it is served like any other.
+    queued(&bench, attempt(2, 1, 50_000, 1)).await;
+    one(&bench, leave_attempt(2, 1, Leaving::Gone)).await;
+    bench.register(2, "k").await;
+    one(&bench, attempt(2, 1, 0, 2)).await;
+    let left = one(&bench, leave_attempt(2, 2, Leaving::TimedOut)).await;
+    assert!(matches!(left, Outcome::Left(Left::Granted { .. })), "{left:?}");
+}

@@ -183,7 +183,8 @@ pub(super) async fn resume(
     for (at, asked) in first.into_values() {
         let Command::Acquire { queue: Some(queue), .. } = &commands[at] else { continue };
         let row = sqlx::query(
-            "SELECT id, request_hash, lease_hash, waits_until_ms FROM requests WHERE idempotency = ?1",
+            "SELECT id, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits, planner IS NOT NULL AS attended
+             FROM requests WHERE idempotency = ?1",
         )
         .bind(&asked.key[..])
         .fetch_optional(&mut *connection)
@@ -191,7 +192,10 @@ pub(super) async fn resume(
         let Some(row) = row else { continue };
         if row.try_get::<&[u8], _>("request_hash")? != asked.request {
             outcomes[at] = Some(Outcome::Acquired(Err(Refusal::OtherRequest)));
-        } else if row.try_get::<Option<i64>, _>("waits_until_ms")?.is_some() {
+        } else if row.try_get("waits")? && row.try_get("attended")? && queue.wait_ms <= 0 {
+            // Nothing is free for it. The place stays with whoever waits there.
+            outcomes[at] = Some(Outcome::Acquired(Err(Refusal::AllBusy)));
+        } else if row.try_get("waits")? {
             let place = Place { id: row.try_get("id")?, planner, attempt: twins.attempt(at, queue) };
             place.take(connection, now, queue.wait_ms).await?;
             outcomes[at] = Some(Outcome::Queued(None));

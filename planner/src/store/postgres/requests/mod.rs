@@ -203,10 +203,12 @@ pub(super) async fn enqueue(
     }
     // One that another planner was asked, too, and has granted meanwhile: perhaps the last free point.
     if !refused.is_empty()
-        && sqlx::query_scalar("SELECT EXISTS (SELECT 1 FROM requests WHERE idempotency = ANY($1))")
-            .bind(refused)
-            .fetch_one(connection)
-            .await?
+        && sqlx::query_scalar(
+            "SELECT EXISTS (SELECT 1 FROM requests WHERE idempotency = ANY($1) AND waits_until_ms IS NULL)",
+        )
+        .bind(refused)
+        .fetch_one(connection)
+        .await?
     {
         return Err(Stopped::Again);
     }

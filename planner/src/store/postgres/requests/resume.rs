@@ -20,6 +20,8 @@ struct Found {
     lease: LeaseHash,
     request: Option<Vec<u8>>,
     waits: bool,
+    /// Whether a planner answers it.
+    attended: bool,
     attempt: i64,
 }
 
@@ -40,10 +42,14 @@ pub(in super::super) async fn resume(
     let queues = || commands.iter().filter_map(|command| Some((lease_of(command)?, queue(command)?)));
     let again = queues().filter(|(_, queue)| queue.again.is_some());
     let rows = sqlx::query(locks.pick(locking!(
-        "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits, attempt FROM requests
+        "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits, attempt,
+                planner IS NOT NULL AS attended
+         FROM requests
          WHERE idempotency = ANY($1) OR lease_hash = ANY($2) ORDER BY id"
     )))
-    .bind(queues().filter_map(|(_, queue)| Some(queue.idempotency.as_ref()?.key.to_vec())).collect::<Vec<_>>())
+    .bind(
+        queues().filter_map(|(_, queue)| Some(queue.idempotency.as_ref()?.key.to_vec())).collect::<Vec<_>>(),
+    )
     .bind(again.map(|(lease, _)| lease.to_vec()).collect::<Vec<_>>())
     .fetch_all(&mut *connection)
     .await;
@@ -55,8 +61,9 @@ pub(in super::super) async fn resume(
             by_key.insert(key, lease);
         }
         let request = row.try_get("request_hash")?;
-        let (id, waits) = (row.try_get("id")?, row.try_get("waits")?);
-        found.insert(lease, Found { id, lease, request, waits, attempt: row.try_get("attempt")? });
+        let (id, waits, attended) = (row.try_get("id")?, row.try_get("waits")?, row.try_get("attended")?);
+        let attempt = row.try_get("attempt")?;
+        found.insert(lease, Found { id, lease, request, waits, attended, attempt });
     }
     let mut first: BTreeMap<[u8; 32], (usize, &Idempotency)> = BTreeMap::new();
     for (at, command) in commands.iter().enumerate() {
@@ -88,6 +95,9 @@ pub(in super::super) async fn resume(
         let attempt = twins.attempt(at, queue);
         outcomes[at] = Some(if row.request.as_deref() != Some(&asked.request[..]) {
             Outcome::Acquired(Err(Refusal::OtherRequest))
+        } else if row.waits && row.attended && queue.wait_ms <= 0 {
+            // Nothing is free for it. The place stays with whoever waits there.
+            Outcome::Acquired(Err(Refusal::AllBusy))
         } else if row.waits {
             let place = Place { id: row.id, planner, attempt };
             place.take(connection, now, queue.wait_ms, locks).await?
@@ -124,7 +134,7 @@ async fn take_up_again(
             None
         }
         Some(row) => {
-            (row.attempt, row.waits) = (queue.attempt, true);
+            (row.attempt, row.waits, row.attended) = (queue.attempt, true, true);
             let place = Place { id: row.id, planner, attempt: queue.attempt };
             Some(place.take(connection, now, queue.wait_ms, locks).await?)
         }

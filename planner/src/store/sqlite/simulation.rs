@@ -200,8 +200,8 @@ const MUTANTS: &[Mutant] = &[
     Mutant {
         name: "what is asked for under a key does not count",
         edits: &[(
-            "id, request_hash, lease_hash, waits_until_ms FROM requests WHERE idempotency = ?1",
-            "id, zeroblob(32) AS request_hash, lease_hash, waits_until_ms FROM requests WHERE idempotency = ?1",
+            "SELECT id, request_hash, lease_hash,",
+            "SELECT id, zeroblob(32) AS request_hash, lease_hash,",
         )],
     },
     Mutant {

@@ -52,6 +52,7 @@ mod view;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 pub use connect::{ConnectError, ConnectSettings, migrate};
@@ -76,6 +77,10 @@ const MAX_SWEEP_STEPS: usize = 1_000;
 
 /// The most keys that wait to be looked at once more; a sweep makes up for others.
 const MAX_AGAIN: usize = 8_192;
+
+/// Pause between two such looks, which gathers the keys of several batches: only what two planners did at the same
+/// moment waits for it.
+const LOOK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The store on a Postgres database. Cheap to share behind an `Arc`.
 #[derive(Debug)]
@@ -149,6 +154,7 @@ impl Database {
                 // The waiters' own planners make up for it, which ask again after a while.
                 Err(error) => tracing::warn!(%error, "those who wait were not looked for"),
             }
+            tokio::time::sleep(LOOK_PAUSE).await;
         }
     }
 

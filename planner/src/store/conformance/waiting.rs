@@ -462,7 +462,7 @@ pub(crate) async fn a_repetition_has_the_lease_and_what_becomes_of_it<H: Home>()
 }
 
 pub(crate) async fn a_repetition_that_does_not_wait_takes_nobody_s_place<H: Home>() {
-    let bench = Bench::<H>::new(RULES).await;
+    let mut bench = Bench::<H>::new(RULES).await;
     queued(&bench, attempt(1, 1, 50_000, 1)).await;
     assert_eq!(one(&bench, attempt(1, 1, 0, 2)).await, Outcome::Acquired(Err(Refusal::AllBusy)));
     bench.register(1, "k").await;
@@ -474,5 +474,13 @@ pub(crate) async fn a_repetition_that_does_not_wait_takes_nobody_s_place<H: Home
     bench.register(2, "k").await;
     one(&bench, attempt(2, 1, 0, 2)).await;
     let left = one(&bench, leave_attempt(2, 2, Leaving::TimedOut)).await;
+    assert!(matches!(left, Outcome::Left(Left::Granted { .. })), "{left:?}");
+    // Nor is one refused for a planner that died.
+    queued(&bench, attempt(3, 1, 500_000, 1)).await;
+    bench.restart(RULES).await;
+    bench.step(PLANNER_TTL_MS);
+    bench.register(3, "k").await;
+    one(&bench, attempt(3, 1, 0, 2)).await;
+    let left = one(&bench, leave_attempt(3, 2, Leaving::TimedOut)).await;
     assert!(matches!(left, Outcome::Left(Left::Granted { .. })), "{left:?}");
 }

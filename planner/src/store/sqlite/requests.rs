@@ -183,10 +183,12 @@ pub(super) async fn resume(
     for (at, asked) in first.into_values() {
         let Command::Acquire { queue: Some(queue), .. } = &commands[at] else { continue };
         let row = sqlx::query(
-            "SELECT id, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits, planner IS NOT NULL AS attended
+            "SELECT id, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits,
+                    EXISTS (SELECT 1 FROM planners p WHERE p.id = planner AND p.alive_until_ms > ?2) AS attended
              FROM requests WHERE idempotency = ?1",
         )
         .bind(&asked.key[..])
+        .bind(now)
         .fetch_optional(&mut *connection)
         .await?;
         let Some(row) = row else { continue };

@@ -20,7 +20,7 @@ struct Found {
     lease: LeaseHash,
     request: Option<Vec<u8>>,
     waits: bool,
-    /// Whether a planner answers it.
+    /// Whether a planner that lives answers it.
     attended: bool,
     attempt: i64,
 }
@@ -43,7 +43,8 @@ pub(in super::super) async fn resume(
     let again = queues().filter(|(_, queue)| queue.again.is_some());
     let rows = sqlx::query(locks.pick(locking!(
         "SELECT id, idempotency, request_hash, lease_hash, waits_until_ms IS NOT NULL AS waits, attempt,
-                planner IS NOT NULL AS attended
+                (planner = $3 OR EXISTS (SELECT 1 FROM planners p
+                                         WHERE p.id = requests.planner AND p.alive_until_ms > $4)) IS TRUE AS attended
          FROM requests
          WHERE idempotency = ANY($1) OR lease_hash = ANY($2) ORDER BY id"
     )))
@@ -51,6 +52,8 @@ pub(in super::super) async fn resume(
         queues().filter_map(|(_, queue)| Some(queue.idempotency.as_ref()?.key.to_vec())).collect::<Vec<_>>(),
     )
     .bind(again.map(|(lease, _)| lease.to_vec()).collect::<Vec<_>>())
+    .bind(planner)
+    .bind(now)
     .fetch_all(&mut *connection)
     .await;
     let (mut found, mut by_key): (HashMap<LeaseHash, Found>, HashMap<Vec<u8>, LeaseHash>) =

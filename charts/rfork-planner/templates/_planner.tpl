@@ -1,0 +1,140 @@
+{{/* What a planner is started with. */}}
+
+{{- define "rfork-planner.image" -}}
+{{- $image := .Values.image }}
+{{- if $image.digest -}}
+{{ $image.repository }}@{{ $image.digest }}
+{{- else -}}
+{{ $image.repository }}:{{ $image.tag | default .Chart.AppVersion }}
+{{- end }}
+{{- end }}
+
+{{/* Most replicas that there may be. */}}
+{{- define "rfork-planner.replicas" -}}
+{{- $least := eq .Values.database.type "postgres" | ternary 2 1 }}
+{{- if kindIs "invalid" .Values.replicas }}{{ $least }}{{ else }}{{ int .Values.replicas }}{{ end }}
+{{- end }}
+
+{{/* `::` takes IPv4, too, and fails on a node without IPv6; so it is taken where the Service has IPv6. */}}
+{{- define "rfork-planner.host" -}}
+{{- $policy := .Values.service.ipFamilyPolicy | default "SingleStack" }}
+{{- $six := or (has "IPv6" .Values.service.ipFamilies) (ne $policy "SingleStack") }}
+{{- .Values.planner.host | default (ternary "::" "0.0.0.0" $six) }}
+{{- end }}
+
+{{- define "rfork-planner.port" -}}
+{{ .Values.planner.port | default 1223 | int }}
+{{- end }}
+
+{{/* Each value of `planner` is the flag of its name. A number comes as a float, which must not be written as 1e+06. */}}
+{{- define "rfork-planner.args" -}}
+- planner
+- {{ printf "--host=%s" (include "rfork-planner.host" .) | quote }}
+- --port={{ include "rfork-planner.port" . }}
+{{- range $name, $value := omit .Values.planner "host" "port" }}
+{{- $flag := regexReplaceAll "([A-Z])" $name "-${1}" | lower }}
+{{- if kindIs "bool" $value }}
+{{- if $value }}
+- --{{ $flag }}
+{{- end }}
+{{- else if kindIs "slice" $value }}
+{{- if $value }}
+- {{ printf "--%s=%s" $flag (join "," $value) | quote }}
+{{- end }}
+{{- else if kindIs "string" $value }}
+- {{ printf "--%s=%s" $flag $value | quote }}
+{{- else if not (kindIs "invalid" $value) }}
+- --{{ $flag }}={{ int64 $value }}
+{{- end }}
+{{- end }}
+{{- if eq .Values.database.type "postgres" }}
+- --database-url-file=/etc/rfork/database/url
+{{- else }}
+- --database-url=sqlite:///var/lib/rfork/planner.db
+{{- end }}
+{{- if include "rfork-planner.rules" . }}
+- --settings-file=/etc/rfork/settings/settings.toml
+{{- end }}
+{{- range .Values.extraArgs }}
+- {{ quote . }}
+{{- end }}
+{{- end }}
+
+{{/* The settings file. Strings are written as JSON's, which TOML reads the same; nothing is written for no rules. */}}
+{{- define "rfork-planner.rules" -}}
+{{- range $kind, $rules := .Values.rules }}
+{{- range $rules }}
+[[{{ snakecase $kind }}]]
+{{- range $name, $value := . }}
+{{ $name }} = {{ if kindIs "string" $value }}{{ toJson $value }}{{ else }}{{ int64 $value }}{{ end }}
+{{- end }}
+{{ end }}
+{{- end }}
+{{- end }}
+
+{{/* A Secret with the URL, mounted as the file `url`: (dict "name" "key"). */}}
+{{- define "rfork-planner.databaseVolume" -}}
+name: database
+secret:
+  secretName: {{ .name }}
+  defaultMode: 0440
+  items:
+    - key: {{ .key }}
+      path: url
+{{- end }}
+
+{{/* Where the planner's URL is, as JSON. */}}
+{{- define "rfork-planner.databaseSecret" -}}
+{{- if .Values.database.cloudNativePG.enabled -}}
+{{ dict "name" (printf "%s-app" (include "rfork-planner.cluster" .)) "key" "uri" | toJson }}
+{{- else -}}
+{{ dict "name" .Values.database.postgres.secret.name "key" .Values.database.postgres.secret.key | toJson }}
+{{- end }}
+{{- end }}
+
+{{/* What every pod of the chart has. */}}
+{{- define "rfork-planner.pod" -}}
+automountServiceAccountToken: false
+enableServiceLinks: false
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.podSecurityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- end }}
+
+{{/* What every container of the chart has. */}}
+{{- define "rfork-planner.container" -}}
+image: {{ include "rfork-planner.image" . | quote }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- with .Values.securityContext }}
+securityContext:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.resources }}
+resources:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{/* Drain, then the longest request (9 s), heartbeats that were gathered, and traces (3 s). */}}
+{{- define "rfork-planner.grace" -}}
+{{- $drain := kindIs "invalid" .Values.planner.drainSec | ternary 5 .Values.planner.drainSec }}
+{{- if kindIs "invalid" .Values.terminationGracePeriodSeconds }}{{ add (int64 $drain) 20 }}
+{{- else }}{{ int64 .Values.terminationGracePeriodSeconds }}
+{{- end }}
+{{- end }}

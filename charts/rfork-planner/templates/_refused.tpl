@@ -1,0 +1,60 @@
+{{/* Values that do not fit each other; what is wrong by itself, values.schema.json refuses. */}}
+{{- define "rfork-planner.refuse" -}}
+{{- $values := .Values }}
+{{- $sqlite := ne $values.database.type "postgres" }}
+{{- $made := $values.database.cloudNativePG.enabled }}
+{{- $secret := $values.database.postgres.secret.name }}
+{{- if $sqlite }}
+{{- if $values.autoscaling.enabled }}
+{{- fail "autoscaling.enabled: a SQLite file serves one planner; set database.type to postgres" }}
+{{- end }}
+{{- if $made }}
+{{- fail "database.cloudNativePG.enabled: set database.type to postgres" }}
+{{- end }}
+{{- if $secret }}
+{{- fail "database.postgres.secret.name: it is not used with SQLite; set database.type to postgres" }}
+{{- end }}
+{{- if $values.migration.job.enabled }}
+{{- fail "migration.job.enabled: with SQLite the planner itself migrates; set database.type to postgres" }}
+{{- end }}
+{{- else }}
+{{- if and $made $secret }}
+{{- fail "database.cloudNativePG.enabled: database.postgres.secret.name already says where the database is; set one of them" }}
+{{- end }}
+{{- if not (or $made $secret) }}
+{{- fail "database.postgres.secret.name: name the Secret that holds the database's URL, or set database.cloudNativePG.enabled" }}
+{{- end }}
+{{- if and $made $values.migration.job.enabled }}
+{{- fail "migration.job.enabled: the database of database.cloudNativePG is not there before the release is installed; let planners migrate" }}
+{{- end }}
+{{- end }}
+{{- if and $values.monitoring.serviceMonitor.enabled $values.monitoring.podMonitor.enabled }}
+{{- fail "monitoring.podMonitor.enabled: with monitoring.serviceMonitor.enabled every planner would be scraped twice; set one of them" }}
+{{- end }}
+{{- if and $values.autoscaling.enabled (lt (int $values.autoscaling.maxReplicas) (int $values.autoscaling.minReplicas)) }}
+{{- fail "autoscaling.maxReplicas: it is less than autoscaling.minReplicas" }}
+{{- end }}
+{{- if and $values.autoscaling.enabled (kindIs "invalid" $values.autoscaling.targetCPUUtilizationPercentage) (kindIs "invalid" $values.autoscaling.requests.perSecond) }}
+{{- fail "autoscaling.targetCPUUtilizationPercentage: set this or autoscaling.requests.perSecond" }}
+{{- end }}
+{{- $grace := int (include "rfork-planner.grace" .) }}
+{{- $drain := int (kindIs "invalid" $values.planner.drainSec | ternary 5 $values.planner.drainSec) }}
+{{- if lt $grace (add $drain 10 | int) }}
+{{- fail (printf "terminationGracePeriodSeconds: %d is too short for planner.drainSec (%d) and requests that run (9 s)" $grace $drain) }}
+{{- end }}
+{{- if and $values.ingress.enabled (not $values.ingress.hosts) }}
+{{- fail "ingress.hosts: name the hosts under which the planner is reached" }}
+{{- end }}
+{{- if and $values.httpRoute.enabled (not $values.httpRoute.parentRefs) }}
+{{- fail "httpRoute.parentRefs: name the Gateways that it belongs to" }}
+{{- end }}
+{{- $known := list }}
+{{- range (.Files.Get "files/alerts.yaml" | fromYaml).groups }}
+{{- range .rules }}{{ $known = append $known .alert }}{{ end }}
+{{- end }}
+{{- range $values.monitoring.prometheusRule.disabled }}
+{{- if not (has . $known) }}
+{{- fail (printf "monitoring.prometheusRule.disabled: there is no alert %s" .) }}
+{{- end }}
+{{- end }}
+{{- end }}

@@ -1,0 +1,206 @@
+"""What is rendered in each mode is what it was, and what Kubernetes takes, with each switch on and off."""
+
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import helm_python
+import pytest
+from helm_python.chart import lint
+
+from checking import check
+from rendering import CHART, HERE, MODES, Object, at, defaults, merged, mode, objects, of_kind, one, templates
+
+POSTGRES = mode("postgres")
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_a_mode_renders_as_it_did(name: str, keeps: Callable[[Path, str], None]) -> None:
+    rendered = templates(mode(name))
+    text = "".join(f"# {path}\n{text.strip()}\n---\n" for path, text in rendered.items())
+    # Long, and a file of its own.
+    dashboard = textwrap.indent((CHART / "files" / "dashboard.json").read_text().strip(), "    ")
+    text = text.replace(dashboard, "    (files/dashboard.json)")
+    keeps(HERE / "snapshots" / f"{name}.yaml", text)
+
+
+def test_no_snapshot_is_left_of_a_mode_that_is_gone() -> None:
+    assert sorted(path.stem for path in (HERE / "snapshots").iterdir()) == MODES
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_kubernetes_takes_each_mode(name: str) -> None:
+    for found in objects(mode(name)):
+        check(found)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_helm_s_own_linter_finds_nothing(name: str) -> None:
+    report = lint(CHART, mode(name), strict=True)
+    assert not report["errors"]
+    assert [found["error"] for found in report["messages"]] == ["icon is recommended"]
+
+
+def switches(values: Object, path: str = "") -> Iterator[str]:
+    """The path of each value that is true or false."""
+    for key, value in values.items():
+        if isinstance(value, bool):
+            yield path + key
+        elif isinstance(value, dict):
+            yield from switches(value, f"{path}{key}.")
+
+
+# What a switch needs beside it.
+NEEDS = {
+    "database.cloudNativePG.enabled": {"database": {"postgres": {"secret": {"name": ""}}}},
+    "ingress.enabled": {"ingress": {"hosts": ["planner.example"]}},
+    "httpRoute.enabled": {"httpRoute": {"parentRefs": [{"name": "gateway"}]}},
+}
+
+
+@pytest.mark.parametrize("path", sorted(switches(defaults())))
+def test_kubernetes_takes_each_switch_both_ways(path: str) -> None:
+    value = defaults()
+    for key in path.split("."):
+        value = value[key]
+    for base in ({}, POSTGRES):
+        flipped = merged(merged(base, NEEDS.get(path, {})), at(path, not value))
+        try:
+            found = objects(flipped)
+        except helm_python.HelmRenderError:
+            # For Postgres alone.
+            assert base == {}
+            continue
+        for one_object in found:
+            check(one_object)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_an_upgrade_renders_the_same(name: str) -> None:
+    assert objects(mode(name), is_upgrade=True, revision=2) == objects(mode(name), is_install=True)
+
+
+def test_by_default_it_is_a_planner_on_a_volume() -> None:
+    found = objects({})
+    assert sorted(one["kind"] for one in found) == ["Deployment", "PersistentVolumeClaim", "Pod", "Service", "ServiceAccount"]
+    spec = one(found, "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+    assert one(found, "PersistentVolumeClaim")["spec"]["resources"]["requests"] == {"storage": "1Gi"}
+    (container,) = spec["template"]["spec"]["containers"]
+    assert container["args"] == [
+        "planner",
+        "--host=0.0.0.0",
+        "--port=1223",
+        "--log-format=json",
+        "--database-url=sqlite:///var/lib/rfork/planner.db",
+    ]
+    assert "command" not in container and "env" not in container and "lifecycle" not in container
+
+
+def test_each_setting_becomes_its_flag() -> None:
+    (container,) = one(objects(mode("everything")), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["args"] == [
+        "planner",
+        "--host=::",
+        "--port=8080",
+        "--alloc-policy=lru",
+        "--database-pool-size=16",
+        "--database-statement-timeout-ms=3000",
+        "--default-resource-points=2",
+        "--drain-sec=15",
+        "--heartbeat-interval-sec=20",
+        "--heartbeat-sweep-sec=10",
+        "--heartbeat-ttl-sec=90",
+        "--history-sec=0",
+        "--idle-timeout-sec=90",
+        "--lease-ttl-sec=300",
+        "--log=info,rfork_planner=debug",
+        "--log-format=text",
+        "--max-connections=1000000",
+        "--max-requests=100000",
+        "--no-liveness-probe",
+        "--otlp-endpoint=http://collector:4318",
+        "--probe-networks=10.0.0.0/8",
+        "--trusted-proxies=10.0.0.0/8,fd00::/8",
+        "--v1-hold-sec=5",
+        "--database-url-file=/etc/rfork/database/url",
+        "--settings-file=/etc/rfork/settings/settings.toml",
+        "--max-requests=5000",
+    ]
+
+
+def test_other_rules_roll_the_pods_and_the_same_do_not() -> None:
+    def checksum(values: Object) -> str:
+        metadata = one(objects(values), "Deployment")["spec"]["template"]["metadata"]
+        return metadata.get("annotations", {}).get("checksum/settings", "")
+
+    rules = mode("rules")
+    more = merged(rules, {"rules": {"hostCapacity": []}})
+    assert len({checksum({}), checksum(rules), checksum(more)}) == 3
+    assert checksum(rules) == checksum(merged(rules, {"podAnnotations": {"other": "thing"}}))
+
+
+def test_the_grace_period_is_the_drain_and_what_comes_after_it() -> None:
+    def grace(values: Object) -> int:
+        return one(objects(values), "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+
+    assert grace({}) == 25
+    assert grace({"planner": {"drainSec": 0}}) == 20
+    assert grace({"planner": {"drainSec": 100}}) == 120
+    assert grace({"planner": {"drainSec": 10}, "terminationGracePeriodSeconds": 300}) == 300
+
+
+def test_planners_listen_on_the_families_of_their_service() -> None:
+    def host(service: Object) -> str:
+        (container,) = one(objects({"service": service}), "Deployment")["spec"]["template"]["spec"]["containers"]
+        return container["args"][1]
+
+    assert host({}) == host({"ipFamilies": ["IPv4"]}) == host({"ipFamilyPolicy": "SingleStack"}) == "--host=0.0.0.0"
+    for service in ({"ipFamilies": ["IPv6"]}, {"ipFamilies": ["IPv4", "IPv6"]}, {"ipFamilyPolicy": "PreferDualStack"}):
+        assert host(service) == "--host=::"
+
+
+def test_an_autoscaler_and_a_number_of_replicas_do_not_fight() -> None:
+    assert "replicas" not in one(objects(mode("autoscaling")), "Deployment")["spec"]
+    assert one(objects(merged(POSTGRES, {"replicas": 0})), "Deployment")["spec"]["replicas"] == 0
+
+
+def test_migrations_run_before_planners_and_with_their_own_secret() -> None:
+    found = objects(mode("postgres-migration"))
+    job = one(found, "Job")
+    assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+    pod = job["spec"]["template"]["spec"]
+    assert pod["containers"][0]["args"][:3] == ["planner", "migrate", "--database-url-file=/etc/rfork/database/url"]
+    secrets = [volume["secret"]["secretName"] for volume in pod["volumes"]]
+    assert secrets == ["planner-owner", "database-ca"]
+    assert pod["serviceAccountName"] == "planner"
+    # What the release makes is not there yet.
+    made = merged(mode("postgres-migration"), {"serviceAccount": {"create": True}})
+    assert "serviceAccountName" not in one(objects(made), "Job")["spec"]["template"]["spec"]
+    same = merged(mode("postgres-migration"), {"migration": {"job": {"secret": {"name": ""}}}})
+    volumes = one(objects(same), "Job")["spec"]["template"]["spec"]["volumes"]
+    assert volumes[0]["secret"]["secretName"] == "planner-pooler"
+
+
+def test_a_budget_never_keeps_the_only_planner_on_its_node() -> None:
+    assert not of_kind(objects({}), "PodDisruptionBudget")
+    assert one(objects(POSTGRES), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_seeds_may_be_asked_where_the_network_policy_lets_planners_go() -> None:
+    def networks(values: Object) -> list[str]:
+        rules = one(objects(values), "NetworkPolicy")["spec"]["egress"]
+        return [to["ipBlock"]["cidr"] for rule in rules for to in rule["to"] if "ipBlock" in to]
+
+    policy = {"networkPolicy": {"enabled": True}}
+    assert networks(policy) == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]
+    assert networks(mode("network-policy")) == ["10.0.0.0/8", "fc00::/7"]
+    assert networks(merged(policy, {"planner": {"noLivenessProbe": True}})) == []
+
+
+def test_the_database_of_the_operator_is_the_planners() -> None:
+    found = objects(mode("cloudnativepg"))
+    cluster = one(found, "Cluster")["metadata"]["name"]
+    (volume,) = one(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert volume["secret"]["secretName"] == f"{cluster}-app"
+    assert volume["secret"]["items"] == [{"key": "uri", "path": "url"}]

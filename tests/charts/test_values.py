@@ -1,0 +1,163 @@
+"""Values: which are refused, and how; that all are described, in the schema, in values.yaml and in the README."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import helm_python
+import pytest
+
+from rendering import CHART, Object, at, chart, defaults, merged, mode, notes, objects
+from table import described, table
+
+# A wrong value, and what the message has to name: its path, and what is right.
+WRONG: list[tuple[Object, str, str]] = [
+    (at("replica", 2), "replica", "not allowed"),
+    (at("planner.leaseTTLSec", 60), "leaseTTLSec", "not allowed"),
+    (at("image.tags", "1"), "tags", "not allowed"),
+    (at("replicas", "two"), "/replicas", "want null or integer"),
+    (at("replicas", -1), "/replicas", "minimum: got -1, want 0"),
+    (at("database.type", "mysql"), "/database/type", "'sqlite', 'postgres'"),
+    (at("database.sqlite.persistence.size", "big"), "/database/sqlite/persistence/size", "does not match"),
+    (at("database.sqlite.persistence.accessModes", ["ReadOnlyMany"]), "/accessModes/0", "'ReadWriteOnce'"),
+    (at("planner.port", 70000), "/planner/port", "maximum: got 70,000, want 65,535"),
+    (at("planner.port", "http"), "/planner/port", "want integer"),
+    (at("planner.leaseTtlSec", 0), "/planner/leaseTtlSec", "want 1"),
+    (at("planner.leaseTtlSec", 1.5), "/planner/leaseTtlSec", "want null or integer"),
+    (at("planner.allocPolicy", "random"), "/planner/allocPolicy", "'balanced', 'fifo', 'lru'"),
+    (at("planner.logFormat", "xml"), "/planner/logFormat", "'text', 'json'"),
+    (at("planner.databasePoolSize", 1), "/planner/databasePoolSize", "want 2"),
+    (at("planner.databaseStatementTimeoutMs", 9000), "/planner/databaseStatementTimeoutMs", "want 3,500"),
+    (at("planner.v1HoldSec", 10), "/planner/v1HoldSec", "want 9"),
+    (at("planner.historySec", 2592001), "/planner/historySec", "want 2.592"),
+    (at("planner.probeNetworks", ["10.0.0.1"]), "/planner/probeNetworks/0", "does not match"),
+    (at("planner.trustedProxies", "10.0.0.0/8"), "/planner/trustedProxies", "want array"),
+    (at("planner.otlpEndpoint", "collector:4318"), "/planner/otlpEndpoint", "https?://"),
+    (at("planner.noLivenessProbe", "yes"), "/planner/noLivenessProbe", "want boolean"),
+    (at("image.repository", ""), "/image/repository", "want 1"),
+    (at("image.digest", "sha256:abc"), "/image/digest", "does not match"),
+    (at("image.pullPolicy", "Sometimes"), "/image/pullPolicy", "'IfNotPresent'"),
+    (at("fullnameOverride", "Planner_1"), "/fullnameOverride", "does not match"),
+    (at("service.type", "ExternalName"), "/service/type", "'ClusterIP'"),
+    (at("service.ipFamilies", ["ipv6"]), "/service/ipFamilies/0", "'IPv4', 'IPv6'"),
+    (at("service.internalTrafficPolicy", "Node"), "/service/internalTrafficPolicy", "'Cluster', 'Local'"),
+    (at("ingress.hosts", ["https://planner"]), "/ingress/hosts/0", "does not match"),
+    (at("httpRoute.timeouts.wait", "320"), "/httpRoute/timeouts/wait", "does not match"),
+    (at("httpRoute.parentRefs", [{"namespace": "x"}]), "/httpRoute/parentRefs/0", "missing property 'name'"),
+    (at("networkPolicy.from", [{}]), "/networkPolicy/from/0", "minProperties"),
+    (at("networkPolicy.from", [{"podSelector": {"app": "vllm"}}]), "/networkPolicy/from/0/podSelector", "'app'"),
+    (at("rules.capacity", [{"leases": 4}]), "/rules/capacity/0", "missing property 'key'"),
+    (at("rules.capacity", [{"key": "*", "leases": 0}]), "/rules/capacity/0/leases", "want 1"),
+    (at("rules.capacity", [{"key": "*", "points": 1, "leases": 1}]), "/rules/capacity/0", "'points'"),
+    (at("rules.location", [{"network": "10.0.0.0/8"}]), "/rules/location/0", "minProperties"),
+    (at("commonLabels", {"team": 7}), "/commonLabels/team", "want string"),
+    (at("podLabels", {"app.kubernetes.io/name": "x"}), "/podLabels", "app.kubernetes.io~1name"),
+    (at("extraArgs", "--drain-sec=1"), "/extraArgs", "want array"),
+    (at("extraEnv", [{"value": "x"}]), "/extraEnv/0", "missing property 'name'"),
+    (at("resources", {"cpu": 1}), "/resources", "'cpu'"),
+    (at("tolerations", [{"effect": "Never"}]), "/tolerations/0/effect", "'NoSchedule'"),
+    (at("antiAffinity", "maybe"), "/antiAffinity", "'soft', 'hard', 'none'"),
+    (at("affinity", {"nodeAntiAffinity": {}}), "/affinity", "'nodeAntiAffinity'"),
+    (at("topologySpreadConstraints", [{"maxSkew": 1}]), "/topologySpreadConstraints/0", "'topologyKey'"),
+    (at("monitoring.serviceMonitor.interval", "often"), "/monitoring/serviceMonitor/interval", "does not match"),
+    (at("podDisruptionBudget.maxUnavailable", "half"), "/podDisruptionBudget/maxUnavailable", "does not match"),
+    # What is wrong only beside another value.
+    (at("database.type", "postgres"), "database.postgres.secret.name", "name the Secret"),
+    (at("database.postgres.secret.name", "x"), "database.postgres.secret.name", "set database.type to postgres"),
+    (at("database.cloudNativePG.enabled", True), "database.cloudNativePG.enabled", "set database.type to postgres"),
+    (merged(mode("postgres"), at("database.cloudNativePG.enabled", True)), "database.cloudNativePG.enabled", "set one of them"),
+    (at("autoscaling.enabled", True), "autoscaling.enabled", "a SQLite file serves one planner"),
+    (merged(mode("autoscaling"), at("autoscaling.maxReplicas", 1)), "autoscaling.maxReplicas", "less than"),
+    (
+        merged(mode("postgres"), {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}),
+        "autoscaling.targetCPUUtilizationPercentage",
+        "autoscaling.requests.perSecond",
+    ),
+    (at("migration.job.enabled", True), "migration.job.enabled", "the planner itself migrates"),
+    (merged(mode("cloudnativepg"), at("migration.job.enabled", True)), "migration.job.enabled", "not there before"),
+    ({"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}}, "podMonitor.enabled", "twice"),
+    (at("terminationGracePeriodSeconds", 10), "terminationGracePeriodSeconds", "planner.drainSec (5)"),
+    (at("ingress.enabled", True), "ingress.hosts", "name the hosts"),
+    (at("httpRoute.enabled", True), "httpRoute.parentRefs", "name the Gateways"),
+    (at("monitoring.prometheusRule", {"enabled": True, "disabled": ["Nothing"]}), "prometheusRule.disabled", "Nothing"),
+]
+
+
+@pytest.mark.parametrize(("values", "name", "why"), WRONG, ids=[f"{number}-{name}" for number, (_, name, _) in enumerate(WRONG)])
+def test_a_wrong_value_is_refused_by_name(values: Object, name: str, why: str) -> None:
+    with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError)) as refusal:
+        objects(values)
+    assert name in str(refusal.value) and why in str(refusal.value), refusal.value
+
+
+def leaves(values: Object, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Each value that is no map, or an empty one, with its path."""
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield path + key, value
+
+
+def test_every_value_is_described_in_values_yaml() -> None:
+    told = [path for path, _, _ in described()]
+    assert len(told) == len(set(told))
+    for path, _ in leaves(defaults()):
+        assert any(path == one or path.startswith(f"{one}.") for one in told), path
+
+
+def test_schema_and_values_have_the_same_names() -> None:
+    def compare(schema: Object, values: Object, path: str) -> None:
+        properties = schema["properties"]
+        assert set(values) == set(properties) - {"global"}, path
+        for key, value in values.items():
+            # What a value passes on to Kubernetes has more fields than its default.
+            if isinstance(value, dict) and value and "properties" in properties[key] and not passed_on(path + key):
+                compare(properties[key], value, f"{path}{key}.")
+
+    def passed_on(path: str) -> bool:
+        return path in ("podSecurityContext", "securityContext", "resources")
+
+    compare(chart().schema or {}, defaults(), "")
+
+
+def test_the_schema_takes_no_unknown_name_anywhere() -> None:
+    # Objects of Kubernetes that are taken as they are, and checked by it.
+    free = {"nodeAffinity", "podAffinity", "podAntiAffinity", "extraVolumes", "global"}
+
+    def walk(schema: Any, name: str) -> None:
+        if isinstance(schema, dict):
+            if schema.get("type") == "object" and name not in free:
+                assert "additionalProperties" in schema, name
+                assert schema["additionalProperties"] is not True, name
+            for key, part in schema.items():
+                walk(part, name if key in ("items", "anyOf") else key)
+        elif isinstance(schema, list):
+            for part in schema:
+                walk(part, name)
+
+    walk(chart().schema, "")
+
+
+def test_the_readme_has_all_values(keeps: Callable[[Path, str], None]) -> None:
+    readme = CHART / "README.md"
+    begin, end = "<!-- values -->\n", "<!-- end of values -->\n"
+    before, rest = readme.read_text().split(begin)
+    keeps(readme, before + begin + table() + end + rest.split(end)[1])
+
+
+def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
+    told = notes({})
+    assert "kubectl --namespace models rollout status deployment/demo-rfork-planner" in told
+    assert "helm --namespace models test demo" in told and "WARNING" not in told
+    for open_to_all in (
+        {"ingress": {"enabled": True, "hosts": ["planner.example"]}},
+        {"httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]}},
+        {"service": {"type": "LoadBalancer"}},
+        {"service": {"type": "NodePort"}},
+    ):
+        assert "WARNING: the planner has no authentication" in notes(open_to_all), open_to_all
+    assert "WARNING: replicas is 2, but a SQLite file serves one planner" in notes({"replicas": 2})
+    assert "enable-underscores-in-headers" in notes(mode("ingress"))
+    assert "WARNING" not in notes(mode("postgres")) and "WARNING" not in notes(mode("network-policy"))
+    assert "networkPolicy.enabled" in notes({}) and "networkPolicy.enabled" not in notes(mode("network-policy"))

@@ -10,11 +10,18 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use super::StorageError;
 use super::header;
 
-/// The name of an index, as every library writes it.
+/// The usual name of an index.
 pub(super) const INDEX_NAME: &str = "model.safetensors.index.json";
+/// How every index's name ends.
+const INDEX_ENDING: &str = ".safetensors.index.json";
 
-/// The name of a model in one file.
+/// The usual name of a model in one file.
 const SINGLE_NAME: &str = "model.safetensors";
+/// How the name of every file of weights ends.
+const SINGLE_ENDING: &str = ".safetensors";
+
+/// How many names an error lists.
+const NAMES_IN_ERROR: usize = 5;
 
 /// The longest index that is read: a bound on memory.
 const MAX_INDEX_BYTES: u64 = 100_000_000;
@@ -37,10 +44,11 @@ pub(super) struct Index {
     pub(super) files: BTreeMap<String, Vec<String>>,
 }
 
-/// Finds the files of the model at `path`: a safetensors file, an index, or a directory with either.
+/// Finds the files of the model at `path`: a safetensors file, an index, or a directory with either. In a directory an
+/// index goes before a file, and the usual name before another one.
 ///
 /// # Errors
-/// [`StorageError`] if there is none, if there are several, or if the index is bad.
+/// [`StorageError`] if there is none, if there are several without the usual name, or if the index is bad.
 pub(super) fn find(path: &Path) -> Result<Layout, StorageError> {
     let metadata = std::fs::metadata(path).map_err(|source| StorageError::io("opening", path, source))?;
     if !metadata.is_dir() {
@@ -49,36 +57,65 @@ pub(super) fn find(path: &Path) -> Result<Layout, StorageError> {
         }
         return Ok(Layout::Single(path.to_owned()));
     }
-    let index = path.join(INDEX_NAME);
-    if index.symlink_metadata().is_ok() {
-        return Index::read(&index).map(Layout::Sharded);
-    }
-    let single = path.join(SINGLE_NAME);
-    if single.symlink_metadata().is_ok() {
-        return Ok(Layout::Single(single));
-    }
-    let reading = |source| StorageError::io("reading", path, source);
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(path).map_err(reading)? {
-        let file = entry.map_err(reading)?.path();
-        if file.extension().is_some_and(|extension| extension == "safetensors") {
-            found.push(file);
+    let names = visible_names(path)?;
+    match choose(&names, INDEX_NAME, INDEX_ENDING) {
+        Choice::One(index) => return Index::read(&path.join(index)).map(Layout::Sharded),
+        Choice::Several(indexes) => {
+            let reason =
+                format!("it holds several indexes and no {INDEX_NAME}: {}; give one of them", list(&indexes));
+            return Err(StorageError::no_model(path, reason));
         }
+        Choice::None => {}
     }
-    match (found.pop(), found.len()) {
-        (None, _) => Err(StorageError::no_model(
-            path,
-            format!("it holds neither {INDEX_NAME} nor a *.safetensors file; give the directory of a model"),
-        )),
-        (Some(file), 0) => Ok(Layout::Single(file)),
-        (Some(_), others) => Err(StorageError::no_model(
-            path,
-            format!(
-                "it holds {} *.safetensors files but no {INDEX_NAME}; add the index, or give one of the files",
-                others + 1
-            ),
-        )),
+    let reason = match choose(&names, SINGLE_NAME, SINGLE_ENDING) {
+        Choice::One(file) => return Ok(Layout::Single(path.join(file))),
+        Choice::Several(files) => format!(
+            "it holds {} *.safetensors files but no {INDEX_NAME} nor another index; add the index, or give one of the files",
+            files.len()
+        ),
+        Choice::None => {
+            format!("it holds neither {INDEX_NAME} nor a *.safetensors file; give the directory of a model")
+        }
+    };
+    Err(StorageError::no_model(path, reason))
+}
+
+/// The names in a directory that are not hidden, in order. One that is no UTF-8 is no name of a model's.
+fn visible_names(directory: &Path) -> Result<Vec<String>, StorageError> {
+    let reading = |source| StorageError::io("reading", directory, source);
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(reading)? {
+        let name = entry.map_err(reading)?.file_name().into_string();
+        names.extend(name.ok().filter(|name| !name.starts_with('.')));
     }
+    names.sort_unstable();
+    Ok(names)
+}
+
+/// What there is of a kind.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice<'a> {
+    None,
+    One(&'a str),
+    /// None of them has the usual name.
+    Several(Vec<&'a str>),
+}
+
+/// Which of those names that end like this is meant: the usual one, or else the only one. Pure.
+fn choose<'a>(names: &'a [String], usual: &str, ending: &str) -> Choice<'a> {
+    let found: Vec<&str> = names.iter().map(String::as_str).filter(|name| name.ends_with(ending)).collect();
+    match found.iter().find(|name| **name == usual) {
+        Some(name) => Choice::One(name),
+        None if found.len() > 1 => Choice::Several(found),
+        None => found.first().map_or(Choice::None, |name| Choice::One(name)),
+    }
+}
+
+/// The first of some names, for people.
+fn list(names: &[&str]) -> String {
+    let more = names.len().saturating_sub(NAMES_IN_ERROR);
+    let listed = names[..names.len() - more].join(", ");
+    if more > 0 { format!("{listed} and {more} more") } else { listed }
 }
 
 impl Index {
@@ -124,11 +161,21 @@ impl Index {
         Ok(Self { path: path.to_owned(), files })
     }
 
+    /// Whether it lists that tensor.
+    pub(super) fn lists(&self, tensor: &str) -> bool {
+        self.files.values().any(|tensors| contains(tensors, tensor))
+    }
+
     /// The paths of the files, in the order of their names.
     pub(super) fn paths(&self) -> Vec<PathBuf> {
         let directory = self.path.parent().unwrap_or(Path::new(""));
         self.files.keys().map(|file| directory.join(file)).collect()
     }
+}
+
+/// Whether a sorted list has that name.
+pub(super) fn contains(sorted: &[String], name: &str) -> bool {
+    sorted.binary_search_by(|listed| listed.as_str().cmp(name)).is_ok()
 }
 
 /// The JSON of an index. Other fields, such as `metadata.total_size`, say nothing that could be relied on.

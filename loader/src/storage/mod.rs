@@ -15,7 +15,6 @@ pub mod model_digest;
 mod parallel;
 mod reader;
 
-use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -59,8 +58,11 @@ struct Place {
 }
 
 impl Checkpoint {
-    /// Opens the model at `path`: a safetensors file, a directory with `model.safetensors.index.json`, or one
-    /// with a single safetensors file. Reads headers only.
+    /// Opens the model at `path`: a safetensors file, an index, or a directory with an index (the one named
+    /// `model.safetensors.index.json`, or else the only one), or else with such a file. Reads headers only.
+    ///
+    /// An index decides where a tensor is. Files may hold others, which a reused or an earlier file has left in them:
+    /// they are passed over, with one warning.
     ///
     /// # Errors
     /// [`StorageError`], naming file and tensor, if anything is missing, unreadable or contradicts itself.
@@ -68,8 +70,9 @@ impl Checkpoint {
         let shards = match layout::find(path)? {
             Layout::Single(file) => vec![Shard::read(&file)?],
             Layout::Sharded(index) => {
-                let shards = read_headers(&index.paths())?;
-                check_index(&index, &shards)?;
+                let mut shards = read_headers(&index.paths())?;
+                check_complete(&index, &shards)?;
+                keep_assigned(&index, &mut shards).warn(&index);
                 shards
             }
         };
@@ -166,48 +169,74 @@ fn read_headers(paths: &[PathBuf]) -> Result<Vec<Shard>, StorageError> {
     all.into_iter().map(|(_, shard)| shard).collect()
 }
 
-/// Checks that the files hold exactly the tensors that the index says they do. `shards` are in the order of
-/// the index's files.
-fn check_index(index: &Index, shards: &[Shard]) -> Result<(), StorageError> {
-    let bad = |reason| Err(StorageError::bad_index(&index.path, reason));
-    let mut owner = HashMap::new();
-    for (file, tensors) in &index.files {
-        for tensor in tensors {
-            owner.insert(tensor.as_str(), file.as_str());
-        }
-    }
+/// Checks that each file holds what the index gives to it. `shards` are in the order of the index's files.
+fn check_complete(index: &Index, shards: &[Shard]) -> Result<(), StorageError> {
+    let holds = |shard: &Shard, name: &str| shard.entries.iter().any(|entry| entry.tensor.name == name);
     for ((file, tensors), shard) in index.files.iter().zip(shards) {
-        let mut listed = 0;
-        for entry in &shard.entries {
-            let name = entry.tensor.name.as_str();
-            match owner.get(name) {
-                Some(owner) if owner == file => listed += 1,
-                Some(owner) => {
-                    return bad(format!(
-                        "tensor '{name}' is in '{file}' too, while the index gives it to '{owner}'; the files \
-                         are of two different downloads: download the model again"
-                    ));
-                }
-                None => {
-                    return bad(format!(
-                        "'{file}' holds tensor '{name}', which the index does not list; index and files are of \
-                         two different downloads: download the model again"
-                    ));
-                }
-            }
-        }
-        if listed == tensors.len() {
-            continue;
-        }
-        let held: HashSet<_> = shard.entries.iter().map(|entry| entry.tensor.name.as_str()).collect();
-        if let Some(missing) = tensors.iter().find(|tensor| !held.contains(tensor.as_str())) {
-            return bad(format!(
-                "tensor '{missing}' should be in '{file}', which does not hold it; index and files are of two \
-                 different downloads: download the model again"
-            ));
-        }
+        let mut held: Vec<&str> = shard.entries.iter().map(|entry| entry.tensor.name.as_str()).collect();
+        held.sort_unstable();
+        let missing = tensors.iter().find(|tensor| held.binary_search(&tensor.as_str()).is_err());
+        let Some(missing) = missing else { continue };
+        let elsewhere = index.files.keys().zip(shards).find(|(_, shard)| holds(shard, missing));
+        let elsewhere = elsewhere.map(|(other, _)| format!(" but '{other}' does"));
+        return Err(StorageError::bad_index(
+            &index.path,
+            format!(
+                "tensor '{missing}' should be in '{file}', which does not hold it{}; the index and that file are of \
+                 different versions of the model: download both again",
+                elsewhere.unwrap_or_default()
+            ),
+        ));
     }
     Ok(())
+}
+
+/// Drops from each file what the index does not give to it; says what that was. `shards` are in the order of the
+/// index's files.
+fn keep_assigned(index: &Index, shards: &mut [Shard]) -> PassedOver {
+    let mut passed_over = PassedOver::default();
+    for ((file, tensors), shard) in index.files.iter().zip(shards) {
+        shard.entries.retain(|entry| {
+            let name = entry.tensor.name.as_str();
+            let assigned = layout::contains(tensors, name);
+            if !assigned {
+                passed_over.add(name, file, index.lists(name));
+            }
+            assigned
+        });
+    }
+    passed_over
+}
+
+/// Tensors in files that the index does not give to them.
+#[derive(Debug, PartialEq, Eq, Default)]
+struct PassedOver {
+    /// Those that it gives to other files.
+    of_other_files: u64,
+    /// Those that it does not list at all.
+    unlisted: u64,
+    /// The first of them, for people.
+    first: Option<String>,
+}
+
+impl PassedOver {
+    fn add(&mut self, tensor: &str, file: &str, listed: bool) {
+        *(if listed { &mut self.of_other_files } else { &mut self.unlisted }) += 1;
+        self.first.get_or_insert_with(|| format!("'{tensor}' in '{file}'"));
+    }
+
+    /// One warning for all of them, if there are any.
+    fn warn(&self, index: &Index) {
+        let Self { of_other_files, unlisted, first: Some(first) } = self else { return };
+        tracing::warn!(
+            index = %index.path.display(),
+            of_other_files,
+            unlisted,
+            first,
+            "the files hold tensors that the index gives to other files or does not list; these copies are not used. \
+             If the index is older than the files, download it again"
+        );
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! It is over each tensor that has elements, in the byte order of the names: the name, a line feed, the dtype
 //! as torch names it, a line feed, the dimensions in decimal joined by commas, a line feed, then the bytes.
-//! This Python program computes it from the files of a model alone, given as its arguments:
+//! This Python program computes it from the files of a model alone, given as its arguments: the index, if there is
+//! one, or else the files:
 //!
 //! ```python
 #![doc = include_str!("model_digest.py")]

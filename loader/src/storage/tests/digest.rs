@@ -16,6 +16,15 @@ fn digest_of(path: &Path) -> String {
     Checkpoint::open(path).unwrap().model_digest().unwrap().to_string()
 }
 
+/// What the documented program says of these files.
+fn program<'a>(files: impl IntoIterator<Item = &'a Path>) -> String {
+    let mut python = std::process::Command::new("python3");
+    python.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/storage/model_digest.py")).args(files);
+    let output = python.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
@@ -24,14 +33,9 @@ proptest! {
         let directory = TempDir::new().unwrap();
         write_sharded(directory.path(), &model);
         let checkpoint = Checkpoint::open(directory.path()).unwrap();
-        let output = std::process::Command::new("python3")
-            .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/src/storage/model_digest.py"))
-            .args(checkpoint.files())
-            .output()
-            .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        prop_assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-        prop_assert_eq!(checkpoint.model_digest().unwrap().to_string(), said);
+        let digest = checkpoint.model_digest().unwrap().to_string();
+        prop_assert_eq!(program(checkpoint.files()), digest.clone());
+        prop_assert_eq!(program([directory.path().join(INDEX_NAME).as_path()]), digest);
     }
 
     #[test]
@@ -57,6 +61,19 @@ proptest! {
         sample.bytes[at] ^= 1;
         prop_assert_ne!(write(&changed), before);
     }
+}
+
+#[test]
+fn the_program_passes_over_what_the_index_does_not_give_to_a_file() {
+    let directory = small_directory();
+    let expected = digest_of(directory.path());
+    let model = small_model();
+    let stale = Sample::new(Dtype::F32, &[3], 77);
+    let tensors = [("a", &stale), ("c", &model["c"].0), ("d", &model["d"].0), ("old", &stale)];
+    let tensors: Vec<_> = tensors.map(|(name, sample)| (name.to_owned(), sample)).into();
+    write_file(&shard(&directory, 1), tensors.iter().map(|(name, sample)| (name, *sample)));
+    assert_eq!(digest_of(directory.path()), expected);
+    assert_eq!(program([directory.path().join(INDEX_NAME).as_path()]), expected);
 }
 
 #[test]

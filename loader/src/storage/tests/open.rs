@@ -1,7 +1,8 @@
 //! What `open` finds, and each way in which a model can lie to it.
 
 use super::*;
-use crate::storage::{Checkpoint, StorageError};
+use crate::storage::layout::{self, Layout};
+use crate::storage::{Checkpoint, PassedOver, StorageError, keep_assigned, read_headers};
 
 /// The text of the error that opening gives.
 fn refusal(path: &Path) -> String {
@@ -250,32 +251,80 @@ fn a_sound_directory_is_opened_through_its_index_too() {
 }
 
 #[test]
-fn a_tensor_that_the_index_does_not_list_is_named() {
+fn tensors_that_the_index_does_not_give_to_their_file_are_passed_over_and_counted() {
     let directory = small_directory();
-    edit_index(directory.path(), |index| {
-        index["weight_map"].as_object_mut().unwrap().remove("c");
-    });
-    assert_says!(refusal(directory.path()), "'model-00001.safetensors' holds tensor 'c'", "does not list");
+    let path = directory.path();
+    let model = small_model();
+    let stale = Sample::new(Dtype::F32, &[3], 77);
+    // A stale "a" in the second file, a stale "d" in the first, and one that the index does not list, in both.
+    let with_stale = |file: usize, names: &[&str], stale_names: &[&str]| {
+        let mut tensors: BTreeMap<String, &Sample> =
+            names.iter().map(|name| (name.to_string(), &model[*name].0)).collect();
+        tensors.extend(stale_names.iter().map(|name| (name.to_string(), &stale)));
+        write_file(&path.join(shard_name(file)), tensors.iter().map(|(name, sample)| (name, *sample)));
+    };
+    with_stale(0, &["a", "b"], &["d", "old"]);
+    with_stale(1, &["c", "d"], &["a", "old"]);
+    let checkpoint = Checkpoint::open(path).unwrap();
+    let sound = small_directory();
+    let expected = Checkpoint::open(sound.path()).unwrap();
+    assert_eq!(checkpoint.manifest(), expected.manifest());
+    assert_eq!(checkpoint.model_digest().unwrap(), expected.model_digest().unwrap());
+
+    let Layout::Sharded(index) = layout::find(path).unwrap() else { panic!("it has an index") };
+    let mut shards = read_headers(&index.paths()).unwrap();
+    let passed_over = keep_assigned(&index, &mut shards);
+    let first = format!("'d' in '{}'", shard_name(0));
+    assert_eq!(passed_over, PassedOver { of_other_files: 2, unlisted: 2, first: Some(first) });
+    assert_eq!(keep_assigned(&index, &mut shards), PassedOver::default());
 }
 
 #[test]
 fn a_tensor_that_its_file_lacks_is_named() {
     let directory = small_directory();
     edit_index(directory.path(), |index| index["weight_map"]["e"] = shard_name(1).into());
-    assert_says!(refusal(directory.path()), "tensor 'e' should be in 'model-00001.safetensors'");
+    let text = refusal(directory.path());
+    assert_says!(
+        text.clone(),
+        "tensor 'e' should be in 'model-00001.safetensors', which does not hold it;",
+        "download both"
+    );
+    // Another file's copy is not taken for it.
+    edit_index(directory.path(), |index| {
+        index["weight_map"].as_object_mut().unwrap().remove("e");
+        index["weight_map"]["a"] = shard_name(1).into();
+    });
+    assert_says!(
+        refusal(directory.path()),
+        "tensor 'a' should be in 'model-00001.safetensors', which does not hold it but 'model-00000.safetensors' does;"
+    );
 }
 
 #[test]
-fn a_tensor_in_two_files_is_named() {
+fn an_index_under_another_name_is_found_when_it_is_the_only_one() {
     let directory = small_directory();
-    let model = small_model();
-    let tensors: Vec<_> =
-        ["a", "c", "d"].iter().map(|name| (name.to_string(), model[*name].0.clone())).collect();
-    write_file(&shard(&directory, 1), tensors.iter().map(|(name, sample)| (name, sample)));
+    let path = directory.path();
+    let other = path.join("diffusion_pytorch_model.safetensors.index.json");
+    fs::rename(path.join(INDEX_NAME), &other).unwrap();
+    // Neither of these is one: a shell's `*` does not see the first, either.
+    fs::write(path.join("._model.safetensors.index.json"), "").unwrap();
+    fs::write(path.join("pytorch_model.bin.index.json"), "").unwrap();
+    let opened = |path: &Path| Checkpoint::open(path).unwrap().manifest().total_bytes();
+    assert_eq!(opened(path), 4 * 64);
+    // It goes before a single file, as the usual one does.
+    write_file(&path.join("model.safetensors"), [(&"single".to_owned(), &Sample::new(Dtype::U8, &[1], 1))]);
+    assert_eq!(opened(path), 4 * 64);
+
+    let second = path.join("variant.safetensors.index.json");
+    fs::copy(&other, &second).unwrap();
     assert_says!(
-        refusal(directory.path()),
-        "tensor 'a' is in 'model-00001.safetensors' too, while the index gives it to 'model-00000.safetensors'"
+        refusal(path),
+        "several indexes and no model.safetensors.index.json",
+        "diffusion_pytorch_model.safetensors.index.json, variant.safetensors.index.json; give one of them"
     );
+    assert_eq!(opened(&second), 4 * 64);
+    fs::write(path.join(INDEX_NAME), "{}").unwrap();
+    assert_says!(refusal(path), "model.safetensors.index.json': it is not a safetensors index");
 }
 
 #[test]

@@ -16,7 +16,11 @@ use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use model::ModelFile;
+
 mod beside;
+mod fresh;
+mod model;
 mod reader;
 mod report;
 mod seed;
@@ -36,7 +40,8 @@ fn main() -> Result<()> {
         Ok("reader") => answer(&reader::measure(&setup, &read_line(std::io::stdin().lock())?)?),
         Ok("fresh reader") => answer(&reader::peak_memory(&setup, &read_line(std::io::stdin().lock())?)?),
         _ => {
-            let rounds: Result<Vec<Round>> = (0..setup.rounds).map(|_| Round::run(&setup)).collect();
+            let model = ModelFile::write(&setup)?;
+            let rounds: Result<Vec<Round>> = (0..setup.rounds).map(|_| Round::run(&setup, &model)).collect();
             let report = report::Report::new(&setup, &rounds?);
             if std::env::args().any(|arg| arg == "--json") {
                 answer(&report)
@@ -60,10 +65,10 @@ struct Round {
 impl Round {
     /// Runs in new processes: where in the machine's memory a buffer lies makes a difference of up to a third,
     /// for as long as the buffer lives, and must not decide every round alike.
-    fn run(setup: &Setup) -> Result<Self> {
-        let (mut seed, address) = Role::start(setup, "seed")?.answer::<SeedAddress>()?;
-        let runs = Role::ask(setup, "reader", &address)?;
-        let peak_bytes = Role::ask(setup, "fresh reader", &address)?;
+    fn run(setup: &Setup, model: &ModelFile) -> Result<Self> {
+        let (mut seed, address) = Role::start(setup, model, "seed")?.answer::<SeedAddress>()?;
+        let runs = Role::ask(setup, model, "reader", &address)?;
+        let peak_bytes = Role::ask(setup, model, "fresh reader", &address)?;
         drop(seed.stdin.take());
         seed.child.wait()?;
         Ok(Self { runs, peak_bytes, iperf3: beside::iperf3(setup)? })
@@ -115,7 +120,8 @@ impl Setup {
 
     fn manifest(&self) -> Result<Manifest> {
         let tensor = |(at, count): (usize, u64)| Tensor {
-            name: format!("tensor.{at}"),
+            // In the order of their names, which is a manifest's.
+            name: format!("tensor.{at:07}"),
             address: 0,
             count,
             element_bytes: 1,
@@ -171,12 +177,14 @@ struct Role {
 }
 
 impl Role {
-    fn start(setup: &Setup, role: &str) -> Result<Self> {
+    fn start(setup: &Setup, model: &ModelFile, role: &str) -> Result<Self> {
+        let (variable, path) = model.variable();
         let mut child = Command::new(std::env::current_exe()?)
             .env(ROLE, role)
             .env("RFORK_BENCH_BYTES", setup.bytes.to_string())
             .env("RFORK_BENCH_ROUNDS", setup.rounds.to_string())
             .env(HUGE_PAGES.0, HUGE_PAGES.1)
+            .env(variable, path)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()?;
@@ -190,8 +198,13 @@ impl Role {
         Ok((self, value))
     }
 
-    fn ask<T: DeserializeOwned>(setup: &Setup, role: &str, address: &SeedAddress) -> Result<T> {
-        let mut reader = Self::start(setup, role)?;
+    fn ask<T: DeserializeOwned>(
+        setup: &Setup,
+        model: &ModelFile,
+        role: &str,
+        address: &SeedAddress,
+    ) -> Result<T> {
+        let mut reader = Self::start(setup, model, role)?;
         let mut stdin = reader.stdin.take().ok_or("a process was started without standard input")?;
         writeln!(stdin, "{}", serde_json::to_string(address)?)?;
         let (mut reader, value) = reader.answer()?;

@@ -15,6 +15,7 @@ use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
 use crate::beside::{self, Beside};
+use crate::fresh::{self, Filling};
 use crate::{Result, SeedAddress, Setup};
 
 /// Sizes of a piece that the bare loop runs with; the better counts. Smaller ones are slower.
@@ -27,8 +28,10 @@ pub(crate) struct Runs {
     pub(crate) bare: [f64; 2],
     pub(crate) without_digests: f64,
     pub(crate) with_digests: f64,
-    /// The engine, with digests, into memory whose pages are not made yet.
+    /// The engine, with digests, into memory whose pages are not made yet, whoever has to find their frames.
     pub(crate) into_fresh_memory: f64,
+    /// For each of [`fresh::KINDS`].
+    pub(crate) fillings: Vec<Filling>,
     pub(crate) beside: Beside,
 }
 
@@ -42,12 +45,12 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
 
     // A run of each that does not count. It finds no right byte in its memory, so equality is its work.
     bare(address, BARE_PIECES[0], &mut flat)?;
-    engines.read(&memory, false)?;
+    engines.read(&memory, false, true)?;
     check(&memory, &engines.content, &flat)?;
 
     let engine = |verify| {
         memory.forget_all()?;
-        engines.read(&memory, verify)
+        engines.read(&memory, verify, true)
     };
     let mut bare = |piece| bare(address, piece, &mut flat);
     let first = bare(BARE_PIECES[0])?;
@@ -57,18 +60,19 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     check(&memory, &engines.content, &flat)?;
 
     let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
-    let into_fresh_memory = engines.read(&fresh, true)?;
+    let into_fresh_memory = engines.read(&fresh, true, true)?;
     check(&fresh, &engines.content, &flat)?;
     drop(fresh);
+    let fillings = fresh::measure(setup, &engines)?;
     let beside = beside::measure(setup, &memory, flat)?;
-    Ok(Runs { bare: runs, without_digests, with_digests, into_fresh_memory, beside })
+    Ok(Runs { bare: runs, without_digests, with_digests, into_fresh_memory, fillings, beside })
 }
 
 /// The peak memory of a process that does nothing but one read with digests, in bytes.
 pub(crate) fn peak_memory(setup: &Setup, address: &SeedAddress) -> Result<u64> {
     let engines = Engines::new(setup, address)?;
     let memory = WeightMemory::allocate(&setup.tensor_bytes())?;
-    engines.read(&memory, true)?;
+    engines.read(&memory, true, true)?;
     let status = std::fs::read_to_string("/proc/self/status")?;
     let peak =
         status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix("kB")?.trim().parse().ok());
@@ -91,11 +95,12 @@ fn bare(address: &SeedAddress, piece_bytes: usize, to: &mut [u8]) -> Result<f64>
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// The engine, with digests and without.
-struct Engines {
+/// The engine, with digests and without, and the one with digests also while it makes no pages ahead.
+pub(crate) struct Engines {
     runtime: Runtime,
     with_digests: TcpEngine,
     without_digests: TcpEngine,
+    without_pages: TcpEngine,
     seed: Metadata,
     content: Content,
 }
@@ -103,16 +108,24 @@ struct Engines {
 impl Engines {
     fn new(setup: &Setup, address: &SeedAddress) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let engine =
-            |verify| runtime.block_on(TcpEngine::bind(TcpOptions { verify, ..setup.options.clone() }));
-        let (with_digests, without_digests) = (engine(true)?, engine(false)?);
+        let engine = |verify, pages_ahead| {
+            let options = TcpOptions { verify, pages_ahead, ..setup.options.clone() };
+            runtime.block_on(TcpEngine::bind(options))
+        };
+        let (with_digests, without_digests) = (engine(true, true)?, engine(false, true)?);
+        let without_pages = engine(true, false)?;
         let seed = Metadata { session: address.engine.clone(), manifest: setup.manifest()?, extension: None };
-        Ok(Self { runtime, with_digests, without_digests, seed, content: setup.content(&address.digests)? })
+        let content = setup.content(&address.digests)?;
+        Ok(Self { runtime, with_digests, without_digests, without_pages, seed, content })
     }
 
-    /// One run of the engine, in seconds.
-    fn read(&self, memory: &Arc<WeightMemory>, verify: bool) -> Result<f64> {
-        let engine = if verify { &self.with_digests } else { &self.without_digests };
+    /// One run of the engine, in seconds. It makes pages ahead, unless it verifies and is told not to.
+    pub(crate) fn read(&self, memory: &Arc<WeightMemory>, verify: bool, pages_ahead: bool) -> Result<f64> {
+        let engine = match (verify, pages_ahead) {
+            (true, true) => &self.with_digests,
+            (true, false) => &self.without_pages,
+            (false, _) => &self.without_digests,
+        };
         let request = ReadRequest {
             seed: &self.seed,
             content: Some(&self.content),
@@ -125,6 +138,13 @@ impl Engines {
         let seconds = begun.elapsed().as_secs_f64();
         let whole = report.bytes == memory.plan().total_bytes() && memory.all_held();
         whole.then_some(seconds).ok_or_else(|| "the engine did not bring every chunk".into())
+    }
+
+    /// The memory holds the seed's bytes.
+    pub(crate) fn check(&self, memory: &Arc<WeightMemory>) -> Result<()> {
+        let digests = of_memory(memory, DigestAlgorithm::default());
+        let equal = digests.as_ref() == Some(&self.content.chunks);
+        equal.then_some(()).ok_or_else(|| "the bytes that came are not the seed's".into())
     }
 }
 

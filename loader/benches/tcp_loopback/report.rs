@@ -4,11 +4,15 @@ use std::fmt;
 
 use serde::Serialize;
 
+use crate::fresh::{Filling, KINDS};
 use crate::reader::{BARE_PIECES, Runs};
 use crate::{Round, Setup};
 
 /// What the engine must reach of the bare loop's rate, without digests and with them.
 const BARS: [f64; 2] = [0.85, 0.75];
+/// What filling memory that was never touched must reach of filling memory that was; and filling that, of doing so
+/// without making pages ahead.
+const FRESH_BARS: [f64; 2] = [0.8, 0.97];
 /// What a reader may take beside the model.
 const PEAK_BAR_BYTES: u64 = 64 << 20;
 const MIB: f64 = 1_048_576.0;
@@ -32,6 +36,7 @@ pub(crate) struct Report {
     peak_beside_model_bytes: u64,
     peak_bar_met: bool,
     into_fresh_memory: Rate,
+    fresh: Vec<Filled>,
     memcpy: Rate,
     digests: Rate,
     /// `None`: not installed.
@@ -40,6 +45,38 @@ pub(crate) struct Report {
     fill_prefaulted_seconds: f64,
     prefault_seconds: f64,
     huge_page_bytes: u64,
+}
+
+/// Memory that was never touched, beside memory that was.
+#[derive(Debug, Serialize)]
+struct Filled {
+    kind: &'static str,
+    /// No pages are made ahead.
+    touched: Rate,
+    touched_ahead: Rate,
+    /// No pages are made ahead.
+    fresh: Rate,
+    fresh_ahead: Rate,
+    /// Making pages alone.
+    pages: Rate,
+    /// Of the medians, with pages made ahead: fresh to touched, touched to touched without.
+    ratios: [f64; 2],
+    bars_met: [bool; 2],
+}
+
+impl Filled {
+    fn of(kind: usize, setup: &Setup, rounds: &[Round]) -> Self {
+        let rate = |seconds: fn(&Filling) -> f64| {
+            let all = rounds.iter().filter_map(|round| round.runs.fillings.get(kind)).map(seconds);
+            Rate::of(setup.gib(), &all.collect::<Vec<_>>())
+        };
+        let (touched, touched_ahead) = (rate(|one| one.touched), rate(|one| one.touched_ahead));
+        let (fresh, fresh_ahead) = (rate(|one| one.fresh), rate(|one| one.fresh_ahead));
+        let ratios = [fresh_ahead.median / touched.median, touched_ahead.median / touched.median];
+        let bars_met = [ratios[0] >= FRESH_BARS[0], ratios[1] >= FRESH_BARS[1]];
+        let pages = rate(|one| one.pages);
+        Self { kind: KINDS[kind], touched, touched_ahead, fresh, fresh_ahead, pages, ratios, bars_met }
+    }
 }
 
 /// In GiB/s.
@@ -84,6 +121,7 @@ impl Report {
             peak_beside_model_bytes,
             peak_bar_met: peak_beside_model_bytes <= PEAK_BAR_BYTES,
             into_fresh_memory: rate(&|runs| runs.into_fresh_memory),
+            fresh: (0..KINDS.len()).map(|kind| Filled::of(kind, setup, rounds)).collect(),
             iperf3: iperf3.map(|seconds| Rate::of(gib, &seconds)),
             memcpy: rate(&|runs| runs.beside.memcpy),
             digests: rate(&|runs| runs.beside.digests),
@@ -133,12 +171,32 @@ impl fmt::Display for Report {
         row("bare write/read loop", self.bare, format!("  pieces of {} MiB", self.bare_piece_bytes >> 20))?;
         row("engine without digests", self.without_digests, share(0))?;
         row("engine with digests", self.with_digests, share(1))?;
-        row("engine, digests, fresh memory", self.into_fresh_memory, String::new())?;
+        row("fresh memory, any frames", self.into_fresh_memory, String::new())?;
         row("memcpy", self.memcpy, String::new())?;
         row("digests alone, one core", self.digests, String::new())?;
         match self.iperf3 {
             Some(rate) => row("iperf3", rate, String::new())?,
             None => writeln!(f, "  {:<32}not installed", "iperf3")?,
+        }
+        writeln!(f, "memory that was touched, and memory that was never (frames at hand)")?;
+        for one in &self.fresh {
+            let row = |f: &mut fmt::Formatter<'_>, name, rate: Rate, more: String| {
+                let Rate { median, min, max } = rate;
+                writeln!(f, "  {:<18}  {name:<24}{median:>7.2}  ({min:.2} to {max:.2}){more}", one.kind)
+            };
+            let share = |at: usize, of| {
+                format!(
+                    "  {:.3} of {of}, bar {:.2}: {}",
+                    one.ratios[at],
+                    FRESH_BARS[at],
+                    verdict(one.bars_met[at])
+                )
+            };
+            row(f, "touched", one.touched, String::new())?;
+            row(f, "touched, pages ahead", one.touched_ahead, share(1, "touched"))?;
+            row(f, "fresh", one.fresh, String::new())?;
+            row(f, "fresh, pages ahead", one.fresh_ahead, share(0, "touched"))?;
+            row(f, "making pages alone", one.pages, String::new())?;
         }
         writeln!(
             f,

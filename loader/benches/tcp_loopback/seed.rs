@@ -9,14 +9,13 @@ use rfork_loader::engine::TransferEngine;
 use rfork_loader::engine::memory::WeightMemory;
 use rfork_loader::engine::tcp::TcpEngine;
 
-use crate::{Result, SeedAddress, Setup, answer};
+use crate::{Result, SeedAddress, Setup, answer, model};
 
 /// Serves until its standard input closes.
 pub(crate) fn run(setup: &Setup) -> Result<()> {
     let memory = WeightMemory::allocate(&setup.tensor_bytes())?;
     memory.prefault()?;
-    let mut flat = vec![0; usize::try_from(setup.bytes)?];
-    fastrand::Rng::with_seed(7).fill(&mut flat);
+    let flat = model::bytes(setup)?;
     fill(&memory, &flat)?;
     let digests = of_memory(&memory, DigestAlgorithm::default()).ok_or("a chunk is not held")?.digests;
     memory.set_content(setup.content(&digests)?);

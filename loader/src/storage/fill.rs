@@ -12,7 +12,7 @@ use super::reader::Reader;
 use super::{Checkpoint, StorageError};
 use crate::chunks::{ChunkPlan, ChunkSet};
 use crate::digest::DigestAlgorithm;
-use crate::engine::memory::{ChunkWriter, WeightMemory};
+use crate::engine::memory::{ChunkWriter, PagesAhead, WeightMemory};
 
 /// How much is read before it is digested: small enough to be in the cache still, large enough for a disk.
 const PIECE_BYTES: u64 = 512 << 10;
@@ -26,11 +26,18 @@ pub struct FillOptions {
     pub algorithm: DigestAlgorithm,
     /// What the digests have to be, when some of the chunks came from a seed; of `algorithm`.
     pub expected: Option<ChunkDigests>,
+    /// Whether pages are made ahead of the bytes. Only a benchmark turns this off.
+    pub pages_ahead: bool,
 }
 
 impl Default for FillOptions {
     fn default() -> Self {
-        Self { threads: DEFAULT_THREADS, algorithm: DigestAlgorithm::default(), expected: None }
+        Self {
+            threads: DEFAULT_THREADS,
+            algorithm: DigestAlgorithm::default(),
+            expected: None,
+            pages_ahead: true,
+        }
     }
 }
 
@@ -58,6 +65,7 @@ impl Checkpoint {
         self.check_layout(memory)?;
         self.check_expected(memory.plan(), options)?;
         let order = self.reading_order(memory.plan(), chunks);
+        let pages = if options.pages_ahead { memory.pages_ahead(order.clone()) } else { PagesAhead::none() };
         let fill = Fill {
             checkpoint: self,
             memory,
@@ -65,6 +73,7 @@ impl Checkpoint {
             cancel,
             progress,
             order: &order,
+            pages,
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         };
@@ -123,6 +132,8 @@ struct Fill<'a> {
     cancel: &'a CancellationToken,
     progress: &'a AtomicU64,
     order: &'a [u32],
+    /// Makes the pages of what is next in it; ends with the call.
+    pages: PagesAhead,
     /// How many of `order` have been taken.
     next: AtomicUsize,
     /// Whether a thread has failed, so that the others stop too.
@@ -138,7 +149,9 @@ impl Fill<'_> {
     fn run_until_done(&self, mut reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
         let mut digests = Vec::new();
         while !self.failed.load(Ordering::Relaxed) {
-            let Some(&chunk) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            let next = self.next.fetch_add(1, Ordering::Relaxed);
+            let Some(&chunk) = self.order.get(next) else { break };
+            self.pages.reached(next + 1);
             match self.memory.begin_write(chunk) {
                 Some(writer) => digests.push((chunk, self.fill_chunk(&mut reader, writer)?)),
                 // Held already: nothing to do. A chunk that another source is writing may still fail there.
@@ -212,6 +225,7 @@ mod tests {
             cancel: &CancellationToken::new(),
             progress: &AtomicU64::new(0),
             order: &[0],
+            pages: memory.pages_ahead(vec![0]),
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         };

@@ -42,6 +42,11 @@ impl ChunkBytes {
         Self { memory: memory.clone(), chunk, pieces, len }
     }
 
+    /// Address and length of each piece, in order.
+    pub(super) fn pieces(&self) -> &[(usize, usize)] {
+        &self.pieces
+    }
+
     fn state(&self) -> &AtomicU32 {
         &self.memory.states[self.chunk as usize]
     }

@@ -19,10 +19,12 @@ use tokio::sync::watch;
 use super::device::{Device, DeviceError};
 use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
 
+mod ahead;
 mod backing;
 mod chunk;
 mod regions;
 
+pub use ahead::PagesAhead;
 pub use backing::CallersMemory;
 use backing::{Backing, Mapping};
 use chunk::ChunkBytes;
@@ -240,6 +242,15 @@ impl WeightMemory {
     /// When the system has no memory left, or no such call (Linux before 5.14).
     pub fn prefault(&self) -> io::Result<()> {
         self.backing.prefault()
+    }
+
+    /// Makes the pages of these chunks a bounded way ahead of whoever fills them in this order, tells what it has
+    /// [`reached`](PagesAhead::reached), and keeps what this gives until it is done. A device's memory has its pages.
+    pub fn pages_ahead(self: &Arc<Self>, order: Vec<u32>) -> PagesAhead {
+        match self.backing.device() {
+            None => PagesAhead::start(self, order),
+            Some(_) => PagesAhead::none(),
+        }
     }
 
     /// Waits until a device has done what it was told to do with its memory: what an inference engine's loader wrote

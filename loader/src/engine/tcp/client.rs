@@ -2,7 +2,8 @@
 //!
 //! Each connection takes chunks from the queue as it has room in its window, so a slow one holds up no other.
 //! All of them are one task's children: [`read`] returns only when none is left, and dropping it stops them
-//! between two system calls, so nothing writes to the memory afterwards.
+//! between two system calls, so nothing writes to the memory afterwards. The thread that makes pages ahead of them
+//! is ended by the last of them.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -21,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use super::TcpOptions;
 use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
 use crate::digest::DigestAlgorithm;
-use crate::engine::memory::{ChunkWriter, Content, WeightMemory};
+use crate::engine::memory::{ChunkWriter, Content, PagesAhead, WeightMemory};
 use crate::engine::{ReadError, ReadReport, ReadRequest};
 
 /// Chunks that a connection asks for ahead at least.
@@ -36,6 +37,10 @@ struct Shared {
     algorithm: Option<DigestAlgorithm>,
     /// Chunks that nobody has asked for yet, the next one last.
     queue: Mutex<Vec<u32>>,
+    /// How many chunks there were in it.
+    wanted: usize,
+    /// Makes the pages of what is next in it.
+    pages: PagesAhead,
     /// Chunks that came corrupt once.
     suspect: Mutex<HashSet<u32>>,
     arrived_bytes: Arc<AtomicU64>,
@@ -59,6 +64,8 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
     let algorithm = content.chunks.algorithm.parse::<DigestAlgorithm>();
     let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
     let mut missing: Vec<u32> = request.memory.missing().iter().collect();
+    let pages =
+        if options.pages_ahead { request.memory.pages_ahead(missing.clone()) } else { PagesAhead::none() };
     missing.reverse();
     // A connection for less than a window of work is not worth its greeting.
     let missing_bytes = missing.len() as u64 * plan.chunk_size();
@@ -70,6 +77,8 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
         memory: request.memory.clone(),
         content,
         algorithm: options.verify.then_some(algorithm),
+        wanted: missing.len(),
+        pages,
         queue: Mutex::new(missing),
         suspect: Mutex::new(HashSet::new()),
         arrived_bytes: request.arrived_bytes.clone(),
@@ -246,6 +255,8 @@ impl Window<'_> {
             self.asked.push_back(writer);
             wanted.push(chunk);
         }
+        let left = self.shared.queue().len();
+        self.shared.pages.reached(self.shared.wanted.saturating_sub(left));
         wanted
     }
 

@@ -57,6 +57,8 @@ pub struct TcpOptions {
     pub max_bytes_per_sec: Option<f64>,
     /// Whether chunks are compared with their digests. Only a benchmark turns this off.
     pub verify: bool,
+    /// Whether pages are made ahead of the bytes. Only a benchmark turns this off.
+    pub pages_ahead: bool,
 }
 
 impl TcpOptions {
@@ -77,6 +79,7 @@ impl TcpOptions {
             max_readers: 16,
             max_bytes_per_sec: None,
             verify: true,
+            pages_ahead: true,
         }
     }
 }

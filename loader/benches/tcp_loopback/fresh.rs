@@ -1,0 +1,162 @@
+//! Filling memory that was never touched, beside memory that was: forks and storage, the loader's memory and a caller's.
+//!
+//! The machine has the frames of the memory that was never touched: before each run as many are taken and given back.
+//! Otherwise the host of a virtual machine may have to find them first. That is no work of the loader's or of this
+//! system's, and varies a lot; the row "fresh memory, any frames" shows it.
+
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Instant;
+
+use rfork_loader::engine::memory::{CallersMemory, WeightMemory};
+use rfork_loader::storage::{Checkpoint, FillOptions};
+use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
+use serde::{Deserialize, Serialize};
+use tokio_util::sync::CancellationToken;
+
+use crate::reader::Engines;
+use crate::{Result, Setup, model};
+
+/// What is filled from where, in the order of [`measure`]. The loader asks for huge pages; a caller often does not.
+pub(crate) const KINDS: [&str; 4] = ["fork", "fork, caller's", "storage", "storage, caller's"];
+
+/// Seconds for the model's bytes, one run each.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Filling {
+    /// Into memory that has its pages; none are made.
+    pub(crate) touched: f64,
+    /// Into memory that has its pages, as the loader does it.
+    pub(crate) touched_ahead: f64,
+    /// Into memory without pages: whoever touches them makes them.
+    pub(crate) fresh: f64,
+    /// Into memory without pages, as the loader does it.
+    pub(crate) fresh_ahead: f64,
+    /// Making all pages, and nothing else, on one thread.
+    pub(crate) pages: f64,
+}
+
+/// One run of each.
+pub(crate) fn measure(setup: &Setup, engines: &Engines) -> Result<Vec<Filling>> {
+    let checkpoint = Checkpoint::open(&model::path()?)?;
+    let fork = |memory: &Arc<WeightMemory>, ahead| engines.read(memory, true, ahead);
+    let storage = |memory: &Arc<WeightMemory>, ahead| {
+        let options = FillOptions { pages_ahead: ahead, ..FillOptions::default() };
+        let begun = Instant::now();
+        let all = memory.missing();
+        checkpoint.fill(memory, &all, &options, &CancellationToken::new(), &AtomicU64::new(0))?;
+        Ok(begun.elapsed().as_secs_f64())
+    };
+    Ok(vec![
+        one(setup, engines, Room::own, &fork)?,
+        one(setup, engines, Room::callers, &fork)?,
+        one(setup, engines, Room::own, &storage)?,
+        one(setup, engines, Room::callers, &storage)?,
+    ])
+}
+
+/// One kind. `fill` is told whether to make pages ahead, and gives its seconds.
+fn one(
+    setup: &Setup,
+    engines: &Engines,
+    new: fn(&Setup) -> Result<Room>,
+    fill: &dyn Fn(&Arc<WeightMemory>, bool) -> Result<f64>,
+) -> Result<Filling> {
+    let make_pages = || {
+        let room = new(setup)?;
+        let begun = Instant::now();
+        room.make_pages()?;
+        Ok::<_, Box<dyn std::error::Error>>(begun.elapsed().as_secs_f64())
+    };
+    make_pages()?;
+    let fresh_ahead = fill(&new(setup)?.memory(setup)?, true)?;
+    make_pages()?;
+    let room = new(setup)?;
+    let fresh = fill(&room.memory(setup)?, false)?;
+    let touched = fill(&room.memory(setup)?, false)?;
+    let memory = room.memory(setup)?;
+    let touched_ahead = fill(&memory, true)?;
+    engines.check(&memory)?;
+    drop((memory, room));
+    Ok(Filling { touched, touched_ahead, fresh, fresh_ahead, pages: make_pages()? })
+}
+
+/// Memory that is filled several times.
+enum Room {
+    Own(Arc<WeightMemory>),
+    Callers(Arc<SmallPages>),
+}
+
+impl Room {
+    fn own(setup: &Setup) -> Result<Self> {
+        Ok(Self::Own(WeightMemory::allocate(&setup.tensor_bytes())?))
+    }
+
+    fn callers(setup: &Setup) -> Result<Self> {
+        Ok(Self::Callers(Arc::new(SmallPages::new(usize::try_from(setup.bytes)?)?)))
+    }
+
+    /// The memory, empty. Of a caller's the loader does not know whether it was filled before.
+    #[allow(unsafe_code)]
+    fn memory(&self, setup: &Setup) -> Result<Arc<WeightMemory>> {
+        let pages = match self {
+            Self::Own(memory) => {
+                memory.forget_all()?;
+                return Ok(memory.clone());
+            }
+            Self::Callers(pages) => pages,
+        };
+        let mut at = pages.start as u64;
+        let mut place = |bytes: u64| {
+            at += bytes;
+            (at - bytes, bytes)
+        };
+        let tensors: Vec<(u64, u64)> = setup.tensor_bytes().into_iter().map(&mut place).collect();
+        // SAFETY: all ranges lie in the mapping, which the owner keeps; it is filled by one run after the other.
+        Ok(unsafe { WeightMemory::of_caller(&tensors, CallersMemory::on_host(pages.clone())) }?)
+    }
+
+    fn make_pages(&self) -> Result<()> {
+        match self {
+            Self::Own(memory) => Ok(memory.prefault()?),
+            Self::Callers(pages) => pages.make(),
+        }
+    }
+}
+
+/// Memory as most allocators take it: without a word of huge pages.
+struct SmallPages {
+    start: *mut u8,
+    bytes: usize,
+}
+
+// SAFETY: plain memory, which this only maps and unmaps.
+#[allow(unsafe_code)]
+unsafe impl Send for SmallPages {}
+// SAFETY: as above.
+#[allow(unsafe_code)]
+unsafe impl Sync for SmallPages {}
+
+#[allow(unsafe_code)]
+impl SmallPages {
+    fn new(bytes: usize) -> Result<Self> {
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory that exists.
+        let start = unsafe {
+            mmap_anonymous(ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, MapFlags::PRIVATE)
+        }?;
+        Ok(Self { start: start.cast(), bytes })
+    }
+
+    fn make(&self) -> Result<()> {
+        // SAFETY: the range is the mapping; populating it for writing keeps its content.
+        Ok(unsafe { madvise(self.start.cast(), self.bytes, Advice::LinuxPopulateWrite) }?)
+    }
+}
+
+#[allow(unsafe_code)]
+impl Drop for SmallPages {
+    fn drop(&mut self) {
+        // SAFETY: exactly what was mapped; nobody uses it when its owner is dropped.
+        let _ = unsafe { munmap(self.start.cast(), self.bytes) };
+    }
+}

@@ -1,21 +1,21 @@
-//! The planner of the version before the last change of the schema, on the schema of this one.
+//! The planner of the last release, on the schema of this one.
 
 use std::path::PathBuf;
 
 use rfork_tests::cluster::Cluster;
 use rfork_tests::http::Answer;
-use rfork_tests::process::{Planner, previous_rfork};
+use rfork_tests::process::{Planner, released_rfork};
 use rfork_tests::until;
 use tempfile::TempDir;
 
 /// Seeds of one point each.
 const SEEDS: usize = 8;
 
-/// The program of the version before; without it nothing is tested, and that is said.
-fn previous() -> Option<PathBuf> {
-    let program = previous_rfork();
+/// The program of that release; without it nothing is tested, and that is said.
+fn released() -> Option<PathBuf> {
+    let program = released_rfork();
     if program.is_none() {
-        eprintln!("SKIPPED: RFORK_TEST_PREVIOUS is not set; tests/run builds that version and sets it");
+        eprintln!("SKIPPED: RFORK_TEST_RELEASED is not set; tests/run sets it once there is a release");
     }
     program
 }
@@ -56,12 +56,12 @@ fn release(planner: &Planner, lease: &(String, String)) -> u16 {
 }
 
 #[test]
-fn the_previous_planner_works_beside_this_one_on_postgres() {
-    let Some(previous) = previous() else { return };
+fn the_released_planner_works_beside_this_one_on_postgres() {
+    let Some(released) = released() else { return };
     let database = Cluster::shared().database();
     // The schema is this version's when the other one comes, and when it starts again.
     let new = Planner::start_on(&database, &["--v1-hold-sec=8"]);
-    let mut old = Planner::start_version(&previous, &database, &["--v1-hold-sec=8"]);
+    let mut old = Planner::start_version(&released, &database, &["--v1-hold-sec=8"]);
     for planner in [&new, &old] {
         assert_eq!(planner.request("GET", "/readyz", &[]).status, 200);
     }
@@ -112,8 +112,8 @@ fn the_previous_planner_works_beside_this_one_on_postgres() {
 }
 
 #[test]
-fn the_previous_planner_takes_over_a_file_of_this_one_and_gives_it_back() {
-    let Some(previous) = previous() else { return };
+fn the_released_planner_takes_over_a_file_of_this_one_and_gives_it_back() {
+    let Some(released) = released() else { return };
     let directory = TempDir::with_prefix("rfork-test-versions-").unwrap();
     let database = format!("sqlite:{}", directory.path().join("planner.db").display());
     let mut new = Planner::start_on(&database, &[]);
@@ -121,7 +121,7 @@ fn the_previous_planner_takes_over_a_file_of_this_one_and_gives_it_back() {
     let lease = acquire(&new).expect("a seed is free");
     new.process.kill();
 
-    let mut old = Planner::start_version(&previous, &database, &[]);
+    let mut old = Planner::start_version(&released, &database, &[]);
     assert_eq!(old.request("GET", "/readyz", &[]).status, 200);
     assert_eq!(acquire(&old), None, "its one point is leased");
     assert_eq!(renew(&old, &lease), 200);

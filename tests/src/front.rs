@@ -1,4 +1,5 @@
-//! What stands before a planner and may hide its API v2, as an earlier version has none. Ends with the test's process.
+//! What stands before a planner and may hide its API v2, as planners of other makers have none. Ends with the test's
+//! process.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};

@@ -32,10 +32,10 @@ pub fn rfork() -> &'static PathBuf {
     })
 }
 
-/// The `rfork` program of the version before the last change of the schema. `tests/run` builds it where the history of
-/// this tree is, and tells where by `RFORK_TEST_PREVIOUS`.
-pub fn previous_rfork() -> Option<PathBuf> {
-    std::env::var_os("RFORK_TEST_PREVIOUS").map(PathBuf::from)
+/// The `rfork` program of the last release. `tests/run` builds it from the release's tag, where there is one in the
+/// history, and tells where it is by `RFORK_TEST_RELEASED`.
+pub fn released_rfork() -> Option<PathBuf> {
+    std::env::var_os("RFORK_TEST_RELEASED").map(PathBuf::from)
 }
 
 /// A running program. Killed when dropped.
@@ -210,7 +210,7 @@ impl Planner {
         Self::start_version(rfork(), database_url, flags)
     }
 
-    /// Starts one of another version, such as [`previous_rfork`], on a free port.
+    /// Starts one of another version, such as [`released_rfork`], on a free port.
     pub fn start_version(program: &Path, database_url: &str, flags: &[&str]) -> Self {
         let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
         let (process, address) = Self::run(program, database_url, &flags, "0");

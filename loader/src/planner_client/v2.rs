@@ -1,8 +1,8 @@
 //! API v2: JSON there and back.
 //!
 //! An answer that is no answer of this API (404 or 405 without a problem document, or for a route that is not
-//! there) comes from a planner that does not speak it: one that was put back to an earlier version, or another
-//! replica. Such a request is sent again over v1.
+//! there) comes from a planner that does not speak it: another maker's, which took the place of ours or stands beside
+//! it. Such a request is sent again over v1.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;

@@ -84,8 +84,8 @@ pub struct EndedLease {
     pub key: SeedKey,
     /// Who read, as far as it is known: `instance@address`, or one of them.
     pub requester: Option<String>,
-    /// How long ago it was granted, in milliseconds; `None` when that is not known.
-    pub granted_age_ms: Option<i64>,
+    /// How long ago it was granted, in milliseconds.
+    pub granted_age_ms: i64,
     /// How long ago it ended, in milliseconds.
     pub ended_age_ms: i64,
     /// How it ended; `None` for a way that only a later version knows.
@@ -98,21 +98,6 @@ pub struct EndedLease {
     pub bytes: Option<u64>,
     /// How long reading took, in milliseconds.
     pub duration_ms: Option<u64>,
-}
-
-/// The times of an ended lease as a row has them, Unix milliseconds.
-pub(super) struct Times {
-    pub(super) granted: i64,
-    pub(super) ended: i64,
-}
-
-impl EndedLease {
-    /// Counts the times from `now`.
-    pub(super) fn aged(mut self, now: i64, times: &Times) -> Self {
-        self.granted_age_ms = (times.granted > 0).then(|| now.saturating_sub(times.granted).max(0));
-        self.ended_age_ms = now.saturating_sub(times.ended).max(0);
-        self
-    }
 }
 
 /// What became of a seed, or of a key. The numbers are stored.

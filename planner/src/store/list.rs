@@ -130,8 +130,8 @@ pub struct LeaseEntry {
     pub key: SeedKey,
     /// How long it lives yet, in milliseconds.
     pub ttl_ms: i64,
-    /// How long ago it was granted, in milliseconds; `None` when that is not known.
-    pub age_ms: Option<i64>,
+    /// How long ago it was granted, in milliseconds.
+    pub age_ms: i64,
 }
 
 impl LeaseEntry {

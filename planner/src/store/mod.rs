@@ -24,6 +24,7 @@ pub(crate) mod conformance;
 pub mod history;
 pub mod list;
 pub mod postgres;
+mod schema;
 #[cfg(test)]
 pub(crate) mod simulation;
 pub mod sqlite;

@@ -41,8 +41,8 @@ pub struct EndedLease {
     pub seed_key: SeedKey,
     /// Who read, as far as it is known: `instance@address`, or one of them.
     pub requester: Option<String>,
-    /// How long ago it was granted, in milliseconds; null when that is not known.
-    pub granted_age_ms: Option<u64>,
+    /// How long ago it was granted, in milliseconds.
+    pub granted_age_ms: u64,
     /// How long ago it ended, in milliseconds.
     pub ended_age_ms: u64,
     /// How it ended; null for a way that this planner does not know.

@@ -183,6 +183,6 @@ pub struct LeaseSummary {
     pub seed_key: SeedKey,
     /// How long it still lives without a renewal, in milliseconds.
     pub ttl_ms: u64,
-    /// How long ago it was granted, in milliseconds; null when that is not known.
-    pub age_ms: Option<u64>,
+    /// How long ago it was granted, in milliseconds.
+    pub age_ms: u64,
 }

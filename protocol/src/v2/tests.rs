@@ -311,14 +311,14 @@ proptest! {
         kept_with_more(&Released {})?;
         kept_with_more(&Invalidated { drained: ttl_ms })?;
         kept_with_more(&SeedList { seeds: vec![seed.clone()], next: next.clone() })?;
-        let lease = LeaseSummary { lease: "0123456789ab".into(), seed: seed.seed.clone(), seed_key: seed.seed_key.clone(), ttl_ms, age_ms: None };
+        let lease = LeaseSummary { lease: "0123456789ab".into(), seed: seed.seed.clone(), seed_key: seed.seed_key.clone(), ttl_ms, age_ms: ttl_ms };
         kept_with_more(&LeaseList { leases: vec![lease], next: next.clone() })?;
         let counts = SeedCounts { live: 1, suspect: 2, draining: 3, silent: 4 };
         let key = KeySummary { seed_key: seed.seed_key.clone(), seeds: counts, capacity: ttl_ms, used: 0, waiting: 0 };
         kept_with_more(&KeyList { keys: vec![key], next: next.clone() })?;
         let ended = EndedLease {
             lease: "0123456789ab".into(), seed: seed.seed.clone(), seed_key: seed.seed_key.clone(),
-            requester: seed.instance_id.clone(), granted_age_ms: None, ended_age_ms: ttl_ms, ended: Some(LeaseEnd::GivenBack),
+            requester: seed.instance_id.clone(), granted_age_ms: ttl_ms, ended_age_ms: ttl_ms, ended: Some(LeaseEnd::GivenBack),
             outcome: Some(TransferOutcome::Failed), reason: None, bytes: Some(waited_ms), duration_ms: None,
         };
         kept_with_more(&EndedLeaseList { leases: vec![ended], next: next.clone() })?;

@@ -27,7 +27,7 @@ fn lease(lease: history::EndedLease) -> EndedLease {
         seed: lease.identity,
         seed_key: lease.key,
         requester: lease.requester,
-        granted_age_ms: lease.granted_age_ms.map(i64::unsigned_abs),
+        granted_age_ms: lease.granted_age_ms.unsigned_abs(),
         ended_age_ms: lease.ended_age_ms.unsigned_abs(),
         ended: lease.end.map(|end| match end {
             End::Released => LeaseEnd::Released,

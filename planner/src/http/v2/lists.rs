@@ -86,7 +86,7 @@ pub(super) async fn leases(call: Call<LeaseQuery>) -> Result<LeaseList, Refused>
         seed: lease.identity,
         seed_key: lease.key,
         ttl_ms: lease.ttl_ms.unsigned_abs(),
-        age_ms: lease.age_ms.map(i64::unsigned_abs),
+        age_ms: lease.age_ms.unsigned_abs(),
     });
     Ok(LeaseList { leases: leases.collect(), next: page.next.as_deref().map(Cursor::of) })
 }

@@ -55,7 +55,7 @@ pub(crate) async fn each_end_of_a_lease_leaves_one_row<H: Home>() {
         identity: identity(1),
         key: key("k"),
         requester: Some("10.1.2.3".into()),
-        granted_age_ms: Some(75),
+        granted_age_ms: 75,
         ended_age_ms: 5,
         end: Some(End::Released),
         report: Report::Aborted,

@@ -93,7 +93,7 @@ pub(crate) async fn leases_are_listed_while_they_live<H: Home>() {
         let page = bench.store.list_leases(&filter, &ALL).await.unwrap();
         page.entries.into_iter().map(|lease| (lease.lease, lease.ttl_ms, lease.age_ms)).collect::<Vec<_>>()
     };
-    let (first, second) = ((lease(1), 9_990, Some(10)), (lease(2), 10_000, Some(0)));
+    let (first, second) = ((lease(1), 9_990, 10), (lease(2), 10_000, 0));
     assert_eq!(leases(LeaseFilter::default()).await, [first, second]);
     assert_eq!(leases(LeaseFilter { key: Some(key("l")), seed: None }).await, [second]);
     assert_eq!(leases(LeaseFilter { key: None, seed: Some(identity(1)) }).await, [first]);
@@ -101,7 +101,7 @@ pub(crate) async fn leases_are_listed_while_they_live<H: Home>() {
     bench.step(9_990);
     assert_eq!(
         leases(LeaseFilter::default()).await,
-        [(lease(2), 10, Some(9_990))],
+        [(lease(2), 10, 9_990)],
         "at its time to live it is gone"
     );
 }

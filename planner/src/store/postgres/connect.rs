@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::Migrator;
+use sqlx::migrate::{MigrateError, Migrator};
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::sync::Notify;
 
 use super::requests;
 use crate::config::PostgresUrl;
+use crate::store::schema::Schema;
 
 /// What there is to set.
 const TLS_HINT: &str = "see sslmode and sslrootcert in --database-url";
@@ -61,6 +62,16 @@ pub enum ConnectError {
         reason: String,
         /// How long it was waited for, in seconds.
         waited_sec: u64,
+    },
+    /// Its tables are those of a planner between two releases.
+    #[error(
+        "{database} has tables of a planner that was never released (its migration {version} is another one than ours): drop the database and make it anew; only warmth is lost, since seeds register again with their next heartbeat"
+    )]
+    Unreleased {
+        /// The database, without a password.
+        database: String,
+        /// The number of the migration.
+        version: i64,
     },
     /// It was reached and refuses, or its schema is not ours.
     #[error("{database} cannot be used as the planner's database: {reason}")]
@@ -130,9 +141,9 @@ async fn hear(pool: &PgPool, planner: &str, served: &Notify) -> Result<(), sqlx:
     Ok(())
 }
 
-/// Brings the schema up to what this program knows, waiting at most `patience` for a database that is away. A
-/// newer schema is left as it is: versions only add, and two that follow each other run on one schema. Of several
-/// planners that start together one migrates, under a lock of the database's, and the others wait for it.
+/// Brings the schema up to what this program knows, waiting at most `patience` for a database that is away. That of a
+/// newer planner is left as it is; see [`schema`](crate::store::schema). Of several planners that start together one
+/// migrates, under a lock of the database's, and the others wait for it.
 ///
 /// # Errors
 /// [`ConnectError`].
@@ -142,7 +153,11 @@ pub async fn migrate(url: &PostgresUrl, patience: Duration) -> Result<(), Connec
     // Closing also gives back the lock that a migration which failed may have kept.
     let _ = tokio::time::timeout(CONNECT_TIMEOUT, connection.close()).await;
     match migrated {
-        Ok(done) => done.map_err(|reason| ConnectError::unusable(url, &reason)),
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(MigrateError::VersionMismatch(version))) => {
+            Err(ConnectError::Unreleased { database: url.to_string(), version })
+        }
+        Ok(Err(error)) => Err(ConnectError::unusable(url, &error)),
         Err(_) => Err(ConnectError::unusable(
             url,
             &format!("its schema was not ready within {MIGRATION_TIMEOUT:?}"),
@@ -150,30 +165,28 @@ pub async fn migrate(url: &PostgresUrl, patience: Duration) -> Result<(), Connec
     }
 }
 
-async fn apply(connection: &mut PgConnection) -> Result<(), String> {
-    // A role that may not change the schema serves, too, once another has migrated it.
-    if is_current(connection).await.map_err(|error| error.to_string())? {
-        return Ok(());
+async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
+    match schema(connection).await? {
+        // A role that may not change the schema serves, too, once another has migrated it.
+        Schema::Complete => Ok(()),
+        Schema::Unreleased(version) => Err(MigrateError::VersionMismatch(version)),
+        // `run`, which is this, cannot be awaited in a future that has to be `Send`.
+        Schema::Behind => migrations().run_direct(None, connection, false).await,
     }
-    // `run`, which is this, cannot be awaited in a future that has to be `Send`.
-    migrations().run_direct(None, connection, false).await.map_err(|error| error.to_string())
 }
 
-/// Whether the schema has all that this program knows; it may have more.
-pub(super) async fn is_current(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+/// How far the database's schema is.
+pub(super) async fn schema(connection: &mut PgConnection) -> Result<Schema, sqlx::Error> {
     let ours: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
         .fetch_one(&mut *connection)
         .await?;
     if !ours {
-        return Ok(false);
+        return Ok(Schema::Behind);
     }
-    let applied: Vec<(i64, Vec<u8>)> =
-        sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
-            .fetch_all(connection)
-            .await?;
-    Ok(migrations().iter().all(|known| {
-        applied.iter().any(|(version, sum)| *version == known.version && *sum == *known.checksum)
-    }))
+    let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
+        .fetch_all(connection)
+        .await?;
+    Ok(Schema::of(&migrations(), &applied))
 }
 
 /// Connects, without the timeouts of the pool's connections: a migration may take long.

@@ -8,8 +8,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
 use super::super::history::{
-    Account, End, EndedLease, Event, EventFilter, EventKind, Forgotten, Happened, STEP_ROWS, Times, before,
-    place, signed,
+    Account, End, EndedLease, Event, EventFilter, EventKind, Forgotten, Happened, STEP_ROWS, before, place,
+    signed,
 };
 use super::super::list::{LeaseFilter, Page, Part};
 use super::super::{LeaseHash, Report, Rules};
@@ -268,22 +268,20 @@ impl Work for Leases<'_> {
 }
 
 fn lease(row: &PgRow, now: i64) -> Result<EndedLease, Stopped> {
-    let lease = EndedLease {
+    Ok(EndedLease {
         number: row.try_get("id")?,
         lease: lease_hash(row.try_get("lease_hash")?)?,
         identity: identity(row)?,
         key: seed_key(row.try_get("seed_key")?)?,
         requester: row.try_get("requester")?,
-        granted_age_ms: None,
-        ended_age_ms: 0,
+        granted_age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
+        ended_age_ms: now.saturating_sub(row.try_get("ended_ms")?).max(0),
         end: End::of_number(row.try_get::<i16, _>("end_kind")?.into()),
         report: Report::of_number(row.try_get::<i16, _>("outcome")?.into()),
         reason: row.try_get("reason")?,
         bytes: row.try_get::<Option<i64>, _>("bytes")?.map(i64::unsigned_abs),
         duration_ms: row.try_get::<Option<i64>, _>("duration_ms")?.map(i64::unsigned_abs),
-    };
-    let times = Times { granted: row.try_get("granted_ms")?, ended: row.try_get("ended_ms")? };
-    Ok(lease.aged(now, &times))
+    })
 }
 
 /// The work of [`super::super::Store::list_events`].

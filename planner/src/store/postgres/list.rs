@@ -115,14 +115,13 @@ impl Work for Leases<'_> {
         .await?;
         let mut entries = Vec::with_capacity(rows.len());
         for row in &rows {
-            let granted_ms: i64 = row.try_get("granted_ms")?;
             entries.push(LeaseEntry {
                 lease: lease_hash(row.try_get("lease_hash")?)?,
                 point: small(row.try_get::<i32, _>("n")?.into())?,
                 identity: identity(row)?,
                 key: seed_key(row.try_get("seed_key")?)?,
                 ttl_ms: row.try_get::<i64, _>("busy_until_ms")?.saturating_sub(now),
-                age_ms: (granted_ms > 0).then(|| now.saturating_sub(granted_ms).max(0)),
+                age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
             });
         }
         Ok(Page::of(entries, part.limit, LeaseEntry::place))

@@ -299,6 +299,24 @@ async fn a_planner_is_ready_for_its_own_schema_and_for_newer_ones() {
 }
 
 #[tokio::test]
+async fn a_database_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do() {
+    let url = Database::make().await.0;
+    let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let mut connection = url.options().connect().await.unwrap();
+    sqlx::query("UPDATE _sqlx_migrations SET checksum = ''").execute(&mut connection).await.unwrap();
+    let error = store.check().await.unwrap_err();
+    assert!(matches!(&error, StoreError::Broken(why) if why.contains("never released")), "{error}");
+    store.close().await;
+    let opened = PostgresStore::open(&url, few(), RULES, Clock::Database).await.map(|_| ());
+    for refused in [opened, migrate(&url, Duration::ZERO).await] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, ConnectError::Unreleased { version: 1, .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.starts_with(&url.to_string()) && text.contains("drop the database"), "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_lock_that_is_held_is_an_outage_that_passes() {
     let Database(url) = Database::make().await;
     let quick = ConnectSettings { statement_timeout: std::time::Duration::from_millis(200), ..few() };

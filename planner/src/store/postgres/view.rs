@@ -4,8 +4,9 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::super::list::state_sql;
+use super::super::schema::Schema;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
-use super::connect::is_current;
+use super::connect::schema;
 use super::transaction::{Stopped, Work};
 use super::{Database, lease_hash, seed_key, small};
 
@@ -110,10 +111,14 @@ impl Work for Check {
     type Done = ();
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<(), Stopped> {
-        if !is_current(connection).await? {
-            let reason = "its schema lacks migrations of this program; `rfork planner migrate` applies them";
-            return Err(Stopped::Broken(reason.into()));
+        match schema(connection).await? {
+            Schema::Complete => Ok(()),
+            Schema::Behind => Err(Stopped::Broken(
+                "its schema lacks migrations of this program; `rfork planner migrate` applies them".into(),
+            )),
+            Schema::Unreleased(version) => Err(Stopped::Broken(format!(
+                "its migration {version} is another one than this program's: a planner made it that was never released"
+            ))),
         }
-        Ok(())
     }
 }

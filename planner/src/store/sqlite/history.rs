@@ -6,8 +6,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection};
 
 use super::super::history::{
-    Account, End, EndedLease, Event, EventFilter, EventKind, Forgotten, Happened, STEP_ROWS, Times, before,
-    place, signed,
+    Account, End, EndedLease, Event, EventFilter, EventKind, Forgotten, Happened, STEP_ROWS, before, place,
+    signed,
 };
 use super::super::list::{LeaseFilter, Page, Part};
 use super::super::{Report, Rules, StoreError};
@@ -194,22 +194,20 @@ pub(super) async fn leases(
 
 fn lease(row: &SqliteRow, now: i64) -> Result<EndedLease, StoreError> {
     let hash: Vec<u8> = row.try_get("lease_hash")?;
-    let lease = EndedLease {
+    Ok(EndedLease {
         number: row.try_get("id")?,
         lease: hash.try_into().map_err(|_| StoreError::Broken("a lease hash is not 32 bytes".into()))?,
         identity: super::identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?,
         key: super::seed_key(row.try_get("seed_key")?)?,
         requester: row.try_get("requester")?,
-        granted_age_ms: None,
-        ended_age_ms: 0,
+        granted_age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
+        ended_age_ms: now.saturating_sub(row.try_get("ended_ms")?).max(0),
         end: End::of_number(row.try_get("end_kind")?),
         report: Report::of_number(row.try_get("outcome")?),
         reason: row.try_get("reason")?,
         bytes: row.try_get::<Option<i64>, _>("bytes")?.map(i64::unsigned_abs),
         duration_ms: row.try_get::<Option<i64>, _>("duration_ms")?.map(i64::unsigned_abs),
-    };
-    let times = Times { granted: row.try_get("granted_ms")?, ended: row.try_get("ended_ms")? };
-    Ok(lease.aged(now, &times))
+    })
 }
 
 pub(super) async fn events(

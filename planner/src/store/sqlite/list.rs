@@ -109,14 +109,13 @@ pub(super) async fn leases(
     let mut entries = Vec::with_capacity(rows.len());
     for row in rows {
         let hash: Vec<u8> = row.try_get("lease_hash")?;
-        let granted_ms: i64 = row.try_get("granted_ms")?;
         entries.push(LeaseEntry {
             lease: hash.try_into().map_err(|_| StoreError::Broken("a lease hash is not 32 bytes".into()))?,
             point: row.try_get("n")?,
             identity: super::identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?,
             key: super::seed_key(row.try_get("seed_key")?)?,
             ttl_ms: row.try_get::<i64, _>("busy_until_ms")?.saturating_sub(now),
-            age_ms: (granted_ms > 0).then(|| now.saturating_sub(granted_ms).max(0)),
+            age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
         });
     }
     Ok(Page::of(entries, part.limit, LeaseEntry::place))

@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rfork_protocol::SeedKey;
+use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
@@ -47,6 +48,7 @@ use crate::domain::location::Location;
 
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
+use super::schema::Schema;
 use super::{
     Beat, Clock, Command, Counts, LeaseHash, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
     Told, Woken, pool_view,
@@ -81,6 +83,16 @@ pub enum OpenError {
     InUse {
         /// The file.
         path: PathBuf,
+    },
+    /// Its tables are those of a planner between two releases.
+    #[error(
+        "{path} was made by a planner that was never released (its migration {version} is another one than ours): move the file away; only warmth is lost, since seeds register again with their next heartbeat"
+    )]
+    Unreleased {
+        /// The file.
+        path: PathBuf,
+        /// The number of the migration.
+        version: i64,
     },
     /// The file is no database of ours.
     #[error("{path} cannot be used as the planner's database: {reason}")]
@@ -135,7 +147,11 @@ impl SqliteStore {
         };
         let writing = options.clone().pragma("cache_size", WRITER_CACHE);
         let writer = pool(1).connect_with(writing).await.map_err(|error| unusable(&error))?;
-        migrate(&writer).await.map_err(|reason| unusable(&reason))?;
+        if let Err(error) = migrate(&writer, path).await {
+            // Puts the log into the file: whoever moves that away has moved it all.
+            writer.close().await;
+            return Err(error);
+        }
         let checkpoints = Checkpoints::start(options.clone());
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
@@ -227,24 +243,32 @@ fn prepare(path: &Path) -> Result<PathBuf, OpenError> {
         .map_err(|error| failed(directory, error.to_string()))
 }
 
-/// Brings the schema up to what this program knows. A newer one is left as it is: versions only add, and two
-/// that follow each other run on one schema.
-async fn migrate(writer: &SqlitePool) -> Result<(), String> {
-    let text = |error: &dyn std::fmt::Display| error.to_string();
-    let tables: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE type = 'table'")
-        .fetch_one(writer)
-        .await
-        .map_err(|error| text(&error))?;
-    let ours: i64 = sqlx::query_scalar("SELECT count(*) FROM sqlite_schema WHERE name = '_sqlx_migrations'")
-        .fetch_one(writer)
-        .await
-        .map_err(|error| text(&error))?;
-    if tables > 0 && ours == 0 {
-        return Err("it is a database of another program".into());
-    }
+/// Brings the schema up to what this program knows. That of a newer planner is left as it is; see [`schema`].
+///
+/// [`schema`]: super::schema
+async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), OpenError> {
     let mut migrations = sqlx::migrate!("../migrations/sqlite");
     migrations.set_ignore_missing(true);
-    migrations.run(writer).await.map_err(|error| text(&error))
+    let unusable = |reason: String| OpenError::Unusable { path: path.to_owned(), reason };
+    match schema(&migrations, writer).await.map_err(|error| unusable(error.to_string()))? {
+        None => Err(unusable("it is a database of another program".into())),
+        Some(Schema::Unreleased(version)) => Err(OpenError::Unreleased { path: path.to_owned(), version }),
+        Some(Schema::Complete) => Ok(()),
+        Some(Schema::Behind) => migrations.run(writer).await.map_err(|error| unusable(error.to_string())),
+    }
+}
+
+/// How far the file's schema is; `None` for one that has tables, and none of ours.
+async fn schema(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>, sqlx::Error> {
+    let tables: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'table'").fetch_all(writer).await?;
+    if !tables.iter().any(|table| table == "_sqlx_migrations") {
+        return Ok(tables.is_empty().then_some(Schema::Behind));
+    }
+    let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
+        .fetch_all(writer)
+        .await?;
+    Ok(Some(Schema::of(known, &applied)))
 }
 
 /// Takes the lock file beside the database. A lock of the system's, so that a crash leaves none behind.

@@ -123,7 +123,7 @@ pub(super) async fn refresh_ended(
         "UPDATE seeds SET ",
         place!(),
         "WHERE id IN (SELECT e.id FROM json_each(?3) wanted
-                      CROSS JOIN seeds e INDEXED BY seeds_by_key_end
+                      CROSS JOIN seeds e INDEXED BY seeds_by_next_end
                       WHERE e.seed_key = unhex(wanted.value) AND e.next_end_ms <= ?1)"
     );
     sqlx::query(update).bind(now).bind(weight(rules)).bind(super::json(&keys)?).execute(connection).await?;

@@ -523,7 +523,7 @@ pub(super) async fn next_ends(
             *ends_ms
         } else {
             let ends_ms: Option<i64> = sqlx::query_scalar(
-                "SELECT min(next_end_ms) FROM seeds INDEXED BY seeds_by_key_end
+                "SELECT min(next_end_ms) FROM seeds INDEXED BY seeds_by_next_end
                      WHERE seed_key = ?1 AND next_end_ms > ?2",
             )
             .bind(key.as_bytes())

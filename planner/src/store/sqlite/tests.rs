@@ -71,6 +71,43 @@ async fn a_database_of_another_program_is_left_alone() {
 }
 
 #[tokio::test]
+async fn a_file_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00'").execute(&store.writer).await.unwrap();
+    store.close().await;
+    drop(store);
+    let before = std::fs::read(home.file()).unwrap();
+    for _ in 0..2 {
+        let error = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap_err();
+        assert!(matches!(error, OpenError::Unreleased { version: 1, .. }), "{error}");
+        let (name, text) = (home.file().display().to_string(), error.to_string());
+        assert!(text.contains(&name) && text.contains("move the file away"), "{text}");
+    }
+    assert!(std::fs::read(home.file()).unwrap() == before, "nothing of it was changed");
+    assert!(!home.0.path().join("planner.db-wal").exists(), "nothing else has to be moved");
+    std::fs::rename(home.file(), home.0.path().join("away.db")).unwrap();
+    SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_file_of_a_newer_planner_is_taken_over() {
+    let home = Directory::make().await;
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
+                 VALUES (9999, 'of the next version', TRUE, x'', 0);
+                 ALTER TABLE seeds ADD COLUMN of_the_next_version TEXT";
+    sqlx::raw_sql(newer).execute(&store.writer).await.unwrap();
+    store.close().await;
+    drop(store);
+    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
+}
+
+#[tokio::test]
 async fn a_locked_file_is_an_outage_that_passes() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();

@@ -14,6 +14,10 @@ use crate::retry::Backoff;
 
 /// A lease is renewed when this part of its time has passed, which leaves two more tries.
 const RENEW_AFTER: f64 = 1.0 / 3.0;
+/// But no sooner, whatever a planner tells, so that it is not flooded.
+const RENEW_SOONEST: Duration = Duration::from_millis(100);
+/// And no later: over v1 a renewal is not told that the time to live is another now.
+const RENEW_LATEST: Duration = Duration::from_secs(30);
 
 /// A seed that this worker may read from. Dropping it releases it in the background.
 #[derive(Debug)]
@@ -65,6 +69,11 @@ impl Drop for Lease {
     }
 }
 
+/// How long after a grant or a renewal the next one is sent.
+fn renew_after(ttl: Duration) -> Duration {
+    ttl.mul_f64(RENEW_AFTER).clamp(RENEW_SOONEST, RENEW_LATEST)
+}
+
 /// Renews until dropped or lost. A planner that cannot be reached loses nothing here: bytes go on flowing,
 /// and the seed's point is at worst granted once more.
 async fn renew(
@@ -74,9 +83,9 @@ async fn renew(
     since: Instant,
     lost: CancellationToken,
 ) {
-    let retries = |ttl: Duration| Backoff::new(ttl.mul_f64(RENEW_AFTER / 8.0), ttl.mul_f64(RENEW_AFTER));
+    let retries = |ttl: Duration| Backoff::new(renew_after(ttl) / 8, renew_after(ttl));
     let mut backoff = retries(ttl);
-    let mut next = since + ttl.mul_f64(RENEW_AFTER);
+    let mut next = since + renew_after(ttl);
     loop {
         tokio::time::sleep_until(next).await;
         let sent = Instant::now();
@@ -86,7 +95,7 @@ async fn renew(
                 ttl = told.unwrap_or(ttl);
                 backoff = retries(ttl);
                 // Counted from when the renewal was sent: the planner's clock restarted no earlier.
-                next = sent + ttl.mul_f64(RENEW_AFTER);
+                next = sent + renew_after(ttl);
             }
             Ok(Renewal::Gone) => {
                 tracing::warn!(seed = %reference.identity, lease = %reference.lease, "the lease is gone");

@@ -5,6 +5,7 @@
 //! Values are bytes: a seed key may be Latin-1 or UTF-8 and is never decoded.
 
 use std::fmt;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -28,6 +29,9 @@ pub const LEASE_NOT_FOUND: &str = "lease not found";
 
 /// The most bytes of a label's value; the rest is cut off.
 pub const MAX_LABEL_BYTES: usize = 512;
+
+/// The longest time to live that is believed: 136 years, beyond which no clock counts.
+pub const MAX_TTL: Duration = Duration::from_secs(u32::MAX as u64);
 
 /// A parameter of the API: its name in both spellings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,13 +58,13 @@ parameters! {
     SEED_IP = "SEED_IP", "seed_ip", "seed-ip";
     /// Its port.
     SEED_PORT = "SEED_PORT", "seed_port", "seed-port";
-    /// The seed's rank.
+    /// The seed's rank. Deprecated in the field, so it may be absent, which is 0.
     SEED_RANK = "SEED_RANK", "seed_rank", "seed-rank";
-    /// Always `0`, and without a meaning.
+    /// Always `0`, and without a meaning. Deprecated, too, and may be absent.
     SEED_REFCNT = "SEED_REFCNT", "seed_refcnt", "seed-refcnt";
     /// The lease.
     USER_ID = "USER_ID", "user_id", "user-id";
-    /// How long a lease lives from grant or renewal, in seconds.
+    /// How long a lease lives from grant or renewal, in seconds; clients read a float.
     LEASE_TTL_SEC = "LEASE_TTL_SEC", "lease_ttl_sec", "lease-ttl-sec";
     /// Label: which model.
     MODEL_URL = "MODEL_URL", "model_url", "model-url";
@@ -85,6 +89,9 @@ pub enum HeaderError {
     /// Not a decimal integer.
     #[error("invalid integer header {0}: {1}")]
     NotAnInteger(Parameter, String),
+    /// Not a time in seconds: not a number, not finite, or not above 0.
+    #[error("header {0} must be a positive number of seconds, got {1}")]
+    NotSeconds(Parameter, String),
     /// Below the least value.
     #[error("header {0} must be >= {1}, got {2}")]
     TooSmall(Parameter, u64, String),
@@ -117,8 +124,8 @@ pub struct AddSeed {
     pub key: SeedKey,
     /// Where it is.
     pub identity: SeedIdentity,
-    /// Sent as 0; capacity is the planner's configuration.
-    pub refcnt: u64,
+    /// Sent as 0, if at all; capacity is the planner's configuration.
+    pub refcnt: Option<u64>,
     /// Labels.
     pub labels: Labels,
 }
@@ -140,7 +147,7 @@ pub struct Granted {
     /// The right to read from it.
     pub lease: LeaseId,
     /// How long that lasts without a renewal. Planners of generations A and B do not say, and cannot renew.
-    pub lease_ttl_sec: Option<u64>,
+    pub lease_ttl: Option<Duration>,
 }
 
 /// [`RENEW_SEED_LEASE`] and [`PUT_SEED`].
@@ -172,7 +179,7 @@ impl AddSeed {
         Ok(Self {
             key: seed_key(headers)?,
             identity: identity(headers)?,
-            refcnt: integer(headers, SEED_REFCNT, 0, u64::MAX)?,
+            refcnt: optional_integer(headers, SEED_REFCNT, 0, u64::MAX)?,
             labels: Labels::decode(headers),
         })
     }
@@ -182,7 +189,9 @@ impl AddSeed {
         let mut request = Request::default();
         request.bytes(SEED_KEY, self.key.as_bytes());
         request.identity(&self.identity);
-        request.text(SEED_REFCNT, &self.refcnt.to_string());
+        if let Some(refcnt) = self.refcnt {
+            request.text(SEED_REFCNT, &refcnt.to_string());
+        }
         request.labels(&self.labels);
         request.0
     }
@@ -212,11 +221,8 @@ impl Granted {
     /// # Errors
     /// [`HeaderError`].
     pub fn decode(headers: &HeaderMap) -> Result<Self, HeaderError> {
-        let lease_ttl_sec = match value(headers, LEASE_TTL_SEC) {
-            None => None,
-            Some(_) => Some(integer(headers, LEASE_TTL_SEC, 1, u64::from(u32::MAX))?),
-        };
-        Ok(Self { identity: identity(headers)?, lease: lease(headers)?, lease_ttl_sec })
+        let lease_ttl = value(headers, LEASE_TTL_SEC).map(|ttl| seconds(LEASE_TTL_SEC, ttl)).transpose()?;
+        Ok(Self { identity: identity(headers)?, lease: lease(headers)?, lease_ttl })
     }
 
     /// The answer's headers.
@@ -231,8 +237,8 @@ impl Granted {
         insert(SEED_PORT, &self.identity.port().to_string());
         insert(SEED_RANK, &self.identity.rank().to_string());
         insert(USER_ID, self.lease.expose());
-        if let Some(ttl_sec) = self.lease_ttl_sec {
-            insert(LEASE_TTL_SEC, &ttl_sec.to_string());
+        if let Some(ttl) = self.lease_ttl {
+            insert(LEASE_TTL_SEC, &ttl.as_secs_f64().to_string());
         }
         headers
     }
@@ -314,10 +320,34 @@ fn lease(headers: &HeaderMap) -> Result<LeaseId, HeaderError> {
 fn identity(headers: &HeaderMap) -> Result<SeedIdentity, HeaderError> {
     let host = String::from_utf8_lossy(required(headers, SEED_IP)?.as_bytes()).into_owned();
     let port = integer(headers, SEED_PORT, 1, u64::from(u16::MAX))?;
-    let rank = integer(headers, SEED_RANK, 0, u64::from(u32::MAX))?;
+    let rank = optional_integer(headers, SEED_RANK, 0, u64::from(u32::MAX))?.unwrap_or(0);
     // Both fit: `integer` has compared them with the greatest value.
     let (port, rank) = (u16::try_from(port).unwrap_or(u16::MAX), u32::try_from(rank).unwrap_or(u32::MAX));
     SeedIdentity::new(host, port, rank).map_err(|error| HeaderError::Invalid(SEED_IP, error))
+}
+
+/// A deprecated parameter: absent (or empty, which is the same), or an integer like any other.
+fn optional_integer(
+    headers: &HeaderMap,
+    parameter: Parameter,
+    least: u64,
+    most: u64,
+) -> Result<Option<u64>, HeaderError> {
+    value(headers, parameter).map(|_| integer(headers, parameter, least, most)).transpose()
+}
+
+/// A time in seconds, as Python's `float` reads one, above 0 and at most [`MAX_TTL`].
+fn seconds(parameter: Parameter, value: &HeaderValue) -> Result<Duration, HeaderError> {
+    let text = String::from_utf8_lossy(value.as_bytes());
+    let shown = || text.chars().take(64).collect::<String>();
+    let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
+    let number = number.ok_or_else(|| HeaderError::NotSeconds(parameter, shown()))?;
+    // Less than a nanosecond is none; it is told like 0.
+    match Duration::try_from_secs_f64(number) {
+        Ok(Duration::ZERO) => Err(HeaderError::NotSeconds(parameter, shown())),
+        Ok(time) if time <= MAX_TTL => Ok(time),
+        _ => Err(HeaderError::TooLarge(parameter, MAX_TTL.as_secs(), shown())),
+    }
 }
 
 /// A decimal integer, as Python's `int` reads one: a sign is allowed, spaces around it too.
@@ -448,14 +478,51 @@ mod tests {
     }
 
     #[test]
-    fn a_planner_may_tell_no_time_to_live() {
+    fn an_absent_rank_is_0_and_an_absent_count_is_none() {
+        let mut request = headers(&SEED);
+        request.insert("user_id", HeaderValue::from_static("0123456789abcdef0123456789abcdef"));
+        for absent in [true, false] {
+            for name in ["seed_rank", "seed_refcnt"] {
+                request.remove(name);
+                if !absent {
+                    request.insert(name, HeaderValue::from_static(""));
+                }
+            }
+            let add = AddSeed::decode(&request).unwrap();
+            assert_eq!((add.identity.rank(), add.refcnt), (0, None));
+            assert_eq!(RemoveSeed::decode(&request).unwrap().identity.rank(), 0);
+            assert_eq!(LeaseRef::decode(&request).unwrap().identity.rank(), 0);
+            assert_eq!(Granted::decode(&request).unwrap().identity.rank(), 0);
+        }
+    }
+
+    #[test]
+    fn a_time_to_live_is_read_as_python_reads_a_float() {
         let mut answer = headers(&SEED);
         answer.insert("user_id", HeaderValue::from_static("0123456789abcdef0123456789abcdef"));
-        assert_eq!(Granted::decode(&answer).unwrap().lease_ttl_sec, None);
-        answer.insert("lease_ttl_sec", HeaderValue::from_static("60"));
-        assert_eq!(Granted::decode(&answer).unwrap().lease_ttl_sec, Some(60));
-        answer.insert("lease_ttl_sec", HeaderValue::from_static("soon"));
-        assert!(Granted::decode(&answer).is_err());
+        assert_eq!(Granted::decode(&answer).unwrap().lease_ttl, None);
+        let mut told = |text: &str| {
+            answer.insert("lease_ttl_sec", HeaderValue::from_str(text).unwrap());
+            Granted::decode(&answer).map(|granted| granted.lease_ttl)
+        };
+        for (text, ms) in [
+            ("60", 60_000),
+            ("60.0", 60_000),
+            (" 0.25 ", 250),
+            ("6e1", 60_000),
+            ("+1.5", 1_500),
+            (".5", 500),
+            ("4294967295", 4_294_967_295_000),
+        ] {
+            assert_eq!(told(text), Ok(Some(Duration::from_millis(ms))), "{text}");
+        }
+        for bad in ["soon", "0", "-1", "0.0", "nan", "inf", "-inf", "1e-30", "60s", "1,5"] {
+            let error = told(bad).unwrap_err();
+            assert!(matches!(error, HeaderError::NotSeconds(..)), "{bad}: {error}");
+        }
+        for large in ["4294967296", "1e300"] {
+            assert!(matches!(told(large), Err(HeaderError::TooLarge(..))), "{large}");
+        }
     }
 
     fn keys() -> impl Strategy<Value = SeedKey> {
@@ -488,8 +555,8 @@ mod tests {
 
     proptest! {
         #[test]
-        fn requests_are_read_as_they_were_made(key in keys(), identity in identities(), labels in labels(), lease in "[!-~]{1,40}") {
-            let add = AddSeed { key: key.clone(), identity: identity.clone(), refcnt: 0, labels: labels.clone() };
+        fn requests_are_read_as_they_were_made(key in keys(), identity in identities(), labels in labels(), refcnt: Option<u64>, lease in "[!-~]{1,40}") {
+            let add = AddSeed { key: key.clone(), identity: identity.clone(), refcnt, labels: labels.clone() };
             prop_assert_eq!(AddSeed::decode(&add.encode()), Ok(add.clone()));
             prop_assert_eq!(AddSeed::decode(&without_underscores(add.encode())), Ok(add));
             let get = GetSeed { key: key.clone(), labels: labels.clone() };
@@ -502,8 +569,9 @@ mod tests {
         }
 
         #[test]
-        fn answers_are_read_as_they_were_made(identity in identities(), lease in "[0-9a-f]{32}", ttl in prop::option::of(1u64..100_000)) {
-            let granted = Granted { identity, lease: LeaseId::new(lease).unwrap(), lease_ttl_sec: ttl };
+        fn answers_are_read_as_they_were_made(identity in identities(), lease in "[0-9a-f]{32}", ttl_ms in prop::option::of(1u64..100_000_000)) {
+            let lease_ttl = ttl_ms.map(Duration::from_millis);
+            let granted = Granted { identity, lease: LeaseId::new(lease).unwrap(), lease_ttl };
             prop_assert_eq!(Granted::decode(&granted.encode()), Ok(granted.clone()));
             prop_assert!(granted.encode().keys().all(|name| !name.as_str().contains('-')));
         }

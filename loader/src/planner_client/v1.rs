@@ -1,6 +1,6 @@
 //! API v1: headers there and back.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use http::{HeaderMap, StatusCode};
 use reqwest::Method;
@@ -16,9 +16,8 @@ impl PlannerClient {
         let answer = self.v1_send(Method::GET, v1::GET_SEED, request.encode()).await?;
         match answer.status() {
             StatusCode::OK => {
-                let Granted { identity, lease, lease_ttl_sec } = Granted::decode(answer.headers())
+                let Granted { identity, lease, lease_ttl: ttl } = Granted::decode(answer.headers())
                     .map_err(|error| self.malformed(v1::GET_SEED, &error))?;
-                let ttl = lease_ttl_sec.map(Duration::from_secs);
                 Ok(Some(Grant { reference: LeaseRef { identity, lease }, ttl, since: asked_at }))
             }
             StatusCode::NOT_FOUND => Ok(None),
@@ -37,7 +36,7 @@ impl PlannerClient {
 
     pub(super) async fn v1_announce(&self, advert: &Advert) -> Result<(), PlannerError> {
         let (key, identity) = (advert.key.clone(), advert.identity.clone());
-        let request = AddSeed { key, identity, refcnt: 0, labels: self.labels.clone() };
+        let request = AddSeed { key, identity, refcnt: Some(0), labels: self.labels.clone() };
         let answer = self.v1_send(Method::POST, v1::ADD_SEED, request.encode()).await?;
         if answer.status() == StatusCode::OK { Ok(()) } else { Err(self.refused(v1::ADD_SEED, answer).await) }
     }

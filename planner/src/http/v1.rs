@@ -1,5 +1,7 @@
 //! API v1: headers in, headers out.
 
+use std::time::Duration;
+
 use axum::extract::{Extension, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
@@ -71,8 +73,8 @@ pub(super) async fn get_seed(
                     Command::give_back(identity.clone(), ask.lease, Report::Unknown, None),
                 );
             }
-            let lease_ttl_sec = Some(whole_seconds(lease_ttl_ms));
-            let granted = Granted { identity, lease, lease_ttl_sec };
+            let lease_ttl = Some(Duration::from_secs(whole_seconds(lease_ttl_ms)));
+            let granted = Granted { identity, lease, lease_ttl };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
         Err(AcquireError::Refused(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),

@@ -64,8 +64,18 @@ pub struct Known {
     pub removed: bool,
     /// Whether an operator has taken it out: it returns only with other memory.
     pub drained: bool,
+    /// Whether it was not heard of for its time to live.
+    pub silent: bool,
     /// Leases on it that live.
     pub live_leases: u32,
+}
+
+impl Known {
+    /// Whether it is gone for everybody who looks, although a row of it may be left until the sweep: it has no lease,
+    /// and was removed or fell silent. A seed that an operator took out is remembered while it is silent, and shown.
+    pub fn is_gone(&self) -> bool {
+        self.live_leases == 0 && (self.removed || (self.silent && !self.drained))
+    }
 }
 
 /// What a seed is to the planner at a moment. The numbers stand in statements.
@@ -151,6 +161,9 @@ pub fn hear(known: Option<&Known>, key: &SeedKey, incarnation: Option<&str>) -> 
 pub enum Removal {
     /// Nothing: not known, or known under another key.
     Unknown,
+    /// It was gone already for everybody who looks; what was left of it goes now, so that no heartbeat which is
+    /// on its way brings it back.
+    GoneBefore,
     /// It is offered no more and goes when its last lease ends.
     Draining,
     /// It is gone.
@@ -160,9 +173,11 @@ pub enum Removal {
 /// Decides what removing the holding `key` means for a seed that the store knows as `known`.
 pub fn remove(known: Option<&Known>, key: &SeedKey) -> Removal {
     match known {
-        Some(known) if known.key == *key && known.live_leases > 0 => Removal::Draining,
-        Some(known) if known.key == *key => Removal::Gone,
-        _ => Removal::Unknown,
+        Some(known) if known.key != *key => Removal::Unknown,
+        Some(known) if known.is_gone() => Removal::GoneBefore,
+        Some(known) if known.live_leases > 0 => Removal::Draining,
+        Some(_) => Removal::Gone,
+        None => Removal::Unknown,
     }
 }
 
@@ -187,12 +202,13 @@ mod tests {
     }
 
     fn known() -> impl Strategy<Value = Option<Known>> {
-        let parts = (0u8..3, profile(), any::<bool>(), any::<bool>(), 0u32..3);
-        prop::option::of(parts.prop_map(|(key, profile, removed, drained, live_leases)| Known {
+        let parts = (0u8..3, profile(), any::<bool>(), any::<bool>(), any::<bool>(), 0u32..3);
+        prop::option::of(parts.prop_map(|(key, profile, removed, drained, silent, live_leases)| Known {
             key: SeedKey::new([b'a' + key]).unwrap(),
             profile,
             removed,
             drained,
+            silent,
             live_leases,
         }))
     }
@@ -249,7 +265,14 @@ mod tests {
         fn a_seed_with_leases_is_never_gone(known in known()) {
             let key = SeedKey::new(*b"a").unwrap();
             match (remove(known.as_ref(), &key), known) {
-                (Removal::Gone, Some(known)) => prop_assert_eq!((known.live_leases, known.key), (0, key)),
+                (Removal::Gone, Some(known)) => {
+                    prop_assert!(!known.is_gone());
+                    prop_assert_eq!((known.live_leases, known.key), (0, key));
+                }
+                (Removal::GoneBefore, Some(known)) => {
+                    prop_assert!(known.removed || known.silent);
+                    prop_assert_eq!((known.live_leases, known.key), (0, key));
+                }
                 (Removal::Draining, Some(known)) => prop_assert!(known.live_leases > 0 && known.key == key),
                 (Removal::Unknown, known) => prop_assert!(known.is_none_or(|known| known.key != key)),
                 (_, None) => prop_assert!(false, "a seed that is not known cannot go"),

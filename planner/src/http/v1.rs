@@ -130,7 +130,7 @@ pub(super) async fn remove_seed(State(api): State<Api>, headers: HeaderMap) -> R
             tracing::info!(seed = %name, "a seed was removed and goes with its last lease");
             Err(ApiError::Conflict("the seed still has active leases; it is offered no more"))
         }
-        Outcome::Removed(Removal::Unknown) => Err(ApiError::NotFound("seed not found")),
+        Outcome::Removed(Removal::Unknown | Removal::GoneBefore) => Err(ApiError::NotFound("seed not found")),
         outcome => Err(mismatched(&outcome)),
     }
 }

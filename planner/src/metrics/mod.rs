@@ -178,6 +178,7 @@ impl Metrics {
             Outcome::Heard(Heard::Unknown, _) => {}
             Outcome::Removed(Removal::Draining) => seed("drained"),
             Outcome::Removed(Removal::Gone) => seed("removed"),
+            Outcome::Removed(Removal::GoneBefore) => seed("forgotten"),
             Outcome::Removed(Removal::Unknown) => {}
             Outcome::Acquired(Ok(_)) => lease("granted"),
             Outcome::Acquired(Err(refusal)) => {

@@ -169,6 +169,15 @@ pub struct KeyEntry {
     pub waiting: u64,
 }
 
+/// Whether a seed is not gone, as statements spell [`crate::domain::seed::Known::is_gone`]; the parameters are those
+/// of [`state_sql`].
+pub(super) fn shown_sql(now: &str, silent: &str) -> String {
+    format!(
+        "NOT ((s.removed OR (NOT s.drained AND h.last_ms <= {silent}))
+              AND NOT EXISTS (SELECT 1 FROM points l WHERE l.seed_id = s.id AND l.busy_until_ms > {now}))"
+    )
+}
+
 /// A seed's [`State`] as statements spell it. `now` and `silent` name the parameters that hold the time,
 /// and the time at or before which those were last heard of that are silent now.
 pub(super) fn state_sql(now: &str, silent: &str) -> String {

@@ -102,7 +102,9 @@ pub(super) async fn deregister(call: Call<Deregister>) -> Result<Deregistered, R
     let state = match api.writer.submit(Command::Remove { identity: seed.clone(), key }).await? {
         Outcome::Removed(seed::Removal::Gone) => Deregistration::Gone,
         Outcome::Removed(seed::Removal::Draining) => Deregistration::Draining,
-        Outcome::Removed(seed::Removal::Unknown) => return Err(not_found(&seed.to_string())),
+        Outcome::Removed(seed::Removal::Unknown | seed::Removal::GoneBefore) => {
+            return Err(not_found(&seed.to_string()));
+        }
         outcome => return Err(Refused::mismatched(&outcome)),
     };
     tracing::info!(%seed, ?state, "a seed was deregistered");

@@ -22,8 +22,9 @@ fn release_failed(seed: u8, number: u32) -> Command {
 }
 
 pub(crate) async fn seeds_are_listed_by_what_they_are<H: Home>() {
-    let bench = Bench::<H>::new(Rules { capacity: 2, ..RULES }).await;
+    let bench = Bench::<H>::new(Rules { capacity: 2, lease_ttl_ms: 100_000, ..RULES }).await;
     bench.register(1, "silent").await;
+    assert!(bench.acquire("silent", 4).await.is_some());
     bench.step(RULES.heartbeat_ttl_ms);
     let model_url = Some("/m".to_owned());
     let labels = rfork_protocol::v1::Labels { model_url: model_url.clone(), ..Default::default() };
@@ -107,8 +108,9 @@ pub(crate) async fn leases_are_listed_while_they_live<H: Home>() {
 }
 
 pub(crate) async fn keys_are_summed_up<H: Home>() {
-    let bench = Bench::<H>::new(Rules { capacity: 3, ..RULES }).await;
+    let bench = Bench::<H>::new(Rules { capacity: 3, lease_ttl_ms: 100_000, ..RULES }).await;
     bench.register(1, "k").await;
+    assert!(bench.acquire("k", 6).await.is_some());
     bench.step(RULES.heartbeat_ttl_ms);
     for seed in 2..=4 {
         bench.register(seed, "k").await;
@@ -128,7 +130,7 @@ pub(crate) async fn keys_are_summed_up<H: Home>() {
         draining: 1,
         silent: 1,
         capacity: 6,
-        used: 5,
+        used: 6,
         waiting: 0,
     };
     assert_eq!(of("k"), k);

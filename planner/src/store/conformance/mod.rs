@@ -261,6 +261,7 @@ macro_rules! conformance_suite {
             leases: restart_keeps_leases_and_seeds,
             seeds: no_leak_a_silent_seed_is_not_offered,
             seeds: a_silent_seed_drains_and_returns_with_its_leases,
+            seeds: what_is_gone_is_gone_for_everybody_who_looks,
             seeds: heartbeats_and_renewals_are_independent,
             seeds: a_heartbeat_that_registers_nothing_keeps_a_known_seed,
             seeds: another_key_is_a_new_holding,

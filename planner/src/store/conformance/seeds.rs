@@ -2,6 +2,7 @@
 
 use super::Registration::{New, NewHolding, Repeated};
 use super::*;
+use crate::store::history::EventKind;
 use crate::store::{Counts, Heard, Swept, Tally};
 
 pub(crate) async fn no_leak_a_silent_seed_is_not_offered<H: Home>() {
@@ -12,7 +13,7 @@ pub(crate) async fn no_leak_a_silent_seed_is_not_offered<H: Home>() {
     assert!(bench.release(1, 1).await);
     bench.step(1);
     assert_eq!(bench.acquire("k", 2).await, None, "without a sweep");
-    assert!(bench.view(1).await.unwrap().draining);
+    assert_eq!(bench.view(1).await, None, "nor is it there for anybody who looks");
     bench.store.sweep().await.unwrap();
     assert_eq!(bench.view(1).await, None);
     assert_eq!(bench.register(1, "k").await.0, New);
@@ -44,6 +45,50 @@ pub(crate) async fn a_silent_seed_drains_and_returns_with_its_leases<H: Home>() 
         assert_eq!(bench.store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().len(), 0);
         assert!(bench.acquire("k", 5).await.is_some());
     }
+}
+
+pub(crate) async fn what_is_gone_is_gone_for_everybody_who_looks<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let (_, silent) = bench.register(1, "silent").await;
+    let looked_at = async || {
+        let page = Part { limit: 10, after: None };
+        let seeds = bench.store.list_seeds(&SeedFilter::default(), &page).await.unwrap().entries;
+        let keys = bench.store.list_keys(&page).await.unwrap().entries;
+        let Counts { live, suspect, draining, silent } = bench.store.counts().await.unwrap();
+        let counted = [live, suspect, draining, silent].map(|tally| tally.seeds).iter().sum::<u64>();
+        let Snapshot { seed_count, seeds: shown, .. } = bench.snapshot().await;
+        assert_eq!([seed_count, shown.len() as u64, counted, keys.len() as u64], [seeds.len() as u64; 4]);
+        seeds.into_iter().map(|seed| seed.identity).collect::<Vec<_>>()
+    };
+    bench.step(RULES.heartbeat_ttl_ms - 1);
+    bench.register(2, "leased").await;
+    bench.register(3, "drained").await;
+    bench.apply(&[Command::Drain { identity: identity(3), key: key("drained") }]).await;
+    assert_eq!(looked_at().await, [1, 2, 3].map(identity));
+    bench.step(1);
+    assert_eq!(looked_at().await, [2, 3].map(identity), "silent, and without a lease");
+    assert_eq!(bench.remove(1, "another").await, Removal::Unknown);
+    assert_eq!(bench.remove(1, "silent").await, Removal::GoneBefore);
+    assert_eq!(bench.remove(1, "silent").await, Removal::Unknown);
+    // A heartbeat that was on its way when it was removed.
+    assert!(bench.store.flush(&[Beat { seed_id: silent, age_ms: 0 }]).await.unwrap().contains(&silent));
+    assert_eq!(bench.acquire("silent", 1).await, None);
+
+    assert!(bench.acquire("leased", 2).await.is_some());
+    assert_eq!(bench.remove(2, "leased").await, Removal::Draining);
+    assert_eq!(looked_at().await, [2, 3].map(identity), "removed, and leased");
+    bench.step(RULES.lease_ttl_ms);
+    assert_eq!(looked_at().await, [identity(3)], "its lease has ended");
+    assert_eq!(bench.remove(2, "leased").await, Removal::GoneBefore);
+
+    bench.step(RULES.heartbeat_ttl_ms);
+    assert_eq!(looked_at().await, [identity(3)], "that it was drained is remembered, and shown");
+    assert_eq!(bench.remove(3, "drained").await, Removal::Gone);
+    assert!(looked_at().await.is_empty());
+    let page = Part { limit: 10, after: None };
+    let events = bench.store.list_events(&EventFilter::default(), &page).await.unwrap().entries;
+    let of_silent = events.iter().filter(|event| event.identity == Some(identity(1))).map(|event| event.kind);
+    assert!(of_silent.eq([EventKind::Silent, EventKind::Registered].map(Some)), "it is told as by a sweep");
 }
 
 pub(crate) async fn heartbeats_and_renewals_are_independent<H: Home>() {
@@ -194,8 +239,8 @@ pub(crate) async fn a_flush_updates_and_never_inserts<H: Home>() {
     assert_eq!(gone, [removed, moved, 987_654].into());
     bench.step(10_000);
     assert!(!bench.view(3).await.unwrap().draining);
-    assert!(bench.view(2).await.unwrap().draining, "the beat was of what it held before");
-    assert!(bench.view(4).await.unwrap().draining);
+    assert_eq!(bench.view(2).await, None, "the beat was of what it held before");
+    assert_eq!(bench.view(4).await, None);
     assert_eq!(bench.view(1).await, None);
     assert_eq!(bench.store.flush(&[]).await.unwrap().len(), 0);
 }

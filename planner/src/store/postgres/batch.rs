@@ -11,7 +11,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::super::{Command, LeaseHash, Outcome};
+use super::super::{Command, LeaseHash, Outcome, Rules};
 use super::allocate::Asked;
 use super::history::Log;
 use super::transaction::{Stopped, Work};
@@ -71,6 +71,9 @@ pub(super) struct Seed {
     pub(super) health: Health,
     /// When it last answered a planner, Unix milliseconds.
     pub(super) answered_ms: i64,
+    /// When it was last heard of before this batch, Unix milliseconds; read with the heartbeat's lock, which whoever
+    /// registers, beats or removes has.
+    pub(super) last_ms: i64,
     /// Of a heartbeat in this batch, Unix milliseconds.
     pub(super) heard_ms: Option<i64>,
     /// Points that have a row.
@@ -100,6 +103,7 @@ impl Seed {
                 suspect_until_ms: row.try_get("suspect_until_ms")?,
             },
             answered_ms: row.try_get("answered_ms")?,
+            last_ms: 0,
             heard_ms: None,
             points: Vec::new(),
             renewed: BTreeSet::new(),
@@ -114,12 +118,14 @@ impl Seed {
         u32::try_from(live).unwrap_or(u32::MAX)
     }
 
-    pub(super) fn known(&self, now: i64) -> Known {
+    pub(super) fn known(&self, now: i64, rules: &Rules) -> Known {
+        let last_ms = self.heard_ms.unwrap_or(self.last_ms).max(self.last_ms);
         Known {
             key: self.key.clone(),
             profile: self.profile.clone(),
             removed: self.removed,
             drained: self.drained,
+            silent: last_ms <= now.saturating_sub(rules.heartbeat_ttl_ms),
             live_leases: self.live_leases(now),
         }
     }
@@ -188,7 +194,7 @@ impl<'a> Batch<'a> {
     async fn lock_heartbeats(
         &self,
         connection: &mut PgConnection,
-        held: &HeldSeeds<'a>,
+        held: &mut HeldSeeds<'a>,
     ) -> Result<(), Stopped> {
         let mut ids: BTreeSet<i64> = BTreeSet::new();
         for command in self.commands {
@@ -205,7 +211,12 @@ impl<'a> Batch<'a> {
                 ids.insert(seed.id);
             }
         }
-        seeds::lock_heartbeats(connection, &ids.into_iter().collect::<Vec<_>>()).await
+        let heard = seeds::lock_heartbeats(connection, &ids.into_iter().collect::<Vec<_>>()).await?;
+        let last_ms: BTreeMap<i64, i64> = heard.into_iter().collect();
+        for seed in held.values_mut().filter_map(|held| held.seed.as_mut()) {
+            seed.last_ms = last_ms.get(&seed.id).copied().unwrap_or(seed.last_ms);
+        }
+        Ok(())
     }
 
     async fn load_points(
@@ -265,7 +276,7 @@ impl Work for Batch<'_> {
         let rules = &self.store.rules;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; self.commands.len()];
         let mut held = self.lock(connection).await?;
-        self.lock_heartbeats(connection, &held).await?;
+        self.lock_heartbeats(connection, &mut held).await?;
         let now = self.store.now(connection).await?;
         self.load_points(connection, &mut held).await?;
 
@@ -275,7 +286,7 @@ impl Work for Batch<'_> {
         leases::answered(now, self.commands, &mut changes);
         leases::renew(now, self.commands, &mut changes);
         leases::release(now, rules, self.commands, &mut changes);
-        seeds::remove(now, self.commands, &mut changes);
+        seeds::remove(now, rules, self.commands, &mut changes);
         self.write(connection, now, &held, &log).await?;
 
         let (store, commands, chosen) = (self.store, self.commands, &mut self.chosen_before);

@@ -5,7 +5,8 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::super::list::{
-    KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place, state_sql,
+    KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place, shown_sql,
+    state_sql,
 };
 use super::seeds::profile;
 use super::transaction::{Stopped, Work};
@@ -26,7 +27,7 @@ impl Work for Seeds<'_> {
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<SeedEntry>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
-        let (columns, state) = (of_seed!(), state_sql("$1", "$2"));
+        let (columns, state, shown) = (of_seed!(), state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {columns}, h.last_ms, {state} AS state,
                     (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used,
@@ -38,7 +39,7 @@ impl Work for Seeds<'_> {
              FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
              WHERE ($3::bytea IS NULL OR h.key_hash = $3) AND ($4::text IS NULL OR s.model_url = $4)
                AND ($5::text IS NULL OR s.host = $5) AND ($6::int IS NULL OR {state} = $6)
-               AND ($7::text IS NULL OR s.identity > $7)
+               AND ($7::text IS NULL OR s.identity > $7) AND {shown}
              ORDER BY s.identity LIMIT $8",
         )))
         .bind(now)
@@ -141,7 +142,7 @@ impl Work for Keys<'_> {
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<KeyEntry>, Stopped> {
         let Self { store, part } = self;
         let now = store.now(connection).await?;
-        let state = state_sql("$1", "$2");
+        let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT (array_agg(s.seed_key))[1] AS seed_key, count(*) FILTER (WHERE {state} = $5) AS live,
                     count(*) FILTER (WHERE {state} = $6) AS suspect,
@@ -153,7 +154,7 @@ impl Work for Keys<'_> {
                     (SELECT count(*) FROM requests r WHERE r.key_hash = h.key_hash
                        AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > $1) AS waiting
              FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
-             WHERE h.key_hash > $3 GROUP BY h.key_hash ORDER BY h.key_hash LIMIT $4",
+             WHERE h.key_hash > $3 AND {shown} GROUP BY h.key_hash ORDER BY h.key_hash LIMIT $4",
         )))
         .bind(now)
         .bind(now.saturating_sub(store.rules.heartbeat_ttl_ms))

@@ -39,7 +39,7 @@ pub(super) async fn register(
     for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
         if let Command::Beat { identity, key, incarnation, age_ms } = command {
             let seed = held.get_mut(&identity.to_string()).and_then(|held| held.seed.as_mut());
-            let known = seed.as_ref().map(|seed| seed.known(now));
+            let known = seed.as_ref().map(|seed| seed.known(now, rules));
             let status = seed::hear(known.as_ref(), key, incarnation.as_deref());
             let heard = seed.filter(|_| status != Heard::Unknown).map(|seed| {
                 seed.heard_ms = seed.heard_ms.max(Some(now.saturating_sub(*age_ms)));
@@ -49,7 +49,7 @@ pub(super) async fn register(
         }
         let Command::Register { identity, key, profile, age_ms } = command else { continue };
         let Some(held) = held.get_mut(&identity.to_string()) else { continue };
-        let known = held.seed.as_ref().map(|seed| seed.known(now));
+        let known = held.seed.as_ref().map(|seed| seed.known(now, rules));
         let registration = seed::register(known.as_ref(), key, profile);
         let heard_ms = now.saturating_sub(*age_ms);
         let id = match (registration, &mut held.seed) {
@@ -73,6 +73,7 @@ pub(super) async fn register(
                     terms: rules.terms(identity, key, profile),
                     health: Health::default(),
                     answered_ms: 0,
+                    last_ms: heard_ms,
                     heard_ms: Some(heard_ms),
                     points: Vec::new(),
                     renewed: BTreeSet::new(),
@@ -122,7 +123,7 @@ pub(super) async fn register(
 
 /// Decides what the removals mean. The seed's lock was waited for: an allocation either came before, and is a
 /// lease that keeps the seed, or comes after and finds it removed.
-pub(super) fn remove(now: i64, commands: &[Command], changes: &mut Changes<'_, '_>) {
+pub(super) fn remove(now: i64, rules: &Rules, commands: &[Command], changes: &mut Changes<'_, '_>) {
     let Changes { held, outcomes, log } = changes;
     for (command, outcome) in commands.iter().zip(outcomes.iter_mut()) {
         let (Command::Remove { identity, key } | Command::Drain { identity, key }) = command else {
@@ -142,13 +143,15 @@ pub(super) fn remove(now: i64, commands: &[Command], changes: &mut Changes<'_, '
             })));
             continue;
         }
-        let known = held.seed.as_ref().map(|seed| seed.known(now));
+        let known = held.seed.as_ref().map(|seed| seed.known(now, rules));
         let removal = seed::remove(known.as_ref(), key);
         if let Some(known) = known.filter(|known| known.key == *key && !known.removed) {
-            log.note(Happened::to(identity, key, EventKind::Removed).leaving(known.live_leases));
+            // As the sweep would have told of it.
+            let kind = if removal == Removal::GoneBefore { EventKind::Silent } else { EventKind::Removed };
+            log.note(Happened::to(identity, key, kind).leaving(known.live_leases));
         }
         match (removal, &mut held.seed) {
-            (Removal::Gone, seed) => {
+            (Removal::Gone | Removal::GoneBefore, seed) => {
                 if let Some(gone) = seed.take() {
                     log.take_along(now, identity, gone);
                 }
@@ -365,15 +368,22 @@ pub(super) async fn delete(connection: &mut PgConnection, ids: &[i64]) -> Result
     Ok(())
 }
 
-/// Locks heartbeats in the order in which a flush does, so that the two cannot wait for each other.
-pub(super) async fn lock_heartbeats(connection: &mut PgConnection, ids: &[i64]) -> Result<(), Stopped> {
-    if !ids.is_empty() {
-        sqlx::query("SELECT 1 FROM heartbeats WHERE seed_id = ANY($1) ORDER BY seed_id FOR UPDATE")
-            .bind(ids)
-            .execute(connection)
-            .await?;
+/// Locks heartbeats in the order in which a flush does, so that the two cannot wait for each other; gives when each
+/// seed was last heard of, Unix milliseconds.
+pub(super) async fn lock_heartbeats(
+    connection: &mut PgConnection,
+    ids: &[i64],
+) -> Result<Vec<(i64, i64)>, Stopped> {
+    if ids.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(())
+    let heard = sqlx::query_as(
+        "SELECT seed_id, last_ms FROM heartbeats WHERE seed_id = ANY($1) ORDER BY seed_id FOR UPDATE",
+    )
+    .bind(ids)
+    .fetch_all(connection)
+    .await?;
+    Ok(heard)
 }
 
 /// Writes heartbeats; gives the seeds that are gone or offered no more. It changes nothing that a claim locks.

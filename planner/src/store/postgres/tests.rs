@@ -394,7 +394,7 @@ async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outc
          DELETE FROM seeds;
          UPDATE held SET id = nextval('seeds_id_seq'), seed_key = '{key}', key_hash = sha256('{key}');
          INSERT INTO seeds SELECT * FROM held;
-         INSERT INTO heartbeats SELECT id, key_hash, 0 FROM held"
+         INSERT INTO heartbeats SELECT id, key_hash, extract(epoch FROM clock_timestamp()) * 1000 FROM held"
     );
     sqlx::raw_sql(sqlx::AssertSqlSafe(renewed)).execute(&mut other).await.unwrap();
     let batch = tokio::spawn({

@@ -3,7 +3,7 @@
 use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
-use super::super::list::state_sql;
+use super::super::list::{shown_sql, state_sql};
 use super::super::schema::Schema;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
 use super::connect::schema;
@@ -19,21 +19,23 @@ impl Work for View<'_> {
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Snapshot, Stopped> {
         let now = self.0.now(connection).await?;
-        let (seed_count, lease_count): (i64, i64) = sqlx::query_as(
-            "SELECT (SELECT count(*) FROM seeds), (SELECT count(*) FROM points WHERE busy_until_ms > $1)",
-        )
+        let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
+        let (columns, shown) = (of_seed!(), shown_sql("$1", "$2"));
+        let (seed_count, lease_count): (i64, i64) = sqlx::query_as(AssertSqlSafe(format!(
+            "SELECT (SELECT count(*) FROM seeds s JOIN heartbeats h ON h.seed_id = s.id WHERE {shown}),
+                    (SELECT count(*) FROM points WHERE busy_until_ms > $1)",
+        )))
         .bind(now)
+        .bind(silent_since)
         .fetch_one(&mut *connection)
         .await?;
-        let rows = sqlx::query(concat!(
-            "SELECT ",
-            of_seed!(),
-            ", h.last_ms, (s.removed OR s.drained OR h.last_ms <= $2) AS draining,
+        let rows = sqlx::query(AssertSqlSafe(format!(
+            "SELECT {columns}, h.last_ms, (s.removed OR s.drained OR h.last_ms <= $2) AS draining,
                     (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used
-             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT $3",
-        ))
+             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id WHERE {shown} ORDER BY s.identity LIMIT $3",
+        )))
         .bind(now)
-        .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))
+        .bind(silent_since)
         .bind(i64::from(MAX_SNAPSHOT))
         .fetch_all(&mut *connection)
         .await?;
@@ -86,12 +88,12 @@ impl Work for Count<'_> {
 
     async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Self::Done, Stopped> {
         let now = self.0.now(connection).await?;
-        let state = state_sql("$1", "$2");
+        let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query_as(AssertSqlSafe(format!(
             "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > $1 GROUP BY seed_id)
              SELECT {state} AS state, count(*), sum(s.capacity)::bigint, coalesce(sum(u.n), 0)::bigint
              FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
-             GROUP BY state",
+             WHERE {shown} GROUP BY state",
         )))
         .bind(now)
         .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))

@@ -4,7 +4,8 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
 use super::super::list::{
-    KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place, state_sql,
+    KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place, shown_sql,
+    state_sql,
 };
 use super::super::{Rules, StoreError};
 use super::seeds::profile;
@@ -25,7 +26,7 @@ pub(super) async fn seeds(
         Some(_) => (OF_KEY, "h.seed_key = ?3"),
         None => (ALL, "?3 IS NULL"),
     };
-    let state = state_sql("?1", "?2");
+    let (state, shown) = (state_sql("?1", "?2"), shown_sql("?1", "?2"));
     let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT s.*, h.last_ms, {state} AS state,
                 (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used,
@@ -36,7 +37,7 @@ pub(super) async fn seeds(
                     WHERE o.capped_host = s.capped_host AND q.busy_until_ms > ?1) END AS host_room
          FROM {from}
          WHERE {of_key} AND (?4 IS NULL OR s.model_url = ?4) AND (?5 IS NULL OR s.host = ?5)
-           AND (?6 IS NULL OR {state} = ?6) AND (?7 IS NULL OR s.identity > ?7)
+           AND (?6 IS NULL OR {state} = ?6) AND (?7 IS NULL OR s.identity > ?7) AND {shown}
          ORDER BY s.identity LIMIT ?8 + 0",
     )))
     .bind(now)
@@ -127,14 +128,14 @@ pub(super) async fn keys(
     rules: &Rules,
     part: &Part,
 ) -> Result<Page<KeyEntry>, StoreError> {
-    let state = state_sql("?1", "?2");
+    let (state, shown) = (state_sql("?1", "?2"), shown_sql("?1", "?2"));
     let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT h.seed_key, sum({state} = ?5) AS live, sum({state} = ?6) AS suspect, sum({state} = ?7) AS draining,
                 sum({state} = ?8) AS silent, sum(iif({state} = ?5, s.capacity, 0)) AS capacity,
                 sum((SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1)) AS used,
                 (SELECT count(*) FROM requests r WHERE r.seed_key = h.seed_key
                    AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > ?1) AS waiting
-         FROM {OF_KEY} WHERE h.seed_key > ?3 GROUP BY h.seed_key ORDER BY h.seed_key LIMIT ?4 + 0",
+         FROM {OF_KEY} WHERE h.seed_key > ?3 AND {shown} GROUP BY h.seed_key ORDER BY h.seed_key LIMIT ?4 + 0",
     )))
     .bind(now)
     .bind(now.saturating_sub(rules.heartbeat_ttl_ms))

@@ -36,16 +36,19 @@ pub(super) fn profile(row: &SqliteRow) -> Result<Profile, StoreError> {
 async fn known(
     connection: &mut SqliteConnection,
     now: i64,
+    rules: &Rules,
     identity: &SeedIdentity,
 ) -> Result<Option<(i64, Known)>, StoreError> {
     let row = sqlx::query(
         "SELECT id, seed_key, removed, drained, model_url, deploy_strategy, is_draft, zone, rack, node,
                 instance_id, incarnation, content_id,
+                (SELECT last_ms FROM heartbeats WHERE seed_id = seeds.id) <= ?3 AS silent,
                 (SELECT count(*) FROM points WHERE seed_id = seeds.id AND busy_until_ms > ?1) AS live
          FROM seeds WHERE identity = ?2",
     )
     .bind(now)
     .bind(identity.to_string())
+    .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
     .fetch_optional(connection)
     .await?;
     let Some(row) = row else { return Ok(None) };
@@ -54,6 +57,7 @@ async fn known(
         profile: profile(&row)?,
         removed: row.try_get("removed")?,
         drained: row.try_get("drained")?,
+        silent: row.try_get("silent")?,
         live_leases: row.try_get("live")?,
     };
     Ok(Some((row.try_get("id")?, known)))
@@ -71,7 +75,7 @@ pub(super) async fn register(
     let mut happened = Vec::new();
     for (command, outcome) in commands.iter().zip(outcomes) {
         if let Command::Beat { identity, key, incarnation, age_ms } = command {
-            let known = known(connection, now, identity).await?;
+            let known = known(connection, now, rules, identity).await?;
             let status = seed::hear(known.as_ref().map(|(_, known)| known), key, incarnation.as_deref());
             let heard_id = known.map(|(id, _)| id).filter(|_| status != Heard::Unknown);
             if let Some(id) = heard_id {
@@ -82,7 +86,7 @@ pub(super) async fn register(
             *outcome = Some(Outcome::Heard(status, id));
         }
         let Command::Register { identity, key, profile, age_ms } = command else { continue };
-        let known = known(connection, now, identity).await?;
+        let known = known(connection, now, rules, identity).await?;
         let registration = seed::register(known.as_ref().map(|(_, known)| known), key, profile);
         let heard_ms = now.saturating_sub(*age_ms);
         let id = match (registration, known) {
@@ -302,7 +306,7 @@ pub(super) async fn remove(
         let (Command::Remove { identity, key } | Command::Drain { identity, key }) = command else {
             continue;
         };
-        let known = known(connection, now, identity).await?;
+        let known = known(connection, now, rules, identity).await?;
         if matches!(command, Command::Drain { .. }) {
             let drained = match known.filter(|(_, known)| known.key == *key) {
                 Some((id, known)) => {
@@ -320,11 +324,14 @@ pub(super) async fn remove(
         }
         let removal = seed::remove(known.as_ref().map(|(_, known)| known), key);
         if let Some((_, known)) = known.as_ref().filter(|(_, known)| known.key == *key && !known.removed) {
-            let removed = Happened::to(identity, key, EventKind::Removed);
-            happened.push(removed.leaving(known.live_leases));
+            // As the sweep would have told of it.
+            let kind = if removal == Removal::GoneBefore { EventKind::Silent } else { EventKind::Removed };
+            happened.push(Happened::to(identity, key, kind).leaving(known.live_leases));
         }
         match (removal, known) {
-            (Removal::Gone, Some((id, _))) => delete(connection, now, rules, id).await?,
+            (Removal::Gone | Removal::GoneBefore, Some((id, _))) => {
+                delete(connection, now, rules, id).await?;
+            }
             (Removal::Draining, Some((id, _))) => {
                 sqlx::query("UPDATE seeds SET removed = 1, offer_rank = NULL WHERE id = ?1")
                     .bind(id)

@@ -2,7 +2,7 @@
 
 use sqlx::{AssertSqlSafe, Row, SqliteConnection};
 
-use super::super::list::state_sql;
+use super::super::list::{shown_sql, state_sql};
 use super::super::{Counts, LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, StoreError};
 
 pub(super) async fn snapshot(
@@ -10,19 +10,26 @@ pub(super) async fn snapshot(
     now: i64,
     rules: &Rules,
 ) -> Result<Snapshot, StoreError> {
-    let seed_count: i64 =
-        sqlx::query_scalar("SELECT count(*) FROM seeds").fetch_one(&mut *connection).await?;
+    let silent_since = now.saturating_sub(rules.heartbeat_ttl_ms);
+    let shown = shown_sql("?1", "?2");
+    let seed_count: i64 = sqlx::query_scalar(AssertSqlSafe(format!(
+        "SELECT count(*) FROM seeds s JOIN heartbeats h ON h.seed_id = s.id WHERE {shown}"
+    )))
+    .bind(now)
+    .bind(silent_since)
+    .fetch_one(&mut *connection)
+    .await?;
     let lease_count: i64 = sqlx::query_scalar("SELECT count(*) FROM points WHERE busy_until_ms > ?1")
         .bind(now)
         .fetch_one(&mut *connection)
         .await?;
-    let rows = sqlx::query(
+    let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT s.*, h.last_ms, (s.removed = 1 OR s.drained = 1 OR h.last_ms <= ?2) AS draining,
                 (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS used
-         FROM seeds s JOIN heartbeats h ON h.seed_id = s.id ORDER BY s.identity LIMIT ?3 + 0",
-    )
+         FROM seeds s JOIN heartbeats h ON h.seed_id = s.id WHERE {shown} ORDER BY s.identity LIMIT ?3 + 0",
+    )))
     .bind(now)
-    .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
+    .bind(silent_since)
     .bind(MAX_SNAPSHOT)
     .fetch_all(&mut *connection)
     .await?;
@@ -71,12 +78,12 @@ pub(super) async fn counts(
     now: i64,
     rules: &Rules,
 ) -> Result<Counts, StoreError> {
-    let state = state_sql("?1", "?2");
+    let (state, shown) = (state_sql("?1", "?2"), shown_sql("?1", "?2"));
     let rows = sqlx::query_as(AssertSqlSafe(format!(
         "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > ?1 GROUP BY seed_id)
          SELECT {state} AS state, count(*), sum(s.capacity), coalesce(sum(u.n), 0)
          FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
-         GROUP BY state",
+         WHERE {shown} GROUP BY state",
     )))
     .bind(now)
     .bind(now.saturating_sub(rules.heartbeat_ttl_ms))

@@ -358,6 +358,7 @@ def test_a_thread_without_a_device_cannot_read(start, model, version):
 
 NEWER = """
 import enum
+import os
 
 
 class Code(enum.IntEnum):
@@ -388,14 +389,17 @@ class TransferEngine:
     too_early = 2
 
     def initialize(self, address, protocol, device):
-        self.port = int(address.rpartition(":")[2])
-        print("initialized", protocol, device, flush=True)
+        print("initialized", address, protocol, device, os.environ.get("YR_TE_HIXL_RDMA_TC"), flush=True)
         return Result(Code.OK)
 
     def get_rpc_port(self):
-        return self.port
+        return 4711
+
+    def get_route_policy(self):
+        return os.environ.get("YR_TE_HIXL_ROUTE", "roce")
 
     def batch_register_memory_ex(self, registrations):
+        assert 0 < len(registrations) <= 4096
         print("registered", [one.told for one in registrations], flush=True)
         return Result(Code.OK)
 
@@ -410,16 +414,35 @@ class TransferEngine:
 """
 
 
-def test_newer_versions_are_told_allocations_and_asked_again_until_nobody_reads(start, model, tmp_path):
-    """Written from what is known of those versions, of which no package can be had."""
+@pytest.fixture
+def newer(tmp_path):
+    """A double of a newer version, written from what is known of those, of which no package can be had."""
     package = tmp_path / "yr/datasystem"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(NEWER)
-    worker = start("embedded", str(tmp_path), model, 0, once=True)
+    return str(tmp_path)
+
+
+def test_newer_versions_choose_their_port_and_are_told_allocations(start, model, newer, monkeypatch):
+    monkeypatch.setenv("YR_TE_HIXL_RDMA_TC", "132")
+    worker = start("embedded", newer, model, 0, once=True)
     assert worker.wait_for("loaded")["source"] == "storage"
     worker.end()
-    assert "initialized ascend npu:0\n" in worker.lines
+    # Once; and what the environment says reaches them.
+    initialized = [line for line in worker.lines if line.startswith("initialized")]
+    assert initialized == ["initialized 127.0.0.1:0 ascend npu:0 132\n"]
     registered = json.loads(next(line for line in worker.lines if line.startswith("registered")).partition(" ")[2])
     # Each tensor has an allocation of its own here.
     assert len(registered) == 5 and all(one[:2] == one[2:] for one in registered)
+    # Asked again until nobody reads.
     assert [line for line in worker.lines if line.startswith("finalize")] == ["finalize 1\n", "finalize 0\n", "finalize -1\n"]
+
+
+@pytest.mark.parametrize("route", ["auto", "hccs"])
+def test_an_allocation_that_a_route_cannot_read_is_named_before_it_is_registered(start, model, newer, monkeypatch, route):
+    monkeypatch.setenv("YR_TE_HIXL_ROUTE", route)
+    worker = start("embedded", newer, model, 0, once=True)
+    assert worker.wait_for("loaded")["source"] == "storage"
+    worker.end()
+    assert "YR_TE_HIXL_ROUTE=roce" in worker.text and "2 MiB" in worker.text and f"'{route}'" in worker.text
+    assert not any(line.startswith("registered") for line in worker.lines)

@@ -12,7 +12,9 @@ use pyo3::types::PyTuple;
 use rfork_ascend_sys::yuanrong::package_version;
 use rfork_loader::engine::device::Device;
 use rfork_loader::engine::memory::Region;
-use rfork_loader::engine::yuanrong::{Ranges, Vendor, VendorError, initialize_on_free_port};
+use rfork_loader::engine::yuanrong::{
+    Ranges, Timeouts, Vendor, VendorError, check_backing, initialize_on_free_port,
+};
 
 use crate::errors::EngineUnavailableError;
 
@@ -63,6 +65,8 @@ pub(crate) struct Embedded {
     registration: Option<Py<PyAny>>,
     version: Option<String>,
     port: u16,
+    /// How bytes reach peers, and how long it waits for them. Versions that tell the first have the second.
+    route: Option<(String, Timeouts)>,
     /// Whoever made it ends it.
     lent: bool,
 }
@@ -96,7 +100,8 @@ impl Embedded {
             // Whoever has the class may lack the method.
             let has_it = engine.hasattr(intern!(py, "batch_register_memory_ex")).unwrap_or(false);
             let registration = registration.filter(|_| has_it);
-            Ok(Self { engine: engine.unbind(), registration, version, port, lent })
+            let route = route(&engine)?.map(|route| (route, Timeouts::from_env()));
+            Ok(Self { engine: engine.unbind(), registration, version, port, route, lent })
         })
     }
 
@@ -129,6 +134,16 @@ fn made<'py>(class: &Bound<'py, PyAny>, host: &str, device: i32) -> Result<Bound
         answered(&engine, "initialize", &arguments.map_err(|error| raised(&error))?)
     })?;
     Ok(engine)
+}
+
+/// What a version with several routes to peers calls the one that it takes.
+fn route(engine: &Bound<'_, PyAny>) -> Result<Option<String>, VendorError> {
+    let method = intern!(engine.py(), "get_route_policy");
+    if !engine.hasattr(method).unwrap_or(false) {
+        return Ok(None);
+    }
+    let route = engine.call_method0(method).and_then(|route| route.extract());
+    route.map(Some).map_err(|error| raised(&error))
 }
 
 /// Calls a method, whose result is a `Status` or a `Result`, as versions call it.
@@ -176,7 +191,14 @@ impl Vendor for Embedded {
         self.port
     }
 
+    fn timeouts(&self) -> Option<Timeouts> {
+        self.route.as_ref().map(|(_, timeouts)| *timeouts)
+    }
+
     fn register(&mut self, regions: &[Region]) -> Result<(), VendorError> {
+        if let Some((route, _)) = &self.route {
+            check_backing(route, regions)?;
+        }
         if let Some(registration) = &self.registration {
             return self.call("batch_register_memory_ex", |py| {
                 let of = |region: &Region| {

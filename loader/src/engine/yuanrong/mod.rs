@@ -22,6 +22,8 @@ use crate::config::Config;
 #[cfg(feature = "yuanrong-native")]
 pub mod native;
 mod plan;
+mod port;
+mod timeouts;
 mod vendor;
 mod watchdog;
 
@@ -29,7 +31,9 @@ mod watchdog;
 mod tests;
 
 use plan::{LIMITS, batches};
-pub use vendor::{Ranges, Vendor, VendorError, initialize_on_free_port};
+pub use port::initialize_on_free_port;
+pub use timeouts::Timeouts;
+pub use vendor::{Ranges, Vendor, VendorError, check_backing};
 use watchdog::Watchdog;
 
 /// The name of this engine in seed keys and metadata: peers that name none have it.
@@ -89,6 +93,17 @@ impl YuanRongOptions {
     pub fn of(config: &Config, advertise_host: &str) -> Self {
         let timeout = config.transfer_timeout;
         Self { call_timeout: timeout, read_timeout: timeout, ..Self::new(advertise_host) }
+    }
+
+    /// No shorter than the library's own: a call that it would still end itself does not hang.
+    fn no_shorter_than(self, library: Option<Timeouts>) -> Self {
+        let Some(library) = library else { return self };
+        Self {
+            call_timeout: self.call_timeout.max(timeouts::CALL),
+            read_timeout: self.read_timeout.max(library.read()),
+            not_ready_timeout: self.not_ready_timeout.max(library.not_ready()),
+            ..self
+        }
     }
 
     /// What a call may take that moves no weights.
@@ -188,17 +203,17 @@ impl YuanRongEngine {
         let watchdog = Watchdog::start(move |waited| note.noted(on_hang, waited)).map_err(no_thread)?;
         let (calls, mut waiting) = mpsc::channel::<Call>(WAITING_CALLS);
         let (ready, is_ready) = oneshot::channel();
-        let (call_timeout, end_timeout) = (options.call_timeout, options.management_deadline());
-        let not_ready_timeout = options.not_ready_timeout;
         let driving = move || {
-            let vendor = match watchdog.watch(call_timeout, make) {
+            let vendor = match watchdog.watch(options.call_timeout, make) {
                 Ok(vendor) => vendor,
                 Err(error) => {
                     let _ = ready.send(Err(error));
                     return;
                 }
             };
-            let _ = ready.send(Ok((vendor.version().map(str::to_owned), vendor.port())));
+            let options = options.no_shorter_than(vendor.timeouts());
+            let (end_timeout, not_ready_timeout) = (options.management_deadline(), options.not_ready_timeout);
+            let _ = ready.send(Ok((options, vendor.version().map(str::to_owned), vendor.port())));
             let mut driver =
                 Driver { vendor: Box::new(vendor), served: None, not_ready_timeout, ended: false };
             while let Some(call) = waiting.blocking_recv() {
@@ -208,7 +223,7 @@ impl YuanRongEngine {
             watchdog.watch(end_timeout, || driver.end());
         };
         std::thread::Builder::new().name("rfork-yuanrong".into()).spawn(driving).map_err(no_thread)?;
-        let (version, port) = match hung.token.run_until_cancelled(is_ready).await {
+        let (options, version, port) = match hung.token.run_until_cancelled(is_ready).await {
             Some(Ok(Ok(told))) => told,
             Some(Ok(Err(source))) => return Err(EngineError::Vendor { doing: "initialising", source }),
             Some(Err(_)) => return Err(EngineError::Gone),

@@ -18,6 +18,10 @@ pub(super) struct Limits {
 /// What vLLM Ascend's own client asks for at most, so that seeds of the field are used to it.
 pub(super) const LIMITS: Limits = Limits { bytes: 1 << 30, ranges: 512 };
 
+/// What the library takes at most in one call that registers, unregisters or reads.
+const MOST_ITEMS: usize = 4_096;
+const _: () = assert!(LIMITS.ranges <= MOST_ITEMS);
+
 /// What one call reads: `lens[i]` bytes from the peer's `from[i]` to our `to[i]`.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Batch {

@@ -29,6 +29,7 @@ struct Seen {
 #[derive(Clone, Default)]
 struct Pretending {
     lent: bool,
+    timeouts: Option<Timeouts>,
     seen: Arc<Mutex<Seen>>,
     /// A read waits for a word of it, or its end.
     hang: Option<Arc<Mutex<mpsc::Receiver<()>>>>,
@@ -54,6 +55,10 @@ impl Vendor for Pretending {
 
     fn port(&self) -> u16 {
         4_711
+    }
+
+    fn timeouts(&self) -> Option<Timeouts> {
+        self.timeouts
     }
 
     fn register(&mut self, regions: &[Region]) -> Result<(), VendorError> {
@@ -275,20 +280,49 @@ async fn a_library_that_does_not_become_ready_is_given_up() {
     drop(release);
 }
 
-#[test]
-fn a_port_that_somebody_took_is_tried_anew_and_nothing_else_is() {
-    let failing = |code, times| {
-        let mut asked = Vec::new();
-        let result = initialize_on_free_port("127.0.0.1", |address| {
-            asked.push(address.to_owned());
-            if asked.len() > times { Ok(()) } else { Err(VendorError { code, message: "told so".into() }) }
-        });
-        (result.map_err(|error| error.code), asked.len())
+#[tokio::test]
+async fn a_call_that_the_library_ends_itself_is_waited_for() {
+    // The first is sooner than the worker's own patience would end; both are what the library tells, or longer.
+    let timeouts = Timeouts {
+        connect: Duration::from_secs(10),
+        transfer: Duration::from_secs(10),
+        read_lease: Duration::from_secs(30),
     };
-    assert_eq!(failing(VendorError::RUNTIME, 0), (Ok(()), 1));
-    assert_eq!(failing(VendorError::RUNTIME, 3), (Ok(()), 4));
-    assert_eq!(failing(VendorError::RUNTIME, 1_000), (Err(VendorError::RUNTIME), 8));
-    assert_eq!(failing(VendorError::INVALID, 1_000), (Err(VendorError::INVALID), 1));
-    let elsewhere = initialize_on_free_port("192.0.2.1", |_| Ok(())).unwrap_err().to_string();
-    assert!(elsewhere.contains("192.0.2.1 is not an address of this machine"), "{elsewhere}");
+    let impatient = YuanRongOptions {
+        call_timeout: Duration::from_secs(1),
+        read_timeout: Duration::from_secs(1),
+        ..options()
+    };
+    let waits = impatient.clone().no_shorter_than(Some(timeouts));
+    assert!(waits.read_timeout > 2 * (timeouts.connect + timeouts.transfer));
+    assert!(waits.not_ready_timeout > timeouts.read_lease);
+    // One call of its `finalize` waits for 30 s, says that it is too early, and is made once more.
+    assert!(waits.management_deadline() > Duration::from_secs(60));
+    let without = impatient.clone().no_shorter_than(None);
+    assert_eq!(
+        (without.read_timeout, without.call_timeout),
+        (impatient.read_timeout, impatient.call_timeout)
+    );
+
+    let vendor = Pretending { timeouts: Some(timeouts), ..Pretending::default() };
+    let engine = engine(&vendor, impatient).await;
+    assert_eq!(engine.options.read_timeout, waits.read_timeout);
+}
+
+#[test]
+fn an_allocation_that_a_route_cannot_read_is_named_with_what_to_do() {
+    let region = |start| Region { start: start + 512, bytes: 1, allocation: (start, 4_096) };
+    let aligned = [region(2 << 20), region(6 << 20)];
+    let unaligned = [region(2 << 20), region((6 << 20) + 512)];
+    for route in ["auto", "hccs", "roce"] {
+        assert_eq!(check_backing(route, &aligned), Ok(()), "{route}");
+    }
+    assert_eq!(check_backing("roce", &unaligned), Ok(()));
+    for route in ["auto", "hccs"] {
+        let error = check_backing(route, &unaligned).unwrap_err();
+        assert_eq!(error.code, VendorError::INVALID);
+        for word in ["0x600200", route, "2 MiB", "YR_TE_HIXL_ROUTE=roce"] {
+            assert!(error.message.contains(word), "{error}");
+        }
+    }
 }

@@ -1,12 +1,16 @@
 //! What is used of the vendor's library, whichever way it is entered.
 
-use std::net::TcpListener;
-
 use super::plan::Batch;
+use super::timeouts::Timeouts;
 use crate::engine::memory::Region;
 
-/// How often another port is tried, because somebody took the one that was free.
-const PORT_ATTEMPTS: u32 = 8;
+/// Where an allocation has to begin that peers read over HCCS, or over whatever the library chooses: at a multiple of
+/// this.
+const BACKING_ALIGNMENT: u64 = 2 << 20;
+/// The only route that does without it, as the library's `get_route_policy` names it.
+const ANY_BACKING: &str = "roce";
+/// The library's variable for it.
+const ROUTE: &str = "YR_TE_HIXL_ROUTE";
 
 /// A call that the library refused, or that failed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +59,11 @@ pub trait Vendor {
     /// The port at which peers reach it.
     fn port(&self) -> u16;
 
+    /// How long it waits itself; `None` for versions that wait for ever.
+    fn timeouts(&self) -> Option<Timeouts> {
+        None
+    }
+
     /// Lets peers read these regions; all or none.
     ///
     /// # Errors
@@ -86,28 +95,22 @@ pub trait Vendor {
     fn finalize(&mut self) -> Result<(), VendorError>;
 }
 
-/// Has `initialize` make the library listen at `host:port`, for a port that is free: the library takes no 0 for any, and
-/// what was free may be taken meanwhile.
+/// Makes sure that every region's allocation begins where the library's `route` needs it: it would refuse all of them
+/// in words that name neither the route nor what to do.
 ///
 /// # Errors
-/// What `initialize` said last.
-pub fn initialize_on_free_port(
-    host: &str,
-    mut initialize: impl FnMut(&str) -> Result<(), VendorError>,
-) -> Result<(), VendorError> {
-    let failed = |error: std::io::Error| VendorError {
-        code: VendorError::RUNTIME,
-        message: format!("{host} is not an address of this machine to listen on: {error}"),
-    };
-    let mut last = None;
-    for _ in 0..PORT_ATTEMPTS {
-        let free = TcpListener::bind((host.trim_matches(['[', ']']), 0)).and_then(|one| one.local_addr());
-        let port = free.map_err(failed)?.port();
-        match initialize(&format!("{host}:{port}")) {
-            // Also the code for a port that is taken.
-            Err(error) if error.code == VendorError::RUNTIME => last = Some(error),
-            result => return result,
-        }
+/// [`VendorError::INVALID`].
+pub fn check_backing(route: &str, regions: &[Region]) -> Result<(), VendorError> {
+    let unaligned = |region: &&Region| !region.allocation.0.is_multiple_of(BACKING_ALIGNMENT);
+    match regions.iter().find(unaligned) {
+        Some(region) if route != ANY_BACKING => Err(VendorError {
+            code: VendorError::INVALID,
+            message: format!(
+                "the allocation at {:#x} does not begin at a multiple of 2 MiB, which the route '{route}' needs; set \
+                 {ROUTE}={ANY_BACKING} on all workers, or allocate weights so",
+                region.allocation.0
+            ),
+        }),
+        _ => Ok(()),
     }
-    Err(last.unwrap_or_else(|| VendorError { code: VendorError::RUNTIME, message: "no port is free".into() }))
 }

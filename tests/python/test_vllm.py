@@ -5,6 +5,7 @@ import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
+import rfork
 from rfork.vllm import LOAD_FORMATS, bypass, register
 from rfork.vllm.identity import Ranks, fingerprint, identity, is_draft, structural_digest
 from rfork.vllm.registries import Registries
@@ -90,7 +91,12 @@ def model(parameters=(), buffers=(), **attributes):
         ({"vllm__additional_config": {"eplb_config": {"dynamic_eplb": True}}}, "EPLB"),
         ({"vllm__additional_config": {"eplb_config": {"expert_map_record_path": "/m"}}}, "EPLB"),
         ({"vllm__additional_config": {"eplb_config": {}}}, None),
+        ({"vllm__additional_config": {"eplb_config": {"expert_map_path": "/m"}}}, "expert_map_path"),
         ({"model__enable_sleep_mode": True}, "sleep mode"),
+        ({"vllm__model_config": SimpleNamespace(enable_sleep_mode=True)}, "sleep mode"),
+        ({"vllm__model_config": SimpleNamespace(enable_sleep_mode=False)}, None),
+        ({"vllm__weight_transfer_config": SimpleNamespace(backend="nccl")}, "weight_transfer_config"),
+        ({"vllm__weight_transfer_config": None}, None),
         ({"vllm__cache_config": SimpleNamespace(cpu_offload_gb=4)}, "CPU offload"),
         ({"vllm__cache_config": SimpleNamespace(cpu_offload_gb=0)}, None),
         ({"vllm__offload_config": SimpleNamespace(uva=SimpleNamespace(cpu_offload_gb=1.0))}, "CPU offload"),
@@ -161,6 +167,19 @@ def test_each_memory_is_collected_once():
     tied = Tensor(4096)
     parameters = {"embed": tied, "head": tied, "empty": Tensor(shape=(0, 3)), "nowhere": Tensor(is_meta=True)}
     assert list(collect(model(parameters, {"cache": Tensor(8192)}))) == ["embed", "cache"]
+
+
+def test_what_a_worker_only_computes_with_is_left_out():
+    buffers = {"topk_indices_buffer": Tensor(8192), "layers.0.indexer.topk_indices_buffer": Tensor(12288)}
+    buffers["layers.0.my_topk_indices_buffer"] = Tensor(16384)
+    assert list(collect(model({"w": Tensor()}, buffers))) == ["w", "layers.0.my_topk_indices_buffer"]
+
+
+def test_tensors_with_gaps_are_refused():
+    config = {"model_url": "m", "model_deploy_strategy_name": "s", "rfork_scheduler_url": "http://127.0.0.1:9"}
+    gapped = collect(model({"w": Tensor(shape=(2, 3), strides=(4, 1))}))
+    with rfork.Session(config, identity={}) as session, pytest.raises(rfork.TensorError, match="'w'"):
+        session.load(gapped)
 
 
 def test_turned_tensors_are_collected_as_they_lie_in_memory():

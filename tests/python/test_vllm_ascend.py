@@ -127,7 +127,8 @@ class Doubles:
             self.monkeypatch.setattr(sys.modules[parent], child, module, raising=False)
 
     def log(self, text, *values):
-        self.noted.append(text % values if "storage" in text else "log")
+        is_told = "storage" in text or "nothing to fork" in text
+        self.noted.append(text % values if is_told else "log")
 
     def load(self, quantization=None, draft=False):
         from rfork.vllm.ascend import Ascend
@@ -202,6 +203,26 @@ def test_a_draft_model_leaves_its_target_s_tensors_to_it(monkeypatch):
     doubles.tensors = {"shared.w": Tensor(4096), "own": Tensor(12288)}
     doubles.load(quantization="ascend", draft=True)
     assert (doubles.shared, list(doubles.loaded)) == (["shared.w"], ["own"])
+
+
+@pytest.mark.parametrize("quantization", [None, "ascend"])
+def test_a_draft_model_that_shares_all_tensors_asks_no_planner_and_is_not_transformed(monkeypatch, quantization):
+    doubles = Doubles(monkeypatch)
+    doubles.load(quantization=quantization)
+    doubles.noted.clear()
+    # The whole of one, and a part of another.
+    doubles.tensors = {"embed": Tensor(4096), "head": Tensor(8192 + 4, (1, 3))}
+    processed = quantization is not None
+    noted = doubles.load(quantization=quantization, draft=True)
+    assert noted == ["initialize", f"collect {processed}", "rfork: all tensors are the target model's: nothing to fork"]
+    # What goes on beside the target's memory is the draft's own.
+    doubles.noted.clear()
+    doubles.tensors = {"embed": Tensor(4096), "head": Tensor(8192 + 8, (1, 3))}
+    assert "load" in doubles.load(quantization=quantization, draft=True)
+    assert doubles.shared == ["embed"]
+    # A model that is no draft is loaded, wherever its memory is.
+    doubles.noted.clear()
+    assert "load" in doubles.load(quantization=quantization)
 
 
 def test_tensors_with_gaps_are_loaded_from_storage(monkeypatch):

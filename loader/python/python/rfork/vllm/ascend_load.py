@@ -23,6 +23,7 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from .ascend import Ascend, readable
 from .identity import Ranks, is_draft
 from .registries import Registries
+from .tensors import span
 
 logger = init_logger("vllm.rfork")
 
@@ -77,7 +78,11 @@ class AscendLoad:
         session = None
         try:
             with set_default_torch_dtype(self._model_config.dtype):
-                model = self._prepared(prefix)
+                model = self._initialized(prefix)
+                if self._is_shared(model):
+                    logger.info("rfork: all tensors are the target model's: nothing to fork")
+                    return model.eval()
+                self._prepare(model)
                 session, tensors = self._session(model)
                 report = session.load(self._ascend.described(tensors))
                 logger.info(
@@ -102,16 +107,28 @@ class AscendLoad:
             logger.warning("rfork: loading from storage: %s", error)
             return None
 
-    def _prepared(self, prefix: str) -> Any:
-        """The model without weights, in the layout in which they are forked."""
+    def _initialized(self, prefix: str) -> Any:
+        """The model without weights."""
         with self._device:
-            model = initialize_model(vllm_config=self._vllm_config, model_config=self._model_config, prefix=prefix)
+            return initialize_model(vllm_config=self._vllm_config, model_config=self._model_config, prefix=prefix)
+
+    def _prepare(self, model: Any) -> None:
+        """Brings a model without weights into the layout in which they are forked."""
         if self._processed:
             with self._ascend.preparing(model):
                 process_weights_after_loading(model, self._model_config, self._device)
         # The NPU has made all memory before a seed's bytes are written there.
         torch.npu.synchronize()
-        return model
+
+    def _is_shared(self, model: Any) -> bool:
+        """Whether it is a draft model that has no tensor of its own: its target's are loaded, transformed and served.
+
+        Transforming them again could change them under the target.
+        """
+        if not is_draft(self._model_config):
+            return False
+        tensors = self._ascend.tensors(model, self._processed)
+        return bool(tensors) and _served(tensors) == list(tensors)
 
     def _serve(self, model: Any) -> None:
         """Serves a model that is complete. A worker that cannot be a seed is a worker all the same."""
@@ -146,13 +163,17 @@ class AscendLoad:
         ranks = {"tp_rank": self._ranks.tp, "pp_rank": self._ranks.pp, "ep_rank": self._ranks.ep, "draft": draft}
         parts = ranks | (parts or readable(self._vllm_config))
         # A draft model's own tensors: those of its target are there, and are served by it.
-        shared = [name for name, tensor in tensors.items() if draft and _is_served(tensor)]
+        shared = _served(tensors) if draft else []
         own = {name: tensor for name, tensor in tensors.items() if name not in shared}
         rank = torch.distributed.get_rank()
         return rfork.Session(self._settings, identity=parts, rank=rank, engine="yuanrong", shared=shared), own
 
 
-def _is_served(tensor: Any) -> bool:
-    """Whether another model's session of this process serves this memory."""
-    address = tensor.data_ptr()
-    return any(address == other.data_ptr() for _, tensors in _serving for other in tensors.values())
+def _served(tensors: dict[str, Any]) -> list[str]:
+    """The names of those whose memory another model's session of this process serves."""
+    served = [span(tensor) for _, tensors_there in _serving for tensor in tensors_there.values()]
+
+    def is_there(device: str, start: int, end: int) -> bool:
+        return any(on == device and first <= start and end <= last for on, first, last in served)
+
+    return [name for name, tensor in tensors.items() if is_there(*span(tensor))]

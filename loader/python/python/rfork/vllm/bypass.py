@@ -20,8 +20,14 @@ def reason(vllm_config: Any, model_config: Any) -> str | None:
         or balancing.get("expert_map_record_path")
     ):
         return "experts are placed anew while it runs (EPLB), so its weights do not stay what they are"
-    if getattr(model_config, "enable_sleep_mode", False):
+    if balancing.get("expert_map_path"):
+        return "experts are placed by a file (expert_map_path), of which the key says nothing"
+    # A draft model sleeps with its target.
+    models = (model_config, getattr(vllm_config, "model_config", None))
+    if any(getattr(model, "enable_sleep_mode", False) for model in models):
         return "sleep mode frees the weights' memory while it runs"
+    if getattr(vllm_config, "weight_transfer_config", None) is not None:
+        return "weights are replaced while it runs (weight_transfer_config)"
     if _offloads(vllm_config):
         return "CPU offload moves weights out of the memory that would be forked"
     quantization = getattr(model_config, "quantization", None)

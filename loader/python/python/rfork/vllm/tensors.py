@@ -5,6 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 
+SCRATCH = frozenset({"topk_indices_buffer"})
+"""What a worker only computes with, at the size that its own scheduler wants: the last parts of such names."""
+
+
 class SharedMemory(ValueError):
     """Two tensors share a part of their memory, so that neither can be loaded without the other."""
 
@@ -13,12 +17,16 @@ def collect(model: Any) -> dict[str, Any]:
     """Parameters and buffers by name, each memory once, as tensors of their own.
 
     vLLM may give a parameter other memory later; what is collected keeps the memory that it has now. Tensors without
-    elements, and those that exist in name only (``meta``), are left out.
+    elements, those that exist in name only (``meta``), and :data:`SCRATCH` are left out.
     """
     named = [*model.named_parameters(), *model.named_buffers()]
-    held = {name: in_order(tensor.detach()) for name, tensor in named if tensor.numel() > 0 and not tensor.is_meta}
+    held = {name: in_order(tensor.detach()) for name, tensor in named if _holds_weights(name, tensor)}
     kept = distinct({name: span(tensor) for name, tensor in held.items()})
     return {name: held[name] for name in kept}
+
+
+def _holds_weights(name: str, tensor: Any) -> bool:
+    return tensor.numel() > 0 and not tensor.is_meta and name.rpartition(".")[2] not in SCRATCH
 
 
 def in_order(tensor: Any) -> Any:

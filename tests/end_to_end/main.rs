@@ -13,4 +13,5 @@ mod npu;
 mod planner;
 mod replicas;
 mod telemetry;
+mod upstream;
 mod versions;

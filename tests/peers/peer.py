@@ -18,7 +18,7 @@ import threading
 
 import frames
 from generations import GENERATIONS, Refused
-from planner_client import Planner, Renewal
+from planner_client import Planner, Renewal, is_passing
 from seed_service import HEALTH_PATH, INFO_PATH, SHAPES_PATH, Service, ask
 from weights import Weights, disagreeing
 from yuanrong import Engine, Failed
@@ -26,6 +26,7 @@ from yuanrong import Engine, Failed
 HOST = "127.0.0.1"
 HEARTBEAT_SEC = 30
 writing = threading.Lock()
+stop = threading.Event()
 
 
 def log(message, **fields):
@@ -33,12 +34,18 @@ def log(message, **fields):
         print(json.dumps({"message": message} | fields), file=sys.stderr, flush=True)
 
 
-def fork(planner, generation, key, weights, yuanrong):
-    """Takes the weights from a seed: the seed and its extension, or None if there is no seed or it fails."""
-    lease = planner.get_seed(key)
-    if lease is None:
-        log("no seed")
-        return None
+def released(planner, lease, retry_sec):
+    """Gives a lease back, again and again: whether that was acknowledged. 404 is as good: the planner does not know it."""
+    while is_passing(status := planner.put_seed(lease)):
+        log("released", status=status)
+        if stop.wait(retry_sec):
+            return False
+    log("released", status=status)
+    return status in (200, 404)
+
+
+def fork(planner, generation, key, weights, yuanrong, lease):
+    """Takes the weights from a leased seed: the seed and its extension, or None if it fails."""
     try:
         address = f"{lease.ip}:{lease.port}"
         status, answer = ask(address, INFO_PATH, key)
@@ -59,8 +66,6 @@ def fork(planner, generation, key, weights, yuanrong):
     except (Refused, Failed, frames.Broken, OSError, KeyError, ValueError) as error:
         log("the seed failed", seed=lease.identity, error=f"{type(error).__name__}: {error}")
         return None
-    finally:
-        log("released", status=planner.put_seed(lease))
 
 
 def main():
@@ -77,8 +82,8 @@ def main():
     parser.add_argument("--session", help="say that the engine listens here, host:port")
     parser.add_argument("--no-extension", action="store_true", help="leave the TCP engine out of the metadata")
     parser.add_argument("--disagree", help="serve metadata of another model, which differs in this")
+    parser.add_argument("--release-retry-sec", type=float, default=30, help="between two tries to release a lease")
     options = parser.parse_args()
-    stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
 
     generation = GENERATIONS[options.generation]
@@ -88,7 +93,10 @@ def main():
     yuanrong = None if options.npu is None else Engine(HOST, options.npu, options.read_on_another_thread)
     # Without its library, what would be read with YuanRong comes from storage.
     reads = options.engine == "tcp" or yuanrong is not None
-    forked = fork(planner, generation, key, weights, yuanrong) if reads else None
+    lease = planner.get_seed(key) if reads else None
+    if lease is None:
+        log("no seed")
+    forked = fork(planner, generation, key, weights, yuanrong, lease) if lease else None
     if forked is None:
         weights.fill_from_storage()
         source, extension = "storage", weights.extension()
@@ -104,6 +112,11 @@ def main():
         content_id=extension["content_id"],
     )
 
+    # It is a seed only once nobody can take its own seed for leased: its readers would be two at a time.
+    if lease and not released(planner, lease, options.release_retry_sec):
+        log("not advertised")
+        stop.wait()
+        return
     if yuanrong is None:
         engine = frames.Server(HOST, weights, bytes.fromhex(extension["content_id"]), log)
     else:

@@ -7,6 +7,8 @@ from urllib.parse import urlsplit
 
 # What these clients give a request, in seconds.
 TIMEOUT_SEC = 10
+# What counts for no answer at all.
+UNREACHABLE = 0
 ANSWERED = ("SEED_IP", "SEED_PORT", "SEED_RANK", "USER_ID")
 
 
@@ -18,7 +20,7 @@ class Lease:
     port: str
     rank: str
     user: str
-    ttl_sec: int | None
+    ttl_sec: float | None
 
     def headers(self):
         return {"SEED_IP": self.ip, "SEED_PORT": self.port, "SEED_RANK": self.rank, "USER_ID": self.user}
@@ -54,13 +56,16 @@ class Planner:
         ttl_sec = headers.get("LEASE_TTL_SEC")
         if self.generation.renews and ttl_sec is None:
             return None
-        return Lease(*(headers[name] for name in ANSWERED), ttl_sec=ttl_sec and int(ttl_sec))
+        return Lease(*(headers[name] for name in ANSWERED), ttl_sec=ttl_sec and float(ttl_sec))
 
     def renew(self, lease):
         return self._call("POST", "/renew_seed_lease", lease.headers())[0]
 
     def put_seed(self, lease):
-        return self._call("POST", "/put_seed", lease.headers())[0]
+        try:
+            return self._call("POST", "/put_seed", lease.headers())[0]
+        except (OSError, http.client.HTTPException):
+            return UNREACHABLE
 
     def add_seed(self, key, ip, port):
         return self._call("POST", "/add_seed", self._seed(key, ip, port) | {"SEED_REFCNT": "0"})[0]
@@ -73,6 +78,11 @@ class Planner:
         return {"SEED_KEY": key, "SEED_IP": ip, "SEED_PORT": str(port), "SEED_RANK": "0"}
 
 
+def is_passing(status):
+    """Whether the same request may have another answer later."""
+    return status in (UNREACHABLE, 408, 429) or status >= 500
+
+
 class Renewal:
     """Renews a lease at a third of its lifetime while its `with` block runs, in the generation that does."""
 
@@ -82,8 +92,13 @@ class Renewal:
         self.thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self):
-        while not self.over.wait(self.lease.ttl_sec / 3):
-            self.log("renewed", status=self.planner.renew(self.lease))
+        # A renewal that fails is noted, and the read goes on.
+        while not self.over.wait(min(max(self.lease.ttl_sec / 3, 0.1), 30)):
+            try:
+                status = self.planner.renew(self.lease)
+            except (OSError, http.client.HTTPException):
+                status = UNREACHABLE
+            self.log("renewed", status=status)
 
     def __enter__(self):
         if self.planner.generation.renews:

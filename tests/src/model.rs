@@ -25,6 +25,16 @@ impl Model {
 
     /// As [`Model::new`], and one tensor, `layers.1.weight`, has this type (of two bytes).
     pub fn with_dtype(mib: usize, seed: u64, odd: Dtype) -> Self {
+        Self::named(mib, seed, odd, str::to_owned)
+    }
+
+    /// As [`Model::new`], with names of 64 hex digits, as upstream's newest workers have them.
+    pub fn with_digests_as_names(mib: usize, seed: u64) -> Self {
+        let digits = |name: &str| rfork_protocol::ids::hex(name.as_bytes()).repeat(4)[..64].to_owned();
+        Self::named(mib, seed, Dtype::BF16, digits)
+    }
+
+    fn named(mib: usize, seed: u64, odd: Dtype, call: impl Fn(&str) -> String) -> Self {
         let directory = TempDir::with_prefix("rfork-test-model-").unwrap();
         let mut random = fastrand::Rng::with_seed(seed);
         let mut tensors = Vec::new();
@@ -39,7 +49,7 @@ impl Model {
         let bytes = tensors.iter().map(|(_, _, bytes)| bytes.len() as u64).sum();
         let views = tensors.iter().map(|(name, shape, bytes)| {
             let dtype = if name == "layers.1.weight" { odd } else { Dtype::BF16 };
-            (name.clone(), TensorView::new(dtype, shape.clone(), bytes).unwrap())
+            (call(name), TensorView::new(dtype, shape.clone(), bytes).unwrap())
         });
         safetensors::serialize_to_file(views, None, &directory.path().join("model.safetensors")).unwrap();
         Self { directory, bytes }

@@ -1,0 +1,212 @@
+//! What upstream's newest workers and its own tests count on, beside what all generations do: a test for each, on real
+//! planners and real workers. What its planner answers otherwise is in `docs/migrating.md`.
+
+use std::collections::BTreeMap;
+
+use rfork_tests::front::Front;
+use rfork_tests::http::Answer;
+use rfork_tests::model::Model;
+use rfork_tests::peer::Generation;
+use rfork_tests::process::{Planner, Worker};
+use rfork_tests::until;
+
+/// Slow enough for a test to step in: 16 MiB take about a second.
+const SLOW: &str = "--rfork-seed-max-gib-per-sec=0.015";
+
+const SEED: [(&str, &str); 3] = [("SEED_KEY", "k"), ("SEED_IP", "10.0.0.7"), ("SEED_PORT", "8000")];
+
+/// The headers of [`SEED`] with some more, or others instead.
+fn seed<'a>(more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
+    let mut headers: BTreeMap<&str, &str> = SEED.into();
+    headers.extend(more.iter().copied());
+    headers.into_iter().collect()
+}
+
+fn granted(planner: &Planner, key: &str) -> Option<Answer> {
+    let answer = planner.request("GET", "/get_seed", &[("SEED_KEY", key)]);
+    assert!(matches!(answer.status, 200 | 404), "{answer:?}");
+    (answer.status == 200).then_some(answer)
+}
+
+#[test]
+fn rank_and_count_are_optional_wherever_they_stand() {
+    let planner = Planner::start(&[]);
+    let post = |path, headers: &[(&str, &str)]| planner.request("POST", path, headers).status;
+    for rank in [None, Some("0"), Some("")] {
+        let rank: Vec<_> = rank.map(|rank| ("SEED_RANK", rank)).into_iter().collect();
+        assert_eq!(post("/add_seed", &seed(&rank)), 200);
+        let granted = granted(&planner, "k").unwrap();
+        assert_eq!(granted.header("seed_rank"), "0", "clients take no answer without it");
+        let lease = [&seed(&rank)[..], &[("USER_ID", granted.header("user_id"))]].concat();
+        assert_eq!(post("/renew_seed_lease", &lease), 200);
+        assert_eq!(post("/put_seed", &lease), 200);
+    }
+    assert_eq!(planner.snapshot()["seed_count"], 1, "an absent rank is rank 0");
+    assert_eq!(post("/remove_seed", &SEED), 200);
+    assert_eq!(post("/add_seed", &seed(&[("SEED_RANK", "3"), ("SEED_REFCNT", "0")])), 200);
+    assert_eq!(post("/remove_seed", &SEED), 404, "another rank is another seed");
+
+    for (name, value, text) in [
+        ("SEED_RANK", "-1", "header SEED_RANK must be >= 0, got -1"),
+        ("SEED_RANK", "x", "invalid integer header SEED_RANK: x"),
+        ("SEED_REFCNT", "-1", "header SEED_REFCNT must be >= 0, got -1"),
+        ("SEED_REFCNT", "1.0", "invalid integer header SEED_REFCNT: 1.0"),
+    ] {
+        let refused = planner.request("POST", "/add_seed", &seed(&[(name, value)]));
+        assert_eq!((refused.status, String::from_utf8_lossy(&refused.body).trim()), (400, text));
+    }
+}
+
+/// A worker is a seed only once its release was acknowledged: any other answer than 200 and 404 puts that off, or ends
+/// it for good.
+#[test]
+fn a_release_is_answered_at_once_and_once_whatever_else_is_asked() {
+    const READERS: u32 = 16;
+    let planner = &Planner::start(&["--default-resource-points=8"]);
+    let ended: u32 = std::thread::scope(|scope| {
+        let reader = |number: u32| {
+            move || {
+                let key = format!("key {}", number % 4);
+                let headers =
+                    seed(&[("SEED_KEY", &key), ("SEED_PORT", if number % 2 == 1 { "1" } else { "2" })]);
+                let mut ended = 0;
+                for _ in 0..40 {
+                    // It moves from one key to another meanwhile, which ends leases under their holders.
+                    assert_eq!(planner.request("POST", "/add_seed", &headers).status, 200);
+                    let Some(granted) = granted(planner, &key) else { continue };
+                    let lease =
+                        [("SEED_IP", granted.header("seed_ip")), ("SEED_PORT", granted.header("seed_port"))];
+                    let lease = [&lease[..], &[("USER_ID", granted.header("user_id"))]].concat();
+                    for repeated in [false, true] {
+                        let status = planner.request("POST", "/put_seed", &lease).status;
+                        assert!(
+                            if repeated { status == 404 } else { matches!(status, 200 | 404) },
+                            "{status}"
+                        );
+                        ended += u32::from(status == 200);
+                    }
+                }
+                ended
+            }
+        };
+        let readers: Vec<_> = (0..READERS).map(|number| scope.spawn(reader(number))).collect();
+        readers.into_iter().map(|reader| reader.join().unwrap()).sum()
+    });
+    assert!(ended > 0);
+    assert_eq!(planner.snapshot()["lease_count"], 0);
+}
+
+#[test]
+fn a_receiver_of_upstream_s_advertises_itself_when_a_planner_that_was_away_takes_its_release() {
+    let (model, mut planner) = (Model::new(16, 1), Planner::start(&[]));
+    let ours = Worker::start("ours", &model, &planner.url(), &[Generation::C.flags(), &[SLOW]].concat());
+    ours.serving();
+    let receiver = Generation::C.start(&model, &planner.url(), &["--release-retry-sec=0.1"]);
+    receiver.process.wait_for("reading");
+    planner.process.kill();
+    assert_eq!(receiver.loaded().digest, model.digest());
+    receiver.process.wait_until("a release that nobody took", |line| {
+        line["message"] == "released" && line["status"] == 0
+    });
+    assert!(receiver.process.said("serving").is_empty());
+    planner.restart();
+    receiver.process.wait_until("the acknowledgement", |line| {
+        line["message"] == "released" && line["status"].as_u64() > Some(0)
+    });
+    assert_eq!(receiver.process.said("released").last().unwrap()["status"], 200, "the lease had been kept");
+    receiver.serving();
+    until("that both are seeds", || (planner.snapshot()["seed_count"] == 2).then_some(()));
+}
+
+#[test]
+fn a_silent_seed_without_a_lease_is_gone_for_everybody_who_looks() {
+    // Nothing is ever swept here.
+    let planner = Planner::start(&["--heartbeat-ttl-sec=1", "--heartbeat-sweep-sec=3600"]);
+    let post = |path, headers: &[(&str, &str)]| planner.request("POST", path, headers).status;
+    assert_eq!(post("/add_seed", &SEED), 200);
+    assert_eq!(post("/add_seed", &seed(&[("SEED_KEY", "leased"), ("SEED_PORT", "8001")])), 200);
+    let lease = granted(&planner, "leased").unwrap().header("user_id").to_owned();
+    let snapshot = until("that both fell silent", || {
+        let snapshot = planner.snapshot();
+        (snapshot["seeds"]["10.0.0.7:8001:0"]["draining"] == true).then_some(snapshot)
+    });
+    assert_eq!((&snapshot["seed_count"], &snapshot["lease_count"]), (&1.into(), &1.into()), "{snapshot}");
+    let listed = planner.request("GET", "/v2/seeds", &[]).json();
+    assert_eq!(listed["seeds"].as_array().unwrap().len(), 1, "{listed}");
+    assert_eq!(post("/remove_seed", &SEED), 404);
+
+    let leased = seed(&[("SEED_PORT", "8001"), ("USER_ID", &lease)]);
+    assert_eq!(post("/renew_seed_lease", &leased), 200);
+    assert_eq!(post("/put_seed", &leased), 200);
+    assert_eq!(planner.snapshot()["seed_count"], 0, "its last lease has ended");
+    until("that a heartbeat brings it back", || {
+        assert_eq!(post("/add_seed", &SEED), 200);
+        granted(&planner, "k")
+    });
+}
+
+#[test]
+fn over_v1_a_lease_is_renewed_by_the_time_that_it_was_told_be_it_no_whole_number() {
+    let (model, planner) = (Model::new(16, 1), Planner::start(&[]));
+    let front = Front::before(&planner.address);
+    front.hide_v2();
+    front.tell_lease_ttl_sec("0.75");
+    let source = Worker::start("seed", &model, &planner.url(), &[SLOW]);
+    source.serving();
+    let reader = Worker::start("reader", &model, &front.url(), &["--once"]);
+    let loaded = reader.loaded();
+    assert_eq!((loaded.digest, loaded.bytes_from_seeds), (model.digest(), model.bytes));
+    assert!(!front.requests_to("/renew_seed_lease").is_empty(), "the whole read took less than 0.25 s");
+    assert!(reader.process.said("the lease is gone").is_empty());
+    until("its release", || (!front.requests_to("/put_seed").is_empty()).then_some(()));
+}
+
+#[test]
+fn over_v1_a_renewal_that_is_answered_404_ends_the_read() {
+    let (model, planner) = (Model::new(16, 1), Planner::start(&[]));
+    let front = Front::before(&planner.address);
+    front.hide_v2();
+    // Renewed every 0.1 s, of the several seconds that the read takes.
+    front.tell_lease_ttl_sec("0.3");
+    let source = Worker::start("seed", &model, &planner.url(), &["--rfork-seed-max-gib-per-sec=0.004"]);
+    let serving = source.serving();
+    let reader = Worker::start("reader", &model, &front.url(), &["--once"]);
+    reader.reading_from_a_seed();
+    let (address, rank) = serving.identity.rsplit_once(':').unwrap();
+    let (host, port) = address.rsplit_once(':').unwrap();
+    let elsewhere = [("SEED_KEY", "elsewhere"), ("SEED_IP", host), ("SEED_PORT", port), ("SEED_RANK", rank)];
+    assert_eq!(planner.request("POST", "/add_seed", &elsewhere).status, 200);
+    let loaded = reader.loaded();
+    assert!(!reader.process.said("the lease is gone").is_empty());
+    assert_eq!(loaded.digest, model.digest());
+    assert!(loaded.bytes_from_seeds < model.bytes, "{loaded:?}");
+    assert!(front.requests_to("/put_seed").is_empty(), "what is gone is not released");
+}
+
+#[test]
+fn tensors_may_be_named_by_64_hex_digits() {
+    let (model, planner) = (Model::with_digests_as_names(2, 1), Planner::start(&[]));
+    let theirs = Generation::C.start(&model, &planner.url(), &[]);
+    theirs.serving();
+    let ours = Worker::start("ours", &model, &planner.url(), Generation::C.flags());
+    let serving = ours.serving();
+    assert_eq!((ours.loaded().source.as_str(), ours.loaded().digest), ("seed", model.digest()));
+    let again = Generation::C.start(&model, &planner.url(), &[]);
+    assert_eq!((again.loaded().source.as_str(), again.loaded().digest), ("seed", model.digest()));
+    let info = rfork_tests::proxy::info_path(&serving.key);
+    let told = rfork_tests::http::request(&serving.address, "GET", &info, &[]).unwrap().json();
+    assert_eq!(told["rfork_protocol_version"], 1);
+    let names = told["rfork_transfer_engine_info"][1].as_object().unwrap();
+    assert!(names.len() == 4 && names.keys().all(|name| name.len() == 64));
+}
+
+#[test]
+fn no_answer_to_a_removal_is_a_redirect() {
+    let planner = Planner::start(&[]);
+    // With a base URL that ends with a slash, too.
+    for path in ["/remove_seed", "//remove_seed"] {
+        assert_eq!(planner.request("POST", path, &SEED).status, 404);
+        assert_eq!(planner.request("POST", "/add_seed", &SEED).status, 200);
+        assert_eq!(planner.request("POST", path, &SEED).status, 200);
+    }
+}

@@ -27,12 +27,13 @@ def chart() -> Chart:
 @cache
 def defaults() -> Object:
     """What values.yaml says."""
-    return yaml.safe_load((CHART / "values.yaml").read_text())
+    return yaml.load((CHART / "values.yaml").read_text(), yaml.CSafeLoader)
 
 
+@cache
 def mode(name: str) -> Object:
     """The values of a mode."""
-    return yaml.safe_load((HERE / "modes" / f"{name}.yaml").read_text()) or {}
+    return yaml.load((HERE / "modes" / f"{name}.yaml").read_text(), yaml.CSafeLoader) or {}
 
 
 class UniqueKeys(yaml.CSafeLoader):

@@ -1,0 +1,47 @@
+"""The Dockerfile says what an image has to be. The image itself is made elsewhere: there may be no container engine here."""
+
+import re
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILE = re.sub(r"\\\n\s*", "", (ROOT / "Dockerfile").read_text())
+STEPS = [line.split(maxsplit=1) for line in DOCKERFILE.splitlines() if line and not line.startswith("#")]
+WORKSPACE = tomllib.loads((ROOT / "Cargo.toml").read_text())
+
+
+def last_stage() -> list[list[str]]:
+    """The steps that make the image itself."""
+    last = max(number for number, (word, _) in enumerate(STEPS) if word == "FROM")
+    return STEPS[last:]
+
+
+def test_it_is_built_by_the_compiler_and_the_lock_file_of_the_workspace() -> None:
+    assert ["ARG", f"RUST_VERSION={WORKSPACE['workspace']['package']['rust-version']}"] in STEPS
+    (build,) = [text for word, text in STEPS if word == "RUN"]
+    assert "cargo build --locked --profile image" in build
+    assert WORKSPACE["profile"]["image"] == {"inherits": "release", "strip": "symbols"}
+
+
+def test_it_begins_with_nothing_and_ends_as_nobody_who_is_root() -> None:
+    steps = last_stage()
+    assert steps[0] == ["FROM", "scratch"]
+    assert not [text for word, text in steps if word == "RUN"], "there is no shell"
+    (user,) = [text for word, text in steps if word == "USER"]
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert ["ENTRYPOINT", '["/usr/bin/rfork"]'] in steps
+
+
+def test_its_labels_have_the_version() -> None:
+    assert ["ARG", f"VERSION={WORKSPACE['workspace']['package']['version']}"] in last_stage()
+    (labels,) = [text for word, text in last_stage() if word == "LABEL"]
+    named = re.findall(r"org\.opencontainers\.image\.([a-z]+)=", labels)
+    assert named == ["title", "description", "licenses", "version", "revision", "created", "source"]
+
+
+def test_nothing_that_a_build_reads_is_ignored() -> None:
+    ignored = {line.strip() for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"}
+    for member in WORKSPACE["workspace"]["members"]:
+        assert not ignored & {member, f"{member}/src", f"{member}/Cargo.toml", member.split("/")[0]}
+    assert not ignored & {"Cargo.toml", "Cargo.lock", "migrations", "LICENSE"}
+    assert {".git", "target"} <= ignored

@@ -1,0 +1,102 @@
+"""The examples are what Kubernetes and its operators take, fit the chart, and what of them is ours runs."""
+
+import json
+import re
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from checking import check
+from rendering import CHART, ROOT, Object, UniqueKeys, objects, one
+from running import ask, running, until
+
+EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
+VLLM = [path for path in EXAMPLES if path.stem.startswith("vllm")]
+
+
+def load(path: Path) -> Object:
+    """The only object of an example."""
+    (found,) = yaml.load_all(path.read_text(), UniqueKeys)
+    return found
+
+
+def templates(found: Any) -> list[Object]:
+    """Each pod that an object makes, of whatever kind it is."""
+    if isinstance(found, dict):
+        if "containers" in found.get("spec", {}):
+            return [found]
+        return [pod for value in found.values() for pod in templates(value)]
+    return [pod for value in found for pod in templates(value)] if isinstance(found, list) else []
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_what_kubernetes_takes(path: Path) -> None:
+    found = load(path)
+    check(found)
+    assert templates(found)
+    for pod in templates(found):
+        check({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod["spec"]})
+        # Else a Service `rfork-seed` or the like would set settings of workers.
+        assert pod["spec"]["enableServiceLinks"] is False
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_names_the_planner_that_the_readme_installs(path: Path) -> None:
+    service = one(objects({}, "planner"), "Service")
+    (port,) = service["spec"]["ports"]
+    urls = set(re.findall(r"http://[^\s\"',}]+", path.read_text()))
+    assert urls == {f"http://{service['metadata']['name']}.{load(path)['metadata']['namespace']}:{port['port']}"}
+
+
+@pytest.mark.parametrize("path", VLLM, ids=lambda path: path.stem)
+def test_three_lines_make_a_vllm_worker_one_that_forks(path: Path) -> None:
+    marked = re.findall(r"^ *- (.*) # ([123])$", path.read_text(), re.MULTILINE)
+    assert [number for _, number in marked] == ["1", "2", "3"]
+    assert marked[0][0] == "--load-format=rfork"
+    for pod in templates(load(path)):
+        (container,) = pod["spec"]["containers"]
+        (config,) = [arg.partition("=")[2] for arg in container["args"] if arg.startswith("--model-loader-extra-config=")]
+        assert json.loads(config).keys() == {"model_url", "model_deploy_strategy_name"}
+        names = [entry["name"] for entry in container["env"]]
+        assert {"RFORK_SCHEDULER_URL", "RFORK_HOST", "RFORK_ZONE", "RFORK_INSTANCE_ID"} <= set(names)
+        known = (ROOT / "README.md").read_text()
+        for name in names:
+            assert f"`{name}`" in known or not name.startswith("RFORK"), name
+
+
+def test_the_daemon_holds_a_model_in_memory(tmp_path: Path) -> None:
+    path = CHART / "examples" / "memory-daemonset.yaml"
+    models = tmp_path / "worker" / "models" / "llama"
+    models.mkdir(parents=True)
+    tensor = {"w": {"dtype": "F32", "shape": [256], "data_offsets": [0, 1024]}}
+    header = json.dumps(tensor).encode()
+    (models / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
+    with running(objects({}), tmp_path / "planner") as planner:
+        address = planner.until_ready()
+        text = path.read_text().replace("planner-rfork-planner.models:1223", address)
+        found = yaml.load(text, UniqueKeys)
+        with running([found], tmp_path / "worker", "DaemonSet") as worker:
+
+            def seeds() -> Object:
+                assert worker.process.poll() is None, worker.log.read_text()
+                return ask(address, "GET", "/debug/snapshot").json()["seeds"]
+
+            (identity,) = until("its seed", seeds)
+            assert identity.startswith(worker.address)
+            worker.terminate()
+            assert worker.ended() == 0
+        assert ask(address, "GET", "/debug/snapshot").json()["seed_count"] == 0, "it took its leave"
+
+
+def test_manifests_in_the_documents_are_what_kubernetes_takes() -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
+    found = [yaml.load(block, UniqueKeys) for block in blocks]
+    for one_object in found:
+        if "kind" in one_object:
+            check(one_object)
+        elif "rules" in one_object:
+            objects(one_object)
+    assert sum("kind" in one_object for one_object in found) == 1

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from checking import check
-from rendering import CHART, ROOT, Object, UniqueKeys, objects, one
+from rendering import CHART, ROOT, Object, UniqueKeys, defaults, mode, notes, objects, one
 from running import ask, running, until
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
@@ -62,7 +62,7 @@ def test_three_lines_make_a_vllm_worker_one_that_forks(path: Path) -> None:
         assert json.loads(config).keys() == {"model_url", "model_deploy_strategy_name"}
         names = [entry["name"] for entry in container["env"]]
         assert {"RFORK_SCHEDULER_URL", "RFORK_HOST", "RFORK_ZONE", "RFORK_INSTANCE_ID"} <= set(names)
-        known = (ROOT / "README.md").read_text()
+        known = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
         for name in names:
             assert f"`{name}`" in known or not name.startswith("RFORK"), name
 
@@ -97,6 +97,10 @@ def test_manifests_in_the_documents_are_what_kubernetes_takes() -> None:
     for one_object in found:
         if "kind" in one_object:
             check(one_object)
-        elif "rules" in one_object:
+        elif isinstance(one_object.get("rules"), dict):
             objects(one_object)
     assert sum("kind" in one_object for one_object in found) == 1
+    (adapter,) = [one_object for one_object in found if isinstance(one_object.get("rules"), list)]
+    assert adapter["rules"][0]["name"]["as"] == defaults()["autoscaling"]["requests"]["metric"]
+    told = re.findall(r'^ +([a-z-]+): "(.*)"$', notes(mode("ingress")), re.MULTILINE)
+    assert dict(told) in found, "what the controller's ConfigMap needs"

@@ -1,6 +1,6 @@
-"""A real nginx, configured as ingress-nginx configures it for the rendered Ingress, or as a Gateway that is nginx does for the
-rendered HTTPRoute: each annotation, each line of the controller's ConfigMap that NOTES.txt asks for, and each field is the
-directive that it is documented to be."""
+"""A real nginx, configured as ingress-nginx configures it for the rendered Ingress, or as a Gateway that is nginx does
+for the rendered HTTPRoute: each annotation, each line of the controller's ConfigMap that NOTES.txt asks for, and each
+field is the directive that it is documented to be."""
 
 import os
 import pwd
@@ -60,7 +60,11 @@ def ingress_server(ingress: Object, told: str) -> list[str]:
 def route_server(route: Object) -> list[str]:
     """The server of an HTTPRoute. Gateways repeat no request that they were not told to."""
     spec = route["spec"]
-    lines = [f"server_name {' '.join(spec['hostnames'])};", "underscores_in_headers on;", "large_client_header_buffers 4 16k;"]
+    lines = [
+        f"server_name {' '.join(spec['hostnames'])};",
+        "underscores_in_headers on;",
+        "large_client_header_buffers 4 16k;",
+    ]
     lines += ["proxy_http_version 1.1;", "proxy_next_upstream off;"]
     for rule in spec["rules"]:
         (match,) = rule["matches"]

@@ -15,7 +15,11 @@ KUBERNETES = ("1.27", "1.32", "1.37")
 
 # What Kubernetes itself has no schema of.
 CUSTOM = {
-    "monitoring.coreos.com": {"ServiceMonitor": "ServiceMonitor", "PodMonitor": "PodMonitor", "PrometheusRule": "PrometheusRule"},
+    "monitoring.coreos.com": {
+        "ServiceMonitor": "ServiceMonitor",
+        "PodMonitor": "PodMonitor",
+        "PrometheusRule": "PrometheusRule",
+    },
     "gateway.networking.k8s.io": {"HTTPRoute": "HTTPRoute"},
     "postgresql.cnpg.io": {"Cluster": "Cluster"},
     "leaderworkerset.x-k8s.io": {"LeaderWorkerSet": "LeaderWorkerSet"},

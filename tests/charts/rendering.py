@@ -74,10 +74,10 @@ def of_kind(found: list[Object], kind: str) -> list[Object]:
     return [one for one in found if one["kind"] == kind]
 
 
-def one(found: list[Object], kind: str) -> Object:
+def only(found: list[Object], kind: str) -> Object:
     """The only one of a kind."""
-    (only,) = of_kind(found, kind)
-    return only
+    (one,) = of_kind(found, kind)
+    return one
 
 
 def merged(under: Object, over: Object) -> Object:

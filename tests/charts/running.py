@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rendering import Object, of_kind, one
+from rendering import Object, of_kind, only
 
 Result = TypeVar("Result")
 
@@ -116,7 +116,12 @@ class Container:
         return re.sub(r"^--host=(0\.0\.0\.0|::)$", f"--host={self.address}", argument)
 
     def _value(self, entry: Object) -> str:
-        fields = {"spec.nodeName": "node-1", "status.podIP": self.address, "metadata.name": "demo-0", "metadata.uid": "0f1e"}
+        fields = {
+            "spec.nodeName": "node-1",
+            "status.podIP": self.address,
+            "metadata.name": "demo-0",
+            "metadata.uid": "0f1e",
+        }
         return entry["value"] if "value" in entry else fields[entry["valueFrom"]["fieldRef"]["fieldPath"]]
 
     def port(self, name: str) -> str:
@@ -169,7 +174,7 @@ def running(
     found: list[Object], root: Path, kind: str = "Deployment", secrets: dict[str, dict[str, str]] | None = None
 ) -> Iterator[Container]:
     """Runs the pod of the only object of a kind."""
-    container = Container(found, one(found, kind)["spec"]["template"], root, secrets or {})
+    container = Container(found, only(found, kind)["spec"]["template"], root, secrets or {})
     try:
         yield container
     finally:

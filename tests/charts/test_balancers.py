@@ -10,14 +10,18 @@ from pathlib import Path
 import pytest
 
 from balancing import ingress_server, nginx, route_server
-from rendering import merged, mode, notes, objects, one
+from rendering import merged, mode, notes, objects, only
 from running import SEED, ask, lease, loopback, running, until
 
 
 def server(name: str) -> list[str]:
     """nginx's server for a mode."""
     found = objects(mode(name))
-    return ingress_server(one(found, "Ingress"), notes(mode(name))) if name == "ingress" else route_server(one(found, "HTTPRoute"))
+    return (
+        ingress_server(only(found, "Ingress"), notes(mode(name)))
+        if name == "ingress"
+        else route_server(only(found, "HTTPRoute"))
+    )
 
 
 HOST = {"Host": "planner.example"}
@@ -27,7 +31,10 @@ BALANCED = pytest.mark.parametrize("name", ["ingress", "gateway"])
 @BALANCED
 def test_every_request_passes(name: str, tmp_path: Path) -> None:
     values = merged(mode(name), {"planner": {"trustedProxies": ["127.0.0.0/8"]}})
-    with running(objects(values), tmp_path) as planner, nginx(server(name), [planner.until_ready()], tmp_path / "nginx") as address:
+    with (
+        running(objects(values), tmp_path) as planner,
+        nginx(server(name), [planner.until_ready()], tmp_path / "nginx") as address,
+    ):
         # The longest key that there may be, in headers whose names have underscores.
         key = ("/models/m$%C3%A9 " + "k" * 8192)[:8192]
         assert ask(address, "POST", "/add_seed", HOST | SEED | {"SEED_KEY": key}).status == 200
@@ -88,7 +95,9 @@ def test_a_question_for_a_seed_is_never_sent_twice(name: str, tmp_path: Path) ->
 
 def test_what_ingress_nginx_does_by_itself_would_not_do(tmp_path: Path) -> None:
     """The annotations and the ConfigMap are needed: without them, headers are dropped and a lease is taken twice."""
-    bare = ingress_server(one(objects(merged(mode("ingress"), {"ingress": {"nginx": False, "annotations": {}}})), "Ingress"), "")
+    bare = ingress_server(
+        only(objects(merged(mode("ingress"), {"ingress": {"nginx": False, "annotations": {}}})), "Ingress"), ""
+    )
     with running(objects({}), tmp_path) as planner, nginx(bare, [planner.until_ready()], tmp_path / "nginx") as address:
         refused = ask(address, "POST", "/add_seed", HOST | SEED)
         assert (refused.status, refused.body) == (400, b"missing required header: SEED_KEY")

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from checking import check
-from rendering import CHART, ROOT, Object, UniqueKeys, defaults, mode, notes, objects, one
+from rendering import CHART, ROOT, Object, UniqueKeys, defaults, mode, notes, objects, only
 from running import ask, running, until
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
@@ -45,7 +45,7 @@ def test_an_example_is_what_kubernetes_takes(path: Path) -> None:
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_names_the_planner_that_the_readme_installs(path: Path) -> None:
-    service = one(objects({}, "planner"), "Service")
+    service = only(objects({}, "planner"), "Service")
     (port,) = service["spec"]["ports"]
     urls = set(re.findall(r"http://[^\s\"',}]+", path.read_text()))
     assert urls == {f"http://{service['metadata']['name']}.{load(path)['metadata']['namespace']}:{port['port']}"}
@@ -58,7 +58,9 @@ def test_three_lines_make_a_vllm_worker_one_that_forks(path: Path) -> None:
     assert marked[0][0] == "--load-format=rfork"
     for pod in templates(load(path)):
         (container,) = pod["spec"]["containers"]
-        (config,) = [arg.partition("=")[2] for arg in container["args"] if arg.startswith("--model-loader-extra-config=")]
+        (config,) = [
+            arg.partition("=")[2] for arg in container["args"] if arg.startswith("--model-loader-extra-config=")
+        ]
         assert json.loads(config).keys() == {"model_url", "model_deploy_strategy_name"}
         names = [entry["name"] for entry in container["env"]]
         assert {"RFORK_SCHEDULER_URL", "RFORK_HOST", "RFORK_ZONE", "RFORK_INSTANCE_ID"} <= set(names)

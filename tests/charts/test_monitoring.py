@@ -56,13 +56,19 @@ def every_operation(address: str) -> None:
 
     def done() -> bool:
         text = ask(address, "GET", "/metrics").body.decode()
-        return all(f'store_seconds_count{{operation="{name}"}}' in text for name in ("sweep", "flush", "counts", "apply"))
+        return all(
+            f'store_seconds_count{{operation="{name}"}}' in text for name in ("sweep", "flush", "counts", "apply")
+        )
 
     until("sweep and heartbeats", done)
 
 
-@pytest.mark.parametrize(("where", "expression"), EXPRESSIONS, ids=[f"{at}-{where}" for at, (where, _) in enumerate(EXPRESSIONS)])
-def test_an_expression_asks_for_series_that_there_are(where: str, expression: str, exposed: dict[str, list[dict[str, str]]]) -> None:
+@pytest.mark.parametrize(
+    ("where", "expression"), EXPRESSIONS, ids=[f"{at}-{where}" for at, (where, _) in enumerate(EXPRESSIONS)]
+)
+def test_an_expression_asks_for_series_that_there_are(
+    where: str, expression: str, exposed: dict[str, list[dict[str, str]]]
+) -> None:
     named = SERIES.findall(expression)
     assert named
     labels: set[str] = set()
@@ -70,7 +76,7 @@ def test_an_expression_asks_for_series_that_there_are(where: str, expression: st
         assert name in exposed, name
         have = exposed[name]
         labels |= {label for one in have for label in one}
-        for label, how, value in MATCHER.findall(matchers):
+        for label, _, value in MATCHER.findall(matchers):
             if label in ADDED:
                 continue
             assert all(label in one for one in have), f"{name} has no {label}"
@@ -88,7 +94,9 @@ def test_each_alert_has_its_section_in_the_operations_page() -> None:
     sections = re.findall(r"^### ([A-Z][A-Za-z]+)$", page, re.MULTILINE)
     names = [rule["alert"] for rule in RULES]
     assert sections == names and len(names) == len(set(names))
-    for section in re.split(r"^### ", page[page.index("## Alerts") : page.index("## What was")], flags=re.MULTILINE)[1:]:
+    for section in re.split(r"^### ", page[page.index("## Alerts") : page.index("## What was")], flags=re.MULTILINE)[
+        1:
+    ]:
         for part in ("- *Means*:", "- *Look first*:", "- *Do*:"):
             assert section.count(part) == 1, (section, part)
 
@@ -117,7 +125,9 @@ def test_alerts_that_are_not_wanted_are_left_out() -> None:
 
 
 def test_the_dashboard_is_what_the_sidecar_gets() -> None:
-    (dashboard,) = [one for one in of_kind(objects(mode("monitoring")), "ConfigMap") if "dashboard" in one["metadata"]["name"]]
+    (dashboard,) = [
+        one for one in of_kind(objects(mode("monitoring")), "ConfigMap") if "dashboard" in one["metadata"]["name"]
+    ]
     assert dashboard["metadata"]["labels"]["grafana_dashboard"] == "1"
     (text,) = dashboard["data"].values()
     assert json.loads(text) == DASHBOARD
@@ -136,7 +146,11 @@ def test_panels_stand_side_by_side_and_ask_the_chosen_planners() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in DASHBOARD["panels"]:
         place = panel["gridPos"]
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert not cells & taken and place["x"] + place["w"] <= 24, panel["title"]
         taken |= cells
     ids = [panel["id"] for panel in DASHBOARD["panels"]]
@@ -159,5 +173,7 @@ def test_the_dashboard_knows_no_data_source_of_ours() -> None:
             return own + [one for value in part.values() for one in sources(value)]
         return [one for value in part for one in sources(value)] if isinstance(part, list) else []
 
-    assert {json.dumps(source) for source in sources(DASHBOARD)} == {json.dumps({"type": "prometheus", "uid": "${datasource}"})}
+    assert {json.dumps(source) for source in sources(DASHBOARD)} == {
+        json.dumps({"type": "prometheus", "uid": "${datasource}"})
+    }
     assert [one["name"] for one in variables()] == ["datasource", "namespace", "job"]

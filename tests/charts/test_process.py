@@ -31,14 +31,18 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
 
 
 def test_every_setting_of_the_planner_has_a_value() -> None:
-    told = subprocess.run([os.environ["RFORK_BIN"], "planner", "--help"], check=True, capture_output=True, text=True).stdout
+    told = subprocess.run(
+        [os.environ["RFORK_BIN"], "planner", "--help"], check=True, capture_output=True, text=True
+    ).stdout
     flags = set(re.findall(r"^ +(?:-[A-Za-z], )?--([a-z0-9-]+)", told, re.MULTILINE))
     assert len(flags) > 20
     ours = {re.sub("([A-Z])", r"-\1", name).lower() for name in defaults()["planner"]}
     assert ours | ELSEWHERE == flags
 
 
-@pytest.mark.parametrize("name", ["default", "sqlite-claim", "sqlite-ephemeral", "dual-stack", "rules", "ingress", "pod-monitor"])
+@pytest.mark.parametrize(
+    "name", ["default", "sqlite-claim", "sqlite-ephemeral", "dual-stack", "rules", "ingress", "pod-monitor"]
+)
 def test_a_planner_on_sqlite_starts_and_serves(name: str, tmp_path: Path) -> None:
     with running(objects(mode(name)), tmp_path) as planner:
         serves(planner.until_ready())
@@ -81,7 +85,10 @@ def test_a_job_migrates_for_planners_that_may_not(tmp_path: Path, postgres: Post
         ALTER DEFAULT PRIVILEGES FOR ROLE owner GRANT USAGE ON SEQUENCES TO planner""",
         "apart",
     )
-    urls = {name: {"uri": postgres.url(role, "apart")} for name, role in (("planner-owner", "owner"), ("planner-pooler", "planner"))}
+    urls = {
+        name: {"uri": postgres.url(role, "apart")}
+        for name, role in (("planner-owner", "owner"), ("planner-pooler", "planner"))
+    }
     secrets = urls | {"database-ca": {"ca.crt": ""}}
     found = objects(mode("postgres-migration"))
     with running(found, tmp_path / "before", secrets=secrets) as early:

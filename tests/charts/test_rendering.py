@@ -9,7 +9,7 @@ import pytest
 from helm_python.chart import lint
 
 from checking import check
-from rendering import CHART, HERE, MODES, Object, at, defaults, merged, mode, objects, of_kind, one, templates
+from rendering import CHART, HERE, MODES, Object, at, defaults, merged, mode, objects, of_kind, only, templates
 
 POSTGRES = mode("postgres")
 
@@ -82,10 +82,16 @@ def test_an_upgrade_renders_the_same(name: str) -> None:
 
 def test_by_default_it_is_a_planner_on_a_volume() -> None:
     found = objects({})
-    assert sorted(one["kind"] for one in found) == ["Deployment", "PersistentVolumeClaim", "Pod", "Service", "ServiceAccount"]
-    spec = one(found, "Deployment")["spec"]
+    assert sorted(one["kind"] for one in found) == [
+        "Deployment",
+        "PersistentVolumeClaim",
+        "Pod",
+        "Service",
+        "ServiceAccount",
+    ]
+    spec = only(found, "Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
-    assert one(found, "PersistentVolumeClaim")["spec"]["resources"]["requests"] == {"storage": "1Gi"}
+    assert only(found, "PersistentVolumeClaim")["spec"]["resources"]["requests"] == {"storage": "1Gi"}
     (container,) = spec["template"]["spec"]["containers"]
     assert container["args"] == [
         "planner",
@@ -98,7 +104,7 @@ def test_by_default_it_is_a_planner_on_a_volume() -> None:
 
 
 def test_each_setting_becomes_its_flag() -> None:
-    (container,) = one(objects(mode("everything")), "Deployment")["spec"]["template"]["spec"]["containers"]
+    (container,) = only(objects(mode("everything")), "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["args"] == [
         "planner",
         "--host=::",
@@ -130,7 +136,7 @@ def test_each_setting_becomes_its_flag() -> None:
 
 def test_other_rules_roll_the_pods_and_the_same_do_not() -> None:
     def checksum(values: Object) -> str:
-        metadata = one(objects(values), "Deployment")["spec"]["template"]["metadata"]
+        metadata = only(objects(values), "Deployment")["spec"]["template"]["metadata"]
         return metadata.get("annotations", {}).get("checksum/settings", "")
 
     rules = mode("rules")
@@ -141,7 +147,7 @@ def test_other_rules_roll_the_pods_and_the_same_do_not() -> None:
 
 def test_the_grace_period_is_the_drain_and_what_comes_after_it() -> None:
     def grace(values: Object) -> int:
-        return one(objects(values), "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
+        return only(objects(values), "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]
 
     assert grace({}) == 25
     assert grace({"planner": {"drainSec": 0}}) == 20
@@ -151,7 +157,7 @@ def test_the_grace_period_is_the_drain_and_what_comes_after_it() -> None:
 
 def test_planners_listen_on_the_families_of_their_service() -> None:
     def host(service: Object) -> str:
-        (container,) = one(objects({"service": service}), "Deployment")["spec"]["template"]["spec"]["containers"]
+        (container,) = only(objects({"service": service}), "Deployment")["spec"]["template"]["spec"]["containers"]
         return container["args"][1]
 
     assert host({}) == host({"ipFamilies": ["IPv4"]}) == host({"ipFamilyPolicy": "SingleStack"}) == "--host=0.0.0.0"
@@ -160,13 +166,13 @@ def test_planners_listen_on_the_families_of_their_service() -> None:
 
 
 def test_an_autoscaler_and_a_number_of_replicas_do_not_fight() -> None:
-    assert "replicas" not in one(objects(mode("autoscaling")), "Deployment")["spec"]
-    assert one(objects(merged(POSTGRES, {"replicas": 0})), "Deployment")["spec"]["replicas"] == 0
+    assert "replicas" not in only(objects(mode("autoscaling")), "Deployment")["spec"]
+    assert only(objects(merged(POSTGRES, {"replicas": 0})), "Deployment")["spec"]["replicas"] == 0
 
 
 def test_migrations_run_before_planners_and_with_their_own_secret() -> None:
     found = objects(mode("postgres-migration"))
-    job = one(found, "Job")
+    job = only(found, "Job")
     assert job["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
     pod = job["spec"]["template"]["spec"]
     assert pod["containers"][0]["args"][:3] == ["planner", "migrate", "--database-url-file=/etc/rfork/database/url"]
@@ -175,20 +181,20 @@ def test_migrations_run_before_planners_and_with_their_own_secret() -> None:
     assert pod["serviceAccountName"] == "planner"
     # What the release makes is not there yet.
     made = merged(mode("postgres-migration"), {"serviceAccount": {"create": True}})
-    assert "serviceAccountName" not in one(objects(made), "Job")["spec"]["template"]["spec"]
+    assert "serviceAccountName" not in only(objects(made), "Job")["spec"]["template"]["spec"]
     same = merged(mode("postgres-migration"), {"migration": {"job": {"secret": {"name": ""}}}})
-    volumes = one(objects(same), "Job")["spec"]["template"]["spec"]["volumes"]
+    volumes = only(objects(same), "Job")["spec"]["template"]["spec"]["volumes"]
     assert volumes[0]["secret"]["secretName"] == "planner-pooler"
 
 
 def test_a_budget_never_keeps_the_only_planner_on_its_node() -> None:
     assert not of_kind(objects({}), "PodDisruptionBudget")
-    assert one(objects(POSTGRES), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    assert only(objects(POSTGRES), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
 
 
 def test_seeds_may_be_asked_where_the_network_policy_lets_planners_go() -> None:
     def networks(values: Object) -> list[str]:
-        rules = one(objects(values), "NetworkPolicy")["spec"]["egress"]
+        rules = only(objects(values), "NetworkPolicy")["spec"]["egress"]
         return [to["ipBlock"]["cidr"] for rule in rules for to in rule["to"] if "ipBlock" in to]
 
     policy = {"networkPolicy": {"enabled": True}}
@@ -199,7 +205,7 @@ def test_seeds_may_be_asked_where_the_network_policy_lets_planners_go() -> None:
 
 def test_the_database_of_the_operator_is_the_planners() -> None:
     found = objects(mode("cloudnativepg"))
-    cluster = one(found, "Cluster")["metadata"]["name"]
-    (volume,) = one(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    cluster = only(found, "Cluster")["metadata"]["name"]
+    (volume,) = only(found, "Deployment")["spec"]["template"]["spec"]["volumes"]
     assert volume["secret"]["secretName"] == f"{cluster}-app"
     assert volume["secret"]["items"] == [{"key": "uri", "path": "url"}]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from rendering import MODES, Object, merged, mode, objects, of_kind, one, pods
+from rendering import MODES, Object, merged, mode, objects, of_kind, only, pods
 
 # Names that Helm takes: long, with a digit first, with dots.
 LONG = "a-release-whose-name-is-as-long-as-helm-lets-it-be-53"
@@ -16,7 +16,16 @@ def test_pods_pass_the_restricted_standard(name: str) -> None:
     for maker, pod in pods(objects(mode(name))):
         spec = pod["spec"]
         assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys(), maker
-        allowed = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"}
+        allowed = {
+            "configMap",
+            "csi",
+            "downwardAPI",
+            "emptyDir",
+            "ephemeral",
+            "persistentVolumeClaim",
+            "projected",
+            "secret",
+        }
         for volume in spec.get("volumes", []):
             assert volume.keys() - {"name"} <= allowed, maker
         whole = spec["securityContext"]
@@ -45,7 +54,7 @@ def test_pods_have_neither_token_nor_service_links(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODES)
 def test_planners_are_probed_at_a_port_that_they_have(name: str) -> None:
-    (container,) = one(objects(mode(name)), "Deployment")["spec"]["template"]["spec"]["containers"]
+    (container,) = only(objects(mode(name)), "Deployment")["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
         assert container[probe]["httpGet"] == {"path": path, "port": "http"}
@@ -61,10 +70,14 @@ def selects(selector: Object, labels: Object) -> bool:
 @pytest.mark.parametrize("release", NAMES)
 def test_selectors_find_planners_and_nothing_else(name: str, release: str) -> None:
     found = objects(mode(name), release)
-    deployment = one(found, "Deployment")
-    service = one(found, "Service")
+    deployment = only(found, "Deployment")
+    service = only(found, "Service")
     selectors = [deployment["spec"]["selector"]["matchLabels"], service["spec"]["selector"]]
-    selectors += [one["spec"]["selector"]["matchLabels"] for kind in ("PodDisruptionBudget", "PodMonitor") for one in of_kind(found, kind)]
+    selectors += [
+        one["spec"]["selector"]["matchLabels"]
+        for kind in ("PodDisruptionBudget", "PodMonitor")
+        for one in of_kind(found, kind)
+    ]
     selectors += [one["spec"]["podSelector"]["matchLabels"] for one in of_kind(found, "NetworkPolicy")]
     template = deployment["spec"]["template"]["spec"]
     selectors += [one["labelSelector"]["matchLabels"] for one in template.get("topologySpreadConstraints", [])]
@@ -85,14 +98,16 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
     values = mode(name)
     found = objects(values, release)
     names = {kind: {one["metadata"]["name"] for one in of_kind(found, kind)} for kind in {one["kind"] for one in found}}
-    service = one(found, "Service")
+    service = only(found, "Service")
     (port,) = service["spec"]["ports"]
-    (container,) = one(found, "Deployment")["spec"]["template"]["spec"]["containers"]
+    (container,) = only(found, "Deployment")["spec"]["template"]["spec"]["containers"]
     assert port["targetPort"] in {port["name"] for port in container["ports"]}
     for ingress in of_kind(found, "Ingress"):
         for rule in ingress["spec"]["rules"]:
             for path in rule["http"]["paths"]:
-                assert path["backend"] == {"service": {"name": service["metadata"]["name"], "port": {"name": port["name"]}}}
+                assert path["backend"] == {
+                    "service": {"name": service["metadata"]["name"], "port": {"name": port["name"]}}
+                }
     for route in of_kind(found, "HTTPRoute"):
         for rule in route["spec"]["rules"]:
             assert rule["backendRefs"] == [{"name": service["metadata"]["name"], "port": port["port"]}]
@@ -105,7 +120,9 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
     for policy in of_kind(found, "NetworkPolicy"):
         assert policy["spec"]["ingress"][0]["ports"][0]["port"] == container["ports"][0]["containerPort"]
     for test in of_kind(found, "Pod"):
-        assert test["spec"]["containers"][0]["args"][1] == f"--planner=http://{service['metadata']['name']}:{port['port']}"
+        assert (
+            test["spec"]["containers"][0]["args"][1] == f"--planner=http://{service['metadata']['name']}:{port['port']}"
+        )
     elsewhere = {"planner-data", "planner-database", "planner-owner", "planner-pooler", "database-ca", "certificates"}
     for maker, pod in pods(found):
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
@@ -114,7 +131,10 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
             assert sorted(mounts) == sorted(volumes), maker
         for volume in volumes.values():
             if "persistentVolumeClaim" in volume:
-                assert volume["persistentVolumeClaim"]["claimName"] in names.get("PersistentVolumeClaim", set()) | elsewhere
+                assert (
+                    volume["persistentVolumeClaim"]["claimName"]
+                    in names.get("PersistentVolumeClaim", set()) | elsewhere
+                )
             if "configMap" in volume:
                 assert volume["configMap"]["name"] in names.get("ConfigMap", set()) | elsewhere
             if "secret" in volume:
@@ -131,7 +151,9 @@ LABEL_VALUE = re.compile(r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?")
 
 @pytest.mark.parametrize("name", MODES)
 @pytest.mark.parametrize("release", NAMES)
-@pytest.mark.parametrize("more", [{}, {"fullnameOverride": "x" * 63}, {"nameOverride": "y" * 63}], ids=["", "full", "chart"])
+@pytest.mark.parametrize(
+    "more", [{}, {"fullnameOverride": "x" * 63}, {"nameOverride": "y" * 63}], ids=["", "full", "chart"]
+)
 def test_names_are_valid_and_none_occurs_twice(name: str, release: str, more: Object) -> None:
     found = objects(merged(mode(name), more), release)
     every = [(one["kind"], one["metadata"]["name"]) for one in found]
@@ -158,13 +180,16 @@ def test_two_releases_stand_side_by_side_in_a_namespace(name: str, pair: tuple[s
     shared = {("ServiceAccount", "planner")} if name in ("everything",) else set()
     named = [{(one["kind"], one["metadata"]["name"]) for one in found} for found in (ours, theirs)]
     assert named[0] & named[1] == shared
-    for selector in (one(ours, "Service")["spec"]["selector"], one(ours, "Deployment")["spec"]["selector"]["matchLabels"]):
+    for selector in (
+        only(ours, "Service")["spec"]["selector"],
+        only(ours, "Deployment")["spec"]["selector"]["matchLabels"],
+    ):
         assert not [maker for maker, pod in pods(theirs) if selects(selector, pod["metadata"]["labels"])]
 
 
 def test_a_volume_that_one_node_has_is_never_wanted_by_two_pods() -> None:
     for name in MODES:
-        deployment = one(objects(mode(name)), "Deployment")["spec"]
+        deployment = only(objects(mode(name)), "Deployment")["spec"]
         volumes = deployment["template"]["spec"]["volumes"]
         if any("persistentVolumeClaim" in volume for volume in volumes):
             assert (deployment["strategy"], deployment["replicas"]) == ({"type": "Recreate"}, 1), name

@@ -65,7 +65,11 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("database.type", "postgres"), "database.postgres.secret.name", "name the Secret"),
     (at("database.postgres.secret.name", "x"), "database.postgres.secret.name", "set database.type to postgres"),
     (at("database.cloudNativePG.enabled", True), "database.cloudNativePG.enabled", "set database.type to postgres"),
-    (merged(mode("postgres"), at("database.cloudNativePG.enabled", True)), "database.cloudNativePG.enabled", "set one of them"),
+    (
+        merged(mode("postgres"), at("database.cloudNativePG.enabled", True)),
+        "database.cloudNativePG.enabled",
+        "set one of them",
+    ),
     (at("autoscaling.enabled", True), "autoscaling.enabled", "a SQLite file serves one planner"),
     (merged(mode("autoscaling"), at("autoscaling.maxReplicas", 1)), "autoscaling.maxReplicas", "less than"),
     (
@@ -75,7 +79,11 @@ WRONG: list[tuple[Object, str, str]] = [
     ),
     (at("migration.job.enabled", True), "migration.job.enabled", "the planner itself migrates"),
     (merged(mode("cloudnativepg"), at("migration.job.enabled", True)), "migration.job.enabled", "not there before"),
-    ({"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}}, "podMonitor.enabled", "twice"),
+    (
+        {"monitoring": {"serviceMonitor": {"enabled": True}, "podMonitor": {"enabled": True}}},
+        "podMonitor.enabled",
+        "twice",
+    ),
     (at("terminationGracePeriodSeconds", 10), "terminationGracePeriodSeconds", "planner.drainSec (5)"),
     (at("ingress.enabled", True), "ingress.hosts", "name the hosts"),
     (at("httpRoute.enabled", True), "httpRoute.parentRefs", "name the Gateways"),
@@ -83,7 +91,9 @@ WRONG: list[tuple[Object, str, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("values", "name", "why"), WRONG, ids=[f"{number}-{name}" for number, (_, name, _) in enumerate(WRONG)])
+@pytest.mark.parametrize(
+    ("values", "name", "why"), WRONG, ids=[f"{number}-{name}" for number, (_, name, _) in enumerate(WRONG)]
+)
 def test_a_wrong_value_is_refused_by_name(values: Object, name: str, why: str) -> None:
     with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError)) as refusal:
         objects(values)

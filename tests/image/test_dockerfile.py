@@ -1,4 +1,4 @@
-"""The Dockerfile says what an image has to be. The image itself is made elsewhere: there may be no container engine here."""
+"""The Dockerfile says what an image has to be. No image is made here: there may be no container engine."""
 
 import re
 import tomllib

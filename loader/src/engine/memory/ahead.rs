@@ -3,7 +3,7 @@
 //! Memory that nobody has touched has no pages yet: at the first touch the kernel finds one and clears it, while
 //! whoever fills the memory waits within `recvmsg` or `read`. A thread of its own does that beforehand, for the chunks
 //! that come next ([`MAX_AHEAD_BYTES`]), in bounded steps. It keeps up with whoever fills, or is overtaken and goes on
-//! from there; nobody waits for it.
+//! some way ahead; nobody waits for it.
 //!
 //! Only the kernel can make pages beside readers and writers without changing a byte (`MADV_POPULATE_WRITE`, Linux
 //! 5.14). Where it cannot, or will not, pages are made by whoever touches them, as ever. Writing zeros instead would
@@ -23,7 +23,7 @@ use super::chunk::ChunkBytes;
 
 /// How far ahead pages are made: little enough that a load which fails has not paid for much, and that what was just
 /// cleared is still in a processor's cache when bytes come.
-const MAX_AHEAD_BYTES: u64 = 16 << 20;
+const MAX_AHEAD_BYTES: u64 = 32 << 20;
 /// What one system call makes: who ends the thread waits for one, as does who maps memory meanwhile.
 const STEP_BYTES: usize = 4 << 20;
 
@@ -108,8 +108,10 @@ impl Shared {
         let mut next = 0;
         while !self.ended.load(Ordering::Relaxed) {
             let reached = self.reached.load(Ordering::Relaxed);
-            // Where it is overtaken, who fills makes the pages of what it has taken.
-            next = next.max(reached);
+            // Overtaken: what comes first is left to those who fill. Two who make one huge page at once both clear it.
+            if next < reached {
+                next = reached.saturating_add(self.ahead / 2);
+            }
             let Some(&chunk) = order.get(next) else { return };
             if next >= reached.saturating_add(self.ahead) {
                 thread::park();
@@ -230,9 +232,9 @@ mod tests {
         // Half of them are used up.
         pages.reached(AHEAD / 2);
         assert_eq!(take(&steps, AHEAD / 2), chunks[AHEAD..AHEAD * 3 / 2]);
-        // Overtaken: what was passed is not made any more.
+        // Overtaken: neither what was passed nor what comes first is made.
         pages.reached(3 * AHEAD);
-        assert_eq!(take(&steps, AHEAD), chunks[3 * AHEAD..]);
+        assert_eq!(take(&steps, AHEAD / 2), chunks[AHEAD * 7 / 2..]);
         // All is done; nothing came in between.
         assert!(steps.recv_timeout(DEADLINE).is_err());
         drop(pages);

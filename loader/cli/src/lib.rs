@@ -54,7 +54,8 @@ enum Command {
 /// cannot be, and those that ask for help, end the process.
 ///
 /// To be called once in a process: it takes the signals and the logging of all of it.
-pub fn run(args: impl IntoIterator<Item = OsString>) -> u8 {
+// Not generic over its argument: all that it runs would be compiled once more in every crate that calls it.
+pub fn run(args: Vec<OsString>) -> u8 {
     let cli = Cli::parse_from(args);
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

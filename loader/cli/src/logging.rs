@@ -5,9 +5,10 @@ use std::io::IsTerminal;
 use clap::{Args, ValueEnum};
 #[cfg(feature = "planner")]
 use rfork_planner::telemetry::Exporter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer, fmt};
+use tracing_subscriber::{Layer, fmt};
 
 use crate::Command;
 
@@ -16,8 +17,8 @@ use crate::Command;
 #[command(next_help_heading = "Logging")]
 pub(crate) struct LoggingArgs {
     /// What to log: error, warn, info, debug, trace, or a filter such as `rfork_loader=debug,info`
-    #[arg(long, env = "RFORK_LOG", global = true, default_value = "info", value_parser = filter, value_name = "FILTER")]
-    log: String,
+    #[arg(long, env = "RFORK_LOG", global = true, default_value = "info", value_name = "FILTER")]
+    log: Targets,
 
     /// How to log: lines for people, or a JSON object a line
     #[arg(long, env = "RFORK_LOG_FORMAT", global = true, value_enum, default_value_t, value_name = "FORMAT")]
@@ -29,10 +30,6 @@ enum LogFormat {
     #[default]
     Text,
     Json,
-}
-
-fn filter(text: &str) -> Result<String, String> {
-    EnvFilter::try_new(text).map(|_| text.to_owned()).map_err(|error| error.to_string())
 }
 
 /// Where traces go, if anywhere: a planner may export them.
@@ -82,7 +79,7 @@ pub(crate) fn init(args: &LoggingArgs, traces: &Traces) {
         // The list ends with the current one.
         LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
     };
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new(&args.log)));
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(args.log.clone()));
     #[cfg(feature = "planner")]
     let subscriber = subscriber.with(traces.exporter.as_ref().map(Exporter::layer));
     #[cfg(not(feature = "planner"))]

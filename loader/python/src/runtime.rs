@@ -8,13 +8,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Runtime};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{Layer, fmt};
 
 use crate::errors::RForkError;
 
 /// As many as serve: readers of a seed are few, and the system does most of the work.
 const THREADS: usize = 4;
-/// Names what is logged, in the syntax of `tracing`'s `EnvFilter`.
+/// Names what is logged, as the command's `--log` does.
 const LOG: &str = "RFORK_LOG";
 
 /// The runtime, and the process that started it. Locked only with the GIL and never while it is given up, so that no
@@ -47,7 +50,8 @@ pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
 /// What happens is told on standard error, warnings alone unless `RFORK_LOG` says otherwise. A program that has
 /// arranged for it already is left to itself.
 fn log() {
-    let filter = EnvFilter::try_from_env(LOG).unwrap_or_else(|_| EnvFilter::new("warn"));
-    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
-    let _ = lines.with_ansi(std::io::stderr().is_terminal()).try_init();
+    let wanted = std::env::var(LOG).ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
 }

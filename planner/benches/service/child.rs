@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use rfork_planner::config::{DatabaseUrl, Settings};
 use tokio_util::sync::CancellationToken;
+use tracing_subscriber::Layer;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{EnvFilter, Layer};
 
 use crate::{Result, responder};
 
@@ -87,7 +88,7 @@ fn log() -> Result<()> {
     let nowhere = File::options().write(true).open("/dev/null")?;
     let lines =
         tracing_subscriber::fmt::layer().with_writer(Mutex::new(nowhere)).with_target(false).with_ansi(false);
-    tracing_subscriber::registry().with(lines.with_filter(EnvFilter::new("info"))).init();
+    tracing_subscriber::registry().with(lines.with_filter(LevelFilter::INFO)).init();
     Ok(())
 }
 

@@ -1,10 +1,41 @@
-//! How far a database's schema is, by the migrations that it says it has.
+//! The schemas, and how far a database's is, by the migrations that it says it has.
 //!
 //! Versions of a release only add to a schema, so two that follow each other run on one at the same time. Before the
 //! first release, and between two, a migration may be made anew: a database that has an earlier state of it has other
 //! tables, and is refused.
 
-use sqlx::migrate::Migrator;
+use std::borrow::Cow;
+
+use sqlx::SqlStr;
+use sqlx::migrate::{Migration, MigrationType, Migrator};
+
+/// Number, name and SQL of a file in `migrations/`.
+type File = (i64, &'static str, &'static str);
+
+const SQLITE: [File; 1] = [(1, "initial", include_str!("../../../migrations/sqlite/0001_initial.sql"))];
+const POSTGRES: [File; 1] = [(1, "initial", include_str!("../../../migrations/postgres/0001_initial.sql"))];
+
+/// The migrations of a SQLite file.
+pub(super) fn sqlite() -> Migrator {
+    migrator(&SQLITE)
+}
+
+/// The migrations of a Postgres database.
+pub(super) fn postgres() -> Migrator {
+    migrator(&POSTGRES)
+}
+
+/// Not by sqlx's macro: its crate would be compiled with both database drivers, SQLite's C code included, once more.
+fn migrator(files: &[File]) -> Migrator {
+    let migrations = files.iter().map(|(version, name, sql)| {
+        let (name, sql) = (Cow::Borrowed(*name), SqlStr::from_static(sql));
+        Migration::new(*version, name, MigrationType::Simple, sql, false)
+    });
+    let mut migrator = Migrator::with_migrations(migrations.collect());
+    // A newer planner's.
+    migrator.set_ignore_missing(true);
+    migrator
+}
 
 /// What a database has of the migrations that this program knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,24 +71,25 @@ impl Schema {
 
 #[cfg(test)]
 mod tests {
-    use std::borrow::Cow;
-
-    use sqlx::SqlStr;
-    use sqlx::migrate::{Migration, MigrationType};
-
     use super::*;
 
     fn known(sql: &[(i64, &'static str)]) -> Migrator {
-        let migrations = sql.iter().map(|(version, sql)| {
-            Migration::new(
-                *version,
-                Cow::Borrowed("m"),
-                MigrationType::Simple,
-                SqlStr::from_static(sql),
-                false,
-            )
-        });
-        Migrator::with_migrations(migrations.collect())
+        migrator(&sql.iter().map(|(version, sql)| (*version, "m", *sql)).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn every_file_is_built_in() {
+        for (store, files) in [("sqlite", &SQLITE[..]), ("postgres", &POSTGRES[..])] {
+            let directory =
+                std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../migrations").join(store);
+            let mut found: Vec<_> = std::fs::read_dir(directory).unwrap().map(|file| file.unwrap()).collect();
+            found.sort_unstable_by_key(std::fs::DirEntry::file_name);
+            assert_eq!(found.len(), files.len(), "{store}");
+            for (file, (version, name, sql)) in found.iter().zip(files) {
+                assert_eq!(file.file_name().to_str().unwrap(), format!("{version:04}_{name}.sql"));
+                assert_eq!(std::fs::read_to_string(file.path()).unwrap(), *sql);
+            }
+        }
     }
 
     #[test]

@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sqlx::migrate::{MigrateError, Migrator};
+use sqlx::migrate::MigrateError;
 use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::sync::Notify;
 
 use super::requests;
 use crate::config::PostgresUrl;
-use crate::store::schema::Schema;
+use crate::store::schema::{self, Schema};
 
 /// What there is to set.
 const TLS_HINT: &str = "see sslmode and sslrootcert in --database-url";
@@ -24,12 +24,6 @@ const LISTEN_PAUSE: Duration = Duration::from_secs(1);
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// The longest that a migration may take, waiting for another planner's included.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
-
-fn migrations() -> Migrator {
-    let mut migrations = sqlx::migrate!("../migrations/postgres");
-    migrations.set_ignore_missing(true);
-    migrations
-}
 
 /// How connections are made and used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,7 +165,7 @@ async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
         Schema::Complete => Ok(()),
         Schema::Unreleased(version) => Err(MigrateError::VersionMismatch(version)),
         // `run`, which is this, cannot be awaited in a future that has to be `Send`.
-        Schema::Behind => migrations().run_direct(None, connection, false).await,
+        Schema::Behind => schema::postgres().run_direct(None, connection, false).await,
     }
 }
 
@@ -186,7 +180,7 @@ pub(super) async fn schema(connection: &mut PgConnection) -> Result<Schema, sqlx
     let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
         .fetch_all(connection)
         .await?;
-    Ok(Schema::of(&migrations(), &applied))
+    Ok(Schema::of(&schema::postgres(), &applied))
 }
 
 /// Connects, without the timeouts of the pool's connections: a migration may take long.

@@ -48,7 +48,7 @@ use crate::domain::location::Location;
 
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
-use super::schema::Schema;
+use super::schema::{self, Schema};
 use super::{
     Beat, Clock, Command, Counts, LeaseHash, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
     Told, Woken, pool_view,
@@ -247,10 +247,9 @@ fn prepare(path: &Path) -> Result<PathBuf, OpenError> {
 ///
 /// [`schema`]: super::schema
 async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), OpenError> {
-    let mut migrations = sqlx::migrate!("../migrations/sqlite");
-    migrations.set_ignore_missing(true);
+    let migrations = schema::sqlite();
     let unusable = |reason: String| OpenError::Unusable { path: path.to_owned(), reason };
-    match schema(&migrations, writer).await.map_err(|error| unusable(error.to_string()))? {
+    match reached(&migrations, writer).await.map_err(|error| unusable(error.to_string()))? {
         None => Err(unusable("it is a database of another program".into())),
         Some(Schema::Unreleased(version)) => Err(OpenError::Unreleased { path: path.to_owned(), version }),
         Some(Schema::Complete) => Ok(()),
@@ -259,7 +258,7 @@ async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), OpenError> {
 }
 
 /// How far the file's schema is; `None` for one that has tables, and none of ours.
-async fn schema(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>, sqlx::Error> {
+async fn reached(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>, sqlx::Error> {
     let tables: Vec<String> =
         sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'table'").fetch_all(writer).await?;
     if !tables.iter().any(|table| table == "_sqlx_migrations") {

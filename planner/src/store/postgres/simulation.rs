@@ -7,7 +7,6 @@ use sqlx::{AssertSqlSafe, ConnectOptions};
 use super::tests::{Database, few};
 use super::*;
 use crate::store::conformance::Home;
-use crate::store::simulation::mutants::Mutant;
 use crate::store::simulation::{Ground, simulation_suite};
 
 /// A database, and a way to it beside the planners'.
@@ -63,167 +62,109 @@ impl Ground for Scene {
     }
 }
 
-const MUTANTS: &[Mutant] = &[
-    Mutant {
-        name: "an allocation skips the expiry of leases",
-        edits: &[(
-            "WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS busy",
-            "WHERE p.seed_id = s.id) AS busy",
-        )],
-    },
-    Mutant {
-        name: "an allocation skips the expiry of heartbeats",
-        edits: &[("AND b.last_ms > $2", "AND b.last_ms > $2 - 1000")],
-    },
-    Mutant {
-        name: "a lease lives one millisecond too long",
-        edits: &[("p.busy_until_ms > $1", "p.busy_until_ms >= $1")],
-    },
-    Mutant {
-        name: "a claim takes points that another planner has leased",
-        edits: &[("WHERE points.busy_until_ms <= $1", "")],
-    },
-    Mutant {
-        name: "releases and renewals act on ended leases",
-        edits: &[(
-            "seed_id, n, lease_hash, busy_until_ms FROM",
-            "seed_id, n, lease_hash, busy_until_ms + 1000 AS busy_until_ms FROM",
-        )],
-    },
-    Mutant {
-        name: "releases and renewals lack the fence of the seed",
-        edits: &[(
-            "requester, seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)",
-            "requester, ($1::bigint[])[1] AS seed_id, n, lease_hash, busy_until_ms FROM points",
-        )],
-    },
-    Mutant {
-        name: "a release gives back every point of the seed",
-        edits: &[(
-            "AS t (seed_id, n) WHERE p.seed_id = t.seed_id AND p.n = t.n",
-            "AS t (seed_id, n) WHERE p.seed_id = t.seed_id",
-        )],
-    },
-    Mutant {
-        name: "the capacity is one too large",
-        edits: &[
-            ("s.rank, s.capacity,", "s.rank, s.capacity + 1 AS capacity,"),
-            ("count(*) < s.capacity", "count(*) < s.capacity + 1"),
-            ("p.n < s.capacity", "p.n < s.capacity + 1"),
-            ("t.n < locked.capacity", "t.n < locked.capacity + 1"),
-        ],
-    },
-    Mutant {
-        name: "the capacity is one too small",
-        edits: &[("count(*) < s.capacity", "count(*) < s.capacity - 1")],
-    },
-    Mutant {
-        name: "a sweep frees points that were leased anew meanwhile",
-        edits: &[("AND p.n = t.n AND p.busy_until_ms <= $3", "AND p.n = t.n")],
-    },
-    Mutant {
-        name: "a sweep forgets seeds that were heard of meanwhile",
-        edits: &[("AND (s.removed OR h.last_ms <= CASE WHEN s.drained THEN $3 ELSE $2 END)", "")],
-    },
-    Mutant {
-        name: "a sweep forgets that silent seeds were drained",
-        edits: &[
-            ("(NOT s.drained OR h.last_ms <= $3)", "(TRUE OR h.last_ms <= $3)"),
-            ("CASE WHEN s.drained THEN $3", "CASE WHEN s.drained THEN greatest($2, $3)"),
-        ],
-    },
-    Mutant {
-        name: "heartbeats renew leases",
-        edits: &[(
-            "WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms)",
-            "WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms),
+simulation_suite! {
+    Scene,
+    an_allocation_skips_the_expiry_of_leases {
+        "WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS busy" => "WHERE p.seed_id = s.id) AS busy",
+    }
+    an_allocation_skips_the_expiry_of_heartbeats {
+        "AND b.last_ms > $2" => "AND b.last_ms > $2 - 1000",
+    }
+    a_lease_lives_one_millisecond_too_long {
+        "p.busy_until_ms > $1" => "p.busy_until_ms >= $1",
+    }
+    a_claim_takes_points_that_another_planner_has_leased {
+        "WHERE points.busy_until_ms <= $1" => "",
+    }
+    releases_and_renewals_act_on_ended_leases {
+        "seed_id, n, lease_hash, busy_until_ms FROM"
+            => "seed_id, n, lease_hash, busy_until_ms + 1000 AS busy_until_ms FROM",
+    }
+    releases_and_renewals_lack_the_fence_of_the_seed {
+        "requester, seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)"
+            => "requester, ($1::bigint[])[1] AS seed_id, n, lease_hash, busy_until_ms FROM points",
+    }
+    a_release_gives_back_every_point_of_the_seed {
+        "AS t (seed_id, n) WHERE p.seed_id = t.seed_id AND p.n = t.n"
+            => "AS t (seed_id, n) WHERE p.seed_id = t.seed_id",
+    }
+    the_capacity_is_one_too_large {
+        "s.rank, s.capacity," => "s.rank, s.capacity + 1 AS capacity,",
+        "count(*) < s.capacity" => "count(*) < s.capacity + 1",
+        "p.n < s.capacity" => "p.n < s.capacity + 1",
+        "t.n < locked.capacity" => "t.n < locked.capacity + 1",
+    }
+    the_capacity_is_one_too_small {
+        "count(*) < s.capacity" => "count(*) < s.capacity - 1",
+    }
+    a_sweep_frees_points_that_were_leased_anew_meanwhile {
+        "AND p.n = t.n AND p.busy_until_ms <= $3" => "AND p.n = t.n",
+    }
+    a_sweep_forgets_seeds_that_were_heard_of_meanwhile {
+        "AND (s.removed OR h.last_ms <= CASE WHEN s.drained THEN $3 ELSE $2 END)" => "",
+    }
+    a_sweep_forgets_that_silent_seeds_were_drained {
+        "(NOT s.drained OR h.last_ms <= $3)" => "(TRUE OR h.last_ms <= $3)",
+        "CASE WHEN s.drained THEN $3" => "CASE WHEN s.drained THEN greatest($2, $3)",
+    }
+    heartbeats_renew_leases {
+        "WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms)"
+            => "WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms),
              renewed AS (UPDATE points p SET busy_until_ms = p.busy_until_ms + 10
                          FROM beat WHERE p.seed_id = beat.seed_id)",
-        )],
-    },
-    Mutant {
-        name: "an older heartbeat counts more than a later one",
-        edits: &[("AND h.last_ms < t.last_ms", "")],
-    },
-    Mutant {
-        name: "a removed seed is offered on",
-        edits: &[
-            ("WHEN NOT s.removed AND NOT s.drained AND", "WHEN NOT s.drained AND"),
-            ("s.removed OR s.drained OR", "s.drained OR"),
-        ],
-    },
-    Mutant {
-        name: "a renewal is one millisecond short",
-        edits: &[("SET busy_until_ms = t.ends_ms", "SET busy_until_ms = t.ends_ms - 1")],
-    },
-    Mutant {
-        name: "a drained seed is offered on",
-        edits: &[
-            ("WHEN NOT s.removed AND NOT s.drained AND", "WHEN NOT s.removed AND"),
-            ("s.removed OR s.drained OR", "s.removed OR"),
-        ],
-    },
-    Mutant {
-        name: "a suspect seed is offered on",
-        edits: &[
-            ("AND s.suspect_until_ms <= $1 AND count(*)", "AND count(*)"),
-            ("OR s.suspect_until_ms > $1 AS out", "AS out"),
-            ("AND c.suspect_until_ms <= $1", ""),
-        ],
-    },
-    Mutant {
-        name: "a host lends one lease more than it may",
-        edits: &[
-            ("s.host_capacity - (", "s.host_capacity + 1 - ("),
-            ("< s.host_capacity", "< s.host_capacity + 1"),
-            ("< c.host_capacity", "< c.host_capacity + 1"),
-        ],
-    },
-    Mutant {
-        name: "who came last is called up first",
-        edits: &[("AND planner IS NOT NULL ORDER BY id", "AND planner IS NOT NULL ORDER BY id DESC")],
-    },
-    Mutant {
-        name: "who waits at a silent planner is called up",
-        edits: &[("OR p.alive_until_ms > $3)", "OR r.planner IS NOT NULL)")],
-    },
-    Mutant { name: "who waited for long enough is called up", edits: &[("AND r.waits_until_ms > $3", "")] },
-    Mutant {
-        name: "a waiter is served twice",
-        edits: &[("SET waits_until_ms = NULL, changed_ms = $1", "SET changed_ms = $1")],
-    },
-    Mutant {
-        name: "a waiter that was served is named once",
-        edits: &[(
-            "SELECT lease_hash, attempt FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id",
-            "UPDATE requests SET planner = NULL WHERE planner = $1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
-        )],
-    },
-    Mutant {
-        name: "a planner ends what waits at another",
-        edits: &[(
-            "attempt, planner, idempotency IS NOT NULL",
-            "attempt, NULL AS planner, idempotency IS NOT NULL",
-        )],
-    },
-    Mutant {
-        name: "a repetition leaves its place to the attempt before",
-        edits: &[("attempt = $3, waits_until_ms", "attempt = least(attempt, $3), waits_until_ms")],
-    },
-    Mutant {
-        name: "what is asked for under a key does not count",
-        edits: &[(
-            "SELECT id, idempotency, request_hash,",
-            "SELECT id, idempotency, decode(repeat('00', 32), 'hex') AS request_hash,",
-        )],
-    },
-    Mutant {
-        name: "a lease whose client is gone is not given back",
-        edits: &[(
-            "SELECT seed_id FROM points WHERE lease_hash = $1",
-            "SELECT seed_id FROM points WHERE lease_hash = $1 AND FALSE",
-        )],
-    },
-];
-
-simulation_suite!(Scene, MUTANTS);
+    }
+    an_older_heartbeat_counts_more_than_a_later_one {
+        "AND h.last_ms < t.last_ms" => "",
+    }
+    a_removed_seed_is_offered_on {
+        "WHEN NOT s.removed AND NOT s.drained AND" => "WHEN NOT s.drained AND",
+        "s.removed OR s.drained OR" => "s.drained OR",
+    }
+    a_renewal_is_one_millisecond_short {
+        "SET busy_until_ms = t.ends_ms" => "SET busy_until_ms = t.ends_ms - 1",
+    }
+    a_drained_seed_is_offered_on {
+        "WHEN NOT s.removed AND NOT s.drained AND" => "WHEN NOT s.removed AND",
+        "s.removed OR s.drained OR" => "s.removed OR",
+    }
+    a_suspect_seed_is_offered_on {
+        "AND s.suspect_until_ms <= $1 AND count(*)" => "AND count(*)",
+        "OR s.suspect_until_ms > $1 AS out" => "AS out",
+        "AND c.suspect_until_ms <= $1" => "",
+    }
+    a_host_lends_one_lease_more_than_it_may {
+        "s.host_capacity - (" => "s.host_capacity + 1 - (",
+        "< s.host_capacity" => "< s.host_capacity + 1",
+        "< c.host_capacity" => "< c.host_capacity + 1",
+    }
+    who_came_last_is_called_up_first {
+        "AND planner IS NOT NULL ORDER BY id" => "AND planner IS NOT NULL ORDER BY id DESC",
+    }
+    who_waits_at_a_silent_planner_is_called_up {
+        "OR p.alive_until_ms > $3)" => "OR r.planner IS NOT NULL)",
+    }
+    who_waited_for_long_enough_is_called_up {
+        "AND r.waits_until_ms > $3" => "",
+    }
+    a_waiter_is_served_twice {
+        "SET waits_until_ms = NULL, changed_ms = $1" => "SET changed_ms = $1",
+    }
+    a_waiter_that_was_served_is_named_once {
+        "SELECT lease_hash, attempt FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id"
+            => "UPDATE requests SET planner = NULL WHERE planner = $1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
+    }
+    a_planner_ends_what_waits_at_another {
+        "attempt, planner, idempotency IS NOT NULL" => "attempt, NULL AS planner, idempotency IS NOT NULL",
+    }
+    a_repetition_leaves_its_place_to_the_attempt_before {
+        "attempt = $3, waits_until_ms" => "attempt = least(attempt, $3), waits_until_ms",
+    }
+    what_is_asked_for_under_a_key_does_not_count {
+        "SELECT id, idempotency, request_hash,"
+            => "SELECT id, idempotency, decode(repeat('00', 32), 'hex') AS request_hash,",
+    }
+    a_lease_whose_client_is_gone_is_not_given_back {
+        "SELECT seed_id FROM points WHERE lease_hash = $1"
+            => "SELECT seed_id FROM points WHERE lease_hash = $1 AND FALSE",
+    }
+}

@@ -7,15 +7,15 @@
 //!   turns statement by statement, and there must be an order of what they did in which every answer was right.
 //! - In a part of the histories some wait: these happen one after the other, so that it is known who is served.
 //! - A planner is killed by dropping its call after some statement: what it did is there as a whole or not at all.
-//! - `mutants` puts deliberate faults into the stores; a fault that no history finds is a failure.
+//! - [`faults`] puts deliberate faults into the stores; a fault that no history finds is a failure.
 //!
-//! [`simulation_suite!`] makes the tests of one store.
+//! [`simulation_suite!`] makes the tests of one store. Each has a budget of histories, never of time.
 
 mod commands;
+pub(crate) mod faults;
 mod history;
 mod interleave;
 mod model;
-pub(crate) mod mutants;
 mod play;
 mod search;
 mod statements;
@@ -66,12 +66,11 @@ struct Run {
 }
 
 impl Run {
-    fn of<G: Ground>(what: &str, histories: u64) -> Self {
+    /// What the environment says, and else these.
+    fn of<G: Ground>(what: &str, first: impl FnOnce() -> u64, histories: u64) -> Self {
         let setting = |name| std::env::var(name).ok().map(|text| text.parse::<u64>().unwrap());
-        // Short enough to be typed.
-        let random = || RandomState::new().hash_one(0) >> 32;
         let run = Self {
-            first: setting("RFORK_SIMULATION_SEED").unwrap_or_else(random),
+            first: setting("RFORK_SIMULATION_SEED").unwrap_or_else(first),
             histories: setting("RFORK_SIMULATION_HISTORIES").unwrap_or(histories),
         };
         println!(
@@ -156,7 +155,9 @@ fn runtime() -> tokio::runtime::Runtime {
 }
 
 pub(crate) fn histories_agree_with_the_model<G: Ground>() {
-    let run = Run::of::<G>("simulation", G::HISTORIES);
+    // Others in each run, and short enough to be typed.
+    let random = || RandomState::new().hash_one(0) >> 32;
+    let run = Run::of::<G>("simulation", random, G::HISTORIES);
     let since = Instant::now();
     let played = AtomicU64::new(0);
     let stop = AtomicBool::new(false);
@@ -193,17 +194,23 @@ pub(crate) fn histories_agree_with_the_model<G: Ground>() {
     }
 }
 
-/// Makes the simulation's tests of the store whose [`Ground`] is given.
+/// Makes the simulation's tests of the store whose [`Ground`] is given; one for each deliberate fault, which is made by
+/// replacing texts in the store's statements.
 macro_rules! simulation_suite {
-    ($ground:ty, $mutants:expr) => {
+    ($ground:ident, $($fault:ident { $($from:literal => $to:literal,)+ })+) => {
         #[test]
         fn simulated_histories_agree_with_the_model() {
             $crate::store::simulation::histories_agree_with_the_model::<$ground>();
         }
 
-        #[test]
-        fn simulation_finds_deliberate_faults() {
-            $crate::store::simulation::mutants::are_found::<$ground>($mutants);
+        mod simulation_finds {
+            $(
+                #[test]
+                fn $fault() {
+                    let edits = [$(($from, $to)),+];
+                    $crate::store::simulation::faults::is_found::<super::$ground>(stringify!($fault), &edits);
+                }
+            )+
         }
     };
 }

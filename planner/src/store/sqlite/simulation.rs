@@ -7,7 +7,6 @@ use sqlx::{AssertSqlSafe, ConnectOptions, SqliteConnection};
 use super::tests::Directory;
 use super::*;
 use crate::store::conformance::Home;
-use crate::store::simulation::mutants::Mutant;
 use crate::store::simulation::{Ground, simulation_suite};
 
 /// A file, and a way to it beside the planner's.
@@ -66,151 +65,102 @@ impl Ground for Scene {
     }
 }
 
-const MUTANTS: &[Mutant] = &[
-    Mutant {
-        name: "an allocation skips the expiry of leases",
-        edits: &[(
-            "WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS busy",
-            "WHERE p.seed_id = s.id) AS busy",
-        )],
-    },
-    Mutant { name: "an allocation skips the expiry of heartbeats", edits: &[("AND b.last_ms > ?2", "")] },
-    Mutant {
-        name: "a lease lives one millisecond too long",
-        edits: &[("p.busy_until_ms > ?1", "p.busy_until_ms >= ?1")],
-    },
-    Mutant {
-        name: "releases and renewals act on ended leases",
-        edits: &[("WHERE p.busy_until_ms > ?1 AND s.identity", "WHERE s.identity")],
-    },
-    Mutant {
-        name: "releases and renewals lack the fence of the seed",
-        edits: &[("AND s.identity = named.value ->> 1", "")],
-    },
-    Mutant {
-        name: "a release gives back every point of the seed",
-        edits: &[(
-            "DELETE FROM points WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1",
-            "DELETE FROM points WHERE seed_id IN (SELECT value ->> 0",
-        )],
-    },
-    Mutant {
-        name: "the capacity is one too large",
-        edits: &[
-            ("s.rank, s.capacity,", "s.rank, s.capacity + 1 AS capacity,"),
-            ("count(*) < seeds.capacity", "count(*) < seeds.capacity + 1"),
-            ("p.n < seeds.capacity", "p.n < seeds.capacity + 1"),
-        ],
-    },
-    Mutant {
-        name: "the capacity is one too small",
-        edits: &[("count(*) < seeds.capacity", "count(*) < seeds.capacity - 1")],
-    },
-    Mutant {
-        name: "a sweep frees points that it has freed before",
-        edits: &[(
-            "FROM points WHERE busy_until_ms <= ?1 LIMIT ?2 + 0",
-            "FROM points WHERE busy_until_ms <= ?1 + 5 LIMIT ?2 + 0",
-        )],
-    },
-    Mutant {
-        name: "a sweep forgets silent seeds that have leases",
-        edits: &[(
-            "OR h.last_ms <= ?3) AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)",
-            "OR h.last_ms <= ?3)",
-        )],
-    },
-    Mutant {
-        name: "a sweep forgets that silent seeds were drained",
-        edits: &[("(s.drained = 0 OR h.last_ms <= ?3)", "(1 OR h.last_ms <= ?3)")],
-    },
-    Mutant {
-        name: "heartbeats renew leases",
-        edits: &[(
-            "UPDATE heartbeats SET last_ms = max(last_ms, beat.value ->> 1)",
-            "UPDATE points SET busy_until_ms = busy_until_ms + 10
+simulation_suite! {
+    Scene,
+    an_allocation_skips_the_expiry_of_leases {
+        "WHERE p.seed_id = s.id AND p.busy_until_ms > ?1) AS busy" => "WHERE p.seed_id = s.id) AS busy",
+    }
+    an_allocation_skips_the_expiry_of_heartbeats {
+        "AND b.last_ms > ?2" => "",
+    }
+    a_lease_lives_one_millisecond_too_long {
+        "p.busy_until_ms > ?1" => "p.busy_until_ms >= ?1",
+    }
+    releases_and_renewals_act_on_ended_leases {
+        "WHERE p.busy_until_ms > ?1 AND s.identity" => "WHERE s.identity",
+    }
+    releases_and_renewals_lack_the_fence_of_the_seed {
+        "AND s.identity = named.value ->> 1" => "",
+    }
+    a_release_gives_back_every_point_of_the_seed {
+        "DELETE FROM points WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1"
+            => "DELETE FROM points WHERE seed_id IN (SELECT value ->> 0",
+    }
+    the_capacity_is_one_too_large {
+        "s.rank, s.capacity," => "s.rank, s.capacity + 1 AS capacity,",
+        "count(*) < seeds.capacity" => "count(*) < seeds.capacity + 1",
+        "p.n < seeds.capacity" => "p.n < seeds.capacity + 1",
+    }
+    the_capacity_is_one_too_small {
+        "count(*) < seeds.capacity" => "count(*) < seeds.capacity - 1",
+    }
+    a_sweep_frees_points_that_it_has_freed_before {
+        "FROM points WHERE busy_until_ms <= ?1 LIMIT ?2 + 0"
+            => "FROM points WHERE busy_until_ms <= ?1 + 5 LIMIT ?2 + 0",
+    }
+    a_sweep_forgets_silent_seeds_that_have_leases {
+        "OR h.last_ms <= ?3) AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id)"
+            => "OR h.last_ms <= ?3)",
+    }
+    a_sweep_forgets_that_silent_seeds_were_drained {
+        "(s.drained = 0 OR h.last_ms <= ?3)" => "(1 OR h.last_ms <= ?3)",
+    }
+    heartbeats_renew_leases {
+        "UPDATE heartbeats SET last_ms = max(last_ms, beat.value ->> 1)"
+            => "UPDATE points SET busy_until_ms = busy_until_ms + 10
              WHERE seed_id IN (SELECT value ->> 0 FROM json_each(?1));
              UPDATE heartbeats SET last_ms = max(last_ms, beat.value ->> 1)",
-        )],
-    },
-    Mutant {
-        name: "an older heartbeat counts more than a later one",
-        edits: &[("last_ms = max(last_ms, ?2)", "last_ms = ?2")],
-    },
-    Mutant {
-        name: "a removed seed is offered on",
-        edits: &[("SET removed = 1, offer_rank = NULL", "SET removed = 1"), ("seeds.removed = 0 AND", "")],
-    },
-    Mutant {
-        name: "a removed seed stays after its last lease",
-        edits: &[(
-            "SELECT id FROM seeds WHERE removed = 1 AND id IN",
-            "SELECT id FROM seeds WHERE removed = 2 AND id IN",
-        )],
-    },
-    Mutant {
-        name: "a renewal is one millisecond short",
-        edits: &[(
-            "SET busy_until_ms = ?1 + (t.value ->> 2)",
-            "SET busy_until_ms = ?1 + (t.value ->> 2) - 1",
-        )],
-    },
-    Mutant {
-        name: "a drained seed is offered on",
-        edits: &[("SET drained = 1, offer_rank = NULL", "SET drained = 1"), ("seeds.drained = 0 AND", "")],
-    },
-    Mutant {
-        name: "a suspect seed is offered on",
-        edits: &[
-            ("AND seeds.suspect_until_ms <= ?1 AND count(*)", "AND count(*)"),
-            ("AND c.suspect_until_ms <= ?1", ""),
-        ],
-    },
-    Mutant {
-        name: "a host lends one lease more than it may",
-        edits: &[
-            ("(SELECT min(s.host_capacity)", "(SELECT 1 + min(s.host_capacity)"),
-            ("< seeds.host_capacity", "< seeds.host_capacity + 1"),
-        ],
-    },
-    Mutant {
-        name: "who came last is called up first",
-        edits: &[("AND p.alive_until_ms > ?2 ORDER BY r.id", "AND p.alive_until_ms > ?2 ORDER BY r.id DESC")],
-    },
-    Mutant { name: "who waited for long enough is called up", edits: &[("AND r.waits_until_ms > ?2", "")] },
-    Mutant {
-        name: "a waiter is served twice",
-        edits: &[("SET waits_until_ms = NULL, changed_ms = ?1", "SET changed_ms = ?1")],
-    },
-    Mutant {
-        name: "a waiter that was served is named once",
-        edits: &[(
-            "SELECT lease_hash, attempt FROM requests INDEXED BY requests_to_answer WHERE planner = ?1 AND waits_until_ms IS NULL",
-            "UPDATE requests SET planner = NULL WHERE planner = ?1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
-        )],
-    },
-    Mutant {
-        name: "an attempt ends a later one",
-        edits: &[("attempt = ?2 AND (planner", "(?2 IS NOT NULL) AND (planner")],
-    },
-    Mutant {
-        name: "a repetition leaves its place to the attempt before",
-        edits: &[("attempt = ?3, waits_until_ms", "attempt = min(attempt, ?3), waits_until_ms")],
-    },
-    Mutant {
-        name: "what is asked for under a key does not count",
-        edits: &[(
-            "SELECT id, request_hash, lease_hash,",
-            "SELECT id, zeroblob(32) AS request_hash, lease_hash,",
-        )],
-    },
-    Mutant {
-        name: "a lease whose client is gone is not given back",
-        edits: &[(
-            "SELECT seed_id, n FROM points WHERE lease_hash = ?1",
-            "SELECT seed_id, n FROM points WHERE lease_hash = ?1 AND 0",
-        )],
-    },
-];
-
-simulation_suite!(Scene, MUTANTS);
+    }
+    an_older_heartbeat_counts_more_than_a_later_one {
+        "last_ms = max(last_ms, ?2)" => "last_ms = ?2",
+    }
+    a_removed_seed_is_offered_on {
+        "SET removed = 1, offer_rank = NULL" => "SET removed = 1",
+        "seeds.removed = 0 AND" => "",
+    }
+    a_removed_seed_stays_after_its_last_lease {
+        "SELECT id FROM seeds WHERE removed = 1 AND id IN"
+            => "SELECT id FROM seeds WHERE removed = 2 AND id IN",
+    }
+    a_renewal_is_one_millisecond_short {
+        "SET busy_until_ms = ?1 + (t.value ->> 2)" => "SET busy_until_ms = ?1 + (t.value ->> 2) - 1",
+    }
+    a_drained_seed_is_offered_on {
+        "SET drained = 1, offer_rank = NULL" => "SET drained = 1",
+        "seeds.drained = 0 AND" => "",
+    }
+    a_suspect_seed_is_offered_on {
+        "AND seeds.suspect_until_ms <= ?1 AND count(*)" => "AND count(*)",
+        "AND c.suspect_until_ms <= ?1" => "",
+    }
+    a_host_lends_one_lease_more_than_it_may {
+        "(SELECT min(s.host_capacity)" => "(SELECT 1 + min(s.host_capacity)",
+        "< seeds.host_capacity" => "< seeds.host_capacity + 1",
+    }
+    who_came_last_is_called_up_first {
+        "AND p.alive_until_ms > ?2 ORDER BY r.id" => "AND p.alive_until_ms > ?2 ORDER BY r.id DESC",
+    }
+    who_waited_for_long_enough_is_called_up {
+        "AND r.waits_until_ms > ?2" => "",
+    }
+    a_waiter_is_served_twice {
+        "SET waits_until_ms = NULL, changed_ms = ?1" => "SET changed_ms = ?1",
+    }
+    a_waiter_that_was_served_is_named_once {
+        "SELECT lease_hash, attempt FROM requests INDEXED BY requests_to_answer WHERE planner = ?1 AND waits_until_ms IS NULL"
+            => "UPDATE requests SET planner = NULL WHERE planner = ?1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
+    }
+    an_attempt_ends_a_later_one {
+        "attempt = ?2 AND (planner" => "(?2 IS NOT NULL) AND (planner",
+    }
+    a_repetition_leaves_its_place_to_the_attempt_before {
+        "attempt = ?3, waits_until_ms" => "attempt = min(attempt, ?3), waits_until_ms",
+    }
+    what_is_asked_for_under_a_key_does_not_count {
+        "SELECT id, request_hash, lease_hash," => "SELECT id, zeroblob(32) AS request_hash, lease_hash,",
+    }
+    a_lease_whose_client_is_gone_is_not_given_back {
+        "SELECT seed_id, n FROM points WHERE lease_hash = ?1"
+            => "SELECT seed_id, n FROM points WHERE lease_hash = ?1 AND 0",
+    }
+}

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use rfork_tests::cluster::Cluster;
 use rfork_tests::http::Answer;
 use rfork_tests::process::{Planner, released_rfork};
-use rfork_tests::until;
+use rfork_tests::{skip, until};
 use tempfile::TempDir;
 
 /// Seeds of one point each.
@@ -15,7 +15,7 @@ const SEEDS: usize = 8;
 fn released() -> Option<PathBuf> {
     let program = released_rfork();
     if program.is_none() {
-        eprintln!("SKIPPED: RFORK_TEST_RELEASED is not set; tests/run sets it once there is a release");
+        skip("RFORK_TEST_RELEASED is not set; tests/run sets it once there is a release");
     }
     program
 }

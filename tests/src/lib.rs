@@ -6,6 +6,7 @@
 // These are parts of tests: what fails here fails the test.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::missing_panics_doc)]
 
+use std::io::Write;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
@@ -20,6 +21,7 @@ pub mod model;
 pub mod peer;
 pub mod process;
 pub mod proxy;
+pub mod root;
 
 /// How long anything may take that a test waits for; a slow machine under load needs some of it.
 pub const DEADLINE: Duration = Duration::from_secs(60);
@@ -28,6 +30,12 @@ pub const DEADLINE: Duration = Duration::from_secs(60);
 /// while who listened there is away; one of 127.0.0.1 may be taken by any connection that is made meanwhile.
 pub fn loopback() -> Ipv4Addr {
     Ipv4Addr::new(127, fastrand::u8(1..=254), fastrand::u8(..), fastrand::u8(1..=254))
+}
+
+/// Says in one line that this test is skipped, and why. It is not kept back as other output of tests is that pass.
+pub fn skip(why: &str) {
+    let thread = std::thread::current();
+    let _ = writeln!(std::io::stderr(), "SKIPPED {}: {why}", thread.name().unwrap_or_default());
 }
 
 /// Asks again and again until there is an answer.

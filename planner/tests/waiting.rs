@@ -197,15 +197,11 @@ async fn a_lease_that_ends_by_itself_is_waited_for_without_polling() {
     .await;
     planner.add(&SEED).await.is(200, "");
     planner.get(SEED.key).await.is(200, "");
-    let begun = Instant::now();
-    let (status, granted) = acquire(&planner, 20_000, None).await;
+    let (status, granted) = acquire(&planner, 600_000, None).await;
     assert_eq!(status, 200, "{granted}");
-    assert!(
-        begun.elapsed() < Duration::from_secs(10),
-        "it is due when the lease ends: {:?}",
-        begun.elapsed()
-    );
-    assert!(granted["waited_ms"].as_u64().unwrap() > 500, "{granted}");
+    // It is due when the lease ends, and not when its own time does.
+    let waited_ms = granted["waited_ms"].as_u64().unwrap();
+    assert!(waited_ms > 500 && waited_ms < 300_000, "{granted}");
     planner.stop().await;
 }
 

@@ -4,7 +4,6 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use rfork_tests::balancer::{Balancer, Kind};
 use rfork_tests::cluster::Cluster;
@@ -153,17 +152,16 @@ fn a_worker_that_leaves_while_it_waits_leaves_the_queue_behind_nginx() {
         });
     };
     let mut worker = TcpStream::connect(&balancer.address).unwrap();
-    let body = r#"{"seed_key":"k","wait_ms":60000}"#;
+    let body = r#"{"seed_key":"k","wait_ms":3600000}"#;
     let head = format!(
         "POST /v2/leases HTTP/1.1\r\nHost: planner\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n",
         body.len()
     );
     worker.write_all(format!("{head}{body}").as_bytes()).unwrap();
     waiting(1);
-    let left = Instant::now();
+    // Its time is not over before the test's is.
     drop(worker);
     waiting(0);
-    assert!(left.elapsed() < Duration::from_secs(30), "it left by its time alone");
 }
 
 fn a_worker_is_where_its_address_is(kind: Kind) {

@@ -15,10 +15,13 @@ use crate::http::{Answer, request};
 use crate::model::Model;
 use crate::{DEADLINE, until};
 
-/// The `rfork` program of this tree, built if it is not up to date.
+/// The `rfork` program of this tree: the one that `RFORK_BIN` names, or else built if it is not up to date.
 pub fn rfork() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
+        if let Some(program) = std::env::var_os("RFORK_BIN") {
+            return program.into();
+        }
         let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
         let built = Command::new(cargo)
             .args(["build", "--quiet", "--locked", "--package", "rfork-cli", "--bin", "rfork"])

@@ -5,6 +5,7 @@ field is the directive that it is documented to be."""
 import os
 import pwd
 import re
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,39 +76,63 @@ def route_server(route: Object) -> list[str]:
     return lines
 
 
-@contextmanager
-def nginx(server: list[str], planners: list[str], directory: Path) -> Iterator[str]:
-    """Runs nginx before these planners; gives its address."""
-    address = f"{loopback()}:8080"
-    upstream = "\n".join(f"server {planner} max_fails=0;" for planner in planners)
-    directory.mkdir()
-    (directory / "nginx.conf").write_text(
-        "\n".join(
-            [
-                "daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;",
-                f"user {pwd.getpwuid(os.getuid()).pw_name};" if os.getuid() == 0 else "",
-                "events { worker_connections 512; }",
-                "http { access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;",
-                "uwsgi_temp_path uwsgi; scgi_temp_path scgi;",
-                f"upstream planners {{ {upstream} keepalive 64; keepalive_timeout 60s; }}",
-                f"server {{ listen {address}; proxy_set_header Connection ''; proxy_set_header Host $host;",
-                "proxy_set_header X-Forwarded-For $remote_addr;",
-                *server,
-                "} }",
-            ]
-        )
-    )
-    command = ["nginx", "-e", "stderr", "-p", str(directory), "-c", str(directory / "nginx.conf")]
-    environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
-    process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-    try:
+class Nginx:
+    """Runs before planners."""
+
+    def __init__(self, server: list[str], planners: list[str], directory: Path) -> None:
+        self.address = f"{loopback()}:8080"
+        self._server, self._directory = server, directory
+        directory.mkdir()
+        self._write(planners)
+        command = ["nginx", "-e", "stderr", "-p", str(directory), "-c", str(directory / "nginx.conf")]
+        environment = {"PATH": f"{os.environ['PATH']}:/usr/sbin"}
+        self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
+
+    def _write(self, planners: list[str]) -> None:
+        upstream = " ".join(f"server {planner} max_fails=0;" for planner in planners)
+        lines = [
+            "daemon off; worker_processes 1; pid nginx.pid; error_log stderr warn;",
+            f"user {pwd.getpwuid(os.getuid()).pw_name};" if os.getuid() == 0 else "",
+            "events { worker_connections 512; }",
+            "http { access_log off; client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;",
+            "uwsgi_temp_path uwsgi; scgi_temp_path scgi;",
+            f"upstream planners {{ {upstream} keepalive 64; keepalive_timeout 60s; }}",
+            f"server {{ listen {self.address}; proxy_set_header Connection ''; proxy_set_header Host $host;",
+            "proxy_set_header X-Forwarded-For $remote_addr;",
+            *self._server,
+            "} }",
+        ]
+        (self._directory / "nginx.conf").write_text("\n".join(lines))
+
+    def _workers(self) -> set[str]:
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return set(children.read_text().split())
+
+    def until_up(self) -> None:
+        """Waits until it lets requests through."""
 
         def up() -> bool:
-            assert process.poll() is None, "nginx has ended"
-            return status(address, "/healthz") is not None
+            assert self.process.poll() is None, "nginx has ended"
+            return status(self.address, "/healthz") is not None
 
         until("nginx", up)
-        yield address
+
+    def lead_to(self, planners: list[str]) -> None:
+        """Leads to other planners from now on, as a controller has it do when endpoints come and go; returns when the
+        last request that was led elsewhere has its answer."""
+        before = self._workers()
+        self._write(planners)
+        self.process.send_signal(signal.SIGHUP)
+        until("the end of nginx's workers of before", lambda: self._workers() and not self._workers() & before)
+
+
+@contextmanager
+def nginx(server: list[str], planners: list[str], directory: Path) -> Iterator[Nginx]:
+    """Runs it, until the test is over."""
+    balancer = Nginx(server, planners, directory)
+    try:
+        balancer.until_up()
+        yield balancer
     finally:
-        process.terminate()
-        process.wait()
+        balancer.process.terminate()
+        balancer.process.wait()

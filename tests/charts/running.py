@@ -8,9 +8,10 @@ import json
 import os
 import pwd
 import re
+import shutil
 import signal
-import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -185,20 +186,17 @@ def running(
 class Postgres:
     """A cluster of the test's own, on one address of loopback."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self) -> None:
         binaries = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
         self._binaries = Path(binaries[-1]) if binaries else Path("/usr/bin")
-        self._home, self._address = directory / "postgres", loopback()
-        self._home.mkdir()
-        # Postgres refuses to run as root.
+        # Not in a directory of pytest's, where only this user comes.
+        self._home, self._address = Path(tempfile.mkdtemp(prefix="rfork-test-pg-")), loopback()
         self._user: dict[str, Any] = {}
         if os.getuid() == 0:
-            user = pwd.getpwnam("nobody")
-            os.chown(self._home, user.pw_uid, user.pw_gid)
-            for above in (directory, *directory.parents):
-                if above.stat().st_uid == 0 and above != Path("/") and not above.stat().st_mode & 1:
-                    above.chmod(above.stat().st_mode | 0o011)
-            self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            # Postgres refuses to run as root.
+            nobody = pwd.getpwnam("nobody")
+            os.chown(self._home, nobody.pw_uid, nobody.pw_gid)
+            self._user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         self._run("initdb", "--no-sync", "--auth=trust", "--username=root", "--encoding=UTF8", "--locale=C")
         self.start()
 
@@ -215,6 +213,12 @@ class Postgres:
         """Ends it at once."""
         self._run("pg_ctl", "stop", "-m", "immediate", "-w")
 
+    def remove(self) -> None:
+        """Ends it if it runs, and deletes its files."""
+        if (self._home / "data" / "postmaster.pid").exists():
+            self.stop()
+        shutil.rmtree(self._home)
+
     def url(self, role: str, database: str) -> str:
         """The URL of a database."""
         return f"postgres://{role}@{self._address}:5432/{database}"
@@ -225,8 +229,11 @@ class Postgres:
         subprocess.run(psql, input=text, text=True, check=True, stdout=subprocess.DEVNULL)
 
 
-def free_port(address: str) -> int:
-    """A port that nobody has at the moment."""
-    with socket.socket() as bound:
-        bound.bind((address, 0))
-        return int(bound.getsockname()[1])
+@contextmanager
+def postgres() -> Iterator[Postgres]:
+    """A cluster, which is gone afterwards."""
+    cluster = Postgres()
+    try:
+        yield cluster
+    finally:
+        cluster.remove()

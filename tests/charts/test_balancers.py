@@ -4,14 +4,14 @@ import re
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from balancing import ingress_server, nginx, route_server
 from rendering import merged, mode, notes, objects, only
-from running import SEED, ask, lease, loopback, running, until
+from running import SEED, Answer, Container, ask, lease, loopback, postgres, running, until
 
 
 def server(name: str) -> list[str]:
@@ -33,21 +33,21 @@ def test_every_request_passes(name: str, tmp_path: Path) -> None:
     values = merged(mode(name), {"planner": {"trustedProxies": ["127.0.0.0/8"]}})
     with (
         running(objects(values), tmp_path) as planner,
-        nginx(server(name), [planner.until_ready()], tmp_path / "nginx") as address,
+        nginx(server(name), [planner.until_ready()], tmp_path / "nginx") as front,
     ):
         # The longest key that there may be, in headers whose names have underscores.
         key = ("/models/m$%C3%A9 " + "k" * 8192)[:8192]
-        assert ask(address, "POST", "/add_seed", HOST | SEED | {"SEED_KEY": key}).status == 200
-        granted = ask(address, "GET", "/get_seed", HOST | {"SEED_KEY": key})
+        assert ask(front.address, "POST", "/add_seed", HOST | SEED | {"SEED_KEY": key}).status == 200
+        granted = ask(front.address, "GET", "/get_seed", HOST | {"SEED_KEY": key})
         assert granted.status == 200, granted.body
-        assert ask(address, "POST", "/renew_seed_lease", HOST | lease(granted)).status == 200
+        assert ask(front.address, "POST", "/renew_seed_lease", HOST | lease(granted)).status == 200
         # Waiting is answered, too, with a seed that comes free meanwhile.
         body = {"seed_key": key, "wait_ms": 60_000}
         answers = []
-        waiter = threading.Thread(target=lambda: answers.append(ask(address, "POST", "/v2/leases", HOST, body)))
+        waiter = threading.Thread(target=lambda: answers.append(ask(front.address, "POST", "/v2/leases", HOST, body)))
         waiter.start()
-        until("one that waits", lambda: ask(address, "GET", "/v2/keys", HOST).json()["keys"][0]["waiting"] == 1)
-        assert ask(address, "POST", "/put_seed", HOST | lease(granted)).status == 200
+        until("one that waits", lambda: ask(front.address, "GET", "/v2/keys", HOST).json()["keys"][0]["waiting"] == 1)
+        assert ask(front.address, "POST", "/put_seed", HOST | lease(granted)).status == 200
         waiter.join()
         assert answers[0].status in (200, 201), answers[0].body
 
@@ -86,9 +86,9 @@ def deaf() -> Iterator[tuple[str, list[bytes]]]:
 @BALANCED
 def test_a_question_for_a_seed_is_never_sent_twice(name: str, tmp_path: Path) -> None:
     with deaf() as (one_address, one_asked), deaf() as (other_address, other_asked):
-        with nginx(server(name), [one_address, other_address], tmp_path / "nginx") as address:
+        with nginx(server(name), [one_address, other_address], tmp_path / "nginx") as front:
             for _ in range(4):
-                assert ask(address, "GET", "/get_seed", HOST | {"SEED_KEY": "k"}).status == 502
+                assert ask(front.address, "GET", "/get_seed", HOST | {"SEED_KEY": "k"}).status == 502
         assert len(one_asked) + len(other_asked) == 4
         assert one_asked and other_asked, "both are asked"
 
@@ -98,10 +98,81 @@ def test_what_ingress_nginx_does_by_itself_would_not_do(tmp_path: Path) -> None:
     bare = ingress_server(
         only(objects(merged(mode("ingress"), {"ingress": {"nginx": False, "annotations": {}}})), "Ingress"), ""
     )
-    with running(objects({}), tmp_path) as planner, nginx(bare, [planner.until_ready()], tmp_path / "nginx") as address:
-        refused = ask(address, "POST", "/add_seed", HOST | SEED)
+    with running(objects({}), tmp_path) as planner, nginx(bare, [planner.until_ready()], tmp_path / "nginx") as front:
+        refused = ask(front.address, "POST", "/add_seed", HOST | SEED)
         assert (refused.status, refused.body) == (400, b"missing required header: SEED_KEY")
     with deaf() as (one_address, one_asked), deaf() as (other_address, other_asked):
-        with nginx(bare, [one_address, other_address], tmp_path / "nginx-2") as address:
-            assert ask(address, "GET", "/get_seed", HOST | {"SEED_KEY": "k"}).status == 502
+        with nginx(bare, [one_address, other_address], tmp_path / "nginx-2") as front:
+            assert ask(front.address, "GET", "/get_seed", HOST | {"SEED_KEY": "k"}).status == 502
         assert len(one_asked) + len(other_asked) == 2
+
+
+class Client(threading.Thread):
+    """A worker that beats, leases and releases, again and again, and remembers every answer that is no 200."""
+
+    def __init__(self, address: str, number: int) -> None:
+        super().__init__()
+        self._address = address
+        self._seed = HOST | SEED | {"SEED_KEY": f"k{number}", "SEED_RANK": str(number)}
+        self.rounds, self.refused, self.stop = 0, [], threading.Event()
+        self.start()
+
+    def _ask(self, method: str, path: str, headers: dict[str, str]) -> Answer:
+        answer = ask(self._address, method, path, HOST | headers)
+        if answer.status != 200:
+            self.refused.append((path, answer.status, answer.body))
+        return answer
+
+    def run(self) -> None:
+        while not (self.stop.is_set() or self.refused):
+            self._ask("POST", "/add_seed", self._seed)
+            granted = self._ask("GET", "/get_seed", {"SEED_KEY": self._seed["SEED_KEY"]})
+            if granted.status == 200:
+                self._ask("POST", "/put_seed", lease(granted))
+            self.rounds += 1
+
+
+def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
+    """New pods come before old ones drain, as `rollingUpdate` has it, while clients ask through the Ingress."""
+    found = objects(merged(mode("postgres"), {"planner": {"drainSec": 3600}}))
+    assert only(found, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    with ExitStack() as stack:
+        secrets = {"planner-database": {"url": stack.enter_context(postgres()).url("root", "postgres")}}
+
+        def pod(name: str) -> Container:
+            started = stack.enter_context(running(found, tmp_path / name, secrets=secrets))
+            started.until_ready()
+            return started
+
+        pods = [pod("old-1"), pod("old-2")]
+        addresses = [one.port("http") for one in pods]
+        front = stack.enter_context(nginx(server("ingress"), addresses, tmp_path / "nginx"))
+        clients = [Client(front.address, number) for number in range(4)]
+
+        def asked_on() -> None:
+            goal = [client.rounds + 3 for client in clients]
+
+            def reached() -> bool:
+                assert not any(client.refused for client in clients), [client.refused for client in clients]
+                return all(client.rounds >= rounds for client, rounds in zip(clients, goal, strict=True))
+
+            until("more rounds", reached)
+
+        try:
+            for number in (1, 2):
+                asked_on()
+                pods.append(pod(f"new-{number}"))
+                old = pods.pop(0)
+                # The pod is told to end and taken out of the endpoints at the same time; who balances hears it later.
+                old.terminate()
+                asked_on()
+                front.lead_to([one.port("http") for one in pods])
+                # The drain, which was long enough, is over.
+                old.terminate()
+                assert old.ended() == 0
+            asked_on()
+        finally:
+            for client in clients:
+                client.stop.set()
+                client.join()
+        assert [client.refused for client in clients] == [[]] * 4

@@ -2,13 +2,14 @@
 
 import json
 import re
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import yaml
 
 from rendering import CHART, ROOT, Object, mode, objects, of_kind
-from running import SEED, Postgres, ask, lease, running, until
+from running import SEED, ask, lease, postgres, running, until
 
 ALERTS = yaml.safe_load((CHART / "files" / "alerts.yaml").read_text())
 DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
@@ -29,9 +30,10 @@ SAMPLE = re.compile(r"^(rfork_planner_[a-z_]+)(?:\{(.*)\})? \S+$", re.MULTILINE)
 def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, str]]]:
     """Every series of a planner for which all has happened that makes one: its name, and the labels of each."""
     root = tmp_path_factory.mktemp("exposed")
-    postgres = Postgres(root)
-    secrets = {"planner-database": {"url": postgres.url("root", "postgres")}}
-    with running(objects(mode("postgres")), root / "planner", secrets=secrets) as planner:
+    with ExitStack() as stack:
+        cluster = stack.enter_context(postgres())
+        secrets = {"planner-database": {"url": cluster.url("root", "postgres")}}
+        planner = stack.enter_context(running(objects(mode("postgres")), root, secrets=secrets))
         address = planner.until_ready()
         ask(address, "POST", "/add_seed", SEED)
         ask(address, "POST", "/add_seed", SEED)
@@ -41,7 +43,7 @@ def exposed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         assert ask(address, "POST", "/v2/leases", body={"seed_key": "k", "wait_ms": 1000}).status < 300
         ask(address, "POST", "/v2/leases", body={"seed_key": "none", "wait_ms": 1})
         every_operation(address)
-        postgres.stop()
+        cluster.stop()
         assert ask(address, "POST", "/add_seed", SEED | {"SEED_IP": "10.0.0.8"}).status == 503
         assert ask(address, "GET", "/readyz").status == 503
         text = ask(address, "GET", "/metrics").body.decode()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rendering import Object, defaults, merged, mode, objects
-from running import SEED, Answer, Postgres, ask, lease, running, status, until
+from running import SEED, Answer, Postgres, ask, lease, postgres, running, status, until
 
 # What a planner is told by other values than `planner`, or by nobody.
 ELSEWHERE = {
@@ -23,11 +23,10 @@ ELSEWHERE = {
 
 
 @pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """A cluster."""
-    cluster = Postgres(tmp_path_factory.mktemp("cluster"))
-    yield cluster
-    cluster.stop()
+def cluster() -> Iterator[Postgres]:
+    """A Postgres, which tests share."""
+    with postgres() as cluster:
+        yield cluster
 
 
 def test_every_setting_of_the_planner_has_a_value() -> None:
@@ -50,10 +49,10 @@ def test_a_planner_on_sqlite_starts_and_serves(name: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("name", ["postgres", "cloudnativepg", "everything", "autoscaling", "network-policy"])
-def test_a_planner_on_postgres_starts_and_serves(name: str, tmp_path: Path, postgres: Postgres) -> None:
+def test_a_planner_on_postgres_starts_and_serves(name: str, tmp_path: Path, cluster: Postgres) -> None:
     database = "mode_" + name.replace("-", "_")
-    postgres.sql(f"CREATE DATABASE {database}")
-    url = postgres.url("root", database)
+    cluster.sql(f"CREATE DATABASE {database}")
+    url = cluster.url("root", database)
     secrets = {"planner-database": {"url": url}, "demo-rfork-planner-db-app": {"uri": url}}
     # No traffic leaves this machine.
     here = {"planner": {"otlpEndpoint": "http://127.0.0.1:9"}}
@@ -78,15 +77,15 @@ def test_the_rules_count(tmp_path: Path) -> None:
         assert seed["resource_total"] == 4
 
 
-def test_a_job_migrates_for_planners_that_may_not(tmp_path: Path, postgres: Postgres) -> None:
-    postgres.sql("CREATE ROLE owner LOGIN; CREATE ROLE planner LOGIN; CREATE DATABASE apart OWNER owner")
-    postgres.sql(
+def test_a_job_migrates_for_planners_that_may_not(tmp_path: Path, cluster: Postgres) -> None:
+    cluster.sql("CREATE ROLE owner LOGIN; CREATE ROLE planner LOGIN; CREATE DATABASE apart OWNER owner")
+    cluster.sql(
         """ALTER DEFAULT PRIVILEGES FOR ROLE owner GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO planner;
         ALTER DEFAULT PRIVILEGES FOR ROLE owner GRANT USAGE ON SEQUENCES TO planner""",
         "apart",
     )
     urls = {
-        name: {"uri": postgres.url(role, "apart")}
+        name: {"uri": cluster.url(role, "apart")}
         for name, role in (("planner-owner", "owner"), ("planner-pooler", "planner"))
     }
     secrets = urls | {"database-ca": {"ca.crt": ""}}

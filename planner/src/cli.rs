@@ -72,6 +72,11 @@ pub struct PlannerArgs {
         value_name = "MILLISECONDS", value_parser = whole(STATEMENT_MS))]
     database_statement_timeout_ms: u64,
 
+    /// Seconds that a planner waits at the start for another one that has its SQLite file
+    #[arg(long, env = "RFORK_CFG_DATABASE_LOCK_WAIT_SEC", default_value = "30", value_name = "SECONDS",
+        value_parser = whole(0..=HOUR_SEC))]
+    database_lock_wait_sec: u64,
+
     /// Seconds without a heartbeat after which a seed is not handed out any more
     #[arg(long, env = "RFORK_CFG_HEARTBEAT_TTL_SEC", default_value = "60", value_name = "SECONDS",
         value_parser = whole(SECONDS))]
@@ -231,6 +236,7 @@ impl PlannerArgs {
                 statement_timeout: Duration::from_millis(self.database_statement_timeout_ms),
                 ..ConnectSettings::default()
             },
+            lock_wait: Duration::from_secs(self.database_lock_wait_sec),
             heartbeat_ttl: Duration::from_secs(self.heartbeat_ttl_sec),
             heartbeat_sweep: Duration::from_secs(self.heartbeat_sweep_sec),
             lease_ttl: Duration::from_secs(self.lease_ttl_sec),
@@ -372,6 +378,7 @@ mod tests {
             ("--database-url", "postgres://h/d?sslmode=perhaps", "postgres://"),
             ("--database-pool-size", "1", "2 to 100"),
             ("--database-statement-timeout-ms", "9000", "100 to 3500"),
+            ("--database-lock-wait-sec", "3601", "0 to 3600"),
             ("--max-connections", "0", "1 to 1000000"),
             ("--max-requests", "-1", "1 to 1000000"),
             ("--idle-timeout-sec", "0", "1 to 3600"),

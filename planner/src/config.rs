@@ -254,6 +254,8 @@ pub struct Settings {
     pub database: DatabaseUrl,
     /// How it is connected to. Only Postgres.
     pub connect: ConnectSettings,
+    /// How long another planner that has the file is waited for. Only SQLite.
+    pub lock_wait: Duration,
     /// A seed that was silent this long is not offered.
     pub heartbeat_ttl: Duration,
     /// Pause between two tidyings-up.
@@ -290,6 +292,7 @@ impl Settings {
             port: 1223,
             database,
             connect: ConnectSettings::default(),
+            lock_wait: Duration::from_secs(30),
             heartbeat_ttl: Duration::from_secs(60),
             heartbeat_sweep: Duration::from_secs(5),
             lease_ttl: Duration::from_secs(60),

@@ -33,7 +33,7 @@ use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
 use shutdown::Stop;
 use store::postgres::{ConnectError, PostgresStore};
 use store::sqlite::{OpenError, SqliteStore};
-use store::{Clock, Store};
+use store::{Clock, Opening, Store};
 
 /// A planner that could not start.
 #[derive(Debug, thiserror::Error)]
@@ -68,12 +68,14 @@ pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
 }
 
 /// Opens the settings' database, migrating its schema.
-async fn open(settings: &Settings) -> Result<Arc<dyn Store>, RunError> {
-    let rules = settings.rules();
+async fn open(settings: &Settings, opening: &Opening) -> Result<Arc<dyn Store>, RunError> {
+    let (rules, clock) = (settings.rules(), Clock::Database);
     Ok(match &settings.database {
-        DatabaseUrl::Sqlite(path) => Arc::new(SqliteStore::open(path, rules, Clock::Database).await?),
+        DatabaseUrl::Sqlite(path) => {
+            Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait, opening).await?)
+        }
         DatabaseUrl::Postgres(url) => {
-            Arc::new(PostgresStore::open(url, settings.connect, rules, Clock::Database).await?)
+            Arc::new(PostgresStore::open(url, settings.connect, rules, clock).await?)
         }
     })
 }
@@ -89,12 +91,13 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let address: SocketAddr = listener.local_addr()?;
     // From the beginning, so that whoever probes it does not take a planner for dead that migrates.
     let (serving, opened) = watch::channel(None);
-    let opening = http::opening(opened.clone());
+    let opening = Opening::default();
+    let unopened = http::opening(opened.clone(), opening.clone());
     let proxies = settings.trusted_proxies.clone().into();
-    let server = http::server::serve(listener, opening, opened, &settings.bounds, &proxies, &stop);
+    let server = http::server::serve(listener, unopened, opened, &settings.bounds, &proxies, &stop);
     let mut server = pin!(server);
     let store = tokio::select! {
-        store = open(&settings) => store?,
+        store = open(&settings, &opening) => store?,
         // A stop does not wait for a database that is away.
         () = stop.draining() => return Ok(()),
         () = server.as_mut() => return Ok(()),

@@ -6,6 +6,7 @@ mod apis;
 mod balancers;
 mod by_address;
 mod command;
+mod databases;
 mod faults;
 mod forks;
 mod generations;

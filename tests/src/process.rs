@@ -246,6 +246,11 @@ impl Planner {
         format!("http://{}", self.address)
     }
 
+    /// Where it keeps what it knows.
+    pub fn database_url(&self) -> &str {
+        &self.database_url
+    }
+
     /// One request.
     pub fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> Answer {
         request(&self.address, method, path, headers).unwrap()

@@ -22,7 +22,7 @@ use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
 use crate::settings_file::FileSettings;
 use crate::shutdown::Stop;
-use crate::store::Store;
+use crate::store::{Opening, Store};
 
 mod attend;
 pub mod bounds;
@@ -124,15 +124,15 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
 /// What is served while the database is opened, for which a migration may take long: that the process lives, and
 /// that all else is to be asked for again. A database is mostly open soon, so a request is held for a moment first, and
 /// served by what comes then through `opened`. Each answer ends its connection: the next one is not served from here.
-pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
+pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router {
     let ready = {
-        let opened = opened.clone();
+        let (opened, why) = (opened.clone(), why.clone());
         async move |request: Request| {
             // A connection that was there before may ask after it.
             let router = opened.borrow().clone();
             match router {
                 Some(router) => router.oneshot(request).await.into_response(),
-                None => unopened().into_response(),
+                None => ApiError::Unavailable(unopened(&why)).into_response(),
             }
         }
     };
@@ -142,8 +142,10 @@ pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
         let router = router.ok().and_then(|opened| opened.ok()?.clone());
         match router {
             Some(router) => router.oneshot(request).await.into_response(),
-            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => v2::opening(),
-            None => unopened().into_response(),
+            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => {
+                v2::opening(&unopened(&why))
+            }
+            None => ApiError::Unavailable(unopened(&why)).into_response(),
         }
     };
     let close = async |mut answer: Response| {
@@ -157,8 +159,11 @@ pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
         .layer(map_response(close))
 }
 
-fn unopened() -> ApiError {
-    ApiError::Unavailable(OPENING.into())
+fn unopened(why: &Opening) -> String {
+    match why.reason() {
+        Some(reason) => format!("{OPENING}; {reason}"),
+        None => OPENING.into(),
+    }
 }
 
 /// Refuses HEAD, which axum would answer by running the GET: that of `get_seed` allocates.

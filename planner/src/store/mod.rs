@@ -4,8 +4,8 @@
 //! whose time to live has passed exactly is gone. Every store passes the same suite, `conformance`.
 
 use std::collections::HashSet;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -125,6 +125,22 @@ impl Clock {
             Self::Database => None,
             Self::Fixed(now) => Some(now.load(Ordering::SeqCst)),
         }
+    }
+}
+
+/// Why a store that is being opened is not open yet: for those who ask meanwhile. Cheap to clone.
+#[derive(Debug, Clone, Default)]
+pub struct Opening(Arc<Mutex<Option<String>>>);
+
+impl Opening {
+    /// Says what is waited for; gives whether that is the first wait.
+    pub fn waits_for(&self, reason: String) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).replace(reason).is_none()
+    }
+
+    /// What is waited for.
+    pub fn reason(&self) -> Option<String> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 

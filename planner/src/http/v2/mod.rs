@@ -195,8 +195,8 @@ pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
 }
 
 /// The answer to any request before the database is open.
-pub(super) fn opening() -> Response {
-    Refused::new(Code::StoreUnavailable, super::OPENING).into_response()
+pub(super) fn opening(why: &str) -> Response {
+    Refused::new(Code::StoreUnavailable, why).into_response()
 }
 
 /// A place, as the planner keeps it.

@@ -50,12 +50,14 @@ use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::schema::{self, Schema};
 use super::{
-    Beat, Clock, Command, Counts, LeaseHash, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept,
-    Told, Woken, pool_view,
+    Beat, Clock, Command, Counts, LeaseHash, Opening, Outcome, PoolView, Rules, Snapshot, Store, StoreError,
+    Swept, Told, Woken, pool_view,
 };
 
 /// How long a statement waits for the file's lock, which only a foreign process could hold.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+/// Pause between two attempts to get the file from another planner.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
 /// How long a call waits for a connection.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The writer's cache, in KiB (negative means so): room for the indexes of 100,000 seeds.
@@ -128,8 +130,22 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(path: &Path, rules: Rules, clock: Clock) -> Result<Self, OpenError> {
+        Self::open_after(path, rules, clock, Duration::ZERO, &Opening::default()).await
+    }
+
+    /// The same, once another planner that has the file has ended, which is waited for so long.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub async fn open_after(
+        path: &Path,
+        rules: Rules,
+        clock: Clock,
+        lock_wait: Duration,
+        opening: &Opening,
+    ) -> Result<Self, OpenError> {
         let path = &prepare(path)?;
-        let lock = lock(path)?;
+        let lock = wait_for_lock(path, lock_wait, opening).await?;
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -268,6 +284,27 @@ async fn reached(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>
         .fetch_all(writer)
         .await?;
     Ok(Some(Schema::of(known, &applied)))
+}
+
+/// Takes the lock, waiting so long for whoever has it. It is asked for now and then: a wait in the system's own call
+/// could not be ended.
+async fn wait_for_lock(path: &Path, wait: Duration, opening: &Opening) -> Result<File, OpenError> {
+    let since = Instant::now();
+    loop {
+        match lock(path) {
+            Err(OpenError::InUse { .. }) if since.elapsed() < wait => {
+                let path = path.display();
+                let reason = format!(
+                    "{path} is in use by another planner process: waiting up to {wait:?} for that to end"
+                );
+                if opening.waits_for(reason.clone()) {
+                    tracing::warn!("{reason}");
+                }
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            locked => return locked,
+        }
+    }
 }
 
 /// Takes the lock file beside the database. A lock of the system's, so that a crash leaves none behind.

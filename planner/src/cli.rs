@@ -18,7 +18,7 @@ use crate::domain::policy::Policy;
 use crate::http::v2::openapi;
 use crate::settings_file::{FileError, FileSettings};
 use crate::shutdown::Stop;
-use crate::store::postgres::ConnectSettings;
+use crate::store::postgres::{ConnectSettings, Pooler};
 use crate::telemetry::{Endpoint, Exporter, ExporterError};
 use crate::{RunError, migrate, run};
 
@@ -71,6 +71,17 @@ pub struct PlannerArgs {
     #[arg(long, env = "RFORK_CFG_DATABASE_STATEMENT_TIMEOUT_MS", default_value = "2000",
         value_name = "MILLISECONDS", value_parser = whole(STATEMENT_MS))]
     database_statement_timeout_ms: u64,
+
+    /// Whether a pooler, such as pgbouncer in transaction mode, stands before Postgres: found out at the start, or
+    /// said; yes is right everywhere, and slower
+    #[arg(
+        long,
+        env = "RFORK_CFG_DATABASE_POOLER",
+        value_enum,
+        default_value = "auto",
+        value_name = "POOLER"
+    )]
+    database_pooler: Pooler,
 
     /// Seconds that a planner waits at the start for another one that has its SQLite file
     #[arg(long, env = "RFORK_CFG_DATABASE_LOCK_WAIT_SEC", default_value = "30", value_name = "SECONDS",
@@ -234,6 +245,7 @@ impl PlannerArgs {
             connect: ConnectSettings {
                 pool_size: self.database_pool_size,
                 statement_timeout: Duration::from_millis(self.database_statement_timeout_ms),
+                pooler: self.database_pooler,
                 ..ConnectSettings::default()
             },
             lock_wait: Duration::from_secs(self.database_lock_wait_sec),
@@ -378,6 +390,7 @@ mod tests {
             ("--database-url", "postgres://h/d?sslmode=perhaps", "postgres://"),
             ("--database-pool-size", "1", "2 to 100"),
             ("--database-statement-timeout-ms", "9000", "100 to 3500"),
+            ("--database-pooler", "maybe", "auto, yes, no"),
             ("--database-lock-wait-sec", "3601", "0 to 3600"),
             ("--max-connections", "0", "1 to 1000000"),
             ("--max-requests", "-1", "1 to 1000000"),

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
-use sqlx::postgres::PgConnectOptions;
 
 use crate::domain::health::BackOff;
 use crate::domain::policy::Policy;
@@ -15,7 +14,7 @@ use crate::domain::terms::Overrides;
 use crate::settings_file::FileSettings;
 use crate::store::Rules;
 use crate::store::history::Keep;
-use crate::store::postgres::ConnectSettings;
+use crate::store::postgres::{ConnectSettings, PostgresUrl};
 
 /// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
@@ -63,7 +62,7 @@ impl FromStr for DatabaseUrl {
                 Ok(Self::Sqlite(PathBuf::from(path)))
             }
             "postgres" | "postgresql" if rest.starts_with("//") => {
-                PostgresUrl::parse(text.trim()).map(Self::Postgres)
+                PostgresUrl::parse(text.trim()).map(Self::Postgres).map_err(BadDatabaseUrl)
             }
             // Only the scheme: the rest may hold a password. What no "//" follows may not be a scheme at all.
             _ if rest.starts_with("//") && scheme.len() <= 20 => {
@@ -80,86 +79,6 @@ impl fmt::Display for DatabaseUrl {
             Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
             Self::Postgres(url) => write!(f, "{url}"),
         }
-    }
-}
-
-/// The URL of a Postgres database. `Display` and `Debug` show where it is, and neither its password nor anything
-/// else that stands after the database's name.
-#[derive(Clone)]
-pub struct PostgresUrl {
-    text: String,
-    options: Box<PgConnectOptions>,
-}
-
-impl PostgresUrl {
-    /// Parameters that are taken after `?`. Another one may be a slip that hides a password.
-    const PARAMETERS: [&str; 12] = [
-        "application_name",
-        "dbname",
-        "host",
-        "hostaddr",
-        "options",
-        "password",
-        "port",
-        "sslcert",
-        "sslkey",
-        "sslmode",
-        "sslrootcert",
-        "user",
-    ];
-
-    fn parse(text: &str) -> Result<Self, BadDatabaseUrl> {
-        let parameters = text.split_once('?').map_or("", |(_, parameters)| parameters);
-        let names = parameters.split('&').filter(|part| !part.is_empty());
-        let unknown = |name: &str| !Self::PARAMETERS.contains(&name);
-        if names.map(|part| part.split('=').next().unwrap_or(part)).any(unknown) {
-            let known = Self::PARAMETERS.join(", ");
-            return Err(BadDatabaseUrl(format!("a postgres URL with another parameter than {known}")));
-        }
-        // What was wrong with it might quote it.
-        let options = PgConnectOptions::from_str(text)
-            .map_err(|_| BadDatabaseUrl("a postgres URL that cannot be read".into()))?;
-        Ok(Self { text: text.to_owned(), options: Box::new(options.application_name("rfork-planner")) })
-    }
-
-    /// The files that TLS takes, each with its parameter.
-    pub(crate) fn tls_files(&self) -> impl Iterator<Item = (&str, PathBuf)> {
-        let parameters = self.text.split_once('?').map_or("", |(_, parameters)| parameters);
-        let pairs = parameters.split('&').filter_map(|pair| pair.split_once('='));
-        pairs.filter(|(name, _)| ["sslcert", "sslkey", "sslrootcert"].contains(name)).map(|(name, path)| {
-            (name, PathBuf::from(percent_encoding::percent_decode_str(path).decode_utf8_lossy().as_ref()))
-        })
-    }
-
-    /// How to connect; it holds the password.
-    pub(crate) fn options(&self) -> &PgConnectOptions {
-        &self.options
-    }
-}
-
-impl PartialEq for PostgresUrl {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for PostgresUrl {}
-
-impl fmt::Display for PostgresUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let options = &self.options;
-        write!(f, "postgres://{}@", options.get_username())?;
-        match options.get_socket() {
-            Some(socket) => write!(f, "{}", socket.display())?,
-            None => write!(f, "{}:{}", options.get_host(), options.get_port())?,
-        }
-        write!(f, "/{}", options.get_database().unwrap_or(options.get_username()))
-    }
-}
-
-impl fmt::Debug for PostgresUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

@@ -61,7 +61,7 @@ pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
         DatabaseUrl::Sqlite(path) => {
             SqliteStore::open(path, settings.rules(), Clock::Database).await?.close().await;
         }
-        DatabaseUrl::Postgres(url) => store::postgres::migrate(url, settings.connect.patience).await?,
+        DatabaseUrl::Postgres(url) => store::postgres::migrate(url, settings.connect).await?,
     }
     tracing::info!(database = %settings.database, "the schema is up to date");
     Ok(())
@@ -75,7 +75,7 @@ async fn open(settings: &Settings, opening: &Opening) -> Result<Arc<dyn Store>, 
             Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait, opening).await?)
         }
         DatabaseUrl::Postgres(url) => {
-            Arc::new(PostgresStore::open(url, settings.connect, rules, clock).await?)
+            Arc::new(PostgresStore::open_telling(url, settings.connect, rules, clock, opening).await?)
         }
     })
 }

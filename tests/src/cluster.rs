@@ -31,6 +31,7 @@ const FOR_TESTS: &str = "-c fsync=off -c shared_buffers=32MB";
 const GUARDIAN: &str = r#"owner=$1 pg_ctl=$2 home=$3; shift 3
 while kill -0 "$owner" 2>/dev/null; do sleep 0.2; done
 "$@" "$pg_ctl" stop -D "$home/data" -m immediate -w
+if mountpoint -q "$home"; then umount "$home"; fi
 rm -rf "$home" "$home.lock""#;
 
 impl Cluster {
@@ -49,6 +50,40 @@ impl Cluster {
         let owner = std::process::id();
         let home = std::env::temp_dir().join(format!("rfork-test-pg-{owner}-{name}"));
         Self::of(owner, home, FOR_TESTS)
+    }
+
+    /// A cluster that follows another one, and takes no writes until it is promoted.
+    pub fn standby_of(primary: &Self, name: &str) -> Self {
+        let owner = std::process::id();
+        let home = std::env::temp_dir().join(format!("rfork-test-pg-{owner}-{name}"));
+        Self::made(owner, home, FOR_TESTS, Some(primary))
+    }
+
+    /// A cluster whose disk is a small one of its own, in memory. `None` where this user may not make one.
+    pub fn on_small_disk(name: &str, mebibytes: u32) -> Option<Self> {
+        let owner = std::process::id();
+        let home = std::env::temp_dir().join(format!("rfork-test-pg-{owner}-{name}"));
+        std::fs::create_dir_all(&home).unwrap();
+        let mut mount = Command::new("mount");
+        mount.args(["-t", "tmpfs", "-o", &format!("size={mebibytes}m"), "tmpfs"]).arg(&home);
+        let mounted = mount.stdin(Stdio::null()).stderr(Stdio::null()).status();
+        if !mounted.is_ok_and(|status| status.success()) {
+            std::fs::remove_dir(&home).unwrap();
+            return None;
+        }
+        Some(Self::of(owner, home, FOR_TESTS))
+    }
+
+    /// Takes all room that is left on the cluster's disk, until the file is deleted whose path this gives.
+    pub fn fill_disk(&self) -> PathBuf {
+        let path = self.home.join("filler");
+        let mut file = File::create(&path).unwrap();
+        let block = vec![1; 64 * 1024];
+        // The last bytes, too, which are less than a block.
+        for size in [block.len(), 4096, 1] {
+            while std::io::Write::write_all(&mut file, &block[..size]).is_ok() {}
+        }
+        path
     }
 
     /// A cluster in this directory with the settings that Postgres comes with, which lose nothing: for
@@ -75,6 +110,10 @@ impl Cluster {
     }
 
     fn of(owner: u32, home: PathBuf, settings: &str) -> Self {
+        Self::made(owner, home, settings, None)
+    }
+
+    fn made(owner: u32, home: PathBuf, settings: &str, primary: Option<&Self>) -> Self {
         let mut lock = home.clone().into_os_string();
         lock.push(".lock");
         let cluster = Self { home, settings: settings.to_owned() };
@@ -82,28 +121,38 @@ impl Cluster {
         let lock = lock.unwrap();
         lock.lock().unwrap();
         if !cluster.home.join("ready").exists() {
-            cluster.make(owner);
+            cluster.make(owner, primary);
         }
         cluster
     }
 
-    fn make(&self, owner: u32) {
-        // Left by a run whose process had the same number.
+    fn make(&self, owner: u32, primary: Option<&Self>) {
+        // Left by a run whose process had the same number. A disk of its own is a directory that stays.
         let _ = std::fs::remove_dir_all(&self.home);
-        std::fs::create_dir(&self.home).unwrap();
+        std::fs::create_dir_all(&self.home).unwrap();
         std::fs::set_permissions(&self.home, Permissions::from_mode(0o755)).unwrap();
         if let Some(user) = other_user() {
             std::os::unix::fs::chown(&self.home, Some(user.0), Some(user.1)).unwrap();
         }
         let data = self.data();
-        succeed(as_user(&binary("initdb")).arg("-D").arg(&data).args([
-            "--no-sync",
-            "--auth=trust",
-            "--username=rfork",
-            "--encoding=UTF8",
-            "--locale=C",
-            "--no-instructions",
-        ]));
+        let mut make = match primary {
+            None => as_user(&binary("initdb")),
+            Some(_) => as_user(&binary("pg_basebackup")),
+        };
+        make.arg("-D").arg(&data).arg("--no-sync");
+        match primary {
+            None => make.args([
+                "--auth=trust",
+                "--username=rfork",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-instructions",
+            ]),
+            Some(primary) => make
+                .args(["--write-recovery-conf", "--checkpoint=fast", "--username=rfork", "--host"])
+                .arg(&primary.home),
+        };
+        succeed(&mut make);
         self.start();
         let user = as_user(Path::new("env"));
         let mut guardian = Command::new("setsid");
@@ -148,6 +197,16 @@ impl Cluster {
         succeed(restart.args(["restart", "-w", "-t", "60", "-m", "immediate", "-D"]).arg(self.data()));
     }
 
+    /// Makes a cluster that follows another one take writes.
+    pub fn promote(&self) {
+        succeed(as_user(&binary("pg_ctl")).args(["promote", "-w", "-t", "60", "-D"]).arg(self.data()));
+    }
+
+    /// Where its socket is.
+    pub fn socket(&self) -> &Path {
+        &self.home
+    }
+
     /// The URL of a database in it.
     pub fn url(&self, database: &str) -> String {
         format!("postgres:///{database}?host={}&user=rfork", self.home.display())
@@ -162,6 +221,26 @@ impl Cluster {
         succeed(&mut create);
         self.url(&name)
     }
+}
+
+/// What an ordinary client of the database is told, a line a row.
+///
+/// # Errors
+/// What the client or the server says.
+pub fn sql(url: &str, statement: &str) -> Result<String, String> {
+    sql_with(url, "", statement)
+}
+
+/// The same in a session that begins with these options.
+///
+/// # Errors
+/// What the client or the server says.
+pub fn sql_with(url: &str, options: &str, statement: &str) -> Result<String, String> {
+    let mut client = Command::new(binary("psql"));
+    client.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", statement, url]).env("PGOPTIONS", options);
+    let output = client.stdin(Stdio::null()).output().unwrap();
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+    if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
 }
 
 /// Where a program of Postgres is: Debian keeps its servers' out of PATH.

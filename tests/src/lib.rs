@@ -19,6 +19,7 @@ pub mod http;
 pub mod load;
 pub mod model;
 pub mod peer;
+pub mod pooler;
 pub mod process;
 pub mod proxy;
 pub mod root;

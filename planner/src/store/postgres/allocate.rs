@@ -11,13 +11,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 
 use rfork_protocol::{SeedIdentity, SeedKey};
-use sqlx::PgConnection;
 
 use super::super::{Command, Grant, LeaseHash, MAX_CALLS, Outcome, Refusal, Rules};
 use super::batch::Chosen;
 use super::candidates::{Facts, Snapshot, snapshot};
 use super::instances::Sources;
 use super::requests::Locks;
+use super::session::Connection;
 use super::transaction::{Stopped, is_locked};
 use super::{Database, key_hash, offer, requests, small};
 use crate::domain::policy::{self, Obstacle, Wish};
@@ -93,7 +93,7 @@ pub(super) struct Asked<'a> {
 /// any of this planner's was served who waited. What others held is added to `chosen`, and the transaction is to
 /// begin again.
 pub(super) async fn acquire(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     store: &Database,
     asked: Asked<'_>,
@@ -152,7 +152,7 @@ impl<'a> Rounds<'a> {
     /// Serves these, in as many rounds as it takes.
     async fn serve(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         mut waiting: Waiting<'a>,
         chosen: &mut Chosen,
         locks: &Locks,
@@ -177,7 +177,7 @@ impl<'a> Rounds<'a> {
 
     async fn round(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         waiting: &mut Waiting<'a>,
         rest: &mut HashMap<&'a SeedKey, Rest>,
         chosen: &mut Chosen,
@@ -332,10 +332,7 @@ fn give_back<'a>(claims: Vec<Claim<'a>>, waiting: &mut Waiting<'a>) {
 
 /// Locks hosts whose seeds share a bound, in order, before any seed. The locks are advisory: two names that hash
 /// alike wait for each other, which costs time and nothing else.
-pub(super) async fn lock_hosts(
-    connection: &mut PgConnection,
-    hosts: &BTreeSet<String>,
-) -> Result<(), Stopped> {
+pub(super) async fn lock_hosts(connection: &mut Connection, hosts: &BTreeSet<String>) -> Result<(), Stopped> {
     if hosts.is_empty() {
         return Ok(());
     }
@@ -379,7 +376,7 @@ macro_rules! claim {
 
 /// Gives the points that were taken, and how long their leases live.
 async fn claim(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     may_wait: bool,
     claims: &[Claim<'_>],
@@ -399,7 +396,7 @@ async fn claim(
 
 /// Says why those who got nothing got nothing.
 async fn refuse(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     rounds: &Rounds<'_>,
     outcomes: &mut [Option<Outcome>],
 ) -> Result<(), Stopped> {

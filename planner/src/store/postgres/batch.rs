@@ -8,12 +8,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
 
 use super::super::{Command, LeaseHash, Outcome, Rules};
 use super::allocate::Asked;
 use super::history::Log;
+use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::{Database, allocate, lease_hash, leases, offer, requests, seed_key, seeds, small};
 use crate::domain::health::Health;
@@ -162,7 +163,7 @@ impl<'a> Batch<'a> {
     /// Locks the seeds, in the order of their numbers. A seed that another planner deletes meanwhile is not there,
     /// be it that its new holding is: registering it meets the unique index, and of what else is told of a seed
     /// that is not there [`seeds::write`] makes sure.
-    async fn lock(&self, connection: &mut PgConnection) -> Result<HeldSeeds<'a>, Stopped> {
+    async fn lock(&self, connection: &mut Connection) -> Result<HeldSeeds<'a>, Stopped> {
         let mut held: HeldSeeds<'a> = self
             .commands
             .iter()
@@ -193,7 +194,7 @@ impl<'a> Batch<'a> {
     /// Locks the heartbeats of seeds that may be written or deleted here, in order, before anything is written.
     async fn lock_heartbeats(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         held: &mut HeldSeeds<'a>,
     ) -> Result<(), Stopped> {
         let mut ids: BTreeSet<i64> = BTreeSet::new();
@@ -221,7 +222,7 @@ impl<'a> Batch<'a> {
 
     async fn load_points(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         held: &mut HeldSeeds<'a>,
     ) -> Result<(), Stopped> {
         let mut by_id: BTreeMap<i64, &mut Seed> =
@@ -252,7 +253,7 @@ impl<'a> Batch<'a> {
 
     async fn write(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         now: i64,
         held: &HeldSeeds<'a>,
         log: &Log,
@@ -272,7 +273,7 @@ impl<'a> Batch<'a> {
 impl Work for Batch<'_> {
     type Done = Applied;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Applied, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Applied, Stopped> {
         let rules = &self.store.rules;
         let mut outcomes: Vec<Option<Outcome>> = vec![None; self.commands.len()];
         let mut held = self.lock(connection).await?;

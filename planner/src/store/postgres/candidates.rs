@@ -9,11 +9,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use rfork_protocol::SeedKey;
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
 
 use super::super::Rules;
 use super::allocate::Waiting;
+use super::session::Connection;
 use super::transaction::Stopped;
 use super::{identity, key_hash, seeds, small};
 use crate::domain::location::Location;
@@ -161,7 +162,7 @@ fn pages<'a>(policy: Policy, waiting: &'a Waiting<'_>, thorough: &HashSet<&SeedK
 
 /// Looks. Seeds in `misplaced` were looked at before and are left out.
 pub(super) async fn snapshot<'a>(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     rules: &Rules,
     waiting: &Waiting<'a>,

@@ -1,29 +1,40 @@
 //! Reaching the database, and its schema.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
-use sqlx::postgres::{PgConnectOptions, PgConnection, PgListener, PgPool, PgPoolOptions};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
-use tokio::sync::Notify;
+use sqlx::postgres::PgConnection;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
-use super::requests;
-use crate::config::PostgresUrl;
+use super::pool::{Pool, set};
+use super::session;
+use super::transaction::is_read_only;
+use super::url::{PostgresUrl, Server, Target};
+use crate::store::Opening;
 use crate::store::schema::{self, Schema};
 
 /// What there is to set.
 const TLS_HINT: &str = "see sslmode and sslrootcert in --database-url";
-/// How long a call waits for a connection.
-const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long one attempt to connect at the start may take.
+/// How long one attempt to connect may take, unless the URL says otherwise.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause between two attempts to listen to other planners.
-const LISTEN_PAUSE: Duration = Duration::from_secs(1);
-/// Pause between two attempts to connect at the start.
+/// Pause between two attempts to connect.
 const CONNECT_PAUSE: Duration = Duration::from_millis(250);
 /// The longest that a migration may take, waiting for another planner's included.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
+/// The lock of whoever migrates: any number that no other program takes in the same database.
+const MIGRATION_LOCK: i64 = 0x0072_666f_726b;
+
+/// Whether a pooler stands before the database that lends its sessions for a transaction at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum Pooler {
+    /// Look at the start.
+    #[default]
+    Auto,
+    /// There is one: right everywhere, and slower.
+    Yes,
+    /// There is none.
+    No,
+}
 
 /// How connections are made and used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,20 +43,27 @@ pub struct ConnectSettings {
     pub pool_size: u32,
     /// The longest that one statement may take, its wait for locks included.
     pub statement_timeout: Duration,
-    /// How long a database that is away is waited for at the start.
+    /// How long a database that is away, or only read, is waited for at the start.
     pub patience: Duration,
+    /// Whether there is a pooler.
+    pub pooler: Pooler,
 }
 
 impl Default for ConnectSettings {
     fn default() -> Self {
-        Self { pool_size: 8, statement_timeout: Duration::from_secs(2), patience: Duration::from_secs(15) }
+        Self {
+            pool_size: 8,
+            statement_timeout: Duration::from_secs(2),
+            patience: Duration::from_secs(15),
+            pooler: Pooler::Auto,
+        }
     }
 }
 
 /// A database that cannot be used. Its text never holds a password.
 #[derive(Debug, thiserror::Error)]
 pub enum ConnectError {
-    /// It cannot be reached.
+    /// It cannot be reached, or written to.
     #[error(
         "{database} cannot be reached ({reason}; tried for {waited_sec} s); check --database-url and that it runs"
     )]
@@ -77,140 +95,205 @@ pub enum ConnectError {
     },
 }
 
-impl ConnectError {
-    pub(super) fn unusable(url: &PostgresUrl, reason: &dyn std::fmt::Display) -> Self {
-        Self::Unusable { database: url.to_string(), reason: reason.to_string() }
+/// Why an attempt to open the database failed.
+#[derive(Debug)]
+pub(super) enum Refusal {
+    /// It may soon be there.
+    Away(String),
+    /// It refuses.
+    Final(String),
+    /// Its tables are those of a planner between two releases, from this migration on.
+    Unreleased(i64),
+}
+
+/// Waits between attempts to open a database, as long as that is allowed.
+pub(super) struct Patience<'a> {
+    url: &'a PostgresUrl,
+    limit: Duration,
+    since: Instant,
+    opening: &'a Opening,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) fn new(url: &'a PostgresUrl, limit: Duration, opening: &'a Opening) -> Self {
+        Self { url, limit, since: Instant::now(), opening }
     }
-}
 
-/// Connections that are made when they are needed.
-pub(super) fn pool(url: &PostgresUrl, settings: ConnectSettings) -> PgPool {
-    let statement = settings.statement_timeout.as_millis();
-    // A lock is given up a little earlier than its statement, so that the error says what it was. A planner that
-    // stopped dead within a transaction keeps its locks no longer than two statements.
-    let (lock, idle) = (statement * 3 / 4, statement * 2);
-    // What writes looks for a few rows by an index. Postgres would read a table of a thousand rows instead, or a large
-    // one of which it has no statistics yet. Lists may: `transaction::Begin::View`.
-    let set = format!(
-        "SET statement_timeout = {statement}; SET lock_timeout = {lock};
-         SET idle_in_transaction_session_timeout = {idle}; SET jit = off; SET enable_seqscan = off"
-    );
-    PgPoolOptions::new()
-        .max_connections(settings.pool_size)
-        .acquire_timeout(ACQUIRE_TIMEOUT)
-        // A broken connection is noticed by its first use, and replaced.
-        .test_before_acquire(false)
-        .after_connect(move |connection, _| {
-            let set = set.clone();
-            // Nothing in it comes from outside but numbers.
-            Box::pin(async move { sqlx::raw_sql(AssertSqlSafe(set)).execute(connection).await.map(|_| ()) })
-        })
-        .connect_lazy_with(url.options().clone())
-}
-
-/// Hears on a connection of its own when waiters of `planner` were served by another one. While it has no
-/// connection nothing is lost but time: waiters ask for themselves now and then.
-pub(super) async fn listen(options: PgConnectOptions, planner: String, served: Arc<Notify>) {
-    let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
-    let pool = pool.connect_lazy_with(options);
-    loop {
-        if let Err(error) = hear(&pool, &planner, &served).await {
-            tracing::debug!(%error, "not listening to other planners at the moment");
+    /// Waits for the next attempt after one that failed.
+    pub(super) async fn after(&self, refusal: Refusal) -> Result<(), ConnectError> {
+        let database = self.url.to_string();
+        let reason = match refusal {
+            Refusal::Final(reason) => return Err(ConnectError::Unusable { database, reason }),
+            Refusal::Unreleased(version) => return Err(ConnectError::Unreleased { database, version }),
+            Refusal::Away(reason) => reason,
+        };
+        let limit = self.limit;
+        if self.since.elapsed() >= limit {
+            let waited_sec = self.since.elapsed().as_secs();
+            return Err(ConnectError::Away { database, reason, waited_sec });
         }
-        // Those who were served meanwhile.
-        served.notify_one();
-        tokio::time::sleep(LISTEN_PAUSE).await;
-    }
-}
-
-/// Until the connection breaks.
-async fn hear(pool: &PgPool, planner: &str, served: &Notify) -> Result<(), sqlx::Error> {
-    let mut listener = PgListener::connect_with(pool).await?;
-    listener.listen(requests::CHANNEL).await?;
-    while let Some(told) = listener.try_recv().await? {
-        if told.payload() == planner {
-            served.notify_one();
+        if self.opening.waits_for(format!("waiting up to {limit:?} for {database}: {reason}")) {
+            tracing::warn!(%database, %reason, "waiting up to {limit:?} for the database");
         }
+        tokio::time::sleep(CONNECT_PAUSE).await;
+        Ok(())
     }
-    Ok(())
 }
 
-/// Brings the schema up to what this program knows, waiting at most `patience` for a database that is away. That of a
-/// newer planner is left as it is; see [`schema`](crate::store::schema). Of several planners that start together one
-/// migrates, under a lock of the database's, and the others wait for it.
+/// Brings the schema up to what this program knows, waiting at most as long as `settings` say for a database that is
+/// away. That of a newer planner is left as it is; see [`schema`](crate::store::schema). Of several planners that start
+/// together one migrates, under a lock of its transaction's, and the others wait for it.
 ///
 /// # Errors
 /// [`ConnectError`].
-pub async fn migrate(url: &PostgresUrl, patience: Duration) -> Result<(), ConnectError> {
-    let mut connection = connect(url, patience).await?;
-    let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, apply(&mut connection)).await;
-    // Closing also gives back the lock that a migration which failed may have kept.
-    let _ = tokio::time::timeout(CONNECT_TIMEOUT, connection.close()).await;
-    match migrated {
-        Ok(Ok(())) => Ok(()),
-        Ok(Err(MigrateError::VersionMismatch(version))) => {
-            Err(ConnectError::Unreleased { database: url.to_string(), version })
+pub async fn migrate(url: &PostgresUrl, settings: ConnectSettings) -> Result<(), ConnectError> {
+    let opening = Opening::default();
+    let patience = Patience::new(url, settings.patience, &opening);
+    loop {
+        match reach(url, settings).await {
+            Ok(_) => return Ok(()),
+            Err(refusal) => patience.after(refusal).await?,
         }
-        Ok(Err(error)) => Err(ConnectError::unusable(url, &error)),
-        Err(_) => Err(ConnectError::unusable(
-            url,
-            &format!("its schema was not ready within {MIGRATION_TIMEOUT:?}"),
-        )),
     }
 }
 
-async fn apply(connection: &mut PgConnection) -> Result<(), MigrateError> {
-    match schema(connection).await? {
+/// Connects to the server that is wanted, finds out whose its sessions are, and migrates its schema; gives the
+/// connections to be.
+pub(super) async fn reach(url: &PostgresUrl, settings: ConnectSettings) -> Result<Pool, Refusal> {
+    let (server, mut connection) = find(url).await?;
+    let is_shared = match settings.pooler {
+        Pooler::Auto => session::are_shared(server.options(true)).await.map_err(|error| refusal(&error))?,
+        Pooler::Yes => true,
+        Pooler::No => false,
+    };
+    let migrated = tokio::time::timeout(MIGRATION_TIMEOUT, apply(&mut connection, url)).await;
+    let _ = tokio::time::timeout(CONNECT_TIMEOUT, connection.close()).await;
+    migrated
+        .map_err(|_| Refusal::Final(format!("its schema was not ready within {MIGRATION_TIMEOUT:?}")))??;
+    Ok(Pool::new(url, server, settings, is_shared))
+}
+
+/// In one transaction, so that nothing has to outlive it: neither a lock nor a statement that was prepared.
+async fn apply(connection: &mut PgConnection, url: &PostgresUrl) -> Result<(), Refusal> {
+    let failed = |error: sqlx::Error| refusal(&error);
+    let mut tx = connection.begin().await.map_err(failed)?;
+    if !url.settings().is_empty() {
+        let set = AssertSqlSafe(set(url.settings(), true));
+        sqlx::raw_sql(set).execute(&mut *tx).await.map_err(failed)?;
+    }
+    match schema(&mut tx).await.map_err(failed)? {
         // A role that may not change the schema serves, too, once another has migrated it.
-        Schema::Complete => Ok(()),
-        Schema::Unreleased(version) => Err(MigrateError::VersionMismatch(version)),
-        // `run`, which is this, cannot be awaited in a future that has to be `Send`.
-        Schema::Behind => schema::postgres().run_direct(None, connection, false).await,
+        Schema::Complete => return Ok(()),
+        Schema::Unreleased(version) => return Err(Refusal::Unreleased(version)),
+        Schema::Behind => {}
     }
+    let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
+    sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *tx).await.map_err(failed)?;
+    let mut migrations = schema::postgres();
+    migrations.set_locking(false);
+    // `run`, which is this, cannot be awaited in a future that has to be `Send`.
+    migrations.run_direct(None, &mut *tx, false).await.map_err(|error| match error {
+        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => refusal(&error),
+        MigrateError::VersionMismatch(version) => Refusal::Unreleased(version),
+        error => Refusal::Final(error.to_string()),
+    })?;
+    tx.clear_cached_statements().await.map_err(failed)?;
+    tx.commit().await.map_err(failed)
 }
 
-/// How far the database's schema is.
+/// How far the database's schema is. Nothing is prepared for the question.
 pub(super) async fn schema(connection: &mut PgConnection) -> Result<Schema, sqlx::Error> {
-    let ours: bool = sqlx::query_scalar("SELECT to_regclass('_sqlx_migrations') IS NOT NULL")
-        .fetch_one(&mut *connection)
-        .await?;
-    if !ours {
+    let ours = sqlx::raw_sql("SELECT to_regclass('_sqlx_migrations') IS NOT NULL");
+    if !ours.fetch_one(&mut *connection).await?.try_get::<bool, _>(0)? {
         return Ok(Schema::Behind);
     }
-    let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
-        .fetch_all(connection)
-        .await?;
+    let applied = sqlx::raw_sql("SELECT version, checksum FROM _sqlx_migrations WHERE success");
+    let applied = applied.fetch_all(connection).await?;
+    let applied: Vec<(i64, Vec<u8>)> = applied
+        .iter()
+        .map(|row| Ok::<_, sqlx::Error>((row.try_get("version")?, row.try_get("checksum")?)))
+        .collect::<Result<_, _>>()?;
     Ok(Schema::of(&schema::postgres(), &applied))
 }
 
-/// Connects, without the timeouts of the pool's connections: a migration may take long.
-async fn connect(url: &PostgresUrl, patience: Duration) -> Result<PgConnection, ConnectError> {
+/// Connects to the first server that is there and is what is wanted, without the pool's timeouts: a migration may take
+/// long.
+pub(super) async fn find(url: &PostgresUrl) -> Result<(&Server, PgConnection), Refusal> {
     for (parameter, path) in url.tls_files() {
-        if let Err(error) = tokio::fs::metadata(&path).await {
+        if let Err(error) = tokio::fs::metadata(path).await {
             let reason = format!("its {parameter}, {}, cannot be read: {error}; {TLS_HINT}", path.display());
-            return Err(ConnectError::unusable(url, &reason));
+            return Err(Refusal::Final(reason));
         }
     }
-    let since = Instant::now();
-    let mut told = false;
-    loop {
-        let error = match tokio::time::timeout(CONNECT_TIMEOUT, url.options().connect()).await {
-            Ok(Ok(connection)) => return Ok(connection),
-            Ok(Err(error)) if may_come(&error) => error.to_string(),
-            Ok(Err(error)) if is_about_tls(&error) => {
-                return Err(ConnectError::unusable(url, &format!("{error}; {TLS_HINT}")));
-            }
-            Ok(Err(error)) => return Err(ConnectError::unusable(url, &error)),
-            Err(_) => format!("no answer within {CONNECT_TIMEOUT:?}"),
+    let timeout = url.connect_timeout().unwrap_or(CONNECT_TIMEOUT);
+    let (mut reasons, mut may_come) = (Vec::new(), false);
+    for server in url.servers() {
+        let refused = match tokio::time::timeout(timeout, connect(server, url.target())).await {
+            Ok(Ok(connection)) => return Ok((server, connection)),
+            Ok(Err(refused)) => refused,
+            Err(_) => Refusal::Away(format!("no answer within {timeout:?}")),
         };
-        if since.elapsed() >= patience {
-            let waited_sec = since.elapsed().as_secs();
-            return Err(ConnectError::Away { database: url.to_string(), reason: error, waited_sec });
-        }
-        if !std::mem::replace(&mut told, true) {
-            tracing::warn!(database = %url, reason = %error, "waiting up to {patience:?} for the database");
+        may_come |= matches!(refused, Refusal::Away(_));
+        let reason = match refused {
+            Refusal::Away(reason) | Refusal::Final(reason) => reason,
+            unreleased @ Refusal::Unreleased(_) => return Err(unreleased),
+        };
+        reasons.push(if url.servers().len() > 1 { format!("{server}: {reason}") } else { reason });
+    }
+    let reason = reasons.join("; ");
+    Err(if may_come { Refusal::Away(reason) } else { Refusal::Final(reason) })
+}
+
+async fn connect(server: &Server, target: Target) -> Result<PgConnection, Refusal> {
+    let failed = |error: sqlx::Error| refusal(&error);
+    let mut connection = server.options(true).connect().await.map_err(failed)?;
+    let asked = match target {
+        Target::Any => return Ok(connection),
+        Target::ReadWrite => "SELECT current_setting('transaction_read_only')::boolean",
+        Target::Primary => "SELECT pg_is_in_recovery()",
+    };
+    let only_reads = sqlx::raw_sql(asked).fetch_one(&mut connection).await.map_err(failed)?;
+    if only_reads.try_get(0).map_err(failed)? {
+        return Err(Refusal::Away("it is there, but not what target_session_attrs asks for".into()));
+    }
+    Ok(connection)
+}
+
+/// Moves the pool to the server that is wanted, whenever there was trouble with the one that it has.
+pub(super) async fn follow(pool: std::sync::Arc<Pool>, url: PostgresUrl) {
+    loop {
+        pool.trouble().await;
+        match find(&url).await {
+            Ok((server, connection)) => {
+                let _ = tokio::time::timeout(CONNECT_TIMEOUT, connection.close()).await;
+                pool.turn_to(server);
+            }
+            Err(refusal) => {
+                tracing::debug!(?refusal, "no server to turn to");
+                // It asks again for itself, until one is there.
+                pool.note_trouble();
+            }
         }
         tokio::time::sleep(CONNECT_PAUSE).await;
+    }
+}
+
+/// What an error means for a database that is to be opened.
+fn refusal(error: &sqlx::Error) -> Refusal {
+    let text = error.to_string();
+    // As pgbouncer says it, under the code of a connection that failed.
+    if text.contains("unsupported startup parameter") {
+        let hint = "a pooler refuses it: leave it out of --database-url, or have the pooler ignore it";
+        Refusal::Final(format!("{text}; {hint}"))
+    } else if text.contains("transaction blocks not allowed") {
+        let hint = "a pooler lends its sessions for single statements: have it do so for transactions";
+        Refusal::Final(format!("{text}; {hint}"))
+    } else if may_come(error) {
+        Refusal::Away(text)
+    } else if is_about_tls(error) {
+        Refusal::Final(format!("{text}; {TLS_HINT}"))
+    } else {
+        Refusal::Final(text)
     }
 }
 
@@ -228,14 +311,17 @@ fn is_about_tls(error: &sqlx::Error) -> bool {
     }
 }
 
-/// Whether a database that cannot be connected to may soon be there.
+/// Whether a database that cannot be connected to, or written to, may soon be.
 fn may_come(error: &sqlx::Error) -> bool {
     match error {
         sqlx::Error::Io(_) => !is_about_tls(error),
-        // cannot_connect_now, too_many_connections, admin_shutdown, crash_shutdown
-        sqlx::Error::Database(error) => {
-            matches!(error.code().as_deref(), Some("57P03" | "53300" | "57P01" | "57P02"))
-        }
+        sqlx::Error::Database(database) => match database.code().as_deref().unwrap_or_default() {
+            // cannot_connect_now, too_many_connections, admin_shutdown, crash_shutdown
+            "57P03" | "53300" | "57P01" | "57P02" => true,
+            // A pooler whose database is away.
+            code if code.starts_with("08") => true,
+            _ => is_read_only(error),
+        },
         _ => false,
     }
 }

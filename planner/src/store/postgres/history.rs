@@ -4,8 +4,8 @@
 
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
 
 use super::super::history::{
     Account, End, EndedLease, Event, EventFilter, EventKind, Forgotten, Happened, STEP_ROWS, before, place,
@@ -14,6 +14,7 @@ use super::super::history::{
 use super::super::list::{LeaseFilter, Page, Part};
 use super::super::{LeaseHash, Report, Rules};
 use super::batch::{Point, Seed};
+use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::{Database, identity, lease_hash, seed_key};
 #[cfg(test)]
@@ -92,14 +93,14 @@ impl Log {
     }
 
     /// Writes what happened; the leases that ended are written where their points go.
-    pub(super) async fn write(&self, connection: &mut PgConnection, now: i64) -> Result<(), Stopped> {
+    pub(super) async fn write(&self, connection: &mut Connection, now: i64) -> Result<(), Stopped> {
         write(connection, now, &self.happened).await
     }
 }
 
 /// Writes what happened.
 pub(super) async fn write(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     happened: &[Happened],
 ) -> Result<(), Stopped> {
@@ -127,7 +128,7 @@ pub(super) async fn write(
 /// Frees these points, and keeps what is told of their leases; some of those went with their seeds. One statement,
 /// because most batches release something.
 pub(super) async fn end_leases(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     (seed_ids, numbers): (Vec<i64>, Vec<i32>),
     ended: &[Ending],
 ) -> Result<(), Stopped> {
@@ -198,7 +199,7 @@ pub(super) struct Forget<'a>(pub(super) &'a Database);
 impl Work for Forget<'_> {
     type Done = Forgotten;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Forgotten, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Forgotten, Stopped> {
         let keep = self.0.rules.history;
         let since = self.0.now(connection).await?.saturating_sub(keep.ms);
         let leases = sqlx::query(
@@ -242,7 +243,7 @@ pub(super) struct Leases<'a> {
 impl Work for Leases<'_> {
     type Done = Page<EndedLease>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<EndedLease>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<EndedLease>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
         let seed = filter.seed.as_ref();
@@ -295,7 +296,7 @@ pub(super) struct Events<'a> {
 impl Work for Events<'_> {
     type Done = Page<Event>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<Event>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<Event>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
         let rows = sqlx::query(

@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use async_trait::async_trait;
-use sqlx::PgConnection;
 
 use super::super::INSTANCE_MEMORY_MS;
 use super::Database;
+use super::session::Connection;
 use super::transaction::{Stopped, Work};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -31,7 +31,7 @@ impl Sources {
     /// Reads those of these instances that are not known yet.
     pub(super) async fn load(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         now: i64,
         instances: impl Iterator<Item = &str>,
     ) -> Result<(), Stopped> {
@@ -65,7 +65,7 @@ impl Sources {
     }
 
     /// Writes what is new.
-    pub(super) async fn write(&self, connection: &mut PgConnection, now: i64) -> Result<(), Stopped> {
+    pub(super) async fn write(&self, connection: &mut Connection, now: i64) -> Result<(), Stopped> {
         if self.to_write.is_empty() {
             return Ok(());
         }
@@ -99,7 +99,7 @@ pub(super) struct Source<'a> {
 impl Work for Source<'_> {
     type Done = Option<String>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Option<String>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Option<String>, Stopped> {
         let now = self.store.now(connection).await?;
         let mut sources = Sources::default();
         sources.load(connection, now, std::iter::once(self.instance)).await?;
@@ -114,7 +114,7 @@ pub(super) struct Forget<'a>(pub(super) &'a Database);
 impl Work for Forget<'_> {
     type Done = u64;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<u64, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<u64, Stopped> {
         let now = self.0.now(connection).await?;
         let forgotten = sqlx::query(
             "DELETE FROM instances WHERE instance_id IN (

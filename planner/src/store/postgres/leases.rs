@@ -5,12 +5,12 @@
 //! release of the same lease came either before, and is seen, or waits.
 
 use rfork_protocol::SeedIdentity;
-use sqlx::PgConnection;
 
 use super::super::history::{Account, EventKind, Happened};
 use super::super::{Command, LeaseHash, Outcome, Report, Rules};
 use super::batch::{Changes, HeldSeeds, Point, Seed};
 use super::history::{self, Log};
+use super::session::Connection;
 use super::transaction::Stopped;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -103,7 +103,7 @@ fn judge(
 
 /// Writes what [`renew`] and [`release`] decided for seeds that stay; the others take their points along.
 pub(super) async fn write(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     held: &HeldSeeds<'_>,
     log: &Log,
 ) -> Result<(), Stopped> {

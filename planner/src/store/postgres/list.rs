@@ -2,13 +2,14 @@
 
 use async_trait::async_trait;
 use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::super::list::{
     KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place, shown_sql,
     state_sql,
 };
 use super::seeds::profile;
+use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::{Database, identity, key_hash, lease_hash, seed_key, small};
 use crate::domain::seed::State;
@@ -24,7 +25,7 @@ pub(super) struct Seeds<'a> {
 impl Work for Seeds<'_> {
     type Done = Page<SeedEntry>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<SeedEntry>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<SeedEntry>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
         let (columns, state, shown) = (of_seed!(), state_sql("$1", "$2"), shown_sql("$1", "$2"));
@@ -95,7 +96,7 @@ pub(super) struct Leases<'a> {
 impl Work for Leases<'_> {
     type Done = Page<LeaseEntry>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<LeaseEntry>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<LeaseEntry>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now(connection).await?;
         let (after, after_point) = lease_place(part);
@@ -139,7 +140,7 @@ pub(super) struct Keys<'a> {
 impl Work for Keys<'_> {
     type Done = Page<KeyEntry>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Page<KeyEntry>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<KeyEntry>, Stopped> {
         let Self { store, part } = self;
         let now = store.now(connection).await?;
         let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));

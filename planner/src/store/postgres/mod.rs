@@ -39,44 +39,54 @@ mod history;
 mod instances;
 mod leases;
 mod list;
+mod listen;
 mod offer;
+mod pool;
 mod requests;
 mod seeds;
+mod session;
 #[cfg(test)]
 mod simulation;
 mod sweep;
 #[cfg(test)]
 mod tests;
 mod transaction;
+mod url;
 mod view;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-pub use connect::{ConnectError, ConnectSettings, migrate};
+pub use connect::{ConnectError, ConnectSettings, Pooler, migrate};
+use connect::{Patience, Refusal};
+use pool::Pool;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use session::Connection;
 use sha2::{Digest, Sha256};
-use sqlx::postgres::{PgPool, PgRow};
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Counts, MAX_BATCH, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store,
+    Beat, Clock, Command, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcome, PoolView, Rules, Snapshot, Store,
     StoreError, Swept, Told, Woken, pool_view,
 };
-use crate::config::PostgresUrl;
-use transaction::{Begin, Stopped, run};
+use transaction::{Begin, SET_READ_ONLY, Stopped, run};
+pub use url::PostgresUrl;
 
 /// The most steps of one sweep; what is left then waits for the next.
 const MAX_SWEEP_STEPS: usize = 1_000;
 
 /// The most keys that wait to be looked at once more; a sweep makes up for others.
 const MAX_AGAIN: usize = 8_192;
+
+/// However often it is asked for, a check writes no more often than this.
+const CHECK_PAUSE: Duration = Duration::from_secs(1);
 
 /// Pause between two such looks, which gathers the keys of several batches: only what two planners did at the same
 /// moment waits for it.
@@ -90,12 +100,16 @@ pub struct PostgresStore {
     listener: AbortOnDropHandle<()>,
     /// Looks once more for those who wait.
     looking: AbortOnDropHandle<()>,
+    /// Turns to another server when there are several.
+    _following: Option<AbortOnDropHandle<()>>,
+    /// When a check has last written. Not locked across an await.
+    checked: Mutex<Option<Instant>>,
 }
 
 /// What every call works with.
 #[derive(Debug)]
 struct Database {
-    pool: PgPool,
+    pool: Arc<Pool>,
     rules: Rules,
     clock: Clock,
     /// This process, for those who wait for its answers.
@@ -119,20 +133,73 @@ impl PostgresStore {
         rules: Rules,
         clock: Clock,
     ) -> Result<Self, ConnectError> {
-        migrate(url, settings.patience).await?;
-        let (planner, served) = (super::planner_id(), Arc::new(Notify::new()));
-        let listening = connect::listen(url.options().clone(), planner.clone(), served.clone());
+        Self::open_telling(url, settings, rules, clock, &Opening::default()).await
+    }
+
+    /// The same, telling meanwhile what it waits for.
+    ///
+    /// # Errors
+    /// [`ConnectError`].
+    pub async fn open_telling(
+        url: &PostgresUrl,
+        settings: ConnectSettings,
+        rules: Rules,
+        clock: Clock,
+        opening: &Opening,
+    ) -> Result<Self, ConnectError> {
+        let patience = Patience::new(url, settings.patience, opening);
+        let database = loop {
+            match Database::open(url, settings, &rules, &clock).await {
+                Ok(database) => break Arc::new(database),
+                Err(refusal) => patience.after(refusal).await?,
+            }
+        };
+        let Database { pool, planner, served, .. } = database.as_ref();
+        if pool.is_shared() {
+            tracing::info!(
+                "a pooler lends its sessions: every question stands in a transaction, statements have no names, and who \
+                 waits is looked for instead of told"
+            );
+        }
+        let listening = listen::run(pool.clone(), planner.clone(), served.clone());
         let listener = AbortOnDropHandle::new(tokio::spawn(listening));
-        let pool = connect::pool(url, settings);
-        let (again, look) = (Mutex::default(), Notify::new());
-        let database = Arc::new(Database { pool, rules, clock, planner, served, again, look });
-        database.adopt_rules().await.map_err(|error| ConnectError::unusable(url, &error))?;
+        let following = (url.servers().len() > 1)
+            .then(|| AbortOnDropHandle::new(tokio::spawn(connect::follow(pool.clone(), url.clone()))));
         let looking = AbortOnDropHandle::new(tokio::spawn(database.clone().look()));
-        Ok(Self { database, listener, looking })
+        Ok(Self { database, listener, looking, _following: following, checked: Mutex::default() })
     }
 }
 
 impl Database {
+    async fn open(
+        url: &PostgresUrl,
+        settings: ConnectSettings,
+        rules: &Rules,
+        clock: &Clock,
+    ) -> Result<Self, Refusal> {
+        let database = Self {
+            pool: Arc::new(connect::reach(url, settings).await?),
+            rules: rules.clone(),
+            clock: clock.clone(),
+            planner: super::planner_id(),
+            served: Arc::new(Notify::new()),
+            again: Mutex::default(),
+            look: Notify::new(),
+        };
+        match database.adopt_rules().await {
+            Ok(()) => Ok(database),
+            Err(StoreError::Unavailable(reason)) => Err(Refusal::Away(reason)),
+            Err(error) => Err(Refusal::Final(error.to_string())),
+        }
+    }
+
+    /// Notes whether somebody has decided that nothing is to be written, and refuses then.
+    async fn heed_decisions(&self) -> Result<(), StoreError> {
+        let read_only = run(&self.pool, Begin::View, view::IsSetReadOnly).await?;
+        self.pool.note_read_only(read_only);
+        if read_only { Err(StoreError::Unavailable(SET_READ_ONLY.into())) } else { Ok(()) }
+    }
+
     /// Has these keys looked at once more, after a commit: see [`requests`]. Nobody's answer waits for it.
     fn look_again(&self, keys: BTreeSet<SeedKey>) {
         let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
@@ -183,7 +250,7 @@ impl Database {
 
     /// The time, Unix milliseconds. Asked for after locks were waited for: it is then no earlier than anything
     /// that their last holders wrote.
-    async fn now(&self, connection: &mut PgConnection) -> Result<i64, Stopped> {
+    async fn now(&self, connection: &mut Connection) -> Result<i64, Stopped> {
         match self.clock.fixed_ms() {
             Some(now) => Ok(now),
             None => {
@@ -280,6 +347,8 @@ impl Store for PostgresStore {
     }
 
     async fn sweep(&self) -> Result<Swept, StoreError> {
+        // Also for planners that nobody asks whether they are ready.
+        self.database.heed_decisions().await?;
         let mut swept = Swept::default();
         for _ in 0..MAX_SWEEP_STEPS {
             let step = run(&self.database.pool, Begin::Write, sweep::Step(&self.database)).await?;
@@ -336,16 +405,26 @@ impl Store for PostgresStore {
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        run(&self.database.pool, Begin::Write, view::Check).await
+        let database = self.database.as_ref();
+        run(&database.pool, Begin::View, view::HasSchema).await?;
+        database.heed_decisions().await?;
+        let written = *self.checked.lock().unwrap_or_else(PoisonError::into_inner);
+        if written.is_some_and(|written| written.elapsed() < CHECK_PAUSE) {
+            return Ok(());
+        }
+        run(&database.pool, Begin::Write, view::Written(database)).await?;
+        run(&database.pool, Begin::View, view::Room).await?;
+        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+        Ok(())
     }
 
     fn pools(&self) -> Vec<PoolView> {
-        vec![pool_view("postgres", &self.database.pool)]
+        vec![pool_view("postgres", self.database.pool.connections())]
     }
 
     async fn close(&self) {
         self.listener.abort();
         self.looking.abort();
-        self.database.pool.close().await;
+        self.database.pool.connections().close().await;
     }
 }

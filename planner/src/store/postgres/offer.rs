@@ -7,9 +7,8 @@
 //!
 //! A place is the same for every policy, so that planners with different ones can run side by side.
 
-use sqlx::PgConnection;
-
 use super::super::Rules;
+use super::session::Connection;
 use super::transaction::Stopped;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
@@ -39,7 +38,7 @@ macro_rules! place {
 
 /// Recomputes the places of these seeds, which the caller has locked.
 pub(super) async fn refresh(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     rules: &Rules,
     seed_ids: &[i64],
@@ -50,7 +49,7 @@ pub(super) async fn refresh(
 
 /// Recomputes the places of seeds whose point has just been allocated, which the caller has locked.
 pub(super) async fn refresh_used(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     rules: &Rules,
     seed_ids: &[i64],
@@ -64,7 +63,7 @@ pub(super) async fn refresh_used(
 /// meets them next puts them right. A place that is wrong costs a second look: see the snapshot, which finds
 /// seeds of capped hosts whatever their place says.
 async fn refresh_hosts(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     rules: &Rules,
     seed_ids: &[i64],
@@ -84,7 +83,7 @@ async fn refresh_hosts(
 }
 
 async fn run(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     update: &'static str,
     now: i64,
     seed_ids: &[i64],

@@ -5,13 +5,14 @@ use std::collections::{BTreeSet, HashSet};
 use async_trait::async_trait;
 use rfork_protocol::v1::Labels;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::Row;
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
 
 use super::super::history::{EventKind, Happened};
 use super::super::{Beat, Command, Outcome, Rules};
 use super::batch::{Changes, Held, HeldSeeds, Seed};
 use super::history::Log;
+use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::{Database, identity, key_hash, offer, small};
 use crate::domain::health::Health;
@@ -27,7 +28,7 @@ const STEP_ROWS: i64 = 1_000;
 /// Decides what the registrations mean. A seed that becomes another holding gets a number of the sequence,
 /// which gives none twice, whoever asks.
 pub(super) async fn register(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     rules: &Rules,
     commands: &[Command],
@@ -167,7 +168,7 @@ pub(super) fn remove(now: i64, rules: &Rules, commands: &[Command], changes: &mu
 }
 
 /// Writes what was decided.
-pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
+pub(super) async fn write(connection: &mut Connection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
     let mut gone: Vec<i64> = Vec::new();
     let mut heard: (Vec<i64>, Vec<i64>) = Default::default();
     let mut changed: Vec<(&SeedIdentity, &Seed)> = Vec::new();
@@ -212,7 +213,7 @@ pub(super) async fn write(connection: &mut PgConnection, held: &HeldSeeds<'_>) -
 /// Seeds of which clients are told that they are not there must not be there: others may have registered them, or a
 /// new holding of theirs, while this transaction waited for locks, which the statement that locks does not see. If
 /// one is there, this transaction begins again and finds it.
-async fn meet_nobody(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
+async fn meet_nobody(connection: &mut Connection, held: &HeldSeeds<'_>) -> Result<(), Stopped> {
     let is_absent = |held: &Held<'_>| held.stored.is_none() && held.seed.is_none();
     let absent: Vec<&String> =
         held.iter().filter(|(_, held)| is_absent(held)).map(|(name, _)| name).collect();
@@ -228,7 +229,7 @@ async fn meet_nobody(connection: &mut PgConnection, held: &HeldSeeds<'_>) -> Res
 
 /// Inserts new holdings, in the order of their identities. Another planner that inserts the same ones is waited
 /// for; if its seed stays, this transaction begins again and finds it.
-async fn insert(connection: &mut PgConnection, new: &[(&SeedIdentity, &Seed)]) -> Result<(), Stopped> {
+async fn insert(connection: &mut Connection, new: &[(&SeedIdentity, &Seed)]) -> Result<(), Stopped> {
     if new.is_empty() {
         return Ok(());
     }
@@ -276,7 +277,7 @@ async fn insert(connection: &mut PgConnection, new: &[(&SeedIdentity, &Seed)]) -
 }
 
 /// Writes all that a row says of a seed, beside its key and its place.
-async fn describe(connection: &mut PgConnection, seeds: &[(&SeedIdentity, &Seed)]) -> Result<(), Stopped> {
+async fn describe(connection: &mut Connection, seeds: &[(&SeedIdentity, &Seed)]) -> Result<(), Stopped> {
     if seeds.is_empty() {
         return Ok(());
     }
@@ -361,7 +362,7 @@ fn points(capacity: u32) -> i32 {
 }
 
 /// Deletes seeds that the caller has locked, their heartbeats too; their points go with them.
-pub(super) async fn delete(connection: &mut PgConnection, ids: &[i64]) -> Result<(), Stopped> {
+pub(super) async fn delete(connection: &mut Connection, ids: &[i64]) -> Result<(), Stopped> {
     if !ids.is_empty() {
         sqlx::query("DELETE FROM seeds WHERE id = ANY($1)").bind(ids).execute(connection).await?;
     }
@@ -371,7 +372,7 @@ pub(super) async fn delete(connection: &mut PgConnection, ids: &[i64]) -> Result
 /// Locks heartbeats in the order in which a flush does, so that the two cannot wait for each other; gives when each
 /// seed was last heard of, Unix milliseconds.
 pub(super) async fn lock_heartbeats(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     ids: &[i64],
 ) -> Result<Vec<(i64, i64)>, Stopped> {
     if ids.is_empty() {
@@ -397,7 +398,7 @@ pub(super) struct Flush<'a> {
 impl Work for Flush<'_> {
     type Done = HashSet<i64>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<HashSet<i64>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<HashSet<i64>, Stopped> {
         let now = self.store.now(connection).await?;
         let mut gone: HashSet<i64> = self.beats.iter().map(|beat| beat.seed_id).collect();
         let offered: Vec<i64> = sqlx::query_scalar(
@@ -432,7 +433,7 @@ pub(super) struct Adopt<'a> {
 impl Work for Adopt<'_> {
     type Done = Option<i64>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Option<i64>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Option<i64>, Stopped> {
         let rows = sqlx::query(concat!(
             "SELECT ",
             of_seed!(),
@@ -474,7 +475,7 @@ pub(super) struct Invalidate<'a> {
 impl Work for Invalidate<'_> {
     type Done = u64;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<u64, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<u64, Stopped> {
         let drained = sqlx::query(
             "UPDATE seeds SET drained = TRUE, offer_rank = NULL, next_end_ms = NULL WHERE id IN (
                  SELECT s.id FROM seeds s

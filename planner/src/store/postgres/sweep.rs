@@ -4,11 +4,12 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::super::history::{EventKind, Happened};
 use super::super::{DRAIN_MEMORY_MS, Swept};
 use super::history::{Log, freeing};
+use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::{Database, identity, offer, seed_key, seeds};
 #[cfg(test)]
@@ -31,7 +32,7 @@ pub(super) struct Step<'a>(pub(super) &'a Database);
 impl Work for Step<'_> {
     type Done = Ended;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Ended, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Ended, Stopped> {
         let now = self.0.now(connection).await?;
         let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
         let drained_since = silent_since.min(now.saturating_sub(DRAIN_MEMORY_MS));

@@ -18,6 +18,9 @@ use cluster::Cluster;
 
 #[path = "../../../../tests/src/cluster.rs"]
 mod cluster;
+#[path = "../../../../tests/src/pooler.rs"]
+mod pooler;
+mod poolers;
 
 /// A database of a test's own.
 pub(super) struct Database(pub(super) PostgresUrl);
@@ -308,7 +311,7 @@ async fn a_database_of_an_unreleased_planner_is_refused_by_name_and_says_what_to
     assert!(matches!(&error, StoreError::Broken(why) if why.contains("never released")), "{error}");
     store.close().await;
     let opened = PostgresStore::open(&url, few(), RULES, Clock::Database).await.map(|_| ());
-    for refused in [opened, migrate(&url, Duration::ZERO).await] {
+    for refused in [opened, migrate(&url, few()).await] {
         let error = refused.unwrap_err();
         assert!(matches!(error, ConnectError::Unreleased { version: 1, .. }), "{error}");
         let text = error.to_string();

@@ -4,11 +4,11 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sqlx::pool::PoolConnection;
-use sqlx::postgres::PgPool;
-use sqlx::{Executor, PgConnection, Postgres};
+use sqlx::{AssertSqlSafe, Executor};
 
 use super::super::StoreError;
+use super::pool::Pool;
+use super::session::Connection;
 
 /// How long a call may take in all. Two of them fit into a request's deadline: that of the batch which is under
 /// way when a command comes, and its own.
@@ -18,6 +18,9 @@ pub(super) const CALL_DEADLINE: Duration = Duration::from_millis(3_800);
 /// connection that was broken.
 const MAX_ATTEMPTS: usize = 32;
 
+/// Why nothing is written to a database that could be written to.
+pub(super) const SET_READ_ONLY: &str = "default_transaction_read_only was set for it, or for this planner's role: nothing is written until that is reset";
+
 /// What a transaction is for.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Begin {
@@ -25,24 +28,33 @@ pub(super) enum Begin {
     Write,
     /// Reading, all at one moment.
     View,
-    /// One statement, which is a transaction by itself: nothing is said before or after it.
+    /// One statement, which is a transaction by itself: nothing is said before or after it, where the session is ours.
     Single,
 }
 
 impl Begin {
-    async fn begin(self, connection: &mut PgConnection) -> Result<(), Stopped> {
-        let sql = match self {
-            Self::Write => "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE",
-            // Lists that read a whole table do so in its own order.
-            Self::View => "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; SET LOCAL enable_seqscan = on",
-            Self::Single => return Ok(()),
+    /// Begins in one round trip, settings included. Whether it may write is as the database has it: that may be
+    /// somebody's decision.
+    async fn begin(self, connection: &mut Connection, pool: &Pool) -> Result<(), Stopped> {
+        const WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
+        const VIEW: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
+        // Lists that read a whole table do so in its own order.
+        const LISTS: &str = "SET LOCAL enable_seqscan = on";
+        let set = pool.set_local();
+        let sql = match (self, connection.shared) {
+            (Self::Single, false) => return Ok(()),
+            (Self::Write, false) => WRITE.into(),
+            (Self::View, false) => format!("{VIEW}; {LISTS}"),
+            (Self::Write | Self::Single, true) => format!("{WRITE}; {set}"),
+            (Self::View, true) => format!("{VIEW}; {set}; {LISTS}"),
         };
-        connection.execute(sql).await?;
+        // What comes from outside in it is the URL's own settings, as texts.
+        connection.execute(AssertSqlSafe(sql)).await?;
         Ok(())
     }
 
-    async fn commit(self, connection: &mut PgConnection) -> Result<(), Stopped> {
-        if !matches!(self, Self::Single) {
+    async fn commit(self, connection: &mut Connection) -> Result<(), Stopped> {
+        if !matches!(self, Self::Single) || connection.shared {
             connection.execute("COMMIT").await?;
         }
         Ok(())
@@ -73,7 +85,7 @@ pub(super) trait Work: Send {
     type Done: Send;
 
     /// Does it, within a transaction that has just begun. It may be called anew after it stopped.
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Self::Done, Stopped>;
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Self::Done, Stopped>;
 }
 
 /// What an error means for the transaction and its connection.
@@ -81,8 +93,12 @@ pub(super) trait Work: Send {
 enum Meaning {
     /// Two transactions were in each other's way; the connection is sound.
     Collision,
-    /// The connection leads nowhere, or to a server that only reads; another one may not.
+    /// The connection leads nowhere; another one may not.
     Lost,
+    /// What was prepared in the session is not there: it was another one.
+    Shared,
+    /// The server only reads, or the session began while somebody had decided so; another one may not.
+    ReadOnly,
     /// Too slow, or a lock was held for too long; the connection is sound.
     Late,
     /// The schema or a right is missing.
@@ -103,9 +119,14 @@ fn meaning(error: &sqlx::Error) -> Meaning {
             "55P03" | "57014" => Meaning::Late,
             // feature_not_supported: what was prepared on the connection is of an older schema
             "0A000" => Meaning::Lost,
+            // invalid_sql_statement_name, duplicate_prepared_statement; protocol_violation: one that takes other
+            // parameters
+            "26000" | "42P05" => Meaning::Shared,
+            "08P01" if database.message().contains("prepared statement") => Meaning::Shared,
+            READ_ONLY => Meaning::ReadOnly,
             // admin_shutdown, crash_shutdown, cannot_connect_now, database_dropped, idle session or transaction
-            // ended, read_only_sql_transaction
-            "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" | "25006" => Meaning::Lost,
+            // ended
+            "57P01" | "57P02" | "57P03" | "57P04" | "57P05" | "25P03" => Meaning::Lost,
             // insufficient_privilege, undefined_table, undefined_column, undefined_function
             "42501" | "42P01" | "42703" | "42883" => Meaning::Broken,
             code if code.starts_with("08") => Meaning::Lost,
@@ -118,23 +139,39 @@ fn meaning(error: &sqlx::Error) -> Meaning {
     }
 }
 
+/// `read_only_sql_transaction`.
+const READ_ONLY: &str = "25006";
+
+/// The most attempts of one call on servers or sessions that only read: the second is on a new connection.
+const READ_ONLY_ATTEMPTS: usize = 2;
+
 /// Whether the error is that of a lock that somebody else holds.
 pub(super) fn is_locked(error: &sqlx::Error) -> bool {
-    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some("55P03")
+    has_code(error, "55P03")
+}
+
+/// Whether the error is that of a server, or a session, that only reads.
+pub(super) fn is_read_only(error: &sqlx::Error) -> bool {
+    has_code(error, READ_ONLY)
+}
+
+/// Whether the database gave this code.
+pub(super) fn has_code(error: &sqlx::Error, code: &str) -> bool {
+    error.as_database_error().and_then(sqlx::error::DatabaseError::code).as_deref() == Some(code)
 }
 
 /// A connection of the pool. Unless it is kept it is closed without a word, also when its call is cancelled:
 /// nothing is known of the state that it is in, and a server that went away would not answer.
-struct Lent(Option<PoolConnection<Postgres>>);
+struct Lent(Option<Connection>);
 
 impl Lent {
-    async fn from(pool: &PgPool) -> Result<Self, sqlx::Error> {
+    async fn from(pool: &Pool) -> Result<Self, sqlx::Error> {
         Ok(Self(Some(pool.acquire().await?)))
     }
 
-    fn connection(&mut self) -> Result<&mut PgConnection, Stopped> {
+    fn connection(&mut self) -> Result<&mut Connection, Stopped> {
         // It is there until `keep` or `drop`, which end it.
-        self.0.as_deref_mut().ok_or_else(|| Stopped::Broken("a connection was used after its end".into()))
+        self.0.as_mut().ok_or_else(|| Stopped::Broken("a connection was used after its end".into()))
     }
 
     fn keep(mut self) {
@@ -145,29 +182,33 @@ impl Lent {
 impl Drop for Lent {
     fn drop(&mut self) {
         if let Some(connection) = self.0.take() {
-            drop(connection.detach());
+            drop(connection.raw.detach());
         }
     }
 }
 
-/// Runs `work` in a transaction and commits it.
+/// Runs `work` in a transaction and commits it. What writes is not begun while the database is set read-only.
 ///
 /// # Errors
 /// [`StoreError`]; nothing was changed, unless the answer to the commit itself was lost.
-pub(super) async fn run<W: Work>(pool: &PgPool, begin: Begin, mut work: W) -> Result<W::Done, StoreError> {
+pub(super) async fn run<W: Work>(pool: &Pool, begin: Begin, mut work: W) -> Result<W::Done, StoreError> {
     match tokio::time::timeout(CALL_DEADLINE, attempts(pool, begin, &mut work)).await {
         Ok(done) => done,
         Err(_) => Err(StoreError::Unavailable(format!("no answer within {CALL_DEADLINE:?}"))),
     }
 }
 
-async fn attempts<W: Work>(pool: &PgPool, begin: Begin, work: &mut W) -> Result<W::Done, StoreError> {
+async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W::Done, StoreError> {
     let mut last = String::from("no attempt");
     // A warning for each kind of trouble, not for each attempt.
     let mut told = HashSet::new();
+    let mut read_only = 0;
+    if pool.is_read_only() && matches!(begin, Begin::Write) {
+        return Err(StoreError::Unavailable(SET_READ_ONLY.into()));
+    }
     for _ in 0..MAX_ATTEMPTS {
         let mut lent = Lent::from(pool).await.map_err(|error| unavailable(&error))?;
-        let stopped = match attempt(&mut lent, begin, work).await {
+        let stopped = match attempt(&mut lent, pool, begin, work).await {
             Ok(done) => {
                 let commit = match lent.connection() {
                     Ok(connection) => begin.commit(connection).await,
@@ -196,8 +237,21 @@ async fn attempts<W: Work>(pool: &PgPool, begin: Begin, work: &mut W) -> Result<
                 }
                 roll_back(lent).await;
             }
+            Meaning::Shared => {
+                drop(lent);
+                pool.note_shared();
+            }
+            Meaning::ReadOnly => {
+                drop(lent);
+                pool.note_reading();
+                read_only += 1;
+                if read_only == READ_ONLY_ATTEMPTS {
+                    return Err(StoreError::Unavailable(format!("it only reads: {last}")));
+                }
+            }
             Meaning::Lost => {
                 drop(lent);
+                pool.note_trouble();
                 if told.insert("lost") {
                     tracing::info!(reason = %last, "a connection to the database is lost; taking another");
                 }
@@ -216,9 +270,14 @@ async fn attempts<W: Work>(pool: &PgPool, begin: Begin, work: &mut W) -> Result<
     Err(StoreError::Unavailable(format!("gave up after {MAX_ATTEMPTS} attempts: {last}")))
 }
 
-async fn attempt<W: Work>(lent: &mut Lent, begin: Begin, work: &mut W) -> Result<W::Done, Stopped> {
+async fn attempt<W: Work>(
+    lent: &mut Lent,
+    pool: &Pool,
+    begin: Begin,
+    work: &mut W,
+) -> Result<W::Done, Stopped> {
     let connection = lent.connection()?;
-    begin.begin(connection).await?;
+    begin.begin(connection, pool).await?;
     work.attempt(connection).await
 }
 

@@ -1,14 +1,15 @@
 //! What is there, for people; and whether anything can be done with it.
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, PgConnection, Row};
+use sqlx::{AssertSqlSafe, Row};
 
 use super::super::list::{shown_sql, state_sql};
 use super::super::schema::Schema;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
 use super::connect::schema;
-use super::transaction::{Stopped, Work};
-use super::{Database, lease_hash, seed_key, small};
+use super::session::Connection;
+use super::transaction::{Stopped, Work, has_code};
+use super::{Database, lease_hash, requests, seed_key, small};
 
 /// The work of [`super::super::Store::snapshot`]; its statements see one moment.
 pub(super) struct View<'a>(pub(super) &'a Database);
@@ -17,7 +18,7 @@ pub(super) struct View<'a>(pub(super) &'a Database);
 impl Work for View<'_> {
     type Done = Snapshot;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Snapshot, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Snapshot, Stopped> {
         let now = self.0.now(connection).await?;
         let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
         let (columns, shown) = (of_seed!(), shown_sql("$1", "$2"));
@@ -86,7 +87,7 @@ pub(super) struct Count<'a>(pub(super) &'a Database);
 impl Work for Count<'_> {
     type Done = Vec<(i32, i64, i64, i64)>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Self::Done, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Self::Done, Stopped> {
         let now = self.0.now(connection).await?;
         let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query_as(AssertSqlSafe(format!(
@@ -103,17 +104,15 @@ impl Work for Count<'_> {
     }
 }
 
-/// The work of [`super::super::Store::check`]. That a transaction which may write has begun proves that the
-/// server takes writes: one in recovery refuses it. A schema is usable that has all migrations of this program;
-/// newer ones only add to it.
-pub(super) struct Check;
+/// Whether the schema is usable: it has all migrations of this program; newer ones only add to it.
+pub(super) struct HasSchema;
 
 #[async_trait]
-impl Work for Check {
+impl Work for HasSchema {
     type Done = ();
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<(), Stopped> {
-        match schema(connection).await? {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<(), Stopped> {
+        match schema(&mut connection.raw).await? {
             Schema::Complete => Ok(()),
             Schema::Behind => Err(Stopped::Broken(
                 "its schema lacks migrations of this program; `rfork planner migrate` applies them".into(),
@@ -121,6 +120,69 @@ impl Work for Check {
             Schema::Unreleased(version) => Err(Stopped::Broken(format!(
                 "its migration {version} is another one than this program's: a planner made it that was never released"
             ))),
+        }
+    }
+}
+
+/// Whether a session that begins now would only read, because somebody has decided so for the database, the role or
+/// both. A session that is older does not know of it.
+pub(super) struct IsSetReadOnly;
+
+#[async_trait]
+impl Work for IsSetReadOnly {
+    type Done = bool;
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<bool, Stopped> {
+        // What is said of a role in a database counts before what is said of a role, and that before the database's.
+        let set: Option<bool> = sqlx::query_scalar(
+            "SELECT split_part(setting, '=', 2)::boolean
+             FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS setting
+             WHERE setting LIKE 'default\\_transaction\\_read\\_only=%'
+               AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+               AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
+             ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1",
+        )
+        .fetch_optional(connection)
+        .await?;
+        Ok(set.unwrap_or(false))
+    }
+}
+
+/// Writes: always to the same row, so that the table does not grow, and flushed as every commit is. A server that only
+/// reads, or cannot write, refuses it.
+pub(super) struct Written<'a>(pub(super) &'a Database);
+
+#[async_trait]
+impl Work for Written<'_> {
+    type Done = ();
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<(), Stopped> {
+        let now = self.0.now(connection).await?;
+        requests::alive(connection, now, &self.0.planner).await
+    }
+}
+
+/// Whether the server's disk has room: the same row needs none that is new, but most of what planners write does. A
+/// list that is too long for its memory goes to a file of the server's, which is gone at the end of the statement.
+pub(super) struct Room;
+
+/// Numbers in that list: some hundred KiB.
+const ROOM_ROWS: i64 = 10_000;
+
+#[async_trait]
+impl Work for Room {
+    type Done = ();
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<(), Stopped> {
+        sqlx::query("SET LOCAL work_mem = '64kB'").execute(&mut *connection).await?;
+        let counted = sqlx::query_scalar::<_, i64>("SELECT count(*) FROM generate_series(1, $1)")
+            .bind(ROOM_ROWS)
+            .fetch_one(connection)
+            .await;
+        match counted {
+            // configuration_limit_exceeded: this role may have no such file, and it is not known.
+            Err(error) if has_code(&error, "53400") => Ok(()),
+            counted => Ok(counted.map(|_| ())?),
         }
     }
 }

@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rfork_protocol::SeedKey;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::super::super::{MAX_CALLED, wish};
 use super::super::allocate::{Waiting, Who, Worker};
 use super::super::batch::Chosen;
+use super::super::session::Connection;
 use super::super::transaction::Stopped;
 use super::super::{key_hash, lease_hash};
 use super::Locks;
@@ -29,7 +30,7 @@ impl<'a> Calls<'a> {
     /// passed over.
     pub(in super::super) async fn call_up(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         now: i64,
         planner: &str,
         (locks, chosen): (&mut Locks, &mut Chosen),
@@ -66,7 +67,7 @@ impl<'a> Calls<'a> {
     /// The next of each key, by their numbers.
     async fn next(
         &mut self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         now: i64,
         planner: &str,
     ) -> Result<BTreeMap<i64, &'a SeedKey>, Stopped> {

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use async_trait::async_trait;
 use rfork_protocol::SeedKey;
-use sqlx::PgConnection;
 
 use super::super::super::{ONCE_MEMORY_MS, PLANNER_TTL_MS, REQUEST_MEMORY_MS, Told, Woken};
+use super::super::session::Connection;
 use super::super::transaction::{Stopped, Work};
 use super::super::{Database, key_hash, lease_hash};
 use super::{alive, grant};
@@ -26,7 +26,7 @@ pub(in super::super) struct Collect<'a> {
 impl Work for Collect<'_> {
     type Done = Vec<Woken>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<Woken>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Vec<Woken>, Stopped> {
         let (now, planner) = (self.store.now(connection).await?, &self.store.planner);
         if !self.told.is_empty() {
             sqlx::query(
@@ -67,7 +67,7 @@ pub(in super::super) struct WaitedFor<'a> {
 impl Work for WaitedFor<'_> {
     type Done = Vec<SeedKey>;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<Vec<SeedKey>, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Vec<SeedKey>, Stopped> {
         let keys: Vec<&SeedKey> = self.keys.iter().collect();
         // Seeds of a host that shares a bound may have one whatever their place says.
         let places: Vec<i64> = sqlx::query_scalar(
@@ -99,7 +99,7 @@ pub(in super::super) struct Forget<'a>(pub(in super::super) &'a Database);
 impl Work for Forget<'_> {
     type Done = u64;
 
-    async fn attempt(&mut self, connection: &mut PgConnection) -> Result<u64, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<u64, Stopped> {
         let now = self.0.now(connection).await?;
         // A repetition finds its lease as long as that is renewed.
         let over = sqlx::query(

@@ -3,11 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 
 use rfork_protocol::SeedKey;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::super::super::{Command, LeaseHash, Leaving, Left, Outcome};
 use super::super::batch::Chosen;
 use super::super::history::freeing;
+use super::super::session::Connection;
 use super::super::transaction::{Stopped, is_locked};
 use super::super::{Database, lease_hash, offer, seed_key};
 use super::{Locks, delete, grant};
@@ -23,7 +24,7 @@ pub(in super::super) struct Freed {
 
 /// Ends waits, each for the attempt that has the place.
 pub(in super::super) async fn leave(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     store: &Database,
     commands: &[Command],
@@ -92,7 +93,7 @@ pub(in super::super) async fn leave(
 
 /// Ends a lease that nobody took, be it over by itself; gives its seed.
 pub(super) async fn give_back(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     store: &Database,
     chosen: &mut Chosen,

@@ -1,10 +1,10 @@
 //! Which rows of requests a transaction holds, and so what it may wait for.
 
-use sqlx::PgConnection;
 use sqlx::postgres::PgRow;
 
 use super::super::super::Command;
 use super::super::batch::Chosen;
+use super::super::session::Connection;
 use super::super::transaction::{Stopped, is_locked};
 use super::alive;
 #[cfg(test)]
@@ -22,7 +22,7 @@ pub(in super::super) struct Locks {
 /// Locks, in their order, all rows that these commands name, and those that an earlier attempt of the transaction found
 /// in other hands.
 pub(in super::super) async fn lock(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     commands: &[Command],
     chosen: &Chosen,
 ) -> Result<Locks, Stopped> {
@@ -75,7 +75,7 @@ impl Locks {
     /// Says that this planner answers, if somebody waits for it. Nothing is locked after that.
     pub(in super::super) async fn finish(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         now: i64,
         planner: &str,
     ) -> Result<(), Stopped> {

@@ -13,11 +13,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use rfork_protocol::SeedKey;
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::super::twins::Twins;
 use super::super::{Command, Grant, Idempotency, Outcome, PLANNER_TTL_MS, Refusal, Rules, wish};
 use super::batch::HeldSeeds;
+use super::session::Connection;
 use super::transaction::Stopped;
 use super::{Database, identity, key_hash};
 #[cfg(test)]
@@ -48,7 +49,7 @@ pub(super) const CHANNEL: &str = "rfork_planner";
 /// Keys of which a point may be free because of these commands, or because a point of the seeds in `freed` was given
 /// back.
 pub(super) async fn touched(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     rules: &Rules,
     commands: &[Command],
     held: &HeldSeeds<'_>,
@@ -92,7 +93,7 @@ pub(super) async fn touched(
 
 /// Marks rows as served, and tells other planners of theirs; gives whether some were of this one.
 pub(super) async fn served(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     store: &Database,
     served: &[(i64, String)],
 ) -> Result<bool, Stopped> {
@@ -120,7 +121,7 @@ pub(super) async fn served(
 }
 
 /// The live lease, as it would be granted now.
-async fn grant(connection: &mut PgConnection, now: i64, lease: &[u8]) -> Result<Option<Grant>, Stopped> {
+async fn grant(connection: &mut Connection, now: i64, lease: &[u8]) -> Result<Option<Grant>, Stopped> {
     let row = sqlx::query(
         "SELECT s.id, s.host, s.port, s.rank, p.busy_until_ms, s.answered_ms, h.last_ms
          FROM points p JOIN seeds s ON s.id = p.seed_id JOIN heartbeats h ON h.seed_id = s.id
@@ -145,7 +146,7 @@ async fn grant(connection: &mut PgConnection, now: i64, lease: &[u8]) -> Result<
 /// order of the idempotency keys: of two planners that are asked the same at once one waits for the other here,
 /// and begins again.
 pub(super) async fn enqueue(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     planner: &str,
     commands: &[Command],
@@ -217,7 +218,7 @@ pub(super) async fn enqueue(
 
 /// Whether a row that was in the way had answered the request in this very transaction.
 async fn is_of_row(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     lease: &[u8; 32],
     idempotency: Option<&Idempotency>,
 ) -> Result<bool, Stopped> {
@@ -232,7 +233,7 @@ async fn is_of_row(
 }
 
 /// Notes that a planner answers.
-async fn alive(connection: &mut PgConnection, now: i64, planner: &str) -> Result<(), Stopped> {
+pub(super) async fn alive(connection: &mut Connection, now: i64, planner: &str) -> Result<(), Stopped> {
     sqlx::query(
         "INSERT INTO planners (id, alive_until_ms) VALUES ($1, $2)
          ON CONFLICT (id) DO UPDATE SET alive_until_ms = greatest(planners.alive_until_ms, excluded.alive_until_ms)",
@@ -244,14 +245,14 @@ async fn alive(connection: &mut PgConnection, now: i64, planner: &str) -> Result
     Ok(())
 }
 
-async fn delete(connection: &mut PgConnection, id: i64) -> Result<(), Stopped> {
+async fn delete(connection: &mut Connection, id: i64) -> Result<(), Stopped> {
     sqlx::query("DELETE FROM requests WHERE id = $1").bind(id).execute(connection).await?;
     Ok(())
 }
 
 /// Says, for those who wait, when the next lease or suspicion of their key ends by itself.
 pub(super) async fn next_ends(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     commands: &[Command],
     outcomes: &mut [Option<Outcome>],

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use sqlx::{PgConnection, Row};
+use sqlx::Row;
 
 use super::super::super::twins::Twins;
 use super::super::super::{Command, Idempotency, LeaseHash, Outcome, Queue, Refusal};
 use super::super::batch::Chosen;
+use super::super::session::Connection;
 use super::super::transaction::Stopped;
 use super::super::{Database, lease_hash};
 use super::leave::give_back;
@@ -28,7 +29,7 @@ struct Found {
 /// Answers acquisitions that repeat an earlier one, of an earlier batch or of this one; gives which of the others
 /// stand for which of this batch. The last attempt has the place.
 pub(in super::super) async fn resume(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     store: &Database,
     commands: &[Command],
@@ -121,7 +122,7 @@ pub(in super::super) async fn resume(
 /// What becomes of a request whose seed does not answer and whose lease is over: it has its place again, as long as
 /// it may still wait. `None`: it is to be decided like a new one.
 async fn take_up_again(
-    connection: &mut PgConnection,
+    connection: &mut Connection,
     now: i64,
     planner: &str,
     (lease, before, found): (&LeaseHash, i64, &mut HashMap<LeaseHash, Found>),
@@ -169,7 +170,7 @@ struct Place<'a> {
 impl Place<'_> {
     async fn take(
         &self,
-        connection: &mut PgConnection,
+        connection: &mut Connection,
         now: i64,
         wait_ms: i64,
         locks: &mut Locks,

@@ -1,45 +1,25 @@
-//! A worker's settings: the fields, defaults and environment fallbacks that RFork users already have, and a
-//! few of ours. They arrive as one JSON object (vLLM's `--model-loader-extra-config`).
-//!
-//! For a field with an environment fallback, a value that cannot be used is passed over, with a warning, for
-//! the environment and then for the default; for any other field it is an error. That is what vLLM Ascend
-//! does, so a configuration that works there works here.
+//! What a worker's settings mean, checked. [`crate::settings`] describes each of them.
 
+use std::ffi::OsString;
 use std::time::Duration;
 
-use serde_json::{Map, Value};
-
 use rfork_protocol::manifest::metadata::EntryFields;
+use rfork_protocol::settings::{BadObject, Object, SettingError, Sources, Values};
 use rfork_protocol::v2::{Location, Name};
+use serde_json::Value;
 
-use crate::planner_client::WorkerPlace;
+use crate::planner_client::{WorkerPlace, base_url_of};
+use crate::settings::SETTINGS;
 
-/// A setting that cannot be used.
+/// Settings that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// The configuration is not a JSON object.
-    #[error(
-        "the loader's configuration must be a JSON object, for instance {{\"model_url\": \"/models/m\"}}"
-    )]
-    NotAnObject,
-    /// A required field is neither in the configuration nor in the environment.
-    #[error("{field} is required: set it in the loader's configuration or in the environment as {env}")]
-    Missing {
-        /// The field.
-        field: &'static str,
-        /// Its environment variable.
-        env: &'static str,
-    },
-    /// A value that a field does not accept.
-    #[error("{field} must be {accepts}, got {got}")]
-    Bad {
-        /// The field.
-        field: &'static str,
-        /// What it accepts.
-        accepts: &'static str,
-        /// What was given.
-        got: String,
-    },
+    /// They are no JSON object.
+    #[error("the loader's configuration {0}")]
+    Object(#[from] BadObject),
+    /// One of them cannot be used.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
 }
 
 /// A worker's settings, checked. Field names are the users' (`rfork_` dropped where it says nothing).
@@ -61,8 +41,8 @@ pub struct Config {
     pub seed_bind_host: String,
     /// `rfork_seed_advertise_host`: the address that peers are told; detected when `None`.
     pub seed_advertise_host: Option<String>,
-    /// `rfork_seed_port_base`: fixed ports from here on; random ports when `None`.
-    pub seed_port_base: Option<u16>,
+    /// `rfork_seed_port_base`: fixed ports from here on; free ports when 0.
+    pub seed_port_base: u16,
     /// `rfork_model_identity_headers`: whether requests carry the label headers.
     pub model_identity_headers: bool,
     /// `rfork_heartbeat_interval_sec`: how often a seed says that it lives.
@@ -88,222 +68,93 @@ pub struct Config {
     pub seed_metadata_fields: Option<EntryFields>,
 }
 
-/// Every field with its environment fallback, for help texts and to know a misspelt one.
-pub const FIELDS: [(&str, Option<&str>); 22] = [
-    ("model_url", Some("MODEL_URL")),
-    ("model_deploy_strategy_name", Some("MODEL_DEPLOY_STRATEGY_NAME")),
-    ("rfork_scheduler_url", Some("RFORK_SCHEDULER_URL")),
-    ("rfork_seed_timeout_sec", Some("RFORK_SEED_TIMEOUT_SEC")),
-    ("rfork_request_timeout_sec", Some("RFORK_REQUEST_TIMEOUT_SEC")),
-    ("rfork_seed_key_separator", Some("RFORK_SEED_KEY_SEPARATOR")),
-    ("rfork_seed_bind_host", Some("RFORK_SEED_BIND_HOST")),
-    ("rfork_seed_advertise_host", Some("RFORK_SEED_ADVERTISE_HOST")),
-    ("rfork_seed_port_base", None),
-    ("rfork_model_identity_headers", None),
-    ("rfork_heartbeat_interval_sec", None),
-    ("rfork_lease_release_max_attempts", None),
-    ("rfork_lease_release_retry_interval_sec", None),
-    ("rfork_seed_wait_sec", None),
-    ("rfork_zone", Some("RFORK_ZONE")),
-    ("rfork_rack", Some("RFORK_RACK")),
-    ("rfork_host", Some("RFORK_HOST")),
-    ("rfork_instance_id", Some("RFORK_INSTANCE_ID")),
-    ("rfork_seed_max_readers", None),
-    ("rfork_seed_max_gib_per_sec", None),
-    ("rfork_transfer_timeout_sec", None),
-    ("rfork_seed_metadata_fields", None),
-];
-
-/// The longest time that a setting may give, in seconds: a year. More is a slip, and would overflow timers.
-const MAX_SECONDS: f64 = 365.0 * 86_400.0;
-
-const NOT_EMPTY: &str = "a text that is not empty";
-
 impl Config {
     /// Reads the settings from a JSON object, with `env` for the environment.
     ///
     /// Returns the settings and the warnings to log, one sentence each.
     ///
     /// # Errors
-    /// [`ConfigError`], naming the field and what it accepts.
+    /// [`ConfigError`], naming the setting, where it stands and what it accepts.
     pub fn from_json(
         json: &Value,
-        env: impl Fn(&str) -> Option<String>,
+        env: impl Fn(&str) -> Option<OsString>,
     ) -> Result<(Self, Vec<String>), ConfigError> {
-        let Value::Object(object) = json else { return Err(ConfigError::NotAnObject) };
-        let mut read = Reader { object, env: &env, warnings: Vec::new() };
-        for name in object.keys().filter(|name| !FIELDS.iter().any(|(known, _)| known == name)) {
-            read.warnings.push(format!("unknown setting '{name}' is ignored"));
-        }
-        let config = Self {
-            model_url: read.required_text("model_url")?,
-            model_deploy_strategy_name: read.required_text("model_deploy_strategy_name")?,
-            scheduler_url: read.required_text("rfork_scheduler_url")?,
-            seed_timeout: read.seconds_or_env("rfork_seed_timeout_sec", 5.0),
-            request_timeout: read.seconds_or_env("rfork_request_timeout_sec", 10.0),
-            seed_key_separator: read.text_or_env("rfork_seed_key_separator").unwrap_or_else(|| "$".into()),
-            seed_bind_host: read.text_or_env("rfork_seed_bind_host").unwrap_or_else(|| "0.0.0.0".into()),
-            seed_advertise_host: read.text_or_env("rfork_seed_advertise_host"),
-            seed_port_base: read.optional("rfork_seed_port_base", "an integer from 1 to 65535", port)?,
-            model_identity_headers: read
-                .optional("rfork_model_identity_headers", "true or false", Value::as_bool)?
-                .unwrap_or(false),
-            heartbeat_interval: read.seconds("rfork_heartbeat_interval_sec", 30.0)?,
-            lease_release_max_attempts: read.positive_integer("rfork_lease_release_max_attempts", 3)?,
-            lease_release_retry_interval: read.seconds("rfork_lease_release_retry_interval_sec", 30.0)?,
-            seed_wait: read
-                .optional("rfork_seed_wait_sec", "a number of seconds, 0 or more", |value| {
-                    if value.as_f64() == Some(0.0) { Some(Duration::ZERO) } else { seconds(value) }
-                })?
-                .unwrap_or(Duration::ZERO),
-            place: read.place(),
-            seed_max_readers: read.positive_integer("rfork_seed_max_readers", 16)?,
-            seed_max_gib_per_sec: read.optional(
-                "rfork_seed_max_gib_per_sec",
-                "a finite positive number",
-                |value| value.as_f64().filter(|rate| rate.is_finite() && *rate > 0.0),
-            )?,
-            transfer_timeout: read.seconds("rfork_transfer_timeout_sec", 30.0)?,
-            seed_metadata_fields: read.optional(
-                "rfork_seed_metadata_fields",
-                "3 or 5",
-                |value| match value.as_u64() {
-                    Some(3) => Some(EntryFields::Three),
-                    Some(5) => Some(EntryFields::Five),
-                    _ => None,
-                },
-            )?,
-        };
-        Ok((config, read.warnings))
+        let object = Object::from_value(json)?;
+        let mut values = Sources { flags: &[], object: Some(&object), env: &env }.read(SETTINGS)?;
+        let warnings = std::mem::take(&mut values.warnings);
+        Ok((Self::read(&values)?, warnings))
     }
 
-    /// The port of the metadata service for a worker of that rank: random (0) without a base, else
-    /// `base + 2 x rank` for a main model and the next for its draft.
+    /// What the values of [`SETTINGS`] mean.
     ///
     /// # Errors
-    /// [`ConfigError::Bad`] when the result is no port.
-    pub fn seed_port(&self, rank: u32, draft: bool) -> Result<u16, ConfigError> {
-        let Some(base) = self.seed_port_base else { return Ok(0) };
-        let port = u64::from(base) + 2 * u64::from(rank) + u64::from(draft);
-        u16::try_from(port).map_err(|_| ConfigError::Bad {
-            field: "rfork_seed_port_base",
-            accepts: "a port such that base + 2 x rank + 1 is at most 65535",
-            got: format!("{base} for rank {rank}"),
-        })
-    }
-}
-
-fn port(value: &Value) -> Option<u16> {
-    value.as_u64().and_then(|port| u16::try_from(port).ok()).filter(|port| *port > 0)
-}
-
-/// A finite, positive number of seconds, as a number or as text that is one.
-fn seconds(value: &Value) -> Option<Duration> {
-    let number = match value {
-        Value::Number(number) => number.as_f64()?,
-        Value::String(text) => text.trim().parse().ok()?,
-        _ => return None,
-    };
-    (number.is_finite() && number > 0.0 && number <= MAX_SECONDS).then(|| Duration::from_secs_f64(number))
-}
-
-/// Reads fields one by one and gathers what to warn of.
-struct Reader<'a> {
-    object: &'a Map<String, Value>,
-    env: &'a dyn Fn(&str) -> Option<String>,
-    warnings: Vec<String>,
-}
-
-impl Reader<'_> {
-    /// The value of a field that is set; `null` counts as not set.
-    fn given(&self, field: &str) -> Option<&Value> {
-        self.object.get(field).filter(|value| !value.is_null())
-    }
-
-    /// The first usable one of the configuration's value and the environment's.
-    fn or_env<T>(
-        &mut self,
-        field: &'static str,
-        accepts: &str,
-        parse: impl Fn(&Value) -> Option<T>,
-    ) -> Option<T> {
-        let env_name = FIELDS.iter().find(|(name, _)| *name == field).and_then(|(_, env)| *env)?;
-        let from_env = (self.env)(env_name).map(Value::String);
-        let sources = [(field, self.given(field).cloned()), (env_name, from_env)];
-        for (name, value) in sources {
-            let Some(value) = value else { continue };
-            match parse(&value) {
-                Some(parsed) => return Some(parsed),
-                None => self.warnings.push(format!("{name} must be {accepts}, got {value}: it is ignored")),
+    /// [`SettingError`].
+    pub fn read(values: &Values) -> Result<Self, SettingError> {
+        values.find_with("rfork_scheduler_url", base_url_of)?;
+        let config = Self {
+            model_url: values.get("model_url")?,
+            model_deploy_strategy_name: values.get("model_deploy_strategy_name")?,
+            scheduler_url: values.get("rfork_scheduler_url")?,
+            seed_timeout: values.seconds("rfork_seed_timeout_sec")?,
+            request_timeout: values.seconds("rfork_request_timeout_sec")?,
+            seed_key_separator: values.get("rfork_seed_key_separator")?,
+            seed_bind_host: values.get("rfork_seed_bind_host")?,
+            seed_advertise_host: values.find("rfork_seed_advertise_host")?,
+            seed_port_base: values.get("rfork_seed_port_base")?,
+            model_identity_headers: values.get("rfork_model_identity_headers")?,
+            heartbeat_interval: values.seconds("rfork_heartbeat_interval_sec")?,
+            lease_release_max_attempts: values.get("rfork_lease_release_max_attempts")?,
+            lease_release_retry_interval: values.seconds("rfork_lease_release_retry_interval_sec")?,
+            seed_wait: values.seconds("rfork_seed_wait_sec")?,
+            place: place(values)?,
+            seed_max_readers: values.get("rfork_seed_max_readers")?,
+            seed_max_gib_per_sec: values.find("rfork_seed_max_gib_per_sec")?,
+            transfer_timeout: values.seconds("rfork_transfer_timeout_sec")?,
+            seed_metadata_fields: values.find::<u8>("rfork_seed_metadata_fields")?.map(
+                |fields| match fields {
+                    3 => EntryFields::Three,
+                    _ => EntryFields::Five,
+                },
+            ),
+        };
+        // They go into headers, as vLLM Ascend's planner takes them.
+        let labels = [
+            ("model_url", &config.model_url),
+            ("model_deploy_strategy_name", &config.model_deploy_strategy_name),
+        ];
+        let unfit = labels.into_iter().find(|(_, text)| config.model_identity_headers && !text.is_ascii());
+        match unfit {
+            None => Ok(config),
+            Some((name, text)) => {
+                let switch = values.place("rfork_model_identity_headers").unwrap_or_default();
+                Err(values.refused(name, &format!("must be ASCII while {switch} is on, got '{text}'")))
             }
         }
-        None
     }
 
-    fn text_or_env(&mut self, field: &'static str) -> Option<String> {
-        self.or_env(field, NOT_EMPTY, |value| {
-            value.as_str().filter(|text| !text.is_empty()).map(str::to_owned)
-        })
-    }
-
-    fn name_or_env(&mut self, field: &'static str) -> Option<Name> {
-        self.or_env(field, "a text of 1 to 256 bytes without control characters", |value| {
-            Name::try_from(value.as_str()?.to_owned()).ok()
-        })
-    }
-
-    fn place(&mut self) -> WorkerPlace {
-        let location = Location {
-            zone: self.name_or_env("rfork_zone"),
-            rack: self.name_or_env("rfork_rack"),
-            host: self.name_or_env("rfork_host"),
-        };
-        let instance_id = self.name_or_env("rfork_instance_id");
-        WorkerPlace { location: (location != Location::default()).then_some(location), instance_id }
-    }
-
-    fn required_text(&mut self, field: &'static str) -> Result<String, ConfigError> {
-        let env = FIELDS.iter().find(|(name, _)| *name == field).and_then(|(_, env)| *env).unwrap_or("");
-        let found = self.text_or_env(field);
-        found.ok_or_else(|| match self.given(field) {
-            None => ConfigError::Missing { field, env },
-            Some(value) => ConfigError::Bad { field, accepts: NOT_EMPTY, got: value.to_string() },
-        })
-    }
-
-    fn seconds_or_env(&mut self, field: &'static str, default: f64) -> Duration {
-        let found = self.or_env(field, "a finite positive number of seconds", seconds);
-        found.unwrap_or(Duration::from_secs_f64(default))
-    }
-
-    fn optional<T>(
-        &self,
-        field: &'static str,
-        accepts: &'static str,
-        parse: impl Fn(&Value) -> Option<T>,
-    ) -> Result<Option<T>, ConfigError> {
-        let Some(value) = self.given(field) else { return Ok(None) };
-        match parse(value) {
-            Some(parsed) => Ok(Some(parsed)),
-            None => Err(ConfigError::Bad { field, accepts, got: value.to_string() }),
+    /// The port of the metadata service for a worker of that rank among all: 0, a free one, without a base, else
+    /// `base + 2 x rank` for a main model and the next for its draft; `None` if there is no such port.
+    pub fn seed_port(&self, global_rank: u32, draft: bool) -> Option<u16> {
+        if self.seed_port_base == 0 {
+            return Some(0);
         }
+        u16::try_from(u64::from(self.seed_port_base) + 2 * u64::from(global_rank) + u64::from(draft)).ok()
     }
+}
 
-    fn seconds(&self, field: &'static str, default: f64) -> Result<Duration, ConfigError> {
-        let given = self.optional(field, "a finite positive number of seconds", seconds)?;
-        Ok(given.unwrap_or(Duration::from_secs_f64(default)))
-    }
-
-    fn positive_integer(&self, field: &'static str, default: u32) -> Result<u32, ConfigError> {
-        let parse = |value: &Value| value.as_u64().and_then(|n| u32::try_from(n).ok()).filter(|n| *n > 0);
-        Ok(self.optional(field, "a positive integer", parse)?.unwrap_or(default))
-    }
+fn place(values: &Values) -> Result<WorkerPlace, SettingError> {
+    let name = |setting| values.find_with(setting, |text| Name::try_from(text.to_owned()));
+    let location =
+        Location { zone: name("rfork_zone")?, rack: name("rfork_rack")?, host: name("rfork_host")? };
+    let location = (location != Location::default()).then_some(location);
+    Ok(WorkerPlace { location, instance_id: name("rfork_instance_id")? })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use rfork_protocol::settings::{Setting, Takes};
     use serde_json::json;
 
     fn base() -> Value {
@@ -318,8 +169,29 @@ mod tests {
 
     fn read(json: &Value, env: &[(&str, &str)]) -> Result<(Config, Vec<String>), ConfigError> {
         Config::from_json(json, |name| {
-            env.iter().find(|(known, _)| *known == name).map(|(_, value)| (*value).to_owned())
+            env.iter().find(|(known, _)| *known == name).map(|(_, value)| OsString::from(value))
         })
+    }
+
+    fn all() -> impl Iterator<Item = &'static Setting> {
+        SETTINGS.iter().flat_map(|section| section.settings)
+    }
+
+    /// A value that is not the default, and one that is none.
+    fn other_and_bad(takes: Takes) -> (Value, Option<Value>) {
+        match takes {
+            Takes::Whole(_, most) => (json!(most), Some(json!(1.5))),
+            Takes::Positive(_) | Takes::PositiveOrZero(_) => (json!(0.25), Some(json!(-1))),
+            Takes::NumberOf(numbers) => (json!(numbers[0]), Some(json!(4))),
+            Takes::Switch | Takes::Bit => (json!(true), Some(json!("yes"))),
+            Takes::Name => (json!("b"), Some(json!("a\nb"))),
+            _ => (json!("http://other:1"), None),
+        }
+    }
+
+    /// As a variable or a flag has it.
+    fn text(value: &Value) -> String {
+        value.as_str().map_or_else(|| value.to_string(), str::to_owned)
     }
 
     #[test]
@@ -332,35 +204,108 @@ mod tests {
         assert_eq!(config.lease_release_max_attempts, 3);
         assert_eq!(config.lease_release_retry_interval, Duration::from_secs(30));
         assert_eq!((config.seed_key_separator.as_str(), config.seed_bind_host.as_str()), ("$", "0.0.0.0"));
-        assert_eq!((config.seed_port_base, config.seed_advertise_host), (None, None));
+        assert_eq!((config.seed_port_base, config.seed_advertise_host), (0, None));
         assert_eq!((config.seed_wait, config.model_identity_headers), (Duration::ZERO, false));
     }
 
     #[test]
+    fn an_empty_variable_is_one_that_is_not_set() {
+        let defaults = read(&base(), &[]).unwrap();
+        for variable in all().filter_map(|setting| setting.env) {
+            assert_eq!(read(&base(), &[(variable, "")]).unwrap(), defaults, "{variable}");
+        }
+        let required = ["MODEL_URL", "MODEL_DEPLOY_STRATEGY_NAME", "RFORK_SCHEDULER_URL"];
+        let error = read(&json!({}), &required.map(|name| (name, ""))).unwrap_err().to_string();
+        assert_eq!(error, "model_url is required: set it, or MODEL_URL in the environment");
+    }
+
+    #[test]
+    fn each_setting_is_read_from_object_environment_and_flags() {
+        let defaults = read(&base(), &[]).unwrap().0;
+        for setting in all() {
+            let (other, _) = other_and_bad(setting.takes);
+            let (changed, warnings) = read(&with(setting.name, other.clone()), &[]).unwrap();
+            assert!(changed != defaults && warnings.is_empty(), "{}: {warnings:?}", setting.name);
+            if let Some(variable) = setting.env {
+                let mut rest = base();
+                rest.as_object_mut().unwrap().remove(setting.name);
+                assert_eq!(read(&rest, &[(variable, &text(&other))]).unwrap().0, changed, "{variable}");
+            }
+            let flags = [(setting.name, text(&other))];
+            let object = Object::from_value(&base()).unwrap();
+            let values =
+                Sources { flags: &flags, object: Some(&object), env: &|_| None }.read(SETTINGS).unwrap();
+            assert_eq!(Config::read(&values).unwrap(), changed, "--{}", setting.flag());
+        }
+    }
+
+    #[test]
+    fn a_bad_value_is_refused_or_passed_over_with_its_source() {
+        for setting in all() {
+            let (_, Some(bad)) = other_and_bad(setting.takes) else { continue };
+            let (name, flag) = (setting.name, format!("--{}", setting.flag()));
+            let told = |result: Result<(Config, Vec<String>), ConfigError>, lenient: bool| match result {
+                Ok((_, warnings)) if lenient => warnings.concat(),
+                Err(error) if !lenient => error.to_string(),
+                other => panic!("{name}: {other:?}"),
+            };
+            let said = told(read(&with(name, bad.clone()), &[]), setting.lenient);
+            assert!(said.starts_with(&format!("{name} must be {}, got {bad}", setting.takes)), "{said}");
+            if let Some(variable) = setting.env {
+                let said = told(read(&base(), &[(variable, &text(&bad))]), setting.lenient);
+                assert!(
+                    said.starts_with(&format!("{variable} in the environment ({flag}) must be ")),
+                    "{said}"
+                );
+            }
+            let file = format!("{{\n\n  \"{name}\":\n    {bad}}}");
+            let object = Object::parse("w.json".into(), file).unwrap();
+            let values = Sources { flags: &[], object: Some(&object), env: &|_| None }.read(SETTINGS);
+            // What is lenient is passed over there; then the required ones are missing.
+            let said = values.map_or_else(|error| error.to_string(), |values| values.warnings.concat());
+            let place = format!("w.json line 3: {name} must be ");
+            assert!(said.starts_with(&place) || setting.lenient, "{said}");
+            let flags = [(name, text(&bad))];
+            let values = Sources { flags: &flags, object: None, env: &|_| None }.read(SETTINGS);
+            let said = values.err().unwrap().to_string();
+            assert!(said.starts_with(&format!("{flag} must be ")), "{said}");
+        }
+    }
+
+    #[test]
     fn the_environment_fills_what_is_missing_or_bad() {
-        let env = [("MODEL_URL", "/env"), ("RFORK_SEED_TIMEOUT_SEC", "7.5")];
+        let env = [("MODEL_URL", "/env"), ("RFORK_SEED_TIMEOUT_SEC", " 7.5 ")];
         let (config, _) = read(&with("model_url", json!("")), &env).unwrap();
         assert_eq!((config.model_url.as_str(), config.seed_timeout), ("/env", Duration::from_millis(7500)));
-        for bad in [json!(-1), json!(0), json!("nan"), json!("inf"), json!(true), json!(1e300)] {
+        // Numbers as text are the environment's alone.
+        for bad in [json!(-1), json!(0), json!("nan"), json!("6.5"), json!(true), json!(1e300)] {
             let (config, warnings) = read(&with("rfork_seed_timeout_sec", bad), &env).unwrap();
             assert_eq!(config.seed_timeout, Duration::from_millis(7500));
-            assert!(warnings[0].contains("rfork_seed_timeout_sec"), "{warnings:?}");
+            assert!(warnings[0].starts_with("rfork_seed_timeout_sec must be "), "{warnings:?}");
         }
         let (config, warnings) =
             read(&with("rfork_seed_timeout_sec", json!(-1)), &[("RFORK_SEED_TIMEOUT_SEC", "x")]).unwrap();
         assert_eq!((config.seed_timeout, warnings.len()), (Duration::from_secs(5), 2));
+        assert!(warnings[1].starts_with("RFORK_SEED_TIMEOUT_SEC in the environment"), "{warnings:?}");
     }
 
     #[test]
     fn a_field_without_an_environment_must_be_right() {
         let cases = [
             ("rfork_heartbeat_interval_sec", json!(0)),
+            ("rfork_heartbeat_interval_sec", json!("30")),
+            ("rfork_heartbeat_interval_sec", json!(null)),
             ("rfork_lease_release_max_attempts", json!(1.5)),
             ("rfork_lease_release_max_attempts", json!(0)),
+            ("rfork_lease_release_max_attempts", json!("3")),
+            ("rfork_lease_release_max_attempts", json!(null)),
             ("rfork_lease_release_retry_interval_sec", json!("soon")),
-            ("rfork_seed_port_base", json!(70_000)),
-            ("rfork_seed_port_base", json!(0)),
-            ("rfork_model_identity_headers", json!("yes")),
+            ("rfork_lease_release_retry_interval_sec", json!(null)),
+            ("rfork_seed_port_base", json!(65_536)),
+            ("rfork_seed_port_base", json!(-1)),
+            ("rfork_seed_port_base", json!("8080")),
+            ("rfork_seed_port_base", json!(8080.5)),
+            ("rfork_seed_port_base", json!(true)),
             ("rfork_seed_wait_sec", json!(-1)),
             ("rfork_seed_max_readers", json!(0)),
             ("rfork_seed_max_gib_per_sec", json!(0)),
@@ -370,6 +315,13 @@ mod tests {
             let error = read(&with(field, value), &[]).unwrap_err().to_string();
             assert!(error.starts_with(&format!("{field} must be ")), "{error}");
         }
+        for (field, value) in [
+            ("rfork_seed_port_base", json!(null)),
+            ("rfork_zone", json!(null)),
+            ("rfork_seed_timeout_sec", json!(null)),
+        ] {
+            assert_eq!(read(&with(field, value), &[]), read(&base(), &[]), "{field}");
+        }
     }
 
     #[test]
@@ -378,25 +330,88 @@ mod tests {
         assert!(error.contains("model_url") && error.contains("MODEL_URL"), "{error}");
         let error = read(&with("model_url", json!(5)), &[]).unwrap_err().to_string();
         assert_eq!(error, "model_url must be a text that is not empty, got 5");
-        assert_eq!(read(&json!([]), &[]), Err(ConfigError::NotAnObject));
+        assert_eq!(read(&json!([]), &[]), Err(BadObject::NotAnObject.into()));
         let (_, warnings) = read(&with("rfork_seed_timout_sec", json!(1)), &[]).unwrap();
         assert!(warnings[0].contains("rfork_seed_timout_sec"), "{warnings:?}");
     }
 
     #[test]
+    fn the_switch_of_identity_headers_is_read_as_vllm_ascend_reads_it() {
+        let field = "rfork_model_identity_headers";
+        let variable = |text| [("RFORK_MODEL_IDENTITY_HEADERS", text)];
+        let on = |json: &Value, env: &[(&str, &str)]| {
+            read(json, env).map(|(config, _)| config.model_identity_headers)
+        };
+        for (text, expected) in [
+            ("0", false),
+            ("1", true),
+            ("false", false),
+            ("true", true),
+            ("FALSE", false),
+            ("True", true),
+            (" 0 ", false),
+            (" 1 ", true),
+            (" TRUE\t", true),
+            ("", false),
+        ] {
+            assert_eq!(on(&base(), &variable(text)), Ok(expected), "{text:?}");
+        }
+        for text in ["   ", "2", "yes", "no", "on", "true!"] {
+            let error = on(&base(), &variable(text)).unwrap_err().to_string();
+            assert!(error.starts_with("RFORK_MODEL_IDENTITY_HEADERS in the environment"), "{error}");
+            assert!(error.contains("must be 0, 1, true or false"), "{error}");
+        }
+        for (value, text) in [(true, "0"), (false, "true"), (true, "nonsense"), (false, "")] {
+            assert_eq!(on(&with(field, json!(value)), &variable(text)), Ok(value), "{value} {text:?}");
+        }
+        for value in [json!(null), json!(0), json!(1), json!("true"), json!(""), json!([]), json!({})] {
+            let error = on(&with(field, value), &variable("1")).unwrap_err().to_string();
+            assert!(
+                error.starts_with("rfork_model_identity_headers must be 0, 1, true or false, got "),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn labels_are_ascii_while_they_are_sent() {
+        for name in ["model_url", "model_deploy_strategy_name"] {
+            let mut config = with(name, json!("modèle"));
+            assert!(read(&config, &[("RFORK_MODEL_IDENTITY_HEADERS", "0")]).is_ok());
+            let error = read(&config, &[("RFORK_MODEL_IDENTITY_HEADERS", "1")]).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{name} must be ASCII while RFORK_MODEL_IDENTITY")),
+                "{error}"
+            );
+            config["rfork_model_identity_headers"] = json!(true);
+            let error = read(&config, &[]).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("{name} must be ASCII while rfork_model_identity")),
+                "{error}"
+            );
+        }
+        assert!(read(&with("rfork_model_identity_headers", json!(true)), &[]).is_ok());
+    }
+
+    #[test]
     fn fixed_ports_leave_room_for_a_draft() {
         let (config, _) = read(&with("rfork_seed_port_base", json!(40_000)), &[]).unwrap();
-        assert_eq!(config.seed_port(3, false), Ok(40_006));
-        assert_eq!(config.seed_port(3, true), Ok(40_007));
-        assert!(config.seed_port(20_000, false).is_err());
-        assert!(config.seed_port(u32::MAX, true).is_err());
+        assert_eq!(config.seed_port(3, false), Some(40_006));
+        assert_eq!(config.seed_port(3, true), Some(40_007));
+        assert_eq!(config.seed_port(12_767, true), Some(65_535));
+        assert_eq!(config.seed_port(12_768, false), None);
+        assert_eq!(config.seed_port(u32::MAX, true), None);
+        for free in [base(), with("rfork_seed_port_base", json!(0))] {
+            assert_eq!(read(&free, &[]).unwrap().0.seed_port(u32::MAX, true), Some(0));
+        }
     }
 
     proptest! {
         #[test]
-        fn any_value_of_any_field_is_read_or_refused(at in 0..FIELDS.len(), number: f64, integer: i64, text in ".{0,8}", kind in 0..5) {
+        fn any_value_of_any_field_is_read_or_refused(at in 0..all().count(), number: f64, integer: i64, text in ".{0,8}", kind in 0..5) {
             let value = match kind { 0 => json!(number), 1 => json!(text), 2 => json!(null), 3 => json!([1]), _ => json!(integer) };
-            let _ = read(&with(FIELDS[at].0, value), &[]);
+            let setting = all().nth(at).unwrap();
+            let _ = read(&with(setting.name, value), &[(setting.env.unwrap_or("NONE"), &text)]);
         }
     }
 }

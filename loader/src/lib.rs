@@ -20,5 +20,6 @@ pub mod retry;
 pub mod seed_client;
 pub mod seed_service;
 pub mod session;
+pub mod settings;
 pub mod storage;
 pub mod tensors;

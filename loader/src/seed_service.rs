@@ -38,9 +38,7 @@ const STOP_DEADLINE: Duration = Duration::from_secs(5);
 #[derive(Debug, thiserror::Error)]
 pub enum SeedServiceError {
     /// The address could not be listened on.
-    #[error(
-        "the seed service cannot listen on {address}: {source}; set rfork_seed_bind_host, or another rfork_seed_port_base (without it, a free port is taken)"
-    )]
+    #[error("the seed service cannot listen on {address}: {source}; set rfork_seed_bind_host")]
     Bind {
         /// Host and port that were tried.
         address: String,

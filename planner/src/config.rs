@@ -7,21 +7,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use rfork_protocol::settings::{DEFAULTS, SettingError, Values};
 
 use crate::domain::health::BackOff;
 use crate::domain::policy::Policy;
 use crate::domain::terms::Overrides;
+use crate::settings::{NETWORKS, SETTINGS};
 use crate::settings_file::FileSettings;
 use crate::store::Rules;
 use crate::store::history::Keep;
 use crate::store::postgres::{ConnectSettings, PostgresUrl};
+use crate::telemetry::Endpoint;
 
 /// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
 
-/// Where seeds may be asked for their health unless settings say otherwise: private networks, and this machine.
-pub const PROBE_NETWORKS: &str =
-    "10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7,127.0.0.0/8,::1/128";
+/// How long a Postgres that is away is waited for at the start.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Where seeds and leases are kept.
 ///
@@ -82,53 +84,45 @@ impl fmt::Display for DatabaseUrl {
     }
 }
 
-/// No database to use.
-#[derive(Debug, thiserror::Error)]
-pub enum DatabaseError {
-    /// `--database-url` is no URL of a database.
-    #[error("--database-url {0}")]
-    Url(BadDatabaseUrl),
-    /// The user has no home directory.
-    #[error("there is no data directory for this user ({0}); give --database-url sqlite:///path/planner.db")]
-    NoDataDirectory(String),
-    /// `--database-url-file` cannot be read.
-    #[error("--database-url-file {path} cannot be read: {reason}")]
-    UrlFile {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
-    /// What it holds is no URL of a database.
-    #[error("--database-url-file {path}: the URL in it {reason}")]
-    UrlInFile {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        reason: BadDatabaseUrl,
-    },
-}
-
 impl DatabaseUrl {
     /// The default: `rfork/planner.db` in the platform's data directory.
     ///
     /// # Errors
-    /// [`DatabaseError::NoDataDirectory`].
-    pub fn default_file() -> Result<Self, DatabaseError> {
+    /// [`SettingError`], when there is none.
+    pub fn default_file() -> Result<Self, SettingError> {
         use etcetera::BaseStrategy;
-        let directories = etcetera::choose_base_strategy()
-            .map_err(|error| DatabaseError::NoDataDirectory(error.to_string()))?;
+        let directories = etcetera::choose_base_strategy().map_err(|error| SettingError::Bad {
+            place: "--database-url".into(),
+            why: format!(
+                "must be given, as sqlite:///path/planner.db: this user has no data directory ({error})"
+            ),
+        })?;
         Ok(Self::Sqlite(directories.data_dir().join("rfork").join("planner.db")))
     }
 
-    /// The URL that stands alone in a file, which keeps it out of the process list.
-    ///
-    /// # Errors
-    /// [`DatabaseError`], never with the file's content.
-    pub fn from_file(path: &Path) -> Result<Self, DatabaseError> {
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| DatabaseError::UrlFile { path: path.to_owned(), reason: error.to_string() })?;
-        text.trim().parse().map_err(|reason| DatabaseError::UrlInFile { path: path.to_owned(), reason })
+    /// The URL that stands alone in a file, which keeps it out of the process list. What is wrong is said without the
+    /// file's content.
+    fn from_file(path: &str) -> Result<Self, String> {
+        let text =
+            std::fs::read_to_string(path).map_err(|error| format!("{path} cannot be read: {error}"))?;
+        text.trim().parse().map_err(|why| format!("{path}: the URL in it {why}"))
+    }
+
+    /// What the settings say.
+    fn of(values: &Values) -> Result<Self, SettingError> {
+        let (url, file) = ("database_url", "database_url_file");
+        match (values.find::<Self>(url)?, values.find_with(file, Self::from_file)?) {
+            (Some(_), Some(_)) => {
+                let place = values.place(url).unwrap_or(url).to_owned();
+                let other = values.place(file).unwrap_or(file);
+                Err(SettingError::Bad {
+                    place,
+                    why: format!("cannot be used with {other}: give one of them"),
+                })
+            }
+            (Some(database), None) | (None, Some(database)) => Ok(database),
+            (None, None) => Self::default_file(),
+        }
     }
 }
 
@@ -140,26 +134,13 @@ pub struct Bounds {
     /// Requests at once of each kind: those that ask for a seed, and the rest. More are refused.
     pub requests: usize,
     /// The longest that a connection waits for a request's whole head, and with that without a request; and the
-    /// longest that its client takes nothing of an answer.
+    /// longest that its client takes nothing of an answer. Proxies keep a connection for a minute: it must not end first
+    /// here, with a request on its way.
     pub idle: Duration,
     /// The longest from a request's head to its answer.
     pub deadline: Duration,
     /// How long a planner that was told to end serves on.
     pub drain: Duration,
-}
-
-impl Default for Bounds {
-    fn default() -> Self {
-        Self {
-            connections: 8_192,
-            requests: 4_096,
-            // Proxies keep a connection for a minute. It must not end first here, with a request on its way.
-            idle: Duration::from_secs(65),
-            // What a handler says of its own deadline comes first.
-            deadline: REQUEST_DEADLINE + Duration::from_secs(1),
-            drain: Duration::from_secs(5),
-        }
-    }
 }
 
 /// What a planner needs to know.
@@ -201,31 +182,61 @@ pub struct Settings {
     pub trusted_proxies: Vec<IpNet>,
     /// What differs for some seeds, and where addresses are.
     pub file: Arc<FileSettings>,
+    /// Where traces are sent to. Whoever sets logging up makes an exporter of it.
+    pub otlp_endpoint: Option<Endpoint>,
 }
 
 impl Settings {
+    /// What the values of [`SETTINGS`] mean.
+    ///
+    /// # Errors
+    /// [`SettingError`], when one of them, or a file that it names, cannot be used.
+    pub fn read(values: &Values) -> Result<Self, SettingError> {
+        Self::with(DatabaseUrl::of(values)?, values)
+    }
+
     /// The defaults, with this database.
+    #[allow(clippy::expect_used, clippy::missing_panics_doc)] // They are this program's own, and all of them are tested.
     pub fn of(database: DatabaseUrl) -> Self {
-        Self {
-            host: "127.0.0.1".into(),
-            port: 1223,
+        let defaults = DEFAULTS.read(SETTINGS).and_then(|values| Self::with(database, &values));
+        defaults.expect("defaults can be used")
+    }
+
+    fn with(database: DatabaseUrl, values: &Values) -> Result<Self, SettingError> {
+        let file = values.find_with("settings_file", |path| FileSettings::read(Path::new(path)))?;
+        Ok(Self {
+            host: values.get("host")?,
+            port: values.get("port")?,
             database,
-            connect: ConnectSettings::default(),
-            lock_wait: Duration::from_secs(30),
-            heartbeat_ttl: Duration::from_secs(60),
-            heartbeat_sweep: Duration::from_secs(5),
-            lease_ttl: Duration::from_secs(60),
-            default_resource_points: 1,
-            alloc_policy: Policy::default(),
-            bounds: Bounds::default(),
-            v1_hold: Duration::ZERO,
-            heartbeat_interval: Duration::from_secs(30),
-            history: Duration::from_secs(3_600),
-            liveness_probe: true,
-            probe_networks: PROBE_NETWORKS.split(',').filter_map(|network| network.parse().ok()).collect(),
-            trusted_proxies: Vec::new(),
-            file: Arc::default(),
-        }
+            connect: ConnectSettings {
+                pool_size: values.get("database_pool_size")?,
+                statement_timeout: Duration::from_millis(values.get("database_statement_timeout_ms")?),
+                patience: PATIENCE,
+                pooler: values.get("database_pooler")?,
+            },
+            lock_wait: values.seconds("database_lock_wait_sec")?,
+            heartbeat_ttl: values.seconds("heartbeat_ttl_sec")?,
+            heartbeat_sweep: values.seconds("heartbeat_sweep_sec")?,
+            lease_ttl: values.seconds("lease_ttl_sec")?,
+            default_resource_points: values.get("default_resource_points")?,
+            alloc_policy: values.get("alloc_policy")?,
+            bounds: Bounds {
+                connections: values.get("max_connections")?,
+                requests: values.get("max_requests")?,
+                idle: values.seconds("idle_timeout_sec")?,
+                // What a handler says of its own deadline comes first.
+                deadline: REQUEST_DEADLINE + Duration::from_secs(1),
+                drain: values.seconds("drain_sec")?,
+            },
+            v1_hold: values.seconds("v1_hold_sec")?,
+            heartbeat_interval: values.seconds("heartbeat_interval_sec")?,
+            history: values.seconds("history_sec")?,
+            liveness_probe: !values.get::<bool>("no_liveness_probe")?,
+            probe_networks: values.find_with("probe_networks", networks)?.unwrap_or_default(),
+            trusted_proxies: values.find_with("trusted_proxies", networks)?.unwrap_or_default(),
+            file: file.map(Arc::new).unwrap_or_default(),
+            otlp_endpoint: values.find("otlp_endpoint")?,
+        })
     }
 
     /// What a store must know of them.
@@ -242,6 +253,11 @@ impl Settings {
             history: Keep::of(millis(self.history)),
         }
     }
+}
+
+fn networks(text: &str) -> Result<Vec<IpNet>, String> {
+    let networks = text.split(',').map(|network| network.trim().parse());
+    networks.collect::<Result<_, _>>().map_err(|_| format!("must be {NETWORKS}, got '{text}'"))
 }
 
 #[cfg(test)]

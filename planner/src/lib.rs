@@ -14,7 +14,6 @@ use tokio_util::sync::CancellationToken;
 
 pub mod acquaint;
 pub mod allocate;
-pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod grant;
@@ -22,6 +21,8 @@ pub mod heartbeats;
 pub mod http;
 pub mod metrics;
 pub mod probe;
+pub mod serve;
+pub mod settings;
 pub mod settings_file;
 pub mod shutdown;
 pub mod store;

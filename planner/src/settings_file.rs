@@ -30,9 +30,11 @@ use ipnet::IpNet;
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::v2::Name;
 use serde::Deserialize;
+use toml::Spanned;
 
 use crate::domain::location::Location;
 use crate::domain::terms::{Hosts, Overrides, Pattern, Selector};
+use crate::settings::MAX_POINTS;
 
 /// The most rules of one kind: every registration looks at them.
 const MAX_RULES: usize = 1_000;
@@ -67,11 +69,11 @@ impl Networks {
     }
 }
 
-/// A settings file that cannot be used.
+/// A settings file that cannot be used: its path, where in it, and why.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("--settings-file {path} cannot be read: {reason}")]
+    #[error("{path} cannot be read: {reason}")]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -79,13 +81,22 @@ pub enum FileError {
         reason: String,
     },
     /// What it says cannot be.
-    #[error("--settings-file {path}: {reason}")]
+    #[error("{path} line {line}: {reason}")]
     Wrong {
         /// The file.
         path: PathBuf,
-        /// What is wrong, and where.
+        /// Which of its lines.
+        line: usize,
+        /// What is wrong.
         reason: String,
     },
+}
+
+/// What is wrong in a text, and where: a place in bytes.
+#[derive(Debug)]
+struct Wrong {
+    at: usize,
+    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -106,8 +117,8 @@ struct File {
 struct CapacityRule {
     key: Option<String>,
     model: Option<String>,
-    seed: Option<String>,
-    leases: u32,
+    seed: Option<Spanned<String>>,
+    leases: Spanned<u32>,
 }
 
 #[derive(Deserialize)]
@@ -115,21 +126,21 @@ struct CapacityRule {
 struct LeaseTtlRule {
     key: Option<String>,
     model: Option<String>,
-    seed: Option<String>,
-    seconds: u32,
+    seed: Option<Spanned<String>>,
+    seconds: Spanned<u32>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct HostRule {
-    host: String,
-    leases: u32,
+    host: Spanned<String>,
+    leases: Spanned<u32>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LocationRule {
-    network: IpNet,
+    network: Spanned<IpNet>,
     zone: Option<Name>,
     rack: Option<Name>,
     host: Option<Name>,
@@ -147,35 +158,42 @@ impl FileSettings {
             return Err(unreadable(format!("it has {size} bytes, more than {MAX_FILE_BYTES}")));
         }
         let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-        Self::parse(&text).map_err(|reason| FileError::Wrong { path: path.to_owned(), reason })
+        Self::parse(&text).map_err(|Wrong { at, reason }| {
+            let line = 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
+            FileError::Wrong { path: path.to_owned(), line, reason }
+        })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
-        let file: File = toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned())?;
+    fn parse(text: &str) -> Result<Self, Wrong> {
+        let file: File = toml::from_str(text).map_err(|error| Wrong {
+            at: error.span().map_or(0, |span| span.start),
+            reason: error.message().to_owned(),
+        })?;
         let counts =
             [file.capacity.len(), file.lease_ttl.len(), file.host_capacity.len(), file.location.len()];
         if counts.iter().any(|count| *count > MAX_RULES) {
-            return Err(format!("more than {MAX_RULES} rules of one kind"));
+            return Err(Wrong { at: 0, reason: format!("more than {MAX_RULES} rules of one kind") });
         }
         let capacity = file.capacity.into_iter().enumerate().map(|(at, rule)| {
             let what = format!("capacity rule {}", at + 1);
-            let leases = bounded(&what, "leases", rule.leases, crate::cli::POINTS)?;
-            Ok((selector(&what, rule.key, rule.model, rule.seed)?, leases))
+            let leases = bounded(&what, "leases", &rule.leases, 1..=MAX_POINTS)?;
+            Ok((selector(&what, rule.leases.span().start, rule.key, rule.model, rule.seed)?, leases))
         });
         let lease_ttl_ms = file.lease_ttl.into_iter().enumerate().map(|(at, rule)| {
             let what = format!("lease_ttl rule {}", at + 1);
-            let seconds = bounded(&what, "seconds", rule.seconds, 1..=86_400 * 365)?;
-            Ok((selector(&what, rule.key, rule.model, rule.seed)?, i64::from(seconds) * 1_000))
+            let seconds = bounded(&what, "seconds", &rule.seconds, 1..=86_400 * 365)?;
+            let selector = selector(&what, rule.seconds.span().start, rule.key, rule.model, rule.seed)?;
+            Ok((selector, i64::from(seconds) * 1_000))
         });
         let host_capacity = file.host_capacity.into_iter().enumerate().map(|(at, rule)| {
             let what = format!("host_capacity rule {}", at + 1);
-            let leases = bounded(&what, "leases", rule.leases, 1..=100_000)?;
+            let leases = bounded(&what, "leases", &rule.leases, 1..=100_000)?;
             Ok((hosts(&what, "host", &rule.host)?, leases))
         });
         let overrides = Overrides {
-            capacity: capacity.collect::<Result<_, String>>()?,
-            lease_ttl_ms: lease_ttl_ms.collect::<Result<_, String>>()?,
-            host_capacity: host_capacity.collect::<Result<_, String>>()?,
+            capacity: capacity.collect::<Result<_, Wrong>>()?,
+            lease_ttl_ms: lease_ttl_ms.collect::<Result<_, Wrong>>()?,
+            host_capacity: host_capacity.collect::<Result<_, Wrong>>()?,
         };
         let networks = file.location.into_iter().enumerate().map(|(at, rule)| {
             let location = Location {
@@ -184,49 +202,60 @@ impl FileSettings {
                 host: rule.host.map(String::from),
             };
             if location.is_unknown() {
-                return Err(format!("location rule {}: tell a zone, a rack or a host", at + 1));
+                let reason = format!("location rule {}: tell a zone, a rack or a host", at + 1);
+                return Err(Wrong { at: rule.network.span().start, reason });
             }
-            Ok((rule.network, location))
+            Ok((rule.network.into_inner(), location))
         });
-        let mut networks = networks.collect::<Result<Vec<_>, String>>()?;
+        let mut networks = networks.collect::<Result<Vec<_>, Wrong>>()?;
         networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
         Ok(Self { overrides, networks: Networks(networks) })
     }
 }
 
-fn bounded(what: &str, field: &str, value: u32, range: std::ops::RangeInclusive<u32>) -> Result<u32, String> {
-    if range.contains(&value) {
-        Ok(value)
-    } else {
-        Err(format!("{what}: {field} must be {} to {}, got {value}", range.start(), range.end()))
+fn bounded(
+    what: &str,
+    field: &str,
+    value: &Spanned<u32>,
+    range: std::ops::RangeInclusive<u32>,
+) -> Result<u32, Wrong> {
+    let number = *value.get_ref();
+    if range.contains(&number) {
+        return Ok(number);
     }
+    let reason = format!("{what}: {field} must be {} to {}, got {number}", range.start(), range.end());
+    Err(Wrong { at: value.span().start, reason })
 }
 
 /// Hosts that there can be. A slip in a network (`10.0.0.0/33`) would otherwise be a name that no seed has.
-fn hosts(what: &str, field: &str, text: &str) -> Result<Hosts, String> {
+fn hosts(what: &str, field: &str, value: &Spanned<String>) -> Result<Hosts, Wrong> {
+    let text = value.get_ref();
     let hosts = Hosts::parse(text);
     let no_name = text.is_empty()
         || text.contains(|sign: char| sign.is_whitespace() || sign.is_control() || "/@#?".contains(sign))
         || text.chars().all(|sign| sign.is_ascii_digit() || sign == '.');
     if no_name && matches!(hosts, Hosts::Named(_)) {
-        return Err(format!("{what}: {field} must be a network, an address or a host name, got '{text}'"));
+        let reason = format!("{what}: {field} must be a network, an address or a host name, got '{text}'");
+        return Err(Wrong { at: value.span().start, reason });
     }
     Ok(hosts)
 }
 
 fn selector(
     what: &str,
+    at: usize,
     key: Option<String>,
     model: Option<String>,
-    seed: Option<String>,
-) -> Result<Selector, String> {
+    seed: Option<Spanned<String>>,
+) -> Result<Selector, Wrong> {
     if key.is_none() && model.is_none() && seed.is_none() {
-        return Err(format!("{what}: name a key, a model or a seed; the default for all is a flag"));
+        let reason = format!("{what}: name a key, a model or a seed; the default for all is a flag");
+        return Err(Wrong { at, reason });
     }
     Ok(Selector {
         key: key.map(|text| Pattern::new(&text)),
         model: model.map(|text| Pattern::new(&text)),
-        seed: seed.map(|text| hosts(what, "seed", &text)).transpose()?,
+        seed: seed.map(|seed| hosts(what, "seed", &seed)).transpose()?,
     })
 }
 
@@ -269,24 +298,37 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
-        for (text, said) in [
-            ("[[capacity]]\nleases = 2", "capacity rule 1: name a key"),
-            ("[[capacity]]\nkey = 'k'\nleases = 0", "leases must be 1 to 1000, got 0"),
-            ("[[capacity]]\nkey = 'k'\nlease = 1", "unknown field `lease`"),
-            ("[[lease_ttl]]\nkey = 'k'\nseconds = 0", "lease_ttl rule 1: seconds must be 1"),
-            ("[[location]]\nnetwork = 'x'", "network"),
-            ("[[location]]\nnetwork = '10.0.0.0/8'", "location rule 1: tell a zone, a rack or a host"),
-            ("[[location]]\nnetwork = '10.0.0.0/8'\nzone = ''", "zone = ''"),
-            ("[[capacity]]\nseed = '10.0.0.0/33'\nleases = 1", "capacity rule 1: seed must be a network"),
-            ("[[lease_ttl]]\nseed = '10.0.0.300'\nseconds = 1", "lease_ttl rule 1: seed must be a network"),
-            ("[[host_capacity]]\nhost = 'a/b'\nleases = 1", "host_capacity rule 1: host must be a network"),
-            ("capacities = 1", "unknown field `capacities`"),
+    fn what_is_wrong_is_named_with_its_line() {
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("rules.toml");
+        for (text, line, said) in [
+            ("[[capacity]]\nleases = 2", 2, "capacity rule 1: name a key"),
+            ("[[capacity]]\nkey = 'k'\nleases = 0", 3, "leases must be 1 to 1000, got 0"),
+            ("[[capacity]]\nkey = 'k'\nlease = 1", 3, "unknown field `lease`"),
+            ("[[capacity]]\nkey = 'k'\nleases =\n", 3, "expected"),
+            ("# ü\n\n[[lease_ttl]]\nkey = 'k'\nseconds = 0", 5, "lease_ttl rule 1: seconds must be 1"),
+            ("[[location]]\nnetwork = 'x'", 2, "IP address"),
+            ("[[location]]\nnetwork = '10.0.0.0/8'", 2, "location rule 1: tell a zone, a rack or a host"),
+            ("[[location]]\nnetwork = '10.0.0.0/8'\nzone = ''", 3, "256 bytes"),
+            ("[[capacity]]\nseed = '10.0.0.0/33'\nleases = 1", 2, "capacity rule 1: seed must be a network"),
+            (
+                "[[lease_ttl]]\nseed = '10.0.0.300'\nseconds = 1",
+                2,
+                "lease_ttl rule 1: seed must be a network",
+            ),
+            (
+                "[[host_capacity]]\nhost = 'a/b'\nleases = 1",
+                2,
+                "host_capacity rule 1: host must be a network",
+            ),
+            ("capacities = 1", 1, "unknown field `capacities`"),
         ] {
-            let error = FileSettings::parse(text).unwrap_err();
-            assert!(error.contains(said), "{text}: {error}");
+            std::fs::write(&path, text).unwrap();
+            let error = FileSettings::read(&path).unwrap_err().to_string();
+            let place = format!("{} line {line}: ", path.display());
+            assert!(error.starts_with(&place) && error.contains(said), "{text}: {error}");
         }
         let error = FileSettings::read(Path::new("/does/not/exist")).unwrap_err().to_string();
-        assert!(error.starts_with("--settings-file /does/not/exist cannot be read: "), "{error}");
+        assert!(error.starts_with("/does/not/exist cannot be read: "), "{error}");
     }
 }

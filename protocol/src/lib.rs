@@ -1,14 +1,15 @@
 //! RFork on the wire.
 //!
 //! Every format that leaves a process is typed here, once: planner and loader share these types, so
-//! neither spells a header name, a metadata field or a frame by itself. The crate does no I/O and knows
-//! no runtime, which makes each format testable with plain values.
+//! neither spells a header name, a metadata field or a frame by itself. So is the form in which both describe their
+//! [`settings`]. The crate does no I/O and knows no runtime, which makes each format testable with plain values.
 
 pub mod frame;
 pub mod ids;
 pub mod manifest;
 pub mod problem;
 pub mod seed_key;
+pub mod settings;
 pub mod v1;
 pub mod v2;
 

@@ -125,6 +125,7 @@ impl Ours {
         let identity = Identity {
             key: SeedKey::from_text(key).unwrap(),
             rank: 0,
+            global_rank: 0,
             draft: false,
             tolerance: rfork_protocol::manifest::agreement::Tolerance::default(),
         };

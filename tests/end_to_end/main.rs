@@ -13,6 +13,7 @@ mod generations;
 mod npu;
 mod planner;
 mod replicas;
+mod settings;
 mod telemetry;
 mod upstream;
 mod versions;

@@ -1,6 +1,7 @@
 """Loading from seeds and fallbacks, and serving."""
 
 import re
+import socket
 import threading
 from pathlib import Path
 
@@ -259,7 +260,10 @@ def test_a_session_is_used_by_one_at_a_time_and_closes_twice(planner):
     ("change", "arguments", "text"),
     [
         ({"rfork_scheduler_url": ""}, {"identity": {}}, "rfork_scheduler_url must be"),
+        ({"rfork_scheduler_url": "planner"}, {"identity": {}}, "rfork_scheduler_url must be the URL of a planner"),
         ({"rfork_heartbeat_interval_sec": 0}, {"identity": {}}, "rfork_heartbeat_interval_sec must be"),
+        ({"rfork_lease_release_max_attempts": None}, {"identity": {}}, "rfork_lease_release_max_attempts must be"),
+        ({"rfork_model_identity_headers": "1"}, {"identity": {}}, "must be 0, 1, true or false, got"),
         ({"model_url": object()}, {"identity": {}}, "config must be a mapping that JSON can express"),
         ({}, {}, "give either seed_key or identity"),
         ({}, {"identity": {}, "seed_key": "k"}, "give either seed_key or identity"),
@@ -273,6 +277,30 @@ def test_settings_that_cannot_be_are_named(planner, monkeypatch, change, argumen
     with pytest.raises(rfork.ConfigError) as raised:
         rfork.Session(planner.config() | change, **arguments)
     assert text in str(raised.value)
+
+
+def test_variables_are_behind_the_settings_and_empty_ones_are_none(planner, monkeypatch):
+    monkeypatch.setenv("MODEL_URL", "")
+    monkeypatch.setenv("RFORK_SEED_KEY_SEPARATOR", "")
+    assert rfork.seed_key(planner.config(), {}) == "/models/m$test$kv_both$0$0$tcp"
+    config = planner.config()
+    del config["model_url"]
+    with pytest.raises(rfork.ConfigError, match="model_url is required: set it, or MODEL_URL in the environment"):
+        rfork.seed_key(config, {})
+    monkeypatch.setenv("MODEL_URL", "/other")
+    monkeypatch.setenv("RFORK_MODEL_IDENTITY_HEADERS", "yes")
+    with pytest.raises(rfork.ConfigError, match="^RFORK_MODEL_IDENTITY_HEADERS in the environment"):
+        rfork.seed_key(config, {})
+
+
+def test_a_fixed_port_counts_the_rank_among_all(planner):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    config = planner.config() | {"rfork_seed_port_base": port - 6}
+    with rfork.Session(config, identity={"tp_rank": 1}, global_rank=3) as session:
+        session.adopt(weights(1))
+        assert session.serve().identity.endswith(f":{port}:1")
 
 
 def test_keys_name_their_engine_unless_it_is_yuanrong(planner):

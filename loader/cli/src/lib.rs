@@ -4,26 +4,34 @@
 //! rest as `python -m rfork`.
 
 use std::ffi::OsString;
+use std::pin::Pin;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
+use rfork_protocol::settings::SettingError;
 
 #[cfg(feature = "planner")]
 mod demo;
 mod explain;
+mod flags;
 mod inspect;
-mod logging;
+pub mod logging;
+#[cfg(feature = "planner")]
+mod planner;
 #[cfg(feature = "planner")]
 mod sample_model;
 mod show;
 mod signals;
 mod worker;
 
+use flags::Flags;
+use logging::{Logging, LoggingTable, Traces};
+
 /// Start inference workers from running ones instead of from storage.
 #[derive(Debug, Parser)]
 #[command(name = "rfork", version, propagate_version = true)]
 struct Cli {
     #[command(flatten)]
-    logging: logging::LoggingArgs,
+    logging: Flags<LoggingTable>,
 
     /// End, as on SIGTERM, when standard input ends: a child then never outlives its parent
     #[arg(long, global = true, hide = true)]
@@ -37,7 +45,7 @@ struct Cli {
 enum Command {
     #[cfg(feature = "planner")]
     /// Run the planner: it knows the seeds and sends new workers to them
-    Planner(Box<rfork_planner::cli::PlannerArgs>),
+    Planner(planner::PlannerArgs),
     /// Hold a model in memory: fork it from a seed or load it from storage, then serve it to others
     Worker(Box<worker::WorkerArgs>),
     #[cfg(feature = "planner")]
@@ -70,46 +78,69 @@ pub fn run(args: Vec<OsString>) -> u8 {
     code
 }
 
+/// The command as its parser knows it, for whoever documents its arguments.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Exit code of what went wrong.
 const FAILURE: u8 = 1;
+/// Exit code for arguments and settings that cannot be.
+const USAGE: u8 = 2;
 /// Exit code of what a signal ended before it was done.
 const INTERRUPTED: u8 = 130;
 
 async fn execute(cli: Cli) -> u8 {
-    let exporter = match logging::Traces::of(&cli.command) {
-        Ok(exporter) => exporter,
-        Err(error) => {
-            eprintln!("error: {error}");
-            return FAILURE;
+    let (work, traces) = match prepare(cli) {
+        Ok(prepared) => prepared,
+        Err(error) => return report(&error),
+    };
+    let result = work.await;
+    traces.finish().await;
+    result.unwrap_or_else(|error| report(&error))
+}
+
+/// What a command does; it gives the exit code.
+type Work = Pin<Box<dyn Future<Output = anyhow::Result<u8>>>>;
+
+/// What is to be done, with logging set up for it.
+fn prepare(cli: Cli) -> anyhow::Result<(Work, Traces)> {
+    let logging = Logging::read(&cli.logging)?;
+    let (work, traces): (Work, Traces) = match cli.command {
+        #[cfg(feature = "planner")]
+        Command::Planner(args) => {
+            let job = args.job()?;
+            let traces = Traces::to(job.otlp_endpoint())?;
+            (Box::pin(job.run()), traces)
+        }
+        Command::Worker(args) => (Box::pin(worker::run(*args)), Traces::nowhere()),
+        #[cfg(feature = "planner")]
+        Command::Demo(args) => (Box::pin(demo::run(args)), Traces::nowhere()),
+        Command::Explain(args) => {
+            (Box::pin(async move { explain::run(args).await.map(|()| 0) }), Traces::nowhere())
+        }
+        Command::Inspect(command) => {
+            (Box::pin(async move { inspect::run(command).await.map(|()| 0) }), Traces::nowhere())
         }
     };
-    logging::init(&cli.logging, &exporter);
+    logging::init(logging, &traces);
     if cli.end_with_stdin {
         end_with_stdin();
     }
-    let result = match cli.command {
-        #[cfg(feature = "planner")]
-        Command::Planner(args) => {
-            rfork_planner::cli::serve(*args).await.map(|()| 0).map_err(anyhow::Error::from)
+    Ok((work, traces))
+}
+
+/// Says why it ended, and gives the exit code.
+fn report(error: &anyhow::Error) -> u8 {
+    // The chain's parts often quote each other; each is said once.
+    let mut message = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !message.contains(&cause) {
+            message = format!("{message}: {cause}");
         }
-        Command::Worker(args) => worker::run(*args).await,
-        #[cfg(feature = "planner")]
-        Command::Demo(args) => demo::run(args).await,
-        Command::Explain(args) => explain::run(args).await.map(|()| 0),
-        Command::Inspect(command) => inspect::run(command).await.map(|()| 0),
-    };
-    exporter.finish().await;
-    result.unwrap_or_else(|error| {
-        // The chain's parts often quote each other; each is said once.
-        let mut message = error.to_string();
-        for cause in error.chain().skip(1).map(ToString::to_string) {
-            if !message.contains(&cause) {
-                message = format!("{message}: {cause}");
-            }
-        }
-        eprintln!("error: {message}");
-        FAILURE
-    })
+    }
+    eprintln!("error: {message}");
+    if error.is::<SettingError>() { USAGE } else { FAILURE }
 }
 
 /// Sends this process SIGTERM when standard input ends.

@@ -2,34 +2,63 @@
 
 use std::io::IsTerminal;
 
-use clap::{Args, ValueEnum};
 #[cfg(feature = "planner")]
-use rfork_planner::telemetry::Exporter;
+use rfork_planner::telemetry::{Endpoint, Exporter, ExporterError};
+use rfork_protocol::settings::{Section, Setting, SettingError, Takes};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-use crate::Command;
+use crate::flags::{Flags, Table};
 
 /// What is logged, and how.
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging")]
-pub(crate) struct LoggingArgs {
-    /// What to log: error, warn, info, debug, trace, or a filter such as `rfork_loader=debug,info`
-    #[arg(long, env = "RFORK_LOG", global = true, default_value = "info", value_name = "FILTER")]
-    log: Targets,
+pub const SETTINGS: &[Section] = &[Section {
+    title: "Logging",
+    settings: &[
+        Setting::new("log", Takes::Form("error, warn, info, debug, trace, or a filter"), "What to log")
+            .value("FILTER")
+            .env("RFORK_LOG")
+            .default("info")
+            .more("error, warn, info, debug, trace, or a filter such as rfork_loader=debug,info"),
+        Setting::new("log_format", Takes::OneOf(&["text", "json"]), "How to log: text for people, or json")
+            .value("FORMAT")
+            .env("RFORK_LOG_FORMAT")
+            .default("text")
+            .more("json is an object a line"),
+    ],
+}];
 
-    /// How to log: lines for people, or a JSON object a line
-    #[arg(long, env = "RFORK_LOG_FORMAT", global = true, value_enum, default_value_t, value_name = "FORMAT")]
-    log_format: LogFormat,
+/// The same, as flags of all commands.
+#[derive(Debug)]
+pub(crate) struct LoggingTable;
+
+impl Table for LoggingTable {
+    const SETTINGS: &'static [Section] = SETTINGS;
+    const GLOBAL: bool = true;
 }
 
-#[derive(Debug, Clone, Copy, Default, ValueEnum)]
-enum LogFormat {
-    #[default]
-    Text,
-    Json,
+/// What is logged, and how.
+pub(crate) struct Logging {
+    filter: Targets,
+    json: bool,
+}
+
+impl Logging {
+    /// What the flags and the environment say.
+    ///
+    /// # Errors
+    /// [`SettingError`].
+    pub(crate) fn read(flags: &Flags<LoggingTable>) -> Result<Self, SettingError> {
+        let values = flags.read(None)?;
+        let filter = |text: &str| {
+            text.parse::<Targets>().map_err(|why| format!("must be a level or a filter, got '{text}': {why}"))
+        };
+        Ok(Self {
+            filter: values.find_with("log", filter)?.unwrap_or_default(),
+            json: values.get::<String>("log_format")? == "json",
+        })
+    }
 }
 
 /// Where traces go, if anywhere: a planner may export them.
@@ -39,24 +68,23 @@ pub(crate) struct Traces {
 }
 
 // Only planners have any.
-#[cfg_attr(not(feature = "planner"), allow(clippy::unused_async, clippy::unnecessary_wraps))]
+#[cfg_attr(not(feature = "planner"), allow(clippy::unused_async))]
 impl Traces {
-    /// As the command wants it.
+    /// Nowhere.
+    pub(crate) fn nowhere() -> Self {
+        Self {
+            #[cfg(feature = "planner")]
+            exporter: None,
+        }
+    }
+
+    /// To a collector, if there is one.
     ///
     /// # Errors
-    /// When they cannot be exported, in words for people.
-    pub(crate) fn of(command: &Command) -> Result<Self, String> {
-        #[cfg(feature = "planner")]
-        let exporter = match command {
-            Command::Planner(args) => args.exporter().map_err(|error| error.to_string())?,
-            _ => None,
-        };
-        #[cfg(not(feature = "planner"))]
-        let _ = command;
-        Ok(Self {
-            #[cfg(feature = "planner")]
-            exporter,
-        })
+    /// [`ExporterError`].
+    #[cfg(feature = "planner")]
+    pub(crate) fn to(endpoint: Option<&Endpoint>) -> Result<Self, ExporterError> {
+        Ok(Self { exporter: endpoint.map(Exporter::new).transpose()? })
     }
 
     /// Exports what is left. Bounded.
@@ -69,17 +97,18 @@ impl Traces {
 }
 
 /// Sets logging up for the whole process, and traces, if they are exported.
-pub(crate) fn init(args: &LoggingArgs, traces: &Traces) {
+pub(crate) fn init(logging: Logging, traces: &Traces) {
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_target(false)
         .with_ansi(std::io::stderr().is_terminal());
-    let lines = match args.log_format {
-        LogFormat::Text => lines.boxed(),
+    let lines = if logging.json {
         // The list ends with the current one.
-        LogFormat::Json => lines.json().flatten_event(true).with_current_span(false).boxed(),
+        lines.json().flatten_event(true).with_current_span(false).boxed()
+    } else {
+        lines.boxed()
     };
-    let subscriber = tracing_subscriber::registry().with(lines.with_filter(args.log.clone()));
+    let subscriber = tracing_subscriber::registry().with(lines.with_filter(logging.filter));
     #[cfg(feature = "planner")]
     let subscriber = subscriber.with(traces.exporter.as_ref().map(Exporter::layer));
     #[cfg(not(feature = "planner"))]

@@ -50,7 +50,8 @@ pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
 /// What happens is told on standard error, warnings alone unless `RFORK_LOG` says otherwise. A program that has
 /// arranged for it already is left to itself.
 fn log() {
-    let wanted = std::env::var(LOG).ok().and_then(|filter| filter.parse::<Targets>().ok());
+    let wanted = std::env::var(LOG).ok().filter(|filter| !filter.is_empty());
+    let wanted = wanted.and_then(|filter| filter.parse::<Targets>().ok());
     let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();

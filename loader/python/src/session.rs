@@ -55,6 +55,7 @@ pub(crate) struct Session {
     config: Config,
     key: KeySource,
     rank: u32,
+    global_rank: u32,
     draft: bool,
     tolerance: Tolerance,
     engine: Wanted,
@@ -90,6 +91,7 @@ impl Session {
         seed_key: Option<&[u8]>,
         identity: Option<&str>,
         rank: Option<u32>,
+        global_rank: Option<u32>,
         draft: bool,
         engine: &str,
         shared: Vec<String>,
@@ -113,10 +115,12 @@ impl Session {
         }
         // A key that cannot be built is told here, not after a model was prepared.
         key.key(&config, engine.name())?;
+        let rank = rank.unwrap_or(own_rank);
         Ok(Self {
             config,
             key,
-            rank: rank.unwrap_or(own_rank),
+            rank,
+            global_rank: global_rank.unwrap_or(rank),
             draft: draft || own_draft,
             tolerance: Tolerance { shared: shared.into_iter().collect(), reshapes: false },
             engine,
@@ -253,7 +257,13 @@ impl Session {
         let engine = Chosen::of(py, self.engine, self.transfer_engine.as_ref(), &tensors)?;
         let key = self.key.key(&self.config, engine.name())?;
         let (manifest, memory) = tensors.into_memory(py, engine.device())?;
-        let worker = Worker { key, rank: self.rank, draft: self.draft, tolerance: self.tolerance.clone() };
+        let worker = Worker {
+            key,
+            rank: self.rank,
+            global_rank: self.global_rank,
+            draft: self.draft,
+            tolerance: self.tolerance.clone(),
+        };
         Ok(Prepared { worker, engine, manifest, memory })
     }
 
@@ -336,7 +346,7 @@ pub(crate) fn seed_key(config: &str, identity: &str, engine: &str) -> PyResult<S
 fn settings(json: &str) -> PyResult<Config> {
     let value: Value = serde_json::from_str(json).map_err(as_error(errors::config))?;
     let (config, warnings) =
-        Config::from_json(&value, |name| std::env::var(name).ok()).map_err(as_error(errors::config))?;
+        Config::from_json(&value, |name| std::env::var_os(name)).map_err(as_error(errors::config))?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }

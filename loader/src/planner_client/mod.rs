@@ -24,15 +24,8 @@ use v2::{Failed, Known};
 #[derive(Debug, thiserror::Error)]
 pub enum PlannerError {
     /// The base URL is not one.
-    #[error(
-        "rfork_scheduler_url '{url}' is not a URL of a planner: {reason}; give one like http://planner:1223"
-    )]
-    BadUrl {
-        /// What was given, without credentials.
-        url: String,
-        /// Why not.
-        reason: String,
-    },
+    #[error("rfork_scheduler_url {0}")]
+    BadUrl(String),
     /// No HTTP client could be made.
     #[error("cannot set up HTTP: {0}")]
     Client(#[source] reqwest::Error),
@@ -68,6 +61,24 @@ pub enum PlannerError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+/// A planner's base URL; or what it must be, and what it is without credentials.
+///
+/// # Errors
+/// A text that reads after the setting's name.
+pub fn base_url_of(text: &str) -> Result<Url, String> {
+    let bad = |reason: &str| {
+        format!(
+            "must be the URL of a planner, as http://planner:1223, got '{}': {reason}",
+            crate::http::shown(text)
+        )
+    };
+    let base = Url::parse(text).map_err(|error| bad(&error.to_string()))?;
+    if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
+        return Err(bad("it has to start with http:// or https:// and name a host"));
+    }
+    Ok(base)
 }
 
 impl PlannerError {
@@ -212,11 +223,7 @@ impl PlannerClient {
         labels: Labels,
         place: WorkerPlace,
     ) -> Result<Self, PlannerError> {
-        let bad = |reason: String| PlannerError::BadUrl { url: crate::http::shown(base_url), reason };
-        let base = Url::parse(base_url).map_err(|error| bad(error.to_string()))?;
-        if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
-            return Err(bad("it must start with http:// or https:// and name a host".into()));
-        }
+        let base = base_url_of(base_url).map_err(PlannerError::BadUrl)?;
         let http = crate::http::client(timeout, base.scheme() == "https").map_err(PlannerError::Client)?;
         Ok(Self { http, base, timeout, labels, place, known: Arc::default() })
     }

@@ -2,7 +2,6 @@
 
 use rfork_protocol::manifest::ManifestError;
 
-use crate::config::ConfigError;
 use crate::engine::memory::ChunkInUse;
 use crate::engine::{EngineError, ReadError};
 use crate::fallback::FallbackError;
@@ -12,9 +11,6 @@ use crate::seed_service::SeedServiceError;
 /// A session that cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum SessionError {
-    /// A setting cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The planner cannot be spoken to at all.
     #[error(transparent)]
     Planner(#[from] PlannerError),
@@ -59,9 +55,6 @@ pub enum LoadError {
 /// A worker that is loaded, but serves nobody.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A setting cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
     /// The metadata service does not start.
     #[error(transparent)]
     Service(#[from] SeedServiceError),

@@ -50,8 +50,10 @@ const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
 pub struct Worker {
     /// What its weights are.
     pub key: SeedKey,
-    /// Its rank within its instance.
+    /// Its tensor-parallel rank, under which the planner knows it.
     pub rank: u32,
+    /// Its rank among all workers of its instance, by which fixed ports are counted.
+    pub global_rank: u32,
     /// Whether it holds a draft model.
     pub draft: bool,
     /// What it accepts of a seed besides equality.
@@ -147,7 +149,6 @@ impl Session {
         };
         let planner =
             PlannerClient::new(&config.scheduler_url, config.request_timeout, labels, config.place.clone())?;
-        config.seed_port(worker.rank, worker.draft)?;
         let advertise = config.seed_advertise_host.as_deref();
         let advertise_host = advertised_host(advertise, &config.seed_bind_host, planner.base()).await;
         SeedIdentity::new(advertise_host.clone(), 1, worker.rank)?;
@@ -347,8 +348,23 @@ impl Session {
         };
         let key = &self.worker.key;
         let fields = self.config.seed_metadata_fields.unwrap_or_else(|| EntryFields::for_key(key));
-        let port = self.config.seed_port(self.worker.rank, self.worker.draft)?;
-        let service = SeedService::start(&self.config.seed_bind_host, port, key, &metadata, fields).await?;
+        let port = self.config.seed_port(self.worker.global_rank, self.worker.draft).unwrap_or_else(|| {
+            tracing::warn!(
+                base = self.config.seed_port_base,
+                global_rank = self.worker.global_rank,
+                "rfork_seed_port_base leads beyond the last port: a free one is taken"
+            );
+            0
+        });
+        let start =
+            async |port| SeedService::start(&self.config.seed_bind_host, port, key, &metadata, fields).await;
+        let service = match start(port).await {
+            Err(error) if port != 0 => {
+                tracing::warn!(%error, "a free port is taken instead of the one of rfork_seed_port_base");
+                start(0).await?
+            }
+            started => started?,
+        };
         let port = service.address().port();
         let service = self.service.insert(service);
         service.wait_healthy(self.planner.http(), key, self.config.seed_timeout).await?;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::bounds::Lanes;
 use super::server;
-use crate::config::Bounds;
+use crate::config::{Bounds, DatabaseUrl, Settings};
 use crate::shutdown::Stop;
 
 /// The longest that anything here may take.
@@ -59,6 +59,10 @@ impl Server {
     }
 }
 
+fn bounds() -> Bounds {
+    Settings::of(DatabaseUrl::Sqlite("nowhere".into())).bounds
+}
+
 async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, what).await.expect("it takes too long")
 }
@@ -80,7 +84,7 @@ fn is_busy(answer: &str) -> bool {
 
 #[tokio::test]
 async fn a_connection_that_is_silent_slow_with_its_head_or_idle_is_closed() {
-    let bounds = Bounds { idle: SHORT, ..Bounds::default() };
+    let bounds = Bounds { idle: SHORT, ..bounds() };
     let server =
         Server::start(bounds, |lanes| lanes.rest.hold(Router::new().route("/", get(async || "hello")))).await;
     let (silent, slow, idle) = tokio::join!(
@@ -112,7 +116,7 @@ async fn a_connection_that_is_silent_slow_with_its_head_or_idle_is_closed() {
 #[tokio::test]
 async fn a_handler_that_hangs_and_a_body_that_does_not_come_are_given_up() {
     let dropped = Arc::new(Semaphore::new(0));
-    let bounds = Bounds { deadline: SHORT, ..Bounds::default() };
+    let bounds = Bounds { deadline: SHORT, ..bounds() };
     let hanging = dropped.clone();
     let server = Server::start(bounds, |lanes| {
         let routes = Router::new()
@@ -159,7 +163,7 @@ async fn a_handler_that_hangs_and_a_body_that_does_not_come_are_given_up() {
 async fn a_client_that_takes_nothing_of_its_answer_is_left() {
     // More than the sockets' buffers take.
     const ANSWER_BYTES: usize = 64 << 20;
-    let bounds = Bounds { idle: SHORT, connections: 1, ..Bounds::default() };
+    let bounds = Bounds { idle: SHORT, connections: 1, ..bounds() };
     let server = Server::start(bounds, |lanes| {
         let routes = Router::new().route("/much", get(async || vec![b'x'; ANSWER_BYTES]));
         lanes.rest.hold(routes.route("/", get(async || "hello")))
@@ -180,7 +184,7 @@ async fn a_client_that_takes_nothing_of_its_answer_is_left() {
 #[tokio::test]
 async fn more_requests_than_may_run_are_refused_at_once_and_no_lane_fills_another() {
     let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
-    let bounds = Bounds { requests: 2, ..Bounds::default() };
+    let bounds = Bounds { requests: 2, ..bounds() };
     let (arrive, leave) = (entered.clone(), go.clone());
     let server = Server::start(bounds, |lanes| {
         let held = async move || {
@@ -227,7 +231,7 @@ async fn more_requests_than_may_run_are_refused_at_once_and_no_lane_fills_anothe
 #[tokio::test]
 async fn connections_beyond_the_most_take_the_place_of_the_longest_idle_or_wait_for_one() {
     let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
-    let bounds = Bounds { connections: 2, ..Bounds::default() };
+    let bounds = Bounds { connections: 2, ..bounds() };
     let (arrive, leave) = (entered.clone(), go.clone());
     let server = Server::start(bounds, |lanes| {
         let held = async move || {
@@ -273,7 +277,7 @@ async fn connections_beyond_the_most_take_the_place_of_the_longest_idle_or_wait_
 
 #[tokio::test]
 async fn urls_heads_and_bodies_have_a_length() {
-    let server = Server::start(Bounds::default(), |lanes| {
+    let server = Server::start(bounds(), |lanes| {
         let routes = Router::new().route("/", post(async |body: Bytes| body.len().to_string()));
         lanes.rest.hold(routes)
     })
@@ -298,7 +302,7 @@ async fn urls_heads_and_bodies_have_a_length() {
 #[tokio::test]
 async fn a_stop_lets_what_runs_finish_and_gives_up_what_does_not() {
     let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
-    let bounds = Bounds { deadline: 3 * SHORT, ..Bounds::default() };
+    let bounds = Bounds { deadline: 3 * SHORT, ..bounds() };
     let (arrive, leave) = (entered.clone(), go.clone());
     let server = Server::start(bounds, |lanes| {
         let held = async move || {

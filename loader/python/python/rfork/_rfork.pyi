@@ -21,6 +21,7 @@ class Session:
         seed_key: bytes | None,
         identity: str | None,
         rank: int | None,
+        global_rank: int | None,
         draft: bool,
         engine: str,
         shared: list[str],

@@ -121,12 +121,15 @@ class Session:
     ``config``
         The settings that RFork's users know, as in vLLM's ``--model-loader-extra-config``: ``model_url``,
         ``model_deploy_strategy_name`` and ``rfork_scheduler_url`` at least, here or in the environment.
+        ``docs/settings.md`` of the project has all of them.
     ``seed_key`` or ``identity``
         Who holds the same weights: a ready key, or its parts beside model and deployment: ``tp_rank``, ``pp_rank``,
         ``ep_rank``, ``node_rank``, ``kv_role``, ``draft``, ``compatibility_fingerprint``, ``structural_digest`` and
         ``sharded_dp_rank``. A key that is built names its engine.
     ``rank``, ``draft``
         Under which rank it serves, and whether it is a draft model; by ``identity`` if that is given.
+    ``global_rank``
+        Its rank among all workers of the instance, by which ``rfork_seed_port_base`` counts; ``rank`` if not given.
     ``engine``
         What moves the bytes: ``tcp`` for host memory, ``yuanrong`` for the memory of one Ascend NPU, ``auto`` for what
         the tensors need. ``yuanrong`` needs the package ``yr.datasystem``, whose calls hold the GIL until they return:
@@ -151,6 +154,7 @@ class Session:
         seed_key: str | bytes | None = None,
         identity: Mapping[str, Any] | None = None,
         rank: int | None = None,
+        global_rank: int | None = None,
         draft: bool = False,
         engine: Engine = "auto",
         shared: Iterable[str] = (),
@@ -161,6 +165,7 @@ class Session:
             seed_key.encode() if isinstance(seed_key, str) else seed_key,
             None if identity is None else _json(identity, "identity"),
             rank,
+            global_rank,
             draft,
             engine,
             list(shared),

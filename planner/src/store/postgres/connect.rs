@@ -1,5 +1,6 @@
 //! Reaching the database, and its schema.
 
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use sqlx::migrate::MigrateError;
@@ -25,7 +26,7 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(600);
 const MIGRATION_LOCK: i64 = 0x0072_666f_726b;
 
 /// Whether a pooler stands before the database that lends its sessions for a transaction at a time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Pooler {
     /// Look at the start.
     #[default]
@@ -34,6 +35,19 @@ pub enum Pooler {
     Yes,
     /// There is none.
     No,
+}
+
+impl FromStr for Pooler {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "yes" => Ok(Self::Yes),
+            "no" => Ok(Self::No),
+            _ => Err("must be auto, yes or no"),
+        }
+    }
 }
 
 /// How connections are made and used.
@@ -47,17 +61,6 @@ pub struct ConnectSettings {
     pub patience: Duration,
     /// Whether there is a pooler.
     pub pooler: Pooler,
-}
-
-impl Default for ConnectSettings {
-    fn default() -> Self {
-        Self {
-            pool_size: 8,
-            statement_timeout: Duration::from_secs(2),
-            patience: Duration::from_secs(15),
-            pooler: Pooler::Auto,
-        }
-    }
 }
 
 /// A database that cannot be used. Its text never holds a password.

@@ -34,7 +34,8 @@ fn url(text: &str) -> PostgresUrl {
 
 /// Few connections: many tests run side by side.
 pub(super) fn few() -> ConnectSettings {
-    ConnectSettings { pool_size: 3, ..ConnectSettings::default() }
+    let defaults = crate::config::Settings::of(crate::config::DatabaseUrl::Sqlite("nowhere".into()));
+    ConnectSettings { pool_size: 3, ..defaults.connect }
 }
 
 #[async_trait]

@@ -44,7 +44,9 @@ def test_every_request_passes(name: str, tmp_path: Path) -> None:
         # Waiting is answered, too, with a seed that comes free meanwhile.
         body = {"seed_key": key, "wait_ms": 60_000}
         answers = []
-        waiter = threading.Thread(target=lambda: answers.append(ask(front.address, "POST", "/v2/leases", HOST, body)))
+        waiter = threading.Thread(
+            target=lambda: answers.append(ask(front.address, "POST", "/v2/leases", HOST, body)), daemon=True
+        )
         waiter.start()
         until("one that waits", lambda: ask(front.address, "GET", "/v2/keys", HOST).json()["keys"][0]["waiting"] == 1)
         assert ask(front.address, "POST", "/put_seed", HOST | lease(granted)).status == 200
@@ -63,24 +65,38 @@ def test_waits_are_longer_than_the_longest_of_a_worker(name: str) -> None:
 class Deaf(socketserver.StreamRequestHandler):
     """Reads a request, and ends the connection without an answer, as a planner that is killed."""
 
+    server: "Deafs"
+
     def handle(self) -> None:
         head = b""
         while b"\r\n\r\n" not in head and (more := self.request.recv(65536)):
             head += more
         if head.startswith(b"GET /get_seed"):
-            self.server.asked.append(head)  # type: ignore[attr-defined]
+            self.server.asked.append(head)
         else:
             self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 
 
+class Deafs(socketserver.ThreadingTCPServer):
+    """Listens for one that is asked for a seed and does not answer."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__((loopback(), 0), Deaf)
+        self.asked: list[bytes] = []
+
+
 @contextmanager
 def deaf() -> Iterator[tuple[str, list[bytes]]]:
-    """One that is asked for a seed and does not answer: its address, and what it was asked."""
-    with socketserver.ThreadingTCPServer((loopback(), 0), Deaf) as listener:
-        listener.asked = []  # type: ignore[attr-defined]
-        threading.Thread(target=listener.serve_forever).start()
-        yield f"{listener.server_address[0]}:{listener.server_address[1]}", listener.asked  # type: ignore[attr-defined]
-        listener.shutdown()
+    """Its address, and what it was asked."""
+    with Deafs() as listener:
+        threading.Thread(target=listener.serve_forever, daemon=True).start()
+        try:
+            host, port = listener.server_address[:2]
+            yield f"{host}:{port}", listener.asked
+        finally:
+            listener.shutdown()
 
 
 @BALANCED
@@ -111,7 +127,7 @@ class Client(threading.Thread):
     """A worker that beats, leases and releases, again and again, and remembers every answer that is no 200."""
 
     def __init__(self, address: str, number: int) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._address = address
         self._seed = HOST | SEED | {"SEED_KEY": f"k{number}", "SEED_RANK": str(number)}
         self.rounds, self.refused, self.stop = 0, [], threading.Event()

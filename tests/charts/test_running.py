@@ -133,7 +133,7 @@ class Waiter(threading.Thread):
     """A worker that waits a long time for a seed."""
 
     def __init__(self, address: str) -> None:
-        super().__init__()
+        super().__init__(daemon=True)
         self._address = address
         self.answer: Answer | None = None
         self.start()

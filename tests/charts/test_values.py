@@ -28,6 +28,9 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("planner.logFormat", "xml"), "/planner/logFormat", "'text', 'json'"),
     (at("planner.databasePoolSize", 1), "/planner/databasePoolSize", "want 2"),
     (at("planner.databaseStatementTimeoutMs", 9000), "/planner/databaseStatementTimeoutMs", "want 3,500"),
+    # What YAML makes of a yes without quotes.
+    (at("planner.databasePooler", True), "/planner/databasePooler", "'auto', 'yes', 'no'"),
+    (at("planner.databaseLockWaitSec", 3601), "/planner/databaseLockWaitSec", "want 3,600"),
     (at("planner.v1HoldSec", 10), "/planner/v1HoldSec", "want 9"),
     (at("planner.historySec", 2592001), "/planner/historySec", "want 2.592"),
     (at("planner.probeNetworks", ["10.0.0.1"]), "/planner/probeNetworks/0", "does not match"),

@@ -210,3 +210,13 @@ END $$;
 
 CREATE TRIGGER points_taken_over AFTER UPDATE OF lease_hash ON points
     FOR EACH ROW WHEN (OLD.lease_hash <> NEW.lease_hash) EXECUTE FUNCTION points_taken_over();
+
+-- What time it is for planners: the clock's, and this.
+CREATE TABLE clock (
+    id        BOOLEAN NOT NULL PRIMARY KEY DEFAULT TRUE CHECK (id),
+    -- makes up for steps of the clock, in milliseconds
+    offset_ms BIGINT NOT NULL,
+    -- no later time than this was worked at, but for a second, Unix milliseconds with the offset
+    seen_ms   BIGINT NOT NULL
+);
+INSERT INTO clock (offset_ms, seen_ms) VALUES (0, 0);

@@ -193,3 +193,13 @@ BEGIN
     SELECT OLD.lease_hash, s.seed_key, s.host, s.port, s.rank, OLD.requester, OLD.granted_ms, OLD.busy_until_ms, 2, 0
     FROM seeds s WHERE s.id = OLD.seed_id;
 END;
+
+-- What time it is for planners: the clock's, and this.
+CREATE TABLE clock (
+    id        INTEGER NOT NULL PRIMARY KEY DEFAULT 1 CHECK (id = 1),
+    -- makes up for steps of the clock, in milliseconds
+    offset_ms INTEGER NOT NULL,
+    -- no later time than this was worked at, but for a second, Unix milliseconds with the offset
+    seen_ms   INTEGER NOT NULL
+);
+INSERT INTO clock (offset_ms, seen_ms) VALUES (0, 0);

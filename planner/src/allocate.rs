@@ -225,7 +225,7 @@ mod tests {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("p.db");
         let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::Database).await.unwrap());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::System).await.unwrap());
         let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
         let (writer, _writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
         let key = SeedKey::new(*b"k").unwrap();
@@ -287,7 +287,7 @@ mod tests {
         let directory = tempfile::TempDir::new().unwrap();
         let path = directory.path().join("p.db");
         let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
-        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::Database).await.unwrap());
+        let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::System).await.unwrap());
         let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
         let (writer, _writing) = Writer::start(store, heartbeats, Duration::from_secs(60));
         let command = Command::Remove {

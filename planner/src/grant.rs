@@ -144,7 +144,7 @@ impl Liveness {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use rfork_protocol::{SeedIdentity, SeedKey};
     use tempfile::TempDir;
@@ -159,7 +159,7 @@ mod tests {
     use crate::metrics::Metrics;
     use crate::shutdown::Stop;
     use crate::store::sqlite::SqliteStore;
-    use crate::store::{Clock, Queue, Refusal, Store};
+    use crate::store::{Clock, ManualClock, Queue, Refusal, Store};
 
     /// A worker's health service, until it is dropped: it answers, or only hangs up.
     struct Worker {
@@ -194,7 +194,7 @@ mod tests {
 
     struct Bench {
         granter: Granter,
-        now: Arc<AtomicI64>,
+        clock: Arc<ManualClock>,
         leases: u16,
         _writing: AbortOnDropHandle<()>,
         _directory: TempDir,
@@ -209,8 +209,9 @@ mod tests {
                 default_resource_points: 1_000,
                 ..Settings::of(DatabaseUrl::Sqlite(path.clone()))
             };
-            let now = Arc::new(AtomicI64::new(1_000_000));
-            let store = SqliteStore::open(&path, settings.rules(), Clock::Fixed(now.clone())).await.unwrap();
+            let clock = Arc::new(ManualClock::new(1_000_000));
+            let time = Clock::Manual(clock.clone());
+            let store = SqliteStore::open(&path, settings.rules(), time).await.unwrap();
             let store: Arc<dyn Store> = Arc::new(store);
             let heartbeats = Arc::new(Heartbeats::new(settings.heartbeat_ttl));
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
@@ -225,7 +226,7 @@ mod tests {
                 heartbeat_interval: settings.heartbeat_interval,
             };
             let granter = Granter { writer, room, liveness: Some(Arc::new(liveness)) };
-            Self { granter, now, leases: 0, _writing: writing, _directory: directory }
+            Self { granter, clock, leases: 0, _writing: writing, _directory: directory }
         }
 
         fn key() -> SeedKey {
@@ -234,7 +235,7 @@ mod tests {
 
         /// A heartbeat of the worker, after so long.
         async fn beat(&self, worker: &Worker, after_ms: i64) {
-            self.now.fetch_add(after_ms, Ordering::SeqCst);
+            self.clock.pass(after_ms);
             let command = Command::Register {
                 identity: worker.identity.clone(),
                 key: Self::key(),
@@ -281,7 +282,7 @@ mod tests {
         bench.beat(&worker, 30_000).await;
         drop(worker);
         // It is quiet for longer than between two heartbeats, and not yet for its time to live.
-        bench.now.fetch_add(34_000, Ordering::SeqCst);
+        bench.clock.pass(34_000);
         assert_eq!(bench.acquire().await.err(), Some(Refusal::AllSuspect));
     }
 
@@ -297,7 +298,7 @@ mod tests {
             assert!(bench.acquire().await.is_ok());
         }
         assert_eq!(worker.asked(), 1, "what does not answer is left alone");
-        bench.now.fetch_add(34_000, Ordering::SeqCst);
+        bench.clock.pass(34_000);
         assert!(bench.acquire().await.is_ok(), "it is doubted, but may be out of reach");
         until(async || worker.asked() == 2).await;
     }

@@ -60,7 +60,7 @@ pub enum RunError {
 pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
     match &settings.database {
         DatabaseUrl::Sqlite(path) => {
-            SqliteStore::open(path, settings.rules(), Clock::Database).await?.close().await;
+            SqliteStore::open(path, settings.rules(), Clock::System).await?.close().await;
         }
         DatabaseUrl::Postgres(url) => store::postgres::migrate(url, settings.connect).await?,
     }
@@ -70,7 +70,7 @@ pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
 
 /// Opens the settings' database, migrating its schema.
 async fn open(settings: &Settings, opening: &Opening) -> Result<Arc<dyn Store>, RunError> {
-    let (rules, clock) = (settings.rules(), Clock::Database);
+    let (rules, clock) = (settings.rules(), Clock::System);
     Ok(match &settings.database {
         DatabaseUrl::Sqlite(path) => {
             Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait, opening).await?)

@@ -191,7 +191,7 @@ mod tests {
             let path = directory.path().join("p.db");
             let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
             let store: Arc<dyn Store> =
-                Arc::new(SqliteStore::open(&path, rules, Clock::Database).await.unwrap());
+                Arc::new(SqliteStore::open(&path, rules, Clock::System).await.unwrap());
             let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
             let (key, identity) = (SeedKey::new(*b"k").unwrap(), SeedIdentity::new("h", 1, 0).unwrap());

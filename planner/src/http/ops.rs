@@ -71,15 +71,16 @@ struct LeaseBody {
 /// What the planner knows, in the form that the example planner gives; leases are named by the first 12
 /// characters of their hash.
 pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody>, ApiError> {
-    let Snapshot { seed_count, lease_count, seeds, leases } = within(api.store.snapshot()).await?;
+    let Snapshot { ahead_ms, seed_count, lease_count, seeds, leases } = within(api.store.snapshot()).await?;
     let truncated = seeds.len() as u64 != seed_count || leases.len() as u64 != lease_count;
+    let shown = |ms: i64| if ms > 0 { ms.saturating_sub(ahead_ms) as f64 / 1000.0 } else { 0.0 };
     let seeds = seeds.into_iter().map(|seed: SeedView| {
         let body = SeedBody {
             seed_key: seed.key.to_string(),
             resource_total: seed.capacity,
             resource_used: seed.used,
-            last_heartbeat_ts: seed.last_heartbeat_ms as f64 / 1000.0,
-            last_used_ts: seed.last_used_ms as f64 / 1000.0,
+            last_heartbeat_ts: shown(seed.last_heartbeat_ms),
+            last_used_ts: shown(seed.last_used_ms),
             draining: seed.draining,
         };
         (seed.identity, body)

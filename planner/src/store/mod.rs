@@ -1,10 +1,9 @@
 //! Where seeds and leases are kept. The database is the only truth: a planner keeps nothing that matters.
 //!
-//! One call is one transaction. Times are Unix milliseconds on the database's clock; a lease or a heartbeat
-//! whose time to live has passed exactly is gone. Every store passes the same suite, `conformance`.
+//! One call is one transaction. Times are Unix milliseconds of a time that runs evenly ([`clock`]); a lease or a
+//! heartbeat whose time to live has passed exactly is gone. Every store passes the same suite, `conformance`.
 
 use std::collections::HashSet;
-use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -16,9 +15,11 @@ use crate::domain::policy::{Policy, Wish};
 pub use crate::domain::seed::{Heard, Registration, Removal};
 use crate::domain::seed::{Profile, State};
 use crate::domain::terms::{Overrides, Subject, Terms};
+pub use clock::{Clock, ManualClock};
 use history::{Account, End, EndedLease, Event, EventFilter, Forgotten, Keep};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 
+mod clock;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod history;
@@ -105,26 +106,6 @@ impl Rules {
     /// Whether what seeds of a host lend together is bounded for any host.
     fn caps_hosts(&self) -> bool {
         self.overrides.as_ref().is_some_and(|overrides| !overrides.host_capacity.is_empty())
-    }
-}
-
-/// The time by which a store judges.
-#[derive(Debug, Clone, Default)]
-pub enum Clock {
-    /// The database's own.
-    #[default]
-    Database,
-    /// A fixed time that a test sets, Unix milliseconds.
-    Fixed(Arc<AtomicI64>),
-}
-
-impl Clock {
-    /// The fixed time, if it is one.
-    pub fn fixed_ms(&self) -> Option<i64> {
-        match self {
-            Self::Database => None,
-            Self::Fixed(now) => Some(now.load(Ordering::SeqCst)),
-        }
     }
 }
 
@@ -493,6 +474,8 @@ pub struct LeaseView {
 /// Everything at one moment, for people; the lists hold at most [`MAX_SNAPSHOT`] each.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
+    /// How far the times here are ahead of the clock that people see, in milliseconds.
+    pub ahead_ms: i64,
     /// All seeds that are known.
     pub seed_count: u64,
     /// All leases that live.

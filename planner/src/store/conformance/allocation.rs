@@ -26,20 +26,6 @@ pub(crate) async fn safety_a_point_is_never_leased_twice<H: Home>() {
     assert_eq!(bench.acquire("k", 100).await, None);
 }
 
-pub(crate) async fn safety_holds_when_the_clock_goes_back<H: Home>() {
-    let bench = Bench::<H>::new(RULES).await;
-    bench.register(1, "k").await;
-    assert!(bench.acquire("k", 1).await.is_some());
-    bench.step(RULES.lease_ttl_ms);
-    // Its end has been seen here, though nobody of this key has asked.
-    assert_eq!(bench.acquire("other", 2).await, None);
-    bench.step(-5_000);
-    assert_eq!(bench.acquire("k", 3).await, None, "by this clock the first lease lives");
-    assert!(bench.renew(1, 1).await);
-    bench.step(RULES.lease_ttl_ms);
-    assert!(bench.acquire("k", 4).await.is_some());
-}
-
 pub(crate) async fn no_false_refusal_beyond_a_page_of_candidates<H: Home>() {
     for (_, policy) in Policy::NAMES {
         let bench = Bench::<H>::new(Rules { policy, ..RULES }).await;

@@ -322,7 +322,7 @@ pub(crate) async fn a_snapshot_shows_what_is_there<H: Home>() {
     let registered = bench.now();
     bench.step(5);
     assert!(bench.acquire("k", 1).await.is_some());
-    let Snapshot { seed_count, lease_count, seeds, leases } = bench.snapshot().await;
+    let Snapshot { seed_count, lease_count, seeds, leases, .. } = bench.snapshot().await;
     assert_eq!((seed_count, lease_count), (1, 1));
     let expected = SeedView {
         identity: identity(1).to_string(),

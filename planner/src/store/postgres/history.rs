@@ -245,7 +245,7 @@ impl Work for Leases<'_> {
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<EndedLease>, Stopped> {
         let Self { store, filter, part } = self;
-        let now = store.now(connection).await?;
+        let now = store.now_to_read(connection).await?;
         let seed = filter.seed.as_ref();
         let rows = sqlx::query(
             "SELECT id, lease_hash, seed_key, host, port, rank, requester, granted_ms, ended_ms, end_kind, outcome, reason,
@@ -298,7 +298,7 @@ impl Work for Events<'_> {
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<Event>, Stopped> {
         let Self { store, filter, part } = self;
-        let now = store.now(connection).await?;
+        let now = store.now_to_read(connection).await?;
         let rows = sqlx::query(
             "SELECT id, at_ms, kind, seed_key, host, port, rank, detail FROM events
              WHERE id < $1 AND ($2::bytea IS NULL OR seed_key = $2) AND ($3::smallint IS NULL OR kind = $3)

@@ -100,7 +100,7 @@ impl Work for Source<'_> {
     type Done = Option<String>;
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Option<String>, Stopped> {
-        let now = self.store.now(connection).await?;
+        let now = self.store.now_to_read(connection).await?;
         let mut sources = Sources::default();
         sources.load(connection, now, std::iter::once(self.instance)).await?;
         Ok(sources.get(self.instance).cloned())

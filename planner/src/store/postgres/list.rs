@@ -27,7 +27,7 @@ impl Work for Seeds<'_> {
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<SeedEntry>, Stopped> {
         let Self { store, filter, part } = self;
-        let now = store.now(connection).await?;
+        let now = store.now_to_read(connection).await?;
         let (columns, state, shown) = (of_seed!(), state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT {columns}, h.last_ms, {state} AS state,
@@ -98,7 +98,7 @@ impl Work for Leases<'_> {
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<LeaseEntry>, Stopped> {
         let Self { store, filter, part } = self;
-        let now = store.now(connection).await?;
+        let now = store.now_to_read(connection).await?;
         let (after, after_point) = lease_place(part);
         let rows = sqlx::query(
             "SELECT p.lease_hash, p.n, p.busy_until_ms, p.granted_ms, s.host, s.port, s.rank, s.seed_key
@@ -142,7 +142,7 @@ impl Work for Keys<'_> {
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<KeyEntry>, Stopped> {
         let Self { store, part } = self;
-        let now = store.now(connection).await?;
+        let now = store.now_to_read(connection).await?;
         let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query(AssertSqlSafe(format!(
             "SELECT (array_agg(s.seed_key))[1] AS seed_key, count(*) FILTER (WHERE {state} = $5) AS live,

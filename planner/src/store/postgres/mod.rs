@@ -50,6 +50,7 @@ mod simulation;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod time;
 mod transaction;
 mod url;
 mod view;
@@ -76,6 +77,7 @@ use super::{
     Beat, Clock, Command, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcome, PoolView, Rules, Snapshot, Store,
     StoreError, Swept, Told, Woken, pool_view,
 };
+use time::Time;
 use transaction::{Begin, SET_READ_ONLY, Stopped, run};
 pub use url::PostgresUrl;
 
@@ -111,7 +113,7 @@ pub struct PostgresStore {
 struct Database {
     pool: Arc<Pool>,
     rules: Rules,
-    clock: Clock,
+    time: Time,
     /// This process, for those who wait for its answers.
     planner: String,
     /// Told when some of those were served.
@@ -180,7 +182,7 @@ impl Database {
         let database = Self {
             pool: Arc::new(connect::reach(url, settings).await?),
             rules: rules.clone(),
-            clock: clock.clone(),
+            time: Time::new(clock.clone()),
             planner: super::planner_id(),
             served: Arc::new(Notify::new()),
             again: Mutex::default(),
@@ -251,14 +253,12 @@ impl Database {
     /// The time, Unix milliseconds. Asked for after locks were waited for: it is then no earlier than anything
     /// that their last holders wrote.
     async fn now(&self, connection: &mut Connection) -> Result<i64, Stopped> {
-        match self.clock.fixed_ms() {
-            Some(now) => Ok(now),
-            None => {
-                Ok(sqlx::query_scalar("SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint")
-                    .fetch_one(connection)
-                    .await?)
-            }
-        }
+        self.time.now(connection).await
+    }
+
+    /// The same for a transaction that only reads.
+    async fn now_to_read(&self, connection: &mut Connection) -> Result<i64, Stopped> {
+        Ok(self.time.look(connection).await?.0)
     }
 }
 

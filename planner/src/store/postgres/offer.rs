@@ -3,7 +3,7 @@
 //! A place is recomputed from the points whenever they change, by whoever changes them and so holds the seed's
 //! lock. It never decides: a claim looks at the points. A lease that ends by itself changes no place; such
 //! seeds are found by when their first lease ends, until a sweep or a claim puts them right. Places that are
-//! wrong because the clock went back cost a second look and never hide a free point.
+//! wrong cost a second look and never hide a free point.
 //!
 //! A place is the same for every policy, so that planners with different ones can run side by side.
 

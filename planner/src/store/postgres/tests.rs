@@ -144,7 +144,7 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
     let mut stores = Vec::new();
     for _ in 0..3 {
         stores.push(std::sync::Arc::new(
-            PostgresStore::open(&url, few(), rules.clone(), Clock::Database).await.unwrap(),
+            PostgresStore::open(&url, few(), rules.clone(), Clock::System).await.unwrap(),
         ));
     }
     let mut planners = tokio::task::JoinSet::new();
@@ -189,8 +189,8 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_seed_that_two_planners_register_at_once_is_one() {
     let Database(url) = Database::make().await;
-    let first = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
-    let second = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let first = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
+    let second = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     for round in 0..20u8 {
         let some = [register(round * 2, "k"), register(round * 2 + 1, "k")];
         let reversed = [some[1].clone(), some[0].clone()];
@@ -205,8 +205,8 @@ async fn one_seed_that_two_planners_register_at_once_is_one() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_request_that_two_planners_are_asked_at_once_has_one_lease() {
     let Database(url) = Database::make().await;
-    let first = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
-    let second = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let first = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
+    let second = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     for number in 0..20u8 {
         first.apply(&[register(number * 2, "k"), register(number * 2 + 1, "k")]).await.unwrap();
         let (one, other) = (attempt(number, 1, 0, 1), attempt(number, 1, 0, 2));
@@ -223,8 +223,8 @@ async fn one_request_that_two_planners_are_asked_at_once_has_one_lease() {
 #[tokio::test]
 async fn the_end_of_a_wait_at_one_planner_leaves_its_repetition_at_another() {
     let Database(url) = Database::make().await;
-    let first = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
-    let second = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let first = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
+    let second = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     for (number, why) in [(1, Leaving::Gone), (2, Leaving::TimedOut)] {
         let text = "k";
         let lease = conformance::lease(number.into());
@@ -248,7 +248,7 @@ async fn the_end_of_a_wait_at_one_planner_leaves_its_repetition_at_another() {
 #[tokio::test]
 async fn planners_that_start_together_migrate_once() {
     let Database(url) = Database::make().await;
-    let open = || PostgresStore::open(&url, few(), RULES, Clock::Database);
+    let open = || PostgresStore::open(&url, few(), RULES, Clock::System);
     let (a, b, c, d) = tokio::join!(open(), open(), open(), open());
     for store in [a, b, c, d] {
         store.unwrap().check().await.unwrap();
@@ -265,7 +265,7 @@ async fn a_column_that_the_next_version_adds_is_not_noticed() {
     let url = Database::make().await.0;
     // One connection, which has prepared its statements for the schema as it was.
     let one = ConnectSettings { pool_size: 1, ..few() };
-    let store = PostgresStore::open(&url, one, RULES, Clock::Database).await.unwrap();
+    let store = PostgresStore::open(&url, one, RULES, Clock::System).await.unwrap();
     let everything = async |number: u32| {
         store.apply(&[register(1, "k"), acquire("k", number)]).await.unwrap();
         assert_eq!(store.apply(&[release(1, number)]).await.unwrap(), [Outcome::Released(true)]);
@@ -289,7 +289,7 @@ async fn a_column_that_the_next_version_adds_is_not_noticed() {
 #[tokio::test]
 async fn a_planner_is_ready_for_its_own_schema_and_for_newer_ones() {
     let url = Database::make().await.0;
-    let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let store = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     let mut connection = url.options().connect().await.unwrap();
     store.check().await.unwrap();
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
@@ -305,13 +305,13 @@ async fn a_planner_is_ready_for_its_own_schema_and_for_newer_ones() {
 #[tokio::test]
 async fn a_database_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do() {
     let url = Database::make().await.0;
-    let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let store = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     let mut connection = url.options().connect().await.unwrap();
     sqlx::query("UPDATE _sqlx_migrations SET checksum = ''").execute(&mut connection).await.unwrap();
     let error = store.check().await.unwrap_err();
     assert!(matches!(&error, StoreError::Broken(why) if why.contains("never released")), "{error}");
     store.close().await;
-    let opened = PostgresStore::open(&url, few(), RULES, Clock::Database).await.map(|_| ());
+    let opened = PostgresStore::open(&url, few(), RULES, Clock::System).await.map(|_| ());
     for refused in [opened, migrate(&url, few()).await] {
         let error = refused.unwrap_err();
         assert!(matches!(error, ConnectError::Unreleased { version: 1, .. }), "{error}");
@@ -324,7 +324,7 @@ async fn a_database_of_an_unreleased_planner_is_refused_by_name_and_says_what_to
 async fn a_lock_that_is_held_is_an_outage_that_passes() {
     let Database(url) = Database::make().await;
     let quick = ConnectSettings { statement_timeout: std::time::Duration::from_millis(200), ..few() };
-    let store = PostgresStore::open(&url, quick, RULES, Clock::Database).await.unwrap();
+    let store = PostgresStore::open(&url, quick, RULES, Clock::System).await.unwrap();
     let outcomes = store.apply(&[register(1, "k")]).await.unwrap();
     let Outcome::Registered(_, id) = outcomes[0] else { panic!("{outcomes:?}") };
     let mut foreign = url.options().connect().await.unwrap();
@@ -343,7 +343,7 @@ async fn a_lock_that_is_held_is_an_outage_that_passes() {
 #[tokio::test]
 async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
     let Database(url) = Database::make().await;
-    let store = PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap();
+    let store = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
     let mut flushing = url.options().connect().await.unwrap();
     sqlx::raw_sql("BEGIN; UPDATE heartbeats SET last_ms = last_ms").execute(&mut flushing).await.unwrap();
@@ -363,7 +363,7 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
         let profile = Box::new(Profile { location, ..Profile::default() });
         Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
     };
-    let open = async || PostgresStore::open(&url, few(), rules.clone(), Clock::Database).await.unwrap();
+    let open = async || PostgresStore::open(&url, few(), rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];
     stores[0].apply(&[on_host(1, "k"), on_host(2, "l")]).await.unwrap();
     // Whoever has seen room on the host, and would take it, is held up before it does.
@@ -389,7 +389,7 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
 /// the batch waits for the old one.
 async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outcome>, Snapshot) {
     let Database(url) = Database::make().await;
-    let store = std::sync::Arc::new(PostgresStore::open(&url, few(), RULES, Clock::Database).await.unwrap());
+    let store = std::sync::Arc::new(PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap());
     store.apply(&[register(1, "k")]).await.unwrap();
     let mut other = url.options().connect().await.unwrap();
     let renewed = format!(
@@ -441,7 +441,7 @@ async fn a_seed_that_another_planner_renews_is_never_said_to_be_unknown() {
 async fn a_database_that_cannot_be_used_is_named_without_its_password() {
     let impatient = ConnectSettings { patience: std::time::Duration::ZERO, ..few() };
     let refusal = async |text: &str| {
-        PostgresStore::open(&url(text), impatient, RULES, Clock::Database).await.unwrap_err().to_string()
+        PostgresStore::open(&url(text), impatient, RULES, Clock::System).await.unwrap_err().to_string()
     };
     // A port that nobody listens on: it was free a moment ago.
     let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

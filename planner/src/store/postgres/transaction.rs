@@ -9,6 +9,7 @@ use sqlx::{AssertSqlSafe, Executor};
 use super::super::StoreError;
 use super::pool::Pool;
 use super::session::Connection;
+use super::time::Uneven;
 
 /// How long a call may take in all. Two of them fit into a request's deadline: that of the batch which is under
 /// way when a command comes, and its own.
@@ -64,8 +65,10 @@ impl Begin {
 /// Why an attempt did not come to its end. What it did is undone.
 #[derive(Debug)]
 pub(super) enum Stopped {
-    /// Another planner came first: to be begun again,.
+    /// Another planner came first: to be begun again.
     Again,
+    /// Time is not even: to be begun again when it is.
+    Uneven(Uneven),
     /// The database said so.
     Database(sqlx::Error),
     /// What the database holds is not what this program expects.
@@ -226,7 +229,7 @@ async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W:
         };
         last = stopped.text();
         let meaning = match &stopped {
-            Stopped::Again => Meaning::Collision,
+            Stopped::Again | Stopped::Uneven(_) => Meaning::Collision,
             Stopped::Database(error) => meaning(error),
             Stopped::Broken(_) => Meaning::Broken,
         };
@@ -236,6 +239,11 @@ async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W:
                     tracing::warn!(reason = %last, "a transaction is repeated");
                 }
                 roll_back(lent).await;
+                if let Stopped::Uneven(uneven) = stopped {
+                    put_right(pool, uneven)
+                        .await
+                        .map_err(|stopped| StoreError::Unavailable(stopped.text()))?;
+                }
             }
             Meaning::Shared => {
                 drop(lent);
@@ -281,6 +289,15 @@ async fn attempt<W: Work>(
     work.attempt(connection).await
 }
 
+/// In a transaction of its own, so that nobody waits for it who holds anything.
+async fn put_right(pool: &Pool, mut uneven: Uneven) -> Result<(), Stopped> {
+    let mut lent = Lent::from(pool).await?;
+    attempt(&mut lent, pool, Begin::Write, &mut uneven).await?;
+    Begin::Write.commit(lent.connection()?).await?;
+    lent.keep();
+    Ok(())
+}
+
 /// Ends the transaction; a connection on which that fails is not used again.
 async fn roll_back(mut lent: Lent) {
     if let Ok(connection) = lent.connection()
@@ -294,6 +311,7 @@ impl Stopped {
     fn text(&self) -> String {
         match self {
             Self::Again => "other planners kept coming first".into(),
+            Self::Uneven(_) => "the time is not even".into(),
             Self::Database(error) => error.to_string(),
             Self::Broken(reason) => reason.clone(),
         }

@@ -19,7 +19,7 @@ impl Work for View<'_> {
     type Done = Snapshot;
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Snapshot, Stopped> {
-        let now = self.0.now(connection).await?;
+        let (now, ahead_ms) = self.0.time.look(connection).await?;
         let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
         let (columns, shown) = (of_seed!(), shown_sql("$1", "$2"));
         let (seed_count, lease_count): (i64, i64) = sqlx::query_as(AssertSqlSafe(format!(
@@ -72,6 +72,7 @@ impl Work for View<'_> {
             });
         }
         Ok(Snapshot {
+            ahead_ms,
             seed_count: seed_count.unsigned_abs(),
             lease_count: lease_count.unsigned_abs(),
             seeds,
@@ -88,7 +89,7 @@ impl Work for Count<'_> {
     type Done = Vec<(i32, i64, i64, i64)>;
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Self::Done, Stopped> {
-        let now = self.0.now(connection).await?;
+        let now = self.0.now_to_read(connection).await?;
         let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
         let rows = sqlx::query_as(AssertSqlSafe(format!(
             "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > $1 GROUP BY seed_id)

@@ -23,8 +23,12 @@ pub(crate) enum Step {
     Together(Vec<Work>, u64),
     /// Milliseconds go by.
     Wait(i64),
-    /// The clock is put back.
-    Back(i64),
+    /// The clock is set forward, or back.
+    Clock(i64),
+    /// A planner is stopped while milliseconds go by, of which it knows nothing.
+    Pause(usize, i64),
+    /// All planners end, the clock is set, and they start again.
+    Away(i64),
     /// Heartbeats of seeds, a bit each, come to a planner, which gathers those of the seeds that it knows.
     Beat(usize, u8),
     /// A planner writes what it has gathered.
@@ -150,6 +154,25 @@ fn waits() -> impl Strategy<Value = Step> {
     prop_oneof![Just(1), Just(9), Just(10), Just(29), Just(30), 1i64..40].prop_map(Step::Wait)
 }
 
+/// Milliseconds, as they matter here; and seconds, hours, and years.
+fn clock_steps() -> impl Strategy<Value = i64> {
+    let ms = prop_oneof![
+        4 => 1i64..50,
+        1 => 1_000i64..20_000,
+        1 => Just(3_600_000),
+        1 => Just(365 * 24 * 3_600_000),
+    ];
+    (ms, any::<bool>()).prop_map(|(ms, back)| if back { -ms } else { ms })
+}
+
+/// A planner that is alone does not see that time goes by without it.
+fn pauses(planners: usize) -> impl Strategy<Value = Step> {
+    (0..planners, 1i64..50).prop_map(move |(planner, ms)| match planners {
+        1 => Step::Clock(ms),
+        _ => Step::Pause(planner, ms),
+    })
+}
+
 /// `planners` work on the store; with more than one they often work at the same time.
 fn steps(planners: usize) -> impl Strategy<Value = Step> {
     let planner = 0..planners;
@@ -163,6 +186,8 @@ fn steps(planners: usize) -> impl Strategy<Value = Step> {
         together => (prop::collection::vec(works(), 2..4), any::<u64>())
             .prop_map(|(works, order)| Step::Together(works, order)),
         10 => waits(),
+        3 => clock_steps().prop_map(Step::Clock),
+        1 => pauses(planners),
         3 => (planner.clone(), 1u8..1 << SEEDS).prop_map(|(planner, seeds)| Step::Beat(planner, seeds)),
         3 => planner.clone().prop_map(Step::Flush),
         3 => planner.clone().prop_map(Step::Sweep),
@@ -180,7 +205,7 @@ enum Rare {
 fn rare(planners: usize) -> impl Strategy<Value = Rare> {
     prop_oneof![
         30 => Just(Rare::Nothing),
-        3 => (1i64..15).prop_map(|ms| Rare::Step(Step::Back(ms))),
+        2 => clock_steps().prop_map(|ms| Rare::Step(Step::Away(ms))),
         2 => (0..planners, any::<bool>()).prop_map(|(planner, crash)| Rare::Step(Step::Restart(planner, crash))),
         1 => (1..=MAX_CAPACITY).prop_map(|capacity| Rare::Step(Step::Capacity(capacity))),
     ]
@@ -195,6 +220,7 @@ fn steps_of_waiters(planners: usize) -> impl Strategy<Value = Step> {
         20 => (planner.clone(), some(6)).prop_map(|(planner, asks)| Step::Batch(planner, asks)),
         1 => (planner.clone(), some(6), cuts()).prop_map(|(planner, asks, cut)| Step::Killed(planner, asks, cut)),
         7 => waits(),
+        3 => clock_steps().prop_map(Step::Clock),
         1 => long.prop_map(Step::Wait),
         12 => (planner.clone(), any::<bool>()).prop_map(|(planner, tells)| Step::Collect(planner, tells)),
         1 => (planner.clone(), 1u8..1 << SEEDS).prop_map(|(planner, seeds)| Step::Beat(planner, seeds)),

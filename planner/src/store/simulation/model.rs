@@ -1,6 +1,5 @@
 //! The protocol as a small model: plain values, one event after the other. It knows nothing of how things are
-//! stored, but for two facts that can be seen when the clock goes back: a lease that has ended is there until its
-//! point is leased anew or swept, and a seed that a sweep found silent may stay out until it is heard of.
+//! stored, nor of clocks: by its time, which is what has passed, everything is judged.
 
 mod waiting;
 
@@ -217,8 +216,6 @@ struct Seed {
     suspect_until_ms: i64,
     answered_ms: i64,
     heard_ms: i64,
-    /// Whether a sweep found it silent, and nothing was heard of it since.
-    silenced: bool,
     used_ms: i64,
     /// Those that are leased or were.
     points: BTreeMap<u32, Point>,
@@ -249,6 +246,8 @@ impl Seed {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Model {
     pub(super) now: i64,
+    /// What the clock shows to people.
+    pub(super) clock_ms: i64,
     world: World,
     seeds: BTreeMap<u8, Seed>,
     /// All numbers that the store ever gave.
@@ -260,9 +259,10 @@ pub(super) struct Model {
 }
 
 impl Model {
-    pub(super) fn new(world: World, now: i64) -> Self {
+    pub(super) fn new(world: World, now: i64, clock_ms: i64) -> Self {
         Self {
             now,
+            clock_ms,
             world,
             seeds: BTreeMap::new(),
             numbers: BTreeSet::new(),
@@ -335,7 +335,6 @@ impl Model {
                 let seed = next.seeds.values_mut().find(|seed| seed.number == Some(number));
                 let offered = seed.is_some_and(|seed| {
                     seed.heard_ms = seed.heard_ms.max(heard_ms);
-                    seed.silenced = false;
                     !seed.removed && !seed.drained
                 });
                 Told::Gone(!offered)
@@ -374,7 +373,6 @@ impl Model {
                 suspect_until_ms: 0,
                 answered_ms: 0,
                 heard_ms,
-                silenced: false,
                 used_ms: 0,
                 points: BTreeMap::new(),
             };
@@ -391,7 +389,6 @@ impl Model {
             return Heard::Unknown;
         }
         known.heard_ms = known.heard_ms.max(heard_ms);
-        known.silenced = false;
         if known.drained || known.removed { Heard::Draining } else { Heard::Known }
     }
 
@@ -460,8 +457,7 @@ impl Model {
         }
         let mut fitting = Vec::new();
         let mut expected = Vec::new();
-        // Only where the clock went back is one of them offered.
-        let silenced = offered.iter().all(|(name, _)| self.seeds[name].silenced);
+        let nothing = offered.is_empty();
         for (name, n) in offered {
             let mut next = self.clone();
             let Some(grant) = next.lend(name, n, lease).map(Told::Granted) else { continue };
@@ -470,7 +466,7 @@ impl Model {
                 fitting.push(next);
             }
         }
-        if silenced {
+        if nothing {
             let refusal = Told::Refused(self.refusal(key));
             expected.push(refusal);
             // The reason is looked for a little later than the seeds.
@@ -577,7 +573,6 @@ impl Model {
         let points = seed.points.len();
         seed.points.retain(|_, point| point.ends_ms > now);
         let ended = (points - seed.points.len()) as u64;
-        seed.silenced |= seed.heard_ms + silent_ms <= now;
         let forgotten_ms = if seed.drained { DRAIN_MEMORY_MS.max(silent_ms) } else { silent_ms };
         let over = seed.points.is_empty() && (seed.removed || seed.heard_ms + forgotten_ms <= now);
         if over {
@@ -622,6 +617,10 @@ impl Model {
         shown_leases.sort_by_key(|(lease, ..)| *lease);
         if shown_leases != leases {
             return Err(format!("leases are shown as {shown_leases:?}, not {leases:?}"));
+        }
+        let time_ms = snapshot.ahead_ms + self.clock_ms;
+        if time_ms != self.now {
+            return Err(format!("it is {time_ms} there, not {}", self.now));
         }
         let counts = (snapshot.seed_count, snapshot.lease_count);
         if (snapshot.seeds.len(), counts) == (shown.len(), (shown.len() as u64, leases.len() as u64)) {

@@ -1,13 +1,13 @@
 //! Plays a history on the real store and on the model, and says where they differ.
 
 mod begin;
+mod clock;
 mod tally;
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::super::{Beat, Clock, Command, Outcome, Snapshot, Store, StoreError, Swept};
+use super::super::{Beat, Clock, Command, ManualClock, Outcome, Snapshot, Store, StoreError, Swept};
 use super::Ground;
 use super::commands::{told, woken};
 use super::history::{Cut, History, Step, Work};
@@ -18,7 +18,7 @@ use super::world::{KEYS, SEEDS, World};
 use crate::store::conformance::{key, lease};
 pub(super) use tally::Tally;
 
-/// When every history begins, Unix milliseconds.
+/// What the clock shows at first, Unix milliseconds.
 const BEGIN_MS: i64 = 1_000_000;
 
 /// After how many steps all that the store shows is compared; every answer is.
@@ -27,15 +27,17 @@ const SHOWN_EVERY: usize = 3;
 /// Planners over one database, which play one history after the other.
 pub(super) struct Stage<G> {
     ground: G,
-    clock: Arc<AtomicI64>,
+    /// By which each planner counts; all show the same.
+    clocks: Vec<Arc<ManualClock>>,
     world: World,
     stores: Vec<Arc<dyn Store>>,
 }
 
 impl<G: Ground> Stage<G> {
     pub(super) async fn new(world: World) -> Self {
-        let mut stage =
-            Self { ground: G::make().await, clock: Arc::new(AtomicI64::new(0)), world, stores: Vec::new() };
+        let clock = ManualClock::new(BEGIN_MS);
+        let clocks = (0..G::PLANNERS).map(|_| Arc::new(clock.shared())).collect();
+        let mut stage = Self { ground: G::make().await, clocks, world, stores: Vec::new() };
         stage.restart(world).await;
         stage
     }
@@ -44,13 +46,13 @@ impl<G: Ground> Stage<G> {
     async fn restart(&mut self, world: World) {
         self.world = world;
         self.stores.clear();
-        for _ in 0..G::PLANNERS {
-            self.stores.push(self.open().await);
+        for planner in 0..G::PLANNERS {
+            self.stores.push(self.open(planner).await);
         }
     }
 
-    async fn open(&self) -> Arc<dyn Store> {
-        self.ground.open(self.world.rules(), Clock::Fixed(self.clock.clone())).await
+    async fn open(&self, planner: usize) -> Arc<dyn Store> {
+        self.ground.open(self.world.rules(), Clock::Manual(self.clocks[planner].clone())).await
     }
 
     /// Plays a history from its begin, on an empty database.
@@ -59,13 +61,15 @@ impl<G: Ground> Stage<G> {
     /// The first difference between the store and the model.
     pub(super) async fn play(&mut self, history: &History) -> Result<Tally, String> {
         self.ground.empty().await;
-        self.clock.store(BEGIN_MS, Ordering::SeqCst);
         let world = World::new(history.world);
         if self.world != world {
             self.restart(world).await;
         }
+        let begin_ms = self.begin_time().await?;
         let mut play = Play {
-            possible: vec![Model::new(world, BEGIN_MS)],
+            possible: vec![Model::new(world, begin_ms, self.shown_ms())],
+            now: begin_ms,
+            clock_is_news: false,
             // Which of several keys comes first is open, and counts where hosts are bounded.
             order: if world.caps_hosts() { Order::Any } else { Order::Policy },
             leases: Vec::new(),
@@ -117,6 +121,10 @@ struct Play<'a, G> {
     /// What may be. More than one thing only after a call was cut off, or planners worked at the same time, as far
     /// as nothing that was shown tells them apart.
     possible: Vec<Model>,
+    /// What time it is.
+    now: i64,
+    /// Whether nobody has worked since the clock was set.
+    clock_is_news: bool,
     order: Order,
     /// All leases that were granted: number, seed.
     leases: Vec<(u32, u8)>,
@@ -137,10 +145,6 @@ struct Play<'a, G> {
 impl<G: Ground> Play<'_, G> {
     fn store(&self, planner: usize) -> &Arc<dyn Store> {
         &self.stage.stores[planner]
-    }
-
-    fn now(&self) -> i64 {
-        self.stage.clock.load(Ordering::SeqCst)
     }
 
     async fn snapshot(&self) -> Result<Snapshot, String> {
@@ -165,13 +169,12 @@ impl<G: Ground> Play<'_, G> {
                 self.alone(begun).await?;
             }
             Step::Together(works, order) => self.together(works, *order).await?,
-            Step::Wait(ms) => self.pass(*ms),
-            Step::Back(ms) => {
-                self.order = Order::Any;
-                self.pass(-ms);
-            }
+            Step::Wait(ms) => self.wait(*ms),
+            Step::Clock(ms) => self.clock_is_set(*ms),
+            Step::Pause(paused, ms) => self.pause(*paused, *ms).await?,
+            Step::Away(ms) => self.away(*ms).await?,
             Step::Beat(planner, seeds) => {
-                let now = self.now();
+                let now = self.now;
                 for seed in (0..SEEDS).filter(|seed| seeds >> seed & 1 == 1) {
                     if let Some(number) = self.numbers.get(&seed) {
                         self.gathered[*planner].insert(*number, now);
@@ -200,12 +203,14 @@ impl<G: Ground> Play<'_, G> {
                 })?;
             }
             Step::Restart(planner, crash) => {
+                self.see_clock().await?;
                 if !crash {
                     self.store(*planner).close().await;
                 }
                 self.restart(*planner).await;
             }
             Step::Capacity(capacity) => {
+                self.see_clock().await?;
                 let world = self.stage.world.with_capacity(*capacity);
                 self.possible.iter_mut().for_each(|model| model.adopt(world));
                 self.stage.restart(world).await;
@@ -213,11 +218,6 @@ impl<G: Ground> Play<'_, G> {
             }
         }
         Ok(())
-    }
-
-    fn pass(&mut self, ms: i64) {
-        self.possible.iter_mut().for_each(|model| model.now += ms);
-        self.stage.clock.fetch_add(ms, Ordering::SeqCst);
     }
 
     /// A planner collects those of its waiters whose turn came.
@@ -255,12 +255,12 @@ impl<G: Ground> Play<'_, G> {
         self.begin_anew(planner);
         // The old store goes first: some databases allow only one.
         self.stage.stores.remove(planner);
-        let store = self.stage.open().await;
+        let store = self.stage.open(planner).await;
         self.stage.stores.insert(planner, store);
     }
 
     fn begin_flush(&mut self, planner: usize) -> Begun {
-        let now = self.now();
+        let now = self.now;
         let waiting = std::mem::take(&mut self.gathered[planner]);
         let beats: Vec<Beat> = waiting
             .into_iter()

@@ -25,6 +25,7 @@ mod simulation;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod time;
 mod view;
 
 use std::collections::HashSet;
@@ -39,13 +40,14 @@ use sqlx::migrate::Migrator;
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{Connection, Row, Sqlite, SqliteConnection, Transaction};
+use sqlx::{Connection, Row, Sqlite, Transaction};
 use tokio::sync::Notify;
 
 use checkpoint::{Checkpoints, LOG_PAGES};
 
 use crate::domain::location::Location;
 
+use super::clock::Own;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::schema::{self, Schema};
@@ -113,7 +115,7 @@ pub struct SqliteStore {
     readers: SqlitePool,
     checkpoints: Checkpoints,
     rules: Rules,
-    clock: Clock,
+    time: Own,
     /// This process, for those who wait for its answers.
     planner: String,
     /// Told when some of those were served.
@@ -171,12 +173,13 @@ impl SqliteStore {
         let checkpoints = Checkpoints::start(options.clone());
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
+        let time = time::resume(&writer, clock).await.map_err(|error| unusable(&error))?;
         let store = Self {
             writer,
             readers,
             checkpoints,
             rules,
-            clock,
+            time,
             planner: super::planner_id(),
             served: Arc::default(),
             checked: Mutex::default(),
@@ -201,27 +204,24 @@ impl SqliteStore {
         Ok(())
     }
 
-    /// A transaction that may write, and its time.
+    /// A transaction that may write, and its time, which is no earlier than that of the one before.
     async fn begin(&self) -> Result<(Transaction<'_, Sqlite>, i64), StoreError> {
-        let mut tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
-        let now = self.now(&mut tx).await?;
-        Ok((tx, now))
+        let tx = self.writer.begin_with("BEGIN IMMEDIATE").await?;
+        Ok((tx, self.time.now_ms()))
     }
 
     /// Ends a transaction that has written.
-    async fn commit(&self, tx: Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+    async fn commit(&self, mut tx: Transaction<'_, Sqlite>) -> Result<(), StoreError> {
+        let news = self.time.news();
+        if let Some(news) = news {
+            time::note(&mut tx, news).await?;
+        }
         tx.commit().await?;
+        if let Some(news) = news {
+            self.time.note(news);
+        }
         self.checkpoints.written();
         Ok(())
-    }
-
-    async fn now(&self, connection: &mut SqliteConnection) -> Result<i64, StoreError> {
-        match self.clock.fixed_ms() {
-            Some(now) => Ok(now),
-            None => Ok(sqlx::query_scalar("SELECT CAST(unixepoch('subsec') * 1000 AS INTEGER)")
-                .fetch_one(connection)
-                .await?),
-        }
     }
 }
 
@@ -464,19 +464,19 @@ impl Store for SqliteStore {
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
-        view::snapshot(&mut tx, now, &self.rules).await
+        let snapshot = view::snapshot(&mut tx, self.time.now_ms(), &self.rules).await?;
+        Ok(Snapshot { ahead_ms: self.time.offset_ms(), ..snapshot })
     }
 
     async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
+        let now = self.time.now_ms();
         list::seeds(&mut tx, now, &self.rules, filter, part).await
     }
 
     async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
+        let now = self.time.now_ms();
         list::leases(&mut tx, now, filter, part).await
     }
 
@@ -486,25 +486,25 @@ impl Store for SqliteStore {
         part: &Part,
     ) -> Result<Page<EndedLease>, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
+        let now = self.time.now_ms();
         history::leases(&mut tx, now, filter, part).await
     }
 
     async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
+        let now = self.time.now_ms();
         history::events(&mut tx, now, filter, part).await
     }
 
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
+        let now = self.time.now_ms();
         list::keys(&mut tx, now, &self.rules, part).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {
         let mut tx = self.readers.begin().await?;
-        let now = self.now(&mut tx).await?;
+        let now = self.time.now_ms();
         view::counts(&mut tx, now, &self.rules).await
     }
 
@@ -528,6 +528,12 @@ impl Store for SqliteStore {
     }
 
     async fn close(&self) {
+        if let Ok((mut tx, now)) = self.begin().await
+            && time::note(&mut tx, (self.time.offset_ms(), now)).await.is_ok()
+        {
+            // Without it the next process begins with what was noted before.
+            let _ = self.commit(tx).await;
+        }
         self.readers.close().await;
         self.checkpoints.close().await;
         self.writer.close().await;

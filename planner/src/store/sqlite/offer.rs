@@ -2,7 +2,7 @@
 //!
 //! A place is recomputed from the points whenever they change, and, by [`refresh_ended`], when a lease or a
 //! suspicion has ended by itself. It never decides: a claim looks at the points. Places that are wrong for a
-//! while cost a second look (the clock went back) and never hide a free point. Where the seeds of a host share a
+//! while cost a second look and never hide a free point. Where the seeds of a host share a
 //! bound, a change of one moves all.
 
 use rfork_protocol::SeedKey;

@@ -27,13 +27,13 @@ impl Home for Directory {
 conformance::conformance_suite!(Directory);
 
 async fn refusal(path: &Path) -> String {
-    SqliteStore::open(path, RULES, Clock::Database).await.unwrap_err().to_string()
+    SqliteStore::open(path, RULES, Clock::System).await.unwrap_err().to_string()
 }
 
 #[tokio::test]
 async fn a_second_planner_on_the_file_is_refused_until_the_first_ends() {
     let home = Directory::make().await;
-    let first = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let first = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     let text = refusal(&home.file()).await;
     assert!(text.contains("in use by another planner"), "{text}");
     // Nor by another name.
@@ -42,7 +42,7 @@ async fn a_second_planner_on_the_file_is_refused_until_the_first_ends() {
     assert!(refusal(&link).await.contains("in use by another planner"));
     first.close().await;
     drop(first);
-    SqliteStore::open(&link, RULES, Clock::Database).await.unwrap();
+    SqliteStore::open(&link, RULES, Clock::System).await.unwrap();
 }
 
 #[tokio::test]
@@ -73,14 +73,14 @@ async fn a_database_of_another_program_is_left_alone() {
 #[tokio::test]
 async fn a_file_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
     sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00'").execute(&store.writer).await.unwrap();
     store.close().await;
     drop(store);
     let before = std::fs::read(home.file()).unwrap();
     for _ in 0..2 {
-        let error = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap_err();
+        let error = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap_err();
         assert!(matches!(error, OpenError::Unreleased { version: 1, .. }), "{error}");
         let (name, text) = (home.file().display().to_string(), error.to_string());
         assert!(text.contains(&name) && text.contains("move the file away"), "{text}");
@@ -88,13 +88,13 @@ async fn a_file_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do(
     assert!(std::fs::read(home.file()).unwrap() == before, "nothing of it was changed");
     assert!(!home.0.path().join("planner.db-wal").exists(), "nothing else has to be moved");
     std::fs::rename(home.file(), home.0.path().join("away.db")).unwrap();
-    SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
 }
 
 #[tokio::test]
 async fn a_file_of_a_newer_planner_is_taken_over() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (9999, 'of the next version', TRUE, x'', 0);
@@ -102,7 +102,7 @@ async fn a_file_of_a_newer_planner_is_taken_over() {
     sqlx::raw_sql(newer).execute(&store.writer).await.unwrap();
     store.close().await;
     drop(store);
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
 }
@@ -110,7 +110,7 @@ async fn a_file_of_a_newer_planner_is_taken_over() {
 #[tokio::test]
 async fn a_locked_file_is_an_outage_that_passes() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
     let foreign = SqlitePool::connect_with(SqliteConnectOptions::new().filename(home.file())).await.unwrap();
     let tx = foreign.begin_with("BEGIN IMMEDIATE").await.unwrap();
@@ -127,7 +127,7 @@ async fn a_locked_file_is_an_outage_that_passes() {
 #[tokio::test]
 async fn a_check_writes_as_any_change_does() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     let foreign = SqlitePool::connect_with(SqliteConnectOptions::new().filename(home.file())).await.unwrap();
     let written =
         async || sqlx::query_scalar::<_, i64>("PRAGMA user_version").fetch_one(&foreign).await.unwrap();
@@ -144,7 +144,7 @@ async fn a_check_writes_as_any_change_does() {
 #[tokio::test]
 async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
     // What a full disk makes it do at the commit, behind the driver's back.
     let (mut tx, _) = store.begin().await.unwrap();
@@ -162,7 +162,7 @@ async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
 #[tokio::test]
 async fn the_database_s_clock_is_the_time_of_day() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let heard = store.snapshot().await.unwrap().seeds[0].last_heartbeat_ms;
@@ -172,7 +172,7 @@ async fn the_database_s_clock_is_the_time_of_day() {
 #[tokio::test]
 async fn what_is_written_reaches_its_place_while_the_writer_goes_on() {
     let home = Directory::make().await;
-    let store = SqliteStore::open(&home.file(), RULES, Clock::Database).await.unwrap();
+    let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     let place = home.0.path().join("copy.db");
     let mut number = 0;
     // Of the file alone, without its log, and far from when the writer itself would write it there.

@@ -66,6 +66,7 @@ pub(super) async fn snapshot(
         });
     }
     Ok(Snapshot {
+        ahead_ms: 0,
         seed_count: seed_count.unsigned_abs(),
         lease_count: lease_count.unsigned_abs(),
         seeds,

@@ -7,6 +7,7 @@ use rfork_protocol::SeedKey;
 
 use super::super::super::{ONCE_MEMORY_MS, PLANNER_TTL_MS, REQUEST_MEMORY_MS, Told, Woken};
 use super::super::session::Connection;
+use super::super::time::clock_ms;
 use super::super::transaction::{Stopped, Work};
 use super::super::{Database, key_hash, lease_hash};
 use super::{alive, grant};
@@ -70,19 +71,21 @@ impl Work for WaitedFor<'_> {
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Vec<SeedKey>, Stopped> {
         let keys: Vec<&SeedKey> = self.keys.iter().collect();
         // Seeds of a host that shares a bound may have one whatever their place says.
-        let places: Vec<i64> = sqlx::query_scalar(
+        let places: Vec<i64> = sqlx::query_scalar(concat!(
             "SELECT wanted.at FROM unnest($1::bytea[]) WITH ORDINALITY AS wanted (key_hash, at)
              WHERE EXISTS (SELECT 1 FROM requests r
                            WHERE r.key_hash = wanted.key_hash AND r.waits_until_ms IS NOT NULL)
                AND ($2 OR EXISTS (SELECT 1 FROM seeds s WHERE s.key_hash = wanted.key_hash
                                     AND s.offer_rank IS NOT NULL)
                        OR EXISTS (SELECT 1 FROM seeds s WHERE s.key_hash = wanted.key_hash AND s.next_end_ms <=
-                              coalesce($3, floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint)))
+                              (SELECT ",
+            clock_ms!("$3"),
+            " + offset_ms FROM clock)))
              ORDER BY wanted.at",
-        )
+        ))
         .bind(keys.iter().map(|key| key_hash(key).to_vec()).collect::<Vec<_>>())
         .bind(self.store.rules.caps_hosts())
-        .bind(self.store.clock.fixed_ms())
+        .bind(self.store.time.clock.set_ms())
         .fetch_all(connection)
         .await?;
         // Counted from 1.

@@ -66,7 +66,7 @@ async fn nothing_outlives_a_transaction_in_a_session_that_is_lent() {
     for (pooler, names, lock_timeout) in [(Pooler::Yes, 0..1, "0"), (Pooler::Auto, 1..1000, "1500ms")] {
         // As if it were lent by a pooler: what is left shows better with only one.
         let settings = ConnectSettings { pool_size: 1, pooler, ..few() };
-        let store = PostgresStore::open(&url, settings, RULES, Clock::Database).await.unwrap();
+        let store = PostgresStore::open(&url, settings, RULES, Clock::System).await.unwrap();
         assert_eq!(store.database.pool.is_shared(), pooler == Pooler::Yes);
         store.apply(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
         assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
@@ -90,7 +90,7 @@ async fn a_session_that_turns_out_to_be_lent_is_used_as_such() {
     // Somebody says that there is none. With more connections one could meet what another one has prepared.
     let settings = ConnectSettings { pool_size: 1, pooler: Pooler::No, ..few() };
     let url = url_of(&bouncer.url(&direct));
-    let store = PostgresStore::open(&url, settings, RULES, Clock::Database).await.unwrap();
+    let store = PostgresStore::open(&url, settings, RULES, Clock::System).await.unwrap();
     for number in 0..20 {
         store.apply(&[register(1, "k"), acquire("k", number)]).await.unwrap();
         store.apply(&[release(1, number)]).await.unwrap();
@@ -107,7 +107,7 @@ async fn settings_of_the_url_hold_in_every_session() {
     sqlx::raw_sql("CREATE SCHEMA elsewhere").execute(&mut connection).await.unwrap();
     let options = "options=-c%20search_path%3Delsewhere%2C%5C%20public";
     for url in [format!("{direct}&{options}"), format!("{}?{options}", bouncer.url(&direct))] {
-        let store = PostgresStore::open(&url_of(&url), few(), RULES, Clock::Database).await.unwrap();
+        let store = PostgresStore::open(&url_of(&url), few(), RULES, Clock::System).await.unwrap();
         store.apply(&[register(1, "k")]).await.unwrap();
         assert_eq!(store.snapshot().await.unwrap().seed_count, 1);
         let count = "SELECT count(*) FROM elsewhere.seeds";

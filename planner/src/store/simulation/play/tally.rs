@@ -22,6 +22,7 @@ pub(in super::super) struct Tally {
     /// Repetitions that find something else, or the end of what they repeat.
     pub(in super::super) repeated_late: u64,
     pub(in super::super) queued_again: u64,
+    pub(in super::super) clock_set: u64,
 }
 
 impl Tally {
@@ -41,6 +42,7 @@ impl Tally {
         self.superseded += other.superseded;
         self.repeated_late += other.repeated_late;
         self.queued_again += other.queued_again;
+        self.clock_set += other.clock_set;
     }
 
     pub(super) fn count(&mut self, event: &Event, told: Option<Told>) {
@@ -76,6 +78,7 @@ impl Tally {
             ("superseded", self.superseded),
             ("repeated_late", self.repeated_late),
             ("queued_again", self.queued_again),
+            ("clock_set", self.clock_set),
         ];
         all.into_iter().filter(|(_, count)| *count == 0).map(|(name, _)| name).collect()
     }

@@ -11,7 +11,7 @@ use rfork_tests::load::{Held, Recorder};
 use rfork_tests::process::Planner;
 use rfork_tests::{loopback, until};
 
-const LEASE_TTL: Duration = Duration::from_secs(3);
+pub(crate) const LEASE_TTL: Duration = Duration::from_secs(3);
 const HEARTBEAT_TTL: Duration = Duration::from_secs(6);
 const SWEEP: Duration = Duration::from_secs(1);
 /// Load before the first fault, with faults, and after the last one.
@@ -21,7 +21,7 @@ const WORKERS: usize = 8;
 /// How much longer than it must something may take on a slow machine: a lease that leaks lives on for ever.
 const SLOW: Duration = Duration::from_secs(60);
 
-const TERMS: Terms = Terms {
+pub(crate) const TERMS: Terms = Terms {
     lease_ttl_us: micros(LEASE_TTL),
     heartbeat_ttl_us: micros(HEARTBEAT_TTL),
     // Written every second.
@@ -38,7 +38,7 @@ const fn micros(time: Duration) -> u64 {
 }
 
 /// Seeds of four keys; those of `two*` have two points.
-fn seeds() -> Vec<Seed> {
+pub(crate) fn seeds() -> Vec<Seed> {
     let keys = [("one", 1, 10), ("one-more", 1, 3), ("two", 2, 8), ("two-more", 2, 3)];
     let of_key = |(number, (key, capacity, count)): (usize, (&str, usize, usize))| {
         let seed = |rank| Seed { identity: format!("127.0.{number}.1:9:{rank}"), key: key.into(), capacity };
@@ -101,7 +101,7 @@ impl Victims<'_> {
 }
 
 /// The pace of load and faults.
-fn pause(random: &mut Rng, milliseconds: std::ops::Range<u64>) {
+pub(crate) fn pause(random: &mut Rng, milliseconds: std::ops::Range<u64>) {
     std::thread::sleep(Duration::from_millis(random.u64(milliseconds)));
 }
 
@@ -137,6 +137,85 @@ fn lease_everything(recorder: &Recorder, seeds: &[Seed]) -> Option<Vec<String>> 
     in_time.then(|| held.into_iter().map(|lease| lease.seed).collect())
 }
 
+/// Has workers and seeds at work while `harm` is done to planners, and for a while after that; then every lease ends in
+/// time, every seed is offered, and every point is leased once more: gives the seed of each.
+pub(crate) fn under_load<V>(
+    recorder: &Recorder,
+    seeds: &[Seed],
+    random: &mut Rng,
+    victims: &mut V,
+    harm: impl FnOnce(&mut V, &mut Rng),
+    planners: impl Fn(&V) -> &[Planner],
+) -> Vec<String> {
+    let [no_more_work, calm, no_more_heartbeats] = [const { AtomicBool::new(false) }; 3];
+    std::thread::scope(|scope| {
+        let _stop = [&no_more_work, &calm, &no_more_heartbeats].map(Stop);
+        let working: Vec<_> = (0..WORKERS)
+            .map(|_| {
+                let (random, no_more_work) = (random.fork(), &no_more_work);
+                scope.spawn(move || recorder.work(random, no_more_work))
+            })
+            .collect();
+        for seeds in seeds.chunks(seeds.len().div_ceil(2)) {
+            let (random, silence) = (random.fork(), HEARTBEAT_TTL + Duration::from_secs(1));
+            let (calm, stop) = (&calm, &no_more_heartbeats);
+            scope.spawn(move || recorder.beat(seeds, silence, random, calm, stop));
+        }
+        std::thread::sleep(PHASES[0]);
+        harm(victims, random);
+        std::thread::sleep(PHASES[2]);
+        drop(Stop(&no_more_work));
+        drop(Stop(&calm));
+        for worker in working {
+            worker.join().unwrap();
+        }
+
+        let (ended, planners) = (Instant::now(), planners(victims));
+        let planner = |number: usize| &planners[number % planners.len()];
+        until("the end of every lease", || (planner(0).snapshot()["lease_count"] == 0).then_some(()));
+        assert!(ended.elapsed() < LEASE_TTL + SWEEP + SLOW, "a lease lives on: {:?}", ended.elapsed());
+        until("that every seed is offered", || {
+            let snapshot = planner(1).snapshot();
+            let known = snapshot["seeds"].as_object().unwrap();
+            let offered = known.values().filter(|seed| seed["draining"] == false).count();
+            (offered == seeds.len()).then_some(())
+        });
+        until("a round in time", || lease_everything(recorder, seeds))
+    })
+}
+
+/// What planners with these seeds are started with, beside where they listen; and the file of rules that it names.
+pub(crate) fn flags() -> (Vec<String>, tempfile::NamedTempFile) {
+    let rules = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(rules.path(), "[[capacity]]\nkey = \"two*\"\nleases = 2\n").unwrap();
+    let flags = vec![
+        format!("--lease-ttl-sec={}", LEASE_TTL.as_secs()),
+        format!("--heartbeat-ttl-sec={}", HEARTBEAT_TTL.as_secs()),
+        format!("--heartbeat-sweep-sec={}", SWEEP.as_secs()),
+        format!("--settings-file={}", rules.path().display()),
+    ];
+    (flags, rules)
+}
+
+/// Three planners on one database.
+pub(crate) fn three_on(url: &str, flags: &[String]) -> Vec<Planner> {
+    std::thread::scope(|scope| {
+        let start = |_| {
+            let host = format!("--host={}", loopback());
+            let flags: Vec<String> = flags.iter().cloned().chain([host]).collect();
+            scope.spawn(move || Planner::start_on(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()))
+        };
+        (0..3).map(start).collect::<Vec<_>>().into_iter().map(|starting| starting.join().unwrap()).collect()
+    })
+}
+
+/// No answer was one that a right planner does not give.
+pub(crate) fn check(history: &History) {
+    let violations = history.violations();
+    let first = &violations[..violations.len().min(3)];
+    assert!(violations.is_empty(), "{} violations, first {first:#?}", violations.len());
+}
+
 fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
     let random_seed = std::env::var("RFORK_CHAOS_SEED")
         .ok()
@@ -146,23 +225,8 @@ fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
 
     let cluster = Cluster::private("chaos");
     let (url, seeds) = (cluster.database(), seeds());
-    let settings = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(settings.path(), "[[capacity]]\nkey = \"two*\"\nleases = 2\n").unwrap();
-    let flags = [
-        &format!("--lease-ttl-sec={}", LEASE_TTL.as_secs()),
-        &format!("--heartbeat-ttl-sec={}", HEARTBEAT_TTL.as_secs()),
-        &format!("--heartbeat-sweep-sec={}", SWEEP.as_secs()),
-        &format!("--settings-file={}", settings.path().display()),
-    ];
-    let planners: Vec<Planner> = std::thread::scope(|scope| {
-        let start = |_| {
-            let host = format!("--host={}", loopback());
-            let flags: Vec<String> = flags.iter().map(ToString::to_string).chain([host]).collect();
-            let url = &url;
-            scope.spawn(move || Planner::start_on(url, &flags.iter().map(String::as_str).collect::<Vec<_>>()))
-        };
-        (0..3).map(start).collect::<Vec<_>>().into_iter().map(|starting| starting.join().unwrap()).collect()
-    });
+    let (flags, _rules) = flags();
+    let planners = three_on(&url, &flags);
     let [one, two, three] = &planners[..] else { unreachable!() };
     let balancer = Balancer::start(kind, [&one.address, &two.address, &three.address]);
     let recorder = Recorder::new(&balancer.address, seeds.clone(), LEASE_TTL);
@@ -172,41 +236,8 @@ fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
 
     let mut victims =
         Victims { cluster: &cluster, planners, recorder: &recorder, faults: Vec::new(), kills: 0 };
-    let [no_more_work, calm, no_more_heartbeats] = [const { AtomicBool::new(false) }; 3];
-    let every_point = std::thread::scope(|scope| {
-        let _stop = [&no_more_work, &calm, &no_more_heartbeats].map(Stop);
-        let working: Vec<_> = (0..WORKERS)
-            .map(|_| {
-                let random = random.fork();
-                scope.spawn(|| recorder.work(random, &no_more_work))
-            })
-            .collect();
-        for seeds in seeds.chunks(seeds.len().div_ceil(2)) {
-            let (random, silence) = (random.fork(), HEARTBEAT_TTL + Duration::from_secs(1));
-            let (recorder, calm, stop) = (&recorder, &calm, &no_more_heartbeats);
-            scope.spawn(move || recorder.beat(seeds, silence, random, calm, stop));
-        }
-        std::thread::sleep(PHASES[0]);
-        victims.suffer(&mut random);
-        std::thread::sleep(PHASES[2]);
-        drop(Stop(&no_more_work));
-        drop(Stop(&calm));
-        for worker in working {
-            worker.join().unwrap();
-        }
-
-        let ended = Instant::now();
-        until("the end of every lease", || {
-            (victims.planners[0].snapshot()["lease_count"] == 0).then_some(())
-        });
-        assert!(ended.elapsed() < LEASE_TTL + SWEEP + SLOW, "a lease lives on: {:?}", ended.elapsed());
-        until("that every seed is offered", || {
-            let snapshot = victims.planners[1].snapshot();
-            let known = snapshot["seeds"].as_object().unwrap();
-            let offered = known.values().filter(|seed| seed["draining"] == false).count();
-            (offered == seeds.len()).then_some(())
-        });
-        until("a round in time", || lease_everything(&recorder, &seeds))
+    let every_point = under_load(&recorder, &seeds, &mut random, &mut victims, Victims::suffer, |victims| {
+        &victims.planners
     });
 
     let faults = std::mem::take(&mut victims.faults);
@@ -217,13 +248,7 @@ fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
     println!(
         "{waited} leases were waited for; {repeated} requests were repeated under their idempotency key"
     );
-    let violations = history.violations();
-    assert!(
-        violations.is_empty(),
-        "{} violations, first {:#?}",
-        violations.len(),
-        &violations[..violations.len().min(3)]
-    );
+    check(&history);
     assert_eq!(each_point_once(&seeds, &every_point), Ok(()));
     // Something of everything happened.
     let happened = [

@@ -5,6 +5,7 @@
 mod apis;
 mod balancers;
 mod by_address;
+mod clocks;
 mod command;
 mod databases;
 mod faults;

@@ -21,6 +21,8 @@ pub struct Cluster {
     home: PathBuf,
     /// Settings that differ from Postgres's own.
     settings: String,
+    /// What the server finds in its environment beside the usual.
+    environment: Vec<(String, String)>,
 }
 
 /// What a crash of the machine would lose is no matter to a test; what a crash of the server loses is.
@@ -47,16 +49,21 @@ impl Cluster {
 
     /// A cluster that a test may stop and start.
     pub fn private(name: &str) -> Self {
+        Self::private_in(name, Vec::new())
+    }
+
+    /// The same, of which the server has this in its environment, too.
+    pub fn private_in(name: &str, environment: Vec<(String, String)>) -> Self {
         let owner = std::process::id();
         let home = std::env::temp_dir().join(format!("rfork-test-pg-{owner}-{name}"));
-        Self::of(owner, home, FOR_TESTS)
+        Self::made(owner, home, FOR_TESTS, environment, None)
     }
 
     /// A cluster that follows another one, and takes no writes until it is promoted.
     pub fn standby_of(primary: &Self, name: &str) -> Self {
         let owner = std::process::id();
         let home = std::env::temp_dir().join(format!("rfork-test-pg-{owner}-{name}"));
-        Self::made(owner, home, FOR_TESTS, Some(primary))
+        Self::made(owner, home, FOR_TESTS, Vec::new(), Some(primary))
     }
 
     /// A cluster whose disk is a small one of its own, in memory. `None` where this user may not make one.
@@ -110,13 +117,19 @@ impl Cluster {
     }
 
     fn of(owner: u32, home: PathBuf, settings: &str) -> Self {
-        Self::made(owner, home, settings, None)
+        Self::made(owner, home, settings, Vec::new(), None)
     }
 
-    fn made(owner: u32, home: PathBuf, settings: &str, primary: Option<&Self>) -> Self {
+    fn made(
+        owner: u32,
+        home: PathBuf,
+        settings: &str,
+        environment: Vec<(String, String)>,
+        primary: Option<&Self>,
+    ) -> Self {
         let mut lock = home.clone().into_os_string();
         lock.push(".lock");
-        let cluster = Self { home, settings: settings.to_owned() };
+        let cluster = Self { home, settings: settings.to_owned(), environment };
         let lock = File::options().create(true).truncate(false).write(true).open(lock);
         let lock = lock.unwrap();
         lock.lock().unwrap();
@@ -181,9 +194,17 @@ impl Cluster {
             self.settings
         );
         let log = self.home.join("log");
-        let mut start = as_user(&binary("pg_ctl"));
+        let mut start = self.pg_ctl();
         start.args(["start", "-w", "-t", "60", "-o", &options, "-D"]).arg(self.data()).arg("-l").arg(log);
         succeed(&mut start);
+    }
+
+    /// What starts the server: as its user, and only then in its environment, which may be for no other.
+    fn pg_ctl(&self) -> Command {
+        let mut command = as_user(Path::new("env"));
+        command.args(self.environment.iter().map(|(name, value)| format!("{name}={value}")));
+        command.arg(binary("pg_ctl"));
+        command
     }
 
     /// Ends the server at once, as a crash does.
@@ -193,7 +214,7 @@ impl Cluster {
 
     /// Ends the server at once and starts it again.
     pub fn restart(&self) {
-        let mut restart = as_user(&binary("pg_ctl"));
+        let mut restart = self.pg_ctl();
         succeed(restart.args(["restart", "-w", "-t", "60", "-m", "immediate", "-D"]).arg(self.data()));
     }
 

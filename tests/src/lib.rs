@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 pub mod balancer;
 pub mod cluster;
+pub mod fake_clock;
 pub mod fakes;
 pub mod front;
 pub mod history;

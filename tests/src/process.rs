@@ -58,15 +58,16 @@ struct Log {
 impl Process {
     /// Starts `rfork` with these arguments, logging JSON.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
-        Self::start_version(name, rfork(), arguments)
+        Self::start_version(name, rfork(), arguments, &[])
     }
 
     /// The same of another version of it.
-    fn start_version(name: &str, rfork: &Path, arguments: &[&str]) -> Self {
+    fn start_version(name: &str, rfork: &Path, arguments: &[&str], environment: &[(String, String)]) -> Self {
         let mut command = Command::new(rfork);
         command.args(["--log-format=json", "--log=info,rfork_loader=debug"]).args(arguments);
         // Seeds of tests may stand at addresses where somebody is.
         command.env("RFORK_CFG_PROBE_NETWORKS", "127.0.0.0/8,::1/128");
+        command.envs(environment.iter().map(|(name, value)| (name, value)));
         Self::spawn(name, command.env_remove("RFORK_LOG"))
     }
 
@@ -198,14 +199,21 @@ pub struct Planner {
     database_url: String,
     flags: Vec<String>,
     program: PathBuf,
+    environment: Vec<(String, String)>,
 }
 
 impl Planner {
     /// Starts one on a free port, with a database of its own and these flags besides.
     pub fn start(flags: &[&str]) -> Self {
+        Self::start_in(Vec::new(), flags)
+    }
+
+    /// The same, with this in its environment, too.
+    pub fn start_in(environment: Vec<(String, String)>, flags: &[&str]) -> Self {
         let directory = TempDir::with_prefix("rfork-test-planner-").unwrap();
         let database_url = format!("sqlite:{}", directory.path().join("planner.db").display());
-        Self { _directory: Some(directory), ..Self::start_on(&database_url, flags) }
+        let planner = Self::start_with(rfork(), &database_url, flags, environment);
+        Self { _directory: Some(directory), ..planner }
     }
 
     /// Starts one on a free port, with this database and these flags besides.
@@ -215,16 +223,31 @@ impl Planner {
 
     /// Starts one of another version, such as [`released_rfork`], on a free port.
     pub fn start_version(program: &Path, database_url: &str, flags: &[&str]) -> Self {
-        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
-        let (process, address) = Self::run(program, database_url, &flags, "0");
-        let (database_url, program) = (database_url.to_owned(), program.to_owned());
-        Self { process, address, _directory: None, database_url, flags, program }
+        Self::start_with(program, database_url, flags, Vec::new())
     }
 
-    fn run(program: &Path, database_url: &str, flags: &[String], port: &str) -> (Process, String) {
+    fn start_with(
+        program: &Path,
+        database_url: &str,
+        flags: &[&str],
+        environment: Vec<(String, String)>,
+    ) -> Self {
+        let flags: Vec<String> = flags.iter().map(ToString::to_string).collect();
+        let (process, address) = Self::run(program, database_url, &flags, &environment, "0");
+        let (database_url, program) = (database_url.to_owned(), program.to_owned());
+        Self { process, address, _directory: None, database_url, flags, program, environment }
+    }
+
+    fn run(
+        program: &Path,
+        database_url: &str,
+        flags: &[String],
+        environment: &[(String, String)],
+        port: &str,
+    ) -> (Process, String) {
         let mut arguments = vec!["planner", "--port", port, "--database-url", database_url];
         arguments.extend(flags.iter().map(String::as_str));
-        let process = Process::start_version("planner", program, &arguments);
+        let process = Process::start_version("planner", program, &arguments, environment);
         let address = process.wait_for("the planner listens")["address"].as_str().unwrap().to_owned();
         (process, address)
     }
@@ -238,7 +261,8 @@ impl Planner {
     /// Starts it again after its end, on the same port and database.
     pub fn restart(&mut self) {
         let port = self.address.rsplit_once(':').unwrap().1.to_owned();
-        (self.process, _) = Self::run(&self.program, &self.database_url, &self.flags, &port);
+        (self.process, _) =
+            Self::run(&self.program, &self.database_url, &self.flags, &self.environment, &port);
     }
 
     /// Its URL.

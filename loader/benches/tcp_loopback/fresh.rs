@@ -26,12 +26,12 @@ pub(crate) const KINDS: [&str; 4] = ["fork", "fork, caller's", "storage", "stora
 pub(crate) struct Filling {
     /// Into memory that has its pages; none are made.
     pub(crate) touched: f64,
-    /// Into memory that has its pages, as the loader does it.
-    pub(crate) touched_ahead: f64,
+    /// The same, while a thread makes pages ahead; `None` where the loader has none.
+    pub(crate) touched_ahead: Option<f64>,
     /// Into memory without pages: whoever touches them makes them.
     pub(crate) fresh: f64,
-    /// Into memory without pages, as the loader does it.
-    pub(crate) fresh_ahead: f64,
+    /// The same, while a thread makes them ahead.
+    pub(crate) fresh_ahead: Option<f64>,
     /// Making all pages, and nothing else, on one thread.
     pub(crate) pages: f64,
 }
@@ -39,28 +39,33 @@ pub(crate) struct Filling {
 /// One run of each.
 pub(crate) fn measure(setup: &Setup, engines: &Engines) -> Result<Vec<Filling>> {
     let checkpoint = Checkpoint::open(&model::path()?)?;
-    let fork = |memory: &Arc<WeightMemory>, ahead| engines.read(memory, true, ahead);
-    let storage = |memory: &Arc<WeightMemory>, ahead| {
-        let options = FillOptions { pages_ahead: ahead, ..FillOptions::default() };
+    let fork = |memory: &Arc<WeightMemory>| engines.read(memory, true, false);
+    let fork_ahead = |memory: &Arc<WeightMemory>| engines.read(memory, true, true);
+    let storage = |memory: &Arc<WeightMemory>| {
+        let options = FillOptions::default();
         let begun = Instant::now();
         let all = memory.missing();
         checkpoint.fill(memory, &all, &options, &CancellationToken::new(), &AtomicU64::new(0))?;
         Ok(begun.elapsed().as_secs_f64())
     };
     Ok(vec![
-        one(setup, engines, Room::own, &fork)?,
-        one(setup, engines, Room::callers, &fork)?,
-        one(setup, engines, Room::own, &storage)?,
-        one(setup, engines, Room::callers, &storage)?,
+        one(setup, engines, Room::own, &fork, Some(&fork_ahead))?,
+        one(setup, engines, Room::callers, &fork, Some(&fork_ahead))?,
+        one(setup, engines, Room::own, &storage, None)?,
+        one(setup, engines, Room::callers, &storage, None)?,
     ])
 }
 
-/// One kind. `fill` is told whether to make pages ahead, and gives its seconds.
+/// Fills memory, and gives the seconds.
+type Fill<'a> = &'a dyn Fn(&Arc<WeightMemory>) -> Result<f64>;
+
+/// One kind, without a thread that makes pages ahead and, where the loader has one, with it.
 fn one(
     setup: &Setup,
     engines: &Engines,
     new: fn(&Setup) -> Result<Room>,
-    fill: &dyn Fn(&Arc<WeightMemory>, bool) -> Result<f64>,
+    fill: Fill<'_>,
+    ahead: Option<Fill<'_>>,
 ) -> Result<Filling> {
     let make_pages = || {
         let room = new(setup)?;
@@ -69,13 +74,13 @@ fn one(
         Ok::<_, Box<dyn std::error::Error>>(begun.elapsed().as_secs_f64())
     };
     make_pages()?;
-    let fresh_ahead = fill(&new(setup)?.memory(setup)?, true)?;
+    let fresh_ahead = ahead.map(|fill| fill(&new(setup)?.memory(setup)?)).transpose()?;
     make_pages()?;
     let room = new(setup)?;
-    let fresh = fill(&room.memory(setup)?, false)?;
-    let touched = fill(&room.memory(setup)?, false)?;
+    let fresh = fill(&room.memory(setup)?)?;
+    let touched_ahead = ahead.map(|fill| fill(&room.memory(setup)?)).transpose()?;
     let memory = room.memory(setup)?;
-    let touched_ahead = fill(&memory, true)?;
+    let touched = fill(&memory)?;
     engines.check(&memory)?;
     drop((memory, room));
     Ok(Filling { touched, touched_ahead, fresh, fresh_ahead, pages: make_pages()? })

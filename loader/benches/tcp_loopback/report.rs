@@ -53,13 +53,13 @@ struct Filled {
     kind: &'static str,
     /// No pages are made ahead.
     touched: Rate,
-    touched_ahead: Rate,
+    touched_ahead: Option<Rate>,
     /// No pages are made ahead.
     fresh: Rate,
-    fresh_ahead: Rate,
+    fresh_ahead: Option<Rate>,
     /// Making pages alone.
     pages: Rate,
-    /// Of the medians, with pages made ahead: fresh to touched, touched to touched without.
+    /// Of the medians, as the loader does it, to touched memory without a thread: fresh memory, touched memory.
     ratios: [f64; 2],
     bars_met: [bool; 2],
 }
@@ -70,9 +70,16 @@ impl Filled {
             let all = rounds.iter().filter_map(|round| round.runs.fillings.get(kind)).map(seconds);
             Rate::of(setup.gib(), &all.collect::<Vec<_>>())
         };
-        let (touched, touched_ahead) = (rate(|one| one.touched), rate(|one| one.touched_ahead));
-        let (fresh, fresh_ahead) = (rate(|one| one.fresh), rate(|one| one.fresh_ahead));
-        let ratios = [fresh_ahead.median / touched.median, touched_ahead.median / touched.median];
+        let has = |ahead: fn(&Filling) -> Option<f64>| {
+            let all: Option<Vec<f64>> =
+                rounds.iter().map(|round| round.runs.fillings.get(kind).and_then(ahead)).collect();
+            all.map(|seconds| Rate::of(setup.gib(), &seconds))
+        };
+        let (touched, touched_ahead) = (rate(|one| one.touched), has(|one| one.touched_ahead));
+        let (fresh, fresh_ahead) = (rate(|one| one.fresh), has(|one| one.fresh_ahead));
+        let of_touched =
+            |ahead: Option<Rate>, without: Rate| ahead.unwrap_or(without).median / touched.median;
+        let ratios = [of_touched(fresh_ahead, fresh), of_touched(touched_ahead, touched)];
         let bars_met = [ratios[0] >= FRESH_BARS[0], ratios[1] >= FRESH_BARS[1]];
         let pages = rate(|one| one.pages);
         Self { kind: KINDS[kind], touched, touched_ahead, fresh, fresh_ahead, pages, ratios, bars_met }
@@ -193,9 +200,16 @@ impl fmt::Display for Report {
                 )
             };
             row(f, "touched", one.touched, String::new())?;
-            row(f, "touched, pages ahead", one.touched_ahead, share(1, "touched"))?;
-            row(f, "fresh", one.fresh, String::new())?;
-            row(f, "fresh, pages ahead", one.fresh_ahead, share(0, "touched"))?;
+            if let Some(rate) = one.touched_ahead {
+                row(f, "touched, pages ahead", rate, share(1, "touched"))?;
+            }
+            match one.fresh_ahead {
+                Some(rate) => {
+                    row(f, "fresh", one.fresh, String::new())?;
+                    row(f, "fresh, pages ahead", rate, share(0, "touched"))?;
+                }
+                None => row(f, "fresh", one.fresh, share(0, "touched"))?,
+            }
             row(f, "making pages alone", one.pages, String::new())?;
         }
         writeln!(

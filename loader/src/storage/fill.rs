@@ -12,7 +12,7 @@ use super::reader::Reader;
 use super::{Checkpoint, StorageError};
 use crate::chunks::{ChunkPlan, ChunkSet};
 use crate::digest::DigestAlgorithm;
-use crate::engine::memory::{ChunkWriter, PagesAhead, WeightMemory};
+use crate::engine::memory::{ChunkWriter, WeightMemory};
 
 /// How much is read before it is digested: small enough to be in the cache still, large enough for a disk.
 const PIECE_BYTES: u64 = 512 << 10;
@@ -26,22 +26,16 @@ pub struct FillOptions {
     pub algorithm: DigestAlgorithm,
     /// What the digests have to be, when some of the chunks came from a seed; of `algorithm`.
     pub expected: Option<ChunkDigests>,
-    /// Whether pages are made ahead of the bytes. Only a benchmark turns this off.
-    pub pages_ahead: bool,
 }
 
 impl Default for FillOptions {
     fn default() -> Self {
-        Self {
-            threads: DEFAULT_THREADS,
-            algorithm: DigestAlgorithm::default(),
-            expected: None,
-            pages_ahead: true,
-        }
+        Self { threads: DEFAULT_THREADS, algorithm: DigestAlgorithm::default(), expected: None }
     }
 }
 
-/// Enough requests at once for a disk or a network file system, whatever the number of processors.
+/// Enough requests at once for a disk or a network file system, whatever the number of processors. While some wait for
+/// it, others make pages: one more thread that makes them ahead only took time from them (`docs/tcp-engine.md`).
 const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
 impl Checkpoint {
@@ -65,7 +59,6 @@ impl Checkpoint {
         self.check_layout(memory)?;
         self.check_expected(memory.plan(), options)?;
         let order = self.reading_order(memory.plan(), chunks);
-        let pages = if options.pages_ahead { memory.pages_ahead(order.clone()) } else { PagesAhead::none() };
         let fill = Fill {
             checkpoint: self,
             memory,
@@ -73,7 +66,6 @@ impl Checkpoint {
             cancel,
             progress,
             order: &order,
-            pages,
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         };
@@ -132,8 +124,6 @@ struct Fill<'a> {
     cancel: &'a CancellationToken,
     progress: &'a AtomicU64,
     order: &'a [u32],
-    /// Makes the pages of what is next in it; ends with the call.
-    pages: PagesAhead,
     /// How many of `order` have been taken.
     next: AtomicUsize,
     /// Whether a thread has failed, so that the others stop too.
@@ -149,9 +139,7 @@ impl Fill<'_> {
     fn run_until_done(&self, mut reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
         let mut digests = Vec::new();
         while !self.failed.load(Ordering::Relaxed) {
-            let next = self.next.fetch_add(1, Ordering::Relaxed);
-            let Some(&chunk) = self.order.get(next) else { break };
-            self.pages.reached(next + 1);
+            let Some(&chunk) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
             match self.memory.begin_write(chunk) {
                 Some(writer) => digests.push((chunk, self.fill_chunk(&mut reader, writer)?)),
                 // Held already: nothing to do. A chunk that another source is writing may still fail there.
@@ -225,7 +213,6 @@ mod tests {
             cancel: &CancellationToken::new(),
             progress: &AtomicU64::new(0),
             order: &[0],
-            pages: memory.pages_ahead(vec![0]),
             next: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
         };

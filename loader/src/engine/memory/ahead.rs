@@ -1,7 +1,7 @@
 //! Pages, made ahead of the bytes that go there.
 //!
 //! Memory that nobody has touched has no pages yet: at the first touch the kernel finds one and clears it, while
-//! whoever fills the memory waits within `recvmsg` or `read`. A thread of its own does that beforehand, for the chunks
+//! whoever fills the memory waits within `recvmsg`. A thread of its own does that beforehand, for the chunks
 //! that come next ([`MAX_AHEAD_BYTES`]), in bounded steps. It keeps up with whoever fills, or is overtaken and goes on
 //! some way ahead; nobody waits for it.
 //!

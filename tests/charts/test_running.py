@@ -1,25 +1,13 @@
 """What is rendered starts the real planner, which answers its probes, serves, migrates and drains."""
 
-import os
-import re
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rendering import Object, defaults, merged, mode, objects
+from rendering import Object, merged, mode, objects
 from running import SEED, Answer, Postgres, ask, lease, postgres, running, status, until
-
-# What a planner is told by other values than `planner`, or by nobody.
-ELSEWHERE = {
-    "database-url",
-    "database-url-file",
-    "settings-file",
-    "help",
-    "version",
-}
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +15,6 @@ def cluster() -> Iterator[Postgres]:
     """A Postgres, which tests share."""
     with postgres() as cluster:
         yield cluster
-
-
-def test_every_setting_of_the_planner_has_a_value() -> None:
-    told = subprocess.run(
-        [os.environ["RFORK_BIN"], "planner", "--help"], check=True, capture_output=True, text=True
-    ).stdout
-    flags = set(re.findall(r"^ +(?:-[A-Za-z], )?--([a-z0-9-]+)", told, re.MULTILINE))
-    assert len(flags) > 20
-    ours = {re.sub("([A-Z])", r"-\1", name).lower() for name in defaults()["planner"]}
-    assert ours | ELSEWHERE == flags
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,17 @@
 //! planners and real workers. What its planner answers otherwise is in `docs/migrating.md`.
 
 use std::collections::BTreeMap;
+use std::net::TcpListener;
+use std::process::Command;
 
 use rfork_tests::front::Front;
 use rfork_tests::http::Answer;
 use rfork_tests::model::Model;
 use rfork_tests::peer::Generation;
-use rfork_tests::process::{Planner, Worker};
-use rfork_tests::until;
+use rfork_tests::process::{Planner, Process, Worker, rfork};
+use rfork_tests::{loopback, until};
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
 /// Slow enough for a test to step in: 16 MiB take about a second.
 const SLOW: &str = "--rfork-seed-max-gib-per-sec=0.015";
@@ -209,4 +213,147 @@ fn no_answer_to_a_removal_is_a_redirect() {
         assert_eq!(planner.request("POST", "/add_seed", &SEED).status, 200);
         assert_eq!(planner.request("POST", path, &SEED).status, 200);
     }
+}
+
+/// A worker with settings as inference engines pass them, in a file, and with an environment.
+fn configured(name: &str, settings: &Value, environment: &[(&str, &str)], flags: &[&str]) -> Worker {
+    let directory = TempDir::with_prefix("rfork-test-settings-").unwrap();
+    let file = directory.path().join("settings.json");
+    std::fs::write(&file, settings.to_string()).unwrap();
+    let mut command = Command::new(rfork());
+    command.args(["--log-format=json", "--log=info,rfork_loader=debug", "worker", "--digest", "--config"]);
+    command.arg(&file).args(flags).envs(environment.iter().copied()).env_remove("RFORK_LOG");
+    // Read before anything else is done, and gone with its process.
+    let worker = Worker { process: Process::spawn(name, &mut command) };
+    worker.process.wait_until("that it has read its settings", |_| true);
+    worker
+}
+
+/// The settings that every worker needs, with some more, or others instead.
+fn settings(scheduler_url: &str, more: &Value) -> Value {
+    let mut settings = json!({
+        "model_url": "m",
+        "model_deploy_strategy_name": "s",
+        "rfork_scheduler_url": scheduler_url,
+        "rfork_seed_bind_host": "127.0.0.1",
+    });
+    settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    settings
+}
+
+#[test]
+fn model_and_deployment_are_told_in_headers_when_that_is_switched_on() {
+    let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
+    let flags = [&format!("--model={}", model.path().display()), "--once"];
+    let tells = |more: &Value, environment: Option<&str>| {
+        let front = Front::before(&planner.address);
+        front.hide_v2();
+        let environment: Vec<_> =
+            environment.map(|value| ("RFORK_MODEL_IDENTITY_HEADERS", value)).into_iter().collect();
+        configured("worker", &settings(&front.url(), more), &environment, &flags).loaded();
+        let asked = front.requests_to("/get_seed");
+        let told = |name: &str| asked[0].to_ascii_lowercase().contains(name);
+        let all = ["\r\nmodel_url: m\r\n", "\r\ndeploy_strategy: s\r\n", "\r\nis_draft: false\r\n"].map(told);
+        assert!(all.iter().all(|one| *one == all[0]), "{asked:?}");
+        all[0]
+    };
+    let nothing = json!({});
+    assert!(!tells(&nothing, None));
+    for (text, on) in [("1", true), ("TRUE", true), (" True ", true), ("0", false), (" false", false)] {
+        assert_eq!(tells(&nothing, Some(text)), on, "{text:?}");
+    }
+    for (field, text) in [(true, "0"), (true, "what"), (false, "1")] {
+        assert_eq!(
+            tells(&json!({"rfork_model_identity_headers": field}), Some(text)),
+            field,
+            "the field wins"
+        );
+    }
+}
+
+/// Asserts that a worker does not start, and says why in a line with these words.
+fn assert_refused(more: &Value, environment: &[(&str, &str)], words: &[&str]) {
+    let model = Model::new(1, 1);
+    let flags = [&format!("--model={}", model.path().display()), "--once"];
+    let mut worker = configured("worker", &settings("http://127.0.0.1:9", more), environment, &flags);
+    worker.process.wait_until("why it does not start", |line| {
+        let line = line.to_string();
+        words.iter().all(|word| line.contains(word))
+    });
+    assert!(!worker.process.wait().success(), "{more}, {environment:?}");
+}
+
+#[test]
+fn settings_that_upstream_refuses_end_the_start_by_name() {
+    let headers = "rfork_model_identity_headers";
+    for value in [Value::Null, json!("true"), json!(1), json!([])] {
+        assert_refused(&json!({headers: value}), &[], &[headers]);
+    }
+    for text in ["2", "true!"] {
+        let variable = "RFORK_MODEL_IDENTITY_HEADERS";
+        assert_refused(&json!({}), &[(variable, text)], &[variable]);
+    }
+    // Headers carry ASCII alone.
+    for field in ["model_url", "model_deploy_strategy_name"] {
+        assert_refused(&json!({headers: true, field: "models/é"}), &[], &[field, "ASCII"]);
+    }
+    for field in [
+        "rfork_heartbeat_interval_sec",
+        "rfork_lease_release_max_attempts",
+        "rfork_lease_release_retry_interval_sec",
+    ] {
+        for value in [Value::Null, json!("30"), json!(0), json!(-1), json!(true)] {
+            assert_refused(&json!({field: value}), &[], &[field]);
+        }
+    }
+}
+
+#[test]
+fn numbers_as_text_are_taken_from_the_environment_alone() {
+    let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
+    let flags = [&format!("--model={}", model.path().display()), "--once"];
+    let start = |more: &Value, environment: &[(&str, &str)]| {
+        let worker = configured("worker", &settings(&planner.url(), more), environment, &flags);
+        worker.loaded();
+        worker.process.log().iter().map(ToString::to_string).collect::<String>()
+    };
+    let field = "rfork_request_timeout_sec";
+    let said = start(&json!({field: "7"}), &[]);
+    assert!(said.contains(field) && said.contains("WARN"), "{said}");
+    let said = start(&json!({}), &[("RFORK_REQUEST_TIMEOUT_SEC", "7.5")]);
+    assert!(!said.contains(field), "{said}");
+}
+
+#[test]
+fn a_port_that_cannot_be_had_is_replaced_by_a_free_one_and_offsets_count_all_ranks() {
+    let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
+    // Ports of an address that is likely nobody else's.
+    let host = loopback().to_string();
+    let base = 20_000 + 2 * fastrand::u16(..1_000);
+    let taken = TcpListener::bind((host.as_str(), base)).unwrap();
+    let start = |base: u16, ranks: &[&str]| {
+        let place =
+            ["--rfork-seed-bind-host=", "--rfork-seed-advertise-host="].map(|flag| format!("{flag}{host}"));
+        let base = format!("--rfork-seed-port-base={base}");
+        let flags = [&[place[0].as_str(), place[1].as_str(), base.as_str()], ranks].concat();
+        let worker = Worker::start("worker", &model, &planner.url(), &flags);
+        let identity = worker.serving().identity;
+        let (address, rank) = identity.rsplit_once(':').unwrap();
+        let port: u16 = address.rsplit_once(':').unwrap().1.parse().unwrap();
+        let warned =
+            worker.process.log().iter().any(|line| line.to_string().contains("rfork_seed_port_base"));
+        (port, rank.to_owned(), warned)
+    };
+    let (port, _, warned) = start(0, &[]);
+    assert!(port > 0 && !warned);
+    let (port, _, warned) = start(base, &[]);
+    assert!(port != base && warned, "{port}");
+    let (port, _, warned) = start(65_535, &["--global-rank=1"]);
+    assert!(port > 0 && warned, "{port}");
+    // A draft takes the next one; the planner is told the tensor-parallel rank.
+    let placed = start(base, &["--global-rank=3", "--tp-rank=1"]);
+    assert_eq!(placed, (base + 6, "1".into(), false));
+    let placed = start(base, &["--global-rank=3", "--tp-rank=1", "--draft"]);
+    assert_eq!(placed, (base + 7, "1".into(), false));
+    drop(taken);
 }

@@ -94,9 +94,10 @@ class Doubles:
         )
 
         class Session:
-            def __init__(self, settings, *, identity, rank, engine, shared):
+            def __init__(self, settings, *, identity, global_rank, engine, shared):
+                # The planner is told the tensor-parallel rank, which is in the identity.
                 doubles.identity, doubles.shared = identity, shared
-                assert (rank, engine) == (5, "yuanrong")
+                assert (global_rank, engine) == (5, "yuanrong")
 
             def load(self, tensors):
                 doubles.loaded = tensors

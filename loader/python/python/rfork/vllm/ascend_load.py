@@ -165,8 +165,9 @@ class AscendLoad:
         # A draft model's own tensors: those of its target are there, and are served by it.
         shared = _served(tensors) if draft else []
         own = {name: tensor for name, tensor in tensors.items() if name not in shared}
-        rank = torch.distributed.get_rank()
-        return rfork.Session(self._settings, identity=parts, rank=rank, engine="yuanrong", shared=shared), own
+        # The planner is told the tensor-parallel rank; fixed ports are counted by that among all.
+        everywhere = {"global_rank": torch.distributed.get_rank(), "engine": "yuanrong", "shared": shared}
+        return rfork.Session(self._settings, identity=parts, **everywhere), own
 
 
 def _served(tensors: dict[str, Any]) -> list[str]:

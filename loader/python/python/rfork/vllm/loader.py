@@ -13,6 +13,7 @@ import gc
 from typing import Any
 
 import rfork
+import torch
 from vllm import __version__ as vllm_version
 from vllm.config import ModelConfig, VllmConfig
 from vllm.config.load import LoadConfig
@@ -191,7 +192,8 @@ class _Load:
 
     def _begin(self, tensors: dict[str, Any]) -> rfork.Session:
         parts = identity(self._vllm_config, self._model_config, _ranks(self._vllm_config), tensors, vllm_version)
-        return rfork.Session(self._settings, identity=parts)
+        # The planner is told the tensor-parallel rank; fixed ports are counted by that among all.
+        return rfork.Session(self._settings, identity=parts, global_rank=torch.distributed.get_rank())
 
     def serve(self) -> None:
         """Has others fork what was loaded, unless vLLM has changed it in place since."""

@@ -257,6 +257,9 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
     let mut kept = TcpStream::connect(address).await.unwrap();
     stop.advance();
     ask("GET", "/readyz", &[]).await.is(503, "the planner is stopping");
+    for (method, path) in [("HEAD", "/readyz"), ("OPTIONS", "/readyz"), ("OPTIONS", "/"), ("OPTIONS", "*")] {
+        assert_eq!(ask(method, path, &[]).await.status, 503, "{method} {path}");
+    }
     ask("GET", "/healthz", &[]).await.is(200, r#"{"status":"ok"}"#);
     ask("GET", "/get_seed", &[("SEED_KEY", b"k")]).await.is(404, "no available seed");
     kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
@@ -266,6 +269,37 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
 
     tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(address).await.is_err());
+}
+
+#[tokio::test]
+async fn checkers_may_ask_in_any_usual_form() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = Planner::start(&home.path().join("p.db"), |_| {}).await;
+    for path in ["/healthz", "/readyz", "/", "/metrics"] {
+        let got = planner.ask("GET", path, &[]).await;
+        assert!(got.status == 200 && !got.body.is_empty(), "{path}");
+        let head = planner.ask("HEAD", path, &[]).await;
+        assert_eq!((head.status, head.body.as_str()), (200, ""), "{path}");
+        assert_eq!(head.header("CONTENT-TYPE"), got.header("CONTENT-TYPE"), "{path}");
+        let options = planner.ask("OPTIONS", path, &[]).await;
+        assert_eq!((options.status, options.body.as_str()), (200, ""), "{path}");
+        assert_eq!(options.header("ALLOW"), Some("GET, HEAD, OPTIONS"), "{path}");
+        assert_eq!(planner.ask("POST", path, &[]).await.status, 405, "{path}");
+        // HTTP/1.0 without Host is what haproxy sends, and a whole URL what a proxy may.
+        for request in [
+            format!("OPTIONS {path} HTTP/1.0\r\n\r\n"),
+            format!("GET {path} HTTP/1.0\r\n\r\n"),
+            format!("HEAD {path} HTTP/1.0\r\n\r\n"),
+            format!("GET {path}?verbose HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"),
+            format!(
+                "GET http://planner:1223{path} HTTP/1.1\r\nHost: planner:1223\r\nConnection: close\r\n\r\n"
+            ),
+        ] {
+            assert_eq!(planner.raw(request.as_bytes()).await.status, 200, "{request}");
+        }
+    }
+    assert_eq!(planner.ask("OPTIONS", "*", &[]).await.status, 200);
+    planner.stop().await;
 }
 
 #[tokio::test]

@@ -149,9 +149,10 @@ async fn only_the_right_method_of_a_route_does_anything() {
     let planner = Planner::start(&home.path().join("p.db"), |_| {}).await;
     planner.add(&SEED).await.is(200, "");
     let key = [("SEED_KEY", SEED.key)];
-    for path in ["/get_seed", "//get_seed", "/healthz", "/readyz", "/debug/snapshot"] {
+    for path in ["/get_seed", "//get_seed", "/debug/snapshot"] {
         let refusal = planner.ask("HEAD", path, &key).await;
         assert_eq!((refusal.status, refusal.header("ALLOW")), (405, Some("GET")), "HEAD {path}");
+        assert_eq!(planner.ask("OPTIONS", path, &key).await.status, 405, "OPTIONS {path}");
         assert_eq!(planner.ask("POST", path, &key).await.status, 405, "POST {path}");
     }
     for path in ["/add_seed", "/put_seed", "/renew_seed_lease", "/remove_seed"] {

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::Request;
-use axum::http::{HeaderValue, StatusCode, Uri, header};
-use axum::middleware::{from_fn_with_state, map_response};
+use axum::handler::Handler;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
@@ -96,9 +98,10 @@ pub fn router(api: Api, bounds: &Bounds) -> Router {
     let v2 = v2::router(&acquire, &rest);
     let probes = probes.hold(
         Router::new()
-            .route("/healthz", get_only(get(ops::healthz)))
-            .route("/readyz", get_only(get(ops::readyz)))
-            .route("/metrics", get_only(get(ops::metrics))),
+            .route("/healthz", probe(ops::healthz))
+            .route("/readyz", probe(ops::readyz))
+            .route("/", probe(ops::readyz))
+            .route("/metrics", probe(ops::metrics)),
     );
     // A request that is held is still answered before its client gives up.
     let deadline = bounds.deadline.max(api.v1_hold + Duration::from_millis(800));
@@ -153,8 +156,9 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router 
         answer
     };
     Router::new()
-        .route("/healthz", get_only(get(ops::healthz)))
-        .route("/readyz", get_only(get(ready)))
+        .route("/healthz", probe(ops::healthz))
+        .route("/readyz", probe(ready.clone()))
+        .route("/", probe(ready))
         .fallback(hold)
         .layer(map_response(close))
 }
@@ -166,15 +170,40 @@ fn unopened(why: &Opening) -> String {
     }
 }
 
+/// What health checkers of balancers ask: by GET, by HEAD, by OPTIONS, which is haproxy's default, as `/` is its and
+/// others' default path. Each has the status of GET; only GET has the body.
+fn probe<H, T, S>(handler: H) -> MethodRouter<S>
+where
+    H: Handler<T, S>,
+    T: 'static,
+    S: Clone + Send + Sync + 'static,
+{
+    get(handler.clone()).options(handler).layer(from_fn(async |request: Request, next: Next| {
+        let is_options = request.method() == Method::OPTIONS;
+        let mut answer = next.run(request).await;
+        if is_options {
+            *answer.body_mut() = Body::empty();
+            let headers = answer.headers_mut();
+            headers.remove(header::CONTENT_TYPE);
+            headers.remove(header::CONTENT_LENGTH);
+            headers.insert(header::ALLOW, HeaderValue::from_static("GET, HEAD, OPTIONS"));
+        }
+        answer
+    }))
+}
+
 /// Refuses HEAD, which axum would answer by running the GET: that of `get_seed` allocates.
 fn get_only<S: Clone + Send + Sync + 'static>(route: MethodRouter<S>) -> MethodRouter<S> {
     route.head(async || (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")]))
 }
 
-/// A base URL that ends in a slash makes clients ask for `//get_seed`: leading slashes count as one.
+/// A base URL that ends in a slash makes clients ask for `//get_seed`: leading slashes count as one. `OPTIONS *`, which
+/// asks of the whole server, is `OPTIONS /`.
 fn single_slash<B>(mut request: Request<B>) -> Request<B> {
     let path = request.uri().path();
-    if path.starts_with("//") {
+    if path == "*" {
+        *request.uri_mut() = Uri::from_static("/");
+    } else if path.starts_with("//") {
         let path = format!("/{}", path.trim_start_matches('/'));
         let with_query = match request.uri().query() {
             Some(query) => format!("{path}?{query}"),

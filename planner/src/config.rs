@@ -6,10 +6,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use ipnet::IpNet;
 use rfork_protocol::settings::{DEFAULTS, SettingError, Values};
 
 use crate::domain::health::BackOff;
+use crate::domain::network::Network;
 use crate::domain::policy::Policy;
 use crate::domain::terms::Overrides;
 use crate::settings::{NETWORKS, SETTINGS};
@@ -177,9 +177,9 @@ pub struct Settings {
     /// Whether a seed that was silent for longer is asked for its health before it is granted, and others beside it.
     pub liveness_probe: bool,
     /// At which addresses seeds may be asked.
-    pub probe_networks: Vec<IpNet>,
+    pub probe_networks: Vec<Network>,
     /// Networks of proxies that say for whom they speak.
-    pub trusted_proxies: Vec<IpNet>,
+    pub trusted_proxies: Vec<Network>,
     /// What differs for some seeds, and where addresses are.
     pub file: Arc<FileSettings>,
     /// Where traces are sent to. Whoever sets logging up makes an exporter of it.
@@ -255,8 +255,8 @@ impl Settings {
     }
 }
 
-fn networks(text: &str) -> Result<Vec<IpNet>, String> {
-    let networks = text.split(',').map(|network| network.trim().parse());
+fn networks(text: &str) -> Result<Vec<Network>, String> {
+    let networks = text.split(',').map(str::parse::<Network>);
     networks.collect::<Result<_, _>>().map_err(|_| format!("must be {NETWORKS}, got '{text}'"))
 }
 

@@ -8,22 +8,24 @@
 //! because a name cannot be looked up, is none of its silence.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::select_ok;
 use http_body_util::Empty;
 use hyper::body::Bytes;
 use hyper::header::{CONNECTION, HOST};
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use ipnet::IpNet;
 use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::net::{TcpStream, lookup_host};
 use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
+
+use crate::domain::network::Network;
 
 /// How long a seed may take to answer, in all: looking up its name, connecting, and the answer.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -33,7 +35,8 @@ const PREPARATION: Duration = Duration::from_millis(100);
 const MAX_AT_ONCE: usize = 128;
 /// Names that are looked up at once: each has a thread, which cannot be told to end. Of more none is.
 const MAX_LOOK_UPS: usize = 32;
-/// Addresses of one name that are looked at.
+/// Addresses of one name that are looked at. Of each family the first that may be asked is, both at once: a name may
+/// have an address of a family on which its seed does not listen.
 const MAX_ADDRESSES: usize = 8;
 /// The largest answer head that is read, in bytes.
 const MAX_HEAD_BYTES: usize = 16 * 1024;
@@ -52,14 +55,14 @@ pub enum Verdict {
 /// Asks seeds.
 #[derive(Debug)]
 pub struct Prober {
-    networks: Vec<IpNet>,
+    networks: Vec<Network>,
     at_once: Semaphore,
     look_ups: Arc<Semaphore>,
 }
 
 impl Prober {
     /// One that asks only at addresses of these networks.
-    pub fn new(networks: Vec<IpNet>) -> Self {
+    pub fn new(networks: Vec<Network>) -> Self {
         let look_ups = Arc::new(Semaphore::new(MAX_LOOK_UPS));
         Self { networks, at_once: Semaphore::new(MAX_AT_ONCE), look_ups }
     }
@@ -67,24 +70,30 @@ impl Prober {
     /// Asks one, for at most 300 ms.
     pub async fn ask(&self, seed: &SeedIdentity, key: &SeedKey) -> Verdict {
         let begun = Instant::now();
-        let Ok(Some((address, _permit))) = timeout_at(begun + PREPARATION, self.prepare(seed)).await else {
+        let Ok(Some((addresses, _permit))) = timeout_at(begun + PREPARATION, self.prepare(seed)).await else {
             return Verdict::NotAsked;
         };
-        match timeout_at(begun + PATIENCE, Self::status(address, seed, key)).await {
-            Ok(Ok(StatusCode::OK)) => Verdict::Well,
-            Ok(_) | Err(_) => Verdict::Silent,
+        let asking = addresses.into_iter().map(|address| Box::pin(Self::is_well(address, seed, key)));
+        match timeout_at(begun + PATIENCE, select_ok(asking)).await {
+            Ok(Ok(_)) => Verdict::Well,
+            Ok(Err(_)) | Err(_) => Verdict::Silent,
         }
     }
 
-    /// Where to ask the seed, and the room for it.
-    async fn prepare(&self, seed: &SeedIdentity) -> Option<(SocketAddr, SemaphorePermit<'_>)> {
-        let host = seed.host().trim_start_matches('[').trim_end_matches(']');
-        let found = match host.parse() {
-            Ok(address) => vec![SocketAddr::new(address, seed.port())],
-            Err(_) => self.look_up(resolve(host.to_owned(), seed.port())).await?,
+    /// Where to ask the seed, at one or two addresses, and the room for it.
+    async fn prepare(&self, seed: &SeedIdentity) -> Option<(Vec<SocketAddr>, SemaphorePermit<'_>)> {
+        let found = match seed.address() {
+            Some(address) => vec![SocketAddr::new(address, seed.port())],
+            None => self.look_up(resolve(seed.host().to_owned(), seed.port())).await?,
         };
-        let address = found.into_iter().find(|address| self.allows(address.ip()))?;
-        Some((address, self.at_once.acquire().await.ok()?))
+        let allowed =
+            found.into_iter().filter(|address| self.networks.iter().any(|one| one.holds(address.ip())));
+        let (ipv4, ipv6): (Vec<_>, Vec<_>) = allowed.partition(SocketAddr::is_ipv4);
+        let addresses: Vec<_> = ipv4.into_iter().take(1).chain(ipv6.into_iter().take(1)).collect();
+        if addresses.is_empty() {
+            return None;
+        }
+        Some((addresses, self.at_once.acquire().await.ok()?))
     }
 
     /// Runs a look-up, which goes on when nobody waits for it any more, and counts until it ends.
@@ -100,9 +109,12 @@ impl Prober {
         looking.await.ok()?.ok()
     }
 
-    fn allows(&self, address: IpAddr) -> bool {
-        let address = address.to_canonical();
-        self.networks.iter().any(|network| network.contains(&address))
+    /// Whether the seed says at this address that it lives and holds the key.
+    async fn is_well(address: SocketAddr, seed: &SeedIdentity, key: &SeedKey) -> Result<(), AskError> {
+        match Self::status(address, seed, key).await? {
+            StatusCode::OK => Ok(()),
+            status => Err(AskError::Status(status)),
+        }
     }
 
     async fn status(address: SocketAddr, seed: &SeedIdentity, key: &SeedKey) -> Result<StatusCode, AskError> {
@@ -126,10 +138,11 @@ impl Prober {
 }
 
 async fn resolve(host: String, port: u16) -> io::Result<Vec<SocketAddr>> {
-    Ok(lookup_host((host.as_str(), port)).await?.take(MAX_ADDRESSES).collect())
+    let canonical = |address: SocketAddr| SocketAddr::new(address.ip().to_canonical(), port);
+    Ok(lookup_host((host.as_str(), port)).await?.take(MAX_ADDRESSES).map(canonical).collect())
 }
 
-/// Why there is no status; nobody is told more than that.
+/// Why it is not said to be well; nobody is told more than that.
 #[derive(Debug, thiserror::Error)]
 enum AskError {
     #[error(transparent)]
@@ -138,6 +151,8 @@ enum AskError {
     Http(#[from] hyper::Error),
     #[error(transparent)]
     Request(#[from] hyper::http::Error),
+    #[error("status {0}")]
+    Status(StatusCode),
 }
 
 #[cfg(test)]
@@ -190,6 +205,21 @@ mod tests {
                 "{asked}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_name_with_addresses_of_both_families_is_asked_at_both() {
+        let key = SeedKey::new(*b"k").unwrap();
+        let (listening, asked) = seed(Some("HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")).await;
+        let port = listening.port();
+        // Nobody answers at the first: its port is open and silent.
+        let silent = TcpListener::bind("127.0.0.2:0").await.unwrap();
+        let silent = silent.local_addr().unwrap();
+        let named = SeedIdentity::new("a-name", port, 0).unwrap();
+        let both = [silent, SocketAddr::new([127, 0, 0, 1].into(), port)];
+        let asking = both.map(|address| Box::pin(Prober::is_well(address, &named, &key)));
+        assert!(select_ok(asking).await.is_ok());
+        asked.await.unwrap();
     }
 
     #[tokio::test]

@@ -65,7 +65,7 @@ pub const SETTINGS: &[Section] = &[
             Setting::new(
                 "trusted_proxies",
                 NETWORKS,
-                "Networks of load balancers whose X-Forwarded-For is believed",
+                "Networks of load balancers whose X-Forwarded-For or Forwarded is believed",
             )
             .value("NETWORKS")
             .env("RFORK_CFG_TRUSTED_PROXIES")

@@ -26,14 +26,14 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use ipnet::IpNet;
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::v2::Name;
 use serde::Deserialize;
 use toml::Spanned;
 
 use crate::domain::location::Location;
-use crate::domain::terms::{Hosts, Overrides, Pattern, Selector};
+use crate::domain::network::Network;
+use crate::domain::terms::{BadHosts, Hosts, Overrides, Pattern, Selector};
 use crate::settings::MAX_POINTS;
 
 /// The most rules of one kind: every registration looks at them.
@@ -52,20 +52,18 @@ pub struct FileSettings {
 
 /// Where addresses are.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Networks(Vec<(IpNet, Location)>);
+pub struct Networks(Vec<(Network, Location)>);
 
 impl Networks {
     /// What is known of an address; the most specific network that holds it counts.
     pub fn locate(&self, address: IpAddr) -> Location {
-        let address = address.to_canonical();
-        let found = self.0.iter().find(|(network, _)| network.contains(&address));
+        let found = self.0.iter().find(|(network, _)| network.holds(address));
         found.map(|(_, location)| location.clone()).unwrap_or_default()
     }
 
     /// What is known of where a seed is, if it is told by an address.
     pub fn locate_seed(&self, seed: &SeedIdentity) -> Location {
-        let host = seed.host().trim_start_matches('[').trim_end_matches(']');
-        host.parse().map(|address| self.locate(address)).unwrap_or_default()
+        seed.address().map(|address| self.locate(address)).unwrap_or_default()
     }
 }
 
@@ -140,7 +138,7 @@ struct HostRule {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct LocationRule {
-    network: Spanned<IpNet>,
+    network: Spanned<Network>,
     zone: Option<Name>,
     rack: Option<Name>,
     host: Option<Name>,
@@ -208,7 +206,7 @@ impl FileSettings {
             Ok((rule.network.into_inner(), location))
         });
         let mut networks = networks.collect::<Result<Vec<_>, Wrong>>()?;
-        networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_len()));
+        networks.sort_by_key(|(network, _)| std::cmp::Reverse(network.prefix_bits()));
         Ok(Self { overrides, networks: Networks(networks) })
     }
 }
@@ -227,18 +225,9 @@ fn bounded(
     Err(Wrong { at: value.span().start, reason })
 }
 
-/// Hosts that there can be. A slip in a network (`10.0.0.0/33`) would otherwise be a name that no seed has.
 fn hosts(what: &str, field: &str, value: &Spanned<String>) -> Result<Hosts, Wrong> {
-    let text = value.get_ref();
-    let hosts = Hosts::parse(text);
-    let no_name = text.is_empty()
-        || text.contains(|sign: char| sign.is_whitespace() || sign.is_control() || "/@#?".contains(sign))
-        || text.chars().all(|sign| sign.is_ascii_digit() || sign == '.');
-    if no_name && matches!(hosts, Hosts::Named(_)) {
-        let reason = format!("{what}: {field} must be a network, an address or a host name, got '{text}'");
-        return Err(Wrong { at: value.span().start, reason });
-    }
-    Ok(hosts)
+    let reason = |error: BadHosts| format!("{what}: {field} {error}");
+    value.get_ref().parse().map_err(|error| Wrong { at: value.span().start, reason: reason(error) })
 }
 
 fn selector(
@@ -295,6 +284,12 @@ mod tests {
         let networks = FileSettings::parse(text).unwrap().networks;
         assert_eq!(networks.locate("10.1.0.1".parse().unwrap()).zone.as_deref(), Some("b"));
         assert_eq!(networks.locate("::ffff:10.2.0.1".parse().unwrap()).zone.as_deref(), Some("a"));
+        let mapped = "[[location]]\nnetwork = '::ffff:10.0.0.0/104'\nzone = 'a'";
+        let networks = FileSettings::parse(mapped).unwrap().networks;
+        for told in ["10.2.0.1", "[::ffff:10.2.0.1]"] {
+            let seed = SeedIdentity::new(told, 1, 0).unwrap();
+            assert_eq!(networks.locate_seed(&seed).zone.as_deref(), Some("a"), "{told}");
+        }
     }
 
     #[test]

@@ -272,6 +272,39 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
 }
 
 #[tokio::test]
+async fn a_listener_of_both_families_shows_ipv4_clients_as_such() {
+    let Ok(listener) = TcpListener::bind("[::]:0").await else { return };
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));
+    settings.liveness_probe = false;
+    settings.trusted_proxies = vec!["::ffff:127.0.0.0/104".parse().unwrap()];
+    let port = listener.local_addr().unwrap().port();
+    let stop = Stop::default();
+    let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+    let ask = async |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        raw(([127, 0, 0, 1], port).into(), &request(method, path, &headers)).await.unwrap()
+    };
+    while ask("GET", "/v2", &[]).await.status == 503 {}
+    ask("POST", "/add_seed", &[&SEED.headers()[..], &[("SEED_REFCNT", "0")]].concat()).await.is(200, "");
+    for (header, told, shown) in [
+        ("X-Nothing", "x", "127.0.0.1"),
+        ("X-Forwarded-For", "::ffff:10.2.7.7", "10.2.7.7"),
+        ("X-Forwarded-For", "6.6.6.6, 10.2.7.7:4711, ::ffff:127.0.0.9", "10.2.7.7"),
+        ("Forwarded", "for=\"[2001:DB8::7]:4711\";proto=http", "2001:db8::7"),
+    ] {
+        let granted = ask("GET", "/get_seed", &[("SEED_KEY", SEED.key), (header, told)]).await;
+        ask("POST", "/put_seed", &granted.lease()).await.is(200, "");
+        let ended = ask("GET", "/v2/leases/ended?limit=1", &[]).await;
+        let ended: serde_json::Value = serde_json::from_str(&ended.body).unwrap();
+        assert_eq!(ended["leases"][0]["requester"], shown, "{header}: {told}");
+    }
+    stop.advance();
+    stop.advance();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn checkers_may_ask_in_any_usual_form() {
     let home = tempfile::tempdir().unwrap();
     let planner = Planner::start(&home.path().join("p.db"), |_| {}).await;

@@ -167,6 +167,44 @@ async fn only_the_right_method_of_a_route_does_anything() {
 }
 
 #[tokio::test]
+async fn a_seed_is_found_however_its_address_is_told() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = Planner::start(&home.path().join("p.db"), |settings| settings.liveness_probe = false).await;
+    let at = |ip| Seed { ip, ..SEED };
+    for (forms, shown) in [
+        (["10.0.0.7", "::ffff:10.0.0.7", "http://10.0.0.7", "10.0.0.7."], "10.0.0.7"),
+        (["fd00::7", "[fd00:0::7]", "http://[FD00::7]:8000/", "[fd00:0::7]:8000"], "fd00::7"),
+        (["Node-7.", "node-7", "https://NODE-7/", "http://node-7."], "node-7"),
+    ] {
+        for told in forms {
+            planner.add(&at(told)).await.is(200, "");
+        }
+        assert_eq!(planner.snapshot().await["seed_count"], 1, "{forms:?}");
+        for told in forms {
+            let granted = planner.get(SEED.key).await;
+            assert_eq!((granted.status, granted.header("SEED_IP")), (200, Some(shown)), "{told}");
+            // As the seed tells it, and as the planner does.
+            let lease = granted.header("USER_ID").unwrap();
+            let ours = [&at(told).headers()[1..], &[("USER_ID", lease)]].concat();
+            planner.ask("POST", "/renew_seed_lease", &ours).await.is(200, "");
+            planner.ask("POST", "/renew_seed_lease", &granted.lease()).await.is(200, "");
+            planner.ask("POST", "/put_seed", &ours).await.is(200, "");
+        }
+        planner.ask("POST", "/remove_seed", &at(forms[3]).headers()).await.is(200, "");
+    }
+    for (told, reason) in [
+        ("http://10.0.0.7:1", "names port 1"),
+        ("10.7", "four decimal numbers"),
+        ("fe80::7%eth0", "zone"),
+        ("0.0.0.0", "where one listens"),
+    ] {
+        let refusal = planner.add(&at(told)).await;
+        assert!(refusal.status == 400 && refusal.body.contains(reason), "{told}: {}", refusal.body);
+    }
+    planner.stop().await;
+}
+
+#[tokio::test]
 async fn the_snapshot_has_the_known_form() {
     let home = tempfile::tempdir().unwrap();
     let planner =

@@ -1,19 +1,18 @@
 //! What names a thing on the wire: the key of a set of weights, the address of a seed, a lease.
 
 use std::fmt;
-use std::net::Ipv6Addr;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use sha2::{Digest, Sha256};
 
+use crate::host::{BadHost, Host, MAX_HOST_BYTES};
+
 /// The longest seed key accepted, in bytes.
 pub const MAX_SEED_KEY_BYTES: usize = 8 * 1024;
 
-/// The longest host name or address accepted as `SEED_IP`, in bytes (DNS allows 253).
-pub const MAX_SEED_HOST_BYTES: usize = 255;
-
 /// The longest seed identity, `host:port:rank`, in bytes.
-pub const MAX_SEED_IDENTITY_BYTES: usize = MAX_SEED_HOST_BYTES + ":65535:4294967295".len();
+pub const MAX_SEED_IDENTITY_BYTES: usize = MAX_HOST_BYTES + ":65535:4294967295".len();
 
 /// The longest lease id accepted, in bytes. Planners of ours issue 32 hex characters.
 pub const MAX_LEASE_ID_BYTES: usize = 128;
@@ -27,9 +26,19 @@ pub enum IdError {
     /// A seed key of more than [`MAX_SEED_KEY_BYTES`].
     #[error("a seed key of {0} bytes is too long: at most {MAX_SEED_KEY_BYTES} are accepted")]
     KeyTooLong(usize),
-    /// Something that could not stand as the host of a URL.
-    #[error("'{0}' cannot be the host of a URL: give an IPv4 or IPv6 address or a host name")]
-    BadHost(String),
+    /// Something that could not stand as the host of a URL, or is read in different ways.
+    #[error(transparent)]
+    BadHost(#[from] BadHost),
+    /// A host that was told with another port than beside it.
+    #[error("'{host}' names port {told}, but the port is told as {port}")]
+    OtherPort {
+        /// The host as it was told.
+        host: String,
+        /// The port that it names.
+        told: u16,
+        /// The port beside it.
+        port: u16,
+    },
     /// A port outside 1 to 65535.
     #[error("a seed port must be 1 to 65535")]
     BadPort,
@@ -107,11 +116,11 @@ impl fmt::Debug for SeedKey {
 
 /// Where a seed is: the address of its metadata service, and its rank.
 ///
-/// Written `SEED_IP:SEED_PORT:SEED_RANK`. The host is kept as the client sent it, because that text is the
-/// identity; [`SeedIdentity::authority`] gives the form that fits in a URL.
+/// Written `host:port:rank`, an IPv6 host in brackets. Its host is canonical, so a seed has one identity however its
+/// address is told.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct SeedIdentity {
-    host: String,
+    host: Host,
     port: u16,
     rank: u32,
 }
@@ -122,20 +131,40 @@ impl SeedIdentity {
     /// # Errors
     /// [`IdError::BadHost`] when `host` is not an IPv4 address, an IPv6 address (with or without brackets)
     /// or a host name; [`IdError::BadPort`] for port 0.
-    pub fn new(host: impl Into<String>, port: u16, rank: u32) -> Result<Self, IdError> {
-        let host = host.into();
-        if !is_url_host(&host) {
-            return Err(IdError::BadHost(host));
+    pub fn new(host: impl AsRef<str>, port: u16, rank: u32) -> Result<Self, IdError> {
+        Self::at(host.as_ref().parse()?, port, rank)
+    }
+
+    /// As [`SeedIdentity::new`], with `host` as [`Host::told`] reads it.
+    ///
+    /// # Errors
+    /// Those of [`SeedIdentity::new`]; [`IdError::OtherPort`] when it is told with another port than `port`.
+    pub fn told(host: &str, port: u16, rank: u32) -> Result<Self, IdError> {
+        match Host::told(host)? {
+            (_, Some(told)) if told != port => Err(IdError::OtherPort { host: host.to_owned(), told, port }),
+            (host, _) => Self::at(host, port, rank),
         }
+    }
+
+    /// Takes the three parts.
+    ///
+    /// # Errors
+    /// [`IdError::BadPort`] for port 0.
+    pub fn at(host: Host, port: u16, rank: u32) -> Result<Self, IdError> {
         if port == 0 {
             return Err(IdError::BadPort);
         }
         Ok(Self { host, port, rank })
     }
 
-    /// The host as the seed gave it.
+    /// The host, an IPv6 address without brackets.
     pub fn host(&self) -> &str {
-        &self.host
+        self.host.as_str()
+    }
+
+    /// The host's address, if it is not a name.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.host.address()
     }
 
     /// The port of its metadata service.
@@ -148,24 +177,20 @@ impl SeedIdentity {
         self.rank
     }
 
-    /// `host:port` as it stands in a URL: an IPv6 address gets its brackets.
+    /// `host:port` as it stands in a URL.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') && !self.host.starts_with('[') {
-            format!("[{}]:{}", self.host, self.port)
-        } else {
-            format!("{}:{}", self.host, self.port)
-        }
+        self.host.authority(self.port)
     }
 }
 
 impl fmt::Display for SeedIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}", self.host, self.port, self.rank)
+        write!(f, "{}:{}", self.authority(), self.rank)
     }
 }
 
-/// Reads what `Display` writes. The last two parts are the port and the rank, so a host is read back as it was
-/// given, an IPv6 address without brackets too.
+/// Reads what `Display` writes. The last two parts are the port and the rank, so an IPv6 host may stand without
+/// brackets, too.
 impl FromStr for SeedIdentity {
     type Err = IdError;
 
@@ -189,24 +214,6 @@ impl FromStr for SeedIdentity {
         let port = port.parse().map_err(|_| bad())?;
         Self::new(host, port, rank)
     }
-}
-
-/// Whether `host` could stand as the host of a URL.
-fn is_url_host(host: &str) -> bool {
-    if host.is_empty() || host.len() > MAX_SEED_HOST_BYTES {
-        return false;
-    }
-    if host.contains([':', '[', ']']) {
-        let inner = match host.strip_prefix('[') {
-            Some(rest) => match rest.strip_suffix(']') {
-                Some(inner) => inner,
-                None => return false,
-            },
-            None => host,
-        };
-        return inner.parse::<Ipv6Addr>().is_ok();
-    }
-    host.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
 }
 
 /// A lease: the right to read from one seed until it ends. It is a credential.
@@ -278,23 +285,23 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn hosts_that_fit_a_url() {
-        for good in ["10.0.0.7", "::1", "[::1]", "fe80::1", "node-3.rack_1.example", "h"] {
-            assert!(SeedIdentity::new(good, 1, 0).is_ok(), "{good}");
+    fn a_seed_has_one_identity_however_its_address_is_told() {
+        for (told, identity) in [
+            ("FD00:0::7", "[fd00::7]:8000:2"),
+            ("[fd00::7]", "[fd00::7]:8000:2"),
+            ("[fd00::7]:8000", "[fd00::7]:8000:2"),
+            ("http://[fd00::7]:8000/", "[fd00::7]:8000:2"),
+            ("::ffff:10.0.0.7", "10.0.0.7:8000:2"),
+            ("https://Node-1.", "node-1:8000:2"),
+        ] {
+            let seed = SeedIdentity::told(told, 8000, 2).unwrap();
+            assert_eq!(seed.to_string(), identity, "{told}");
+            assert_eq!(identity.parse(), Ok(seed), "{told}");
         }
-        for bad in ["", "a b", "a/b", "a@b", "a#b", "a\tb", "[::1", "::1]", "1:2", "é", "a?b", "%41"] {
-            assert!(SeedIdentity::new(bad, 1, 0).is_err(), "{bad}");
-        }
+        assert_eq!("fd00::7:8000:2".parse::<SeedIdentity>().unwrap().to_string(), "[fd00::7]:8000:2");
         assert_eq!(SeedIdentity::new("h", 0, 0), Err(IdError::BadPort));
-    }
-
-    #[test]
-    fn an_ipv6_seed_has_a_url_authority() {
-        let bare = SeedIdentity::new("::1", 8000, 2).unwrap();
-        let bracketed = SeedIdentity::new("[::1]", 8000, 2).unwrap();
-        assert_eq!(bare.authority(), "[::1]:8000");
-        assert_eq!(bracketed.authority(), "[::1]:8000");
-        assert_eq!(bare.to_string(), "::1:8000:2");
+        let error = SeedIdentity::told("[fd00::7]:9", 8000, 0).unwrap_err();
+        assert!(error.to_string().contains("names port 9"), "{error}");
     }
 
     #[test]
@@ -318,6 +325,9 @@ mod tests {
             "::1",
             "[::1:8000:0",
             "http://h:1:0",
+            "10.3:1:0",
+            "0.0.0.0:1:0",
+            "fe80::1%eth0:1:0",
         ] {
             assert!(bad.parse::<SeedIdentity>().is_err(), "{bad}");
         }
@@ -368,17 +378,9 @@ mod tests {
         }
 
         #[test]
-        fn a_seed_is_read_as_it_is_written(host in "[a-z0-9.-]{1,20}|::1|\\[fe80::7\\]|1:2:3:4:5:6:7:8", port in 1u16.., rank: u32) {
+        fn a_seed_is_read_as_it_is_written(host in "[a-z0-9-]{1,20}\\.[a-z]|::1|\\[fe80::7\\]|1:2:3:4:5:6:7:8", port in 1u16.., rank: u32) {
             let seed = SeedIdentity::new(host, port, rank).unwrap();
             prop_assert_eq!(seed.to_string().parse(), Ok(seed));
-        }
-
-        #[test]
-        fn a_host_that_is_accepted_stays_whole_in_a_url(host in "[ -~]{1,20}") {
-            if let Ok(identity) = SeedIdentity::new(host, 80, 0) {
-                let authority = identity.authority();
-                prop_assert!(!authority.contains(['/', '@', '#', '?', ' ', '%']));
-            }
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`settings`]. The crate does no I/O and knows no runtime, which makes each format testable with plain values.
 
 pub mod frame;
+pub mod host;
 pub mod ids;
 pub mod manifest;
 pub mod problem;
@@ -13,4 +14,5 @@ pub mod settings;
 pub mod v1;
 pub mod v2;
 
+pub use host::Host;
 pub use ids::{IdError, LeaseId, SeedIdentity, SeedKey};

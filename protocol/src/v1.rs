@@ -54,7 +54,8 @@ macro_rules! parameters {
 parameters! {
     /// What the weights are.
     SEED_KEY = "SEED_KEY", "seed_key", "seed-key";
-    /// Host of the seed's metadata service.
+    /// Host of the seed's metadata service. Seeds may tell it as a URL, or with its port ([`crate::Host::told`]); it is answered
+    /// without either.
     SEED_IP = "SEED_IP", "seed_ip", "seed-ip";
     /// Its port.
     SEED_PORT = "SEED_PORT", "seed_port", "seed-port";
@@ -323,7 +324,7 @@ fn identity(headers: &HeaderMap) -> Result<SeedIdentity, HeaderError> {
     let rank = optional_integer(headers, SEED_RANK, 0, u64::from(u32::MAX))?.unwrap_or(0);
     // Both fit: `integer` has compared them with the greatest value.
     let (port, rank) = (u16::try_from(port).unwrap_or(u16::MAX), u32::try_from(rank).unwrap_or(u32::MAX));
-    SeedIdentity::new(host, port, rank).map_err(|error| HeaderError::Invalid(SEED_IP, error))
+    SeedIdentity::told(&host, port, rank).map_err(|error| HeaderError::Invalid(SEED_IP, error))
 }
 
 /// A deprecated parameter: absent (or empty, which is the same), or an integer like any other.
@@ -468,6 +469,34 @@ mod tests {
     }
 
     #[test]
+    fn a_seed_s_host_may_be_told_as_a_url_or_with_its_port_and_is_answered_plain() {
+        for told in [
+            "http://10.0.0.7",
+            "https://10.0.0.7/",
+            "http://10.0.0.7:8000",
+            "::ffff:10.0.0.7",
+            "10.0.0.7:8000",
+        ] {
+            let add = AddSeed::decode(&with("seed_ip", told)).unwrap();
+            assert_eq!(add.identity.to_string(), "10.0.0.7:8000:3", "{told}");
+            assert_eq!(add.encode()["seed_ip"], "10.0.0.7", "{told}");
+        }
+        let ipv6 = AddSeed::decode(&with("seed_ip", "[FD00::7]:8000")).unwrap();
+        assert_eq!(ipv6.encode()["seed_ip"], "fd00::7");
+        for (told, reason) in [
+            ("http://10.0.0.7:9", "names port 9"),
+            ("http://u:p@10.0.0.7", "user or a password"),
+            ("http://10.0.0.7/path", "only a host"),
+            ("10.7", "four decimal numbers"),
+            ("fe80::1%eth0", "zone"),
+            ("0.0.0.0", "listens"),
+        ] {
+            let error = AddSeed::decode(&with("seed_ip", told)).unwrap_err().to_string();
+            assert!(error.starts_with("invalid header SEED_IP: ") && error.contains(reason), "{error}");
+        }
+    }
+
+    #[test]
     fn integers_are_read_as_python_reads_them() {
         for (text, port) in [("8000", 8000), (" 8000 ", 8000), ("+8000", 8000), ("008000", 8000)] {
             assert_eq!(AddSeed::decode(&with("seed_port", text)).unwrap().identity.port(), port);
@@ -532,7 +561,7 @@ mod tests {
     }
 
     prop_compose! {
-        fn identities()(host in "[a-z0-9.-]{1,20}|::1|\\[fe80::7\\]", port in 1u16.., rank: u32) -> SeedIdentity {
+        fn identities()(host in "[a-z0-9-]{1,20}\\.[a-z]|::1|\\[fe80::7\\]", port in 1u16.., rank: u32) -> SeedIdentity {
             SeedIdentity::new(host, port, rank).unwrap()
         }
     }

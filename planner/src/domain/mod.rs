@@ -3,6 +3,7 @@
 pub mod explain;
 pub mod health;
 pub mod location;
+pub mod network;
 pub mod policy;
 pub mod seed;
 pub mod terms;

@@ -2,9 +2,11 @@
 //! some seeds, of which the first that fits counts.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 
-use ipnet::IpNet;
-use rfork_protocol::SeedKey;
+use rfork_protocol::{Host, SeedKey};
+
+use super::network::Network;
 
 /// The terms of one seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub struct Subject<'a> {
     pub key: &'a SeedKey,
     /// The label that names its model.
     pub model_url: Option<&'a str>,
-    /// The host of its address.
+    /// The host of its address, canonical.
     pub host: &'a str,
 }
 
@@ -55,26 +57,45 @@ impl Selector {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Hosts {
     /// Addresses of a network.
-    Network(IpNet),
-    /// Names and addresses that a pattern fits.
+    Network(Network),
+    /// Names and addresses that a pattern fits, in their canonical form.
     Named(Pattern),
 }
 
-impl Hosts {
-    /// Reads `10.0.0.0/8`, an address, or a name in which `*` stands for anything.
-    pub fn parse(text: &str) -> Self {
-        let network = text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from));
-        network.map_or_else(|| Self::Named(Pattern::new(text)), Self::Network)
-    }
+/// A text that fits no host.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("must be a network, an address or a host name, got '{0}'")]
+pub struct BadHosts(String);
 
+impl Hosts {
     fn contain(&self, host: &str) -> bool {
         match self {
-            Self::Network(network) => {
-                let bare = host.trim_start_matches('[').trim_end_matches(']');
-                bare.parse::<IpAddr>().is_ok_and(|address| network.contains(&address.to_canonical()))
-            }
+            Self::Network(network) => host.parse::<IpAddr>().is_ok_and(|address| network.holds(address)),
             Self::Named(pattern) => pattern.fits(host.as_bytes()),
         }
+    }
+}
+
+/// Reads `10.0.0.0/8`, an address, or a name in which `*` stands for anything. A slip in a network (`10.0.0.0/33`)
+/// is refused: it would be a name that no seed has.
+impl FromStr for Hosts {
+    type Err = BadHosts;
+
+    fn from_str(text: &str) -> Result<Self, BadHosts> {
+        let bad = || BadHosts(text.chars().take(80).collect());
+        if let Ok(network) = text.parse() {
+            return Ok(Self::Network(network));
+        }
+        if !text.contains('*') {
+            let name = text.parse::<Host>().map_err(|_| bad())?;
+            return Ok(Self::Named(Pattern::new(name.as_str())));
+        }
+        let stands_in_hosts = |sign: char| sign.is_ascii_alphanumeric() || "*.-_:".contains(sign);
+        if !text.chars().all(stands_in_hosts) {
+            return Err(bad());
+        }
+        let canonical = text.strip_suffix('.').unwrap_or(text).to_ascii_lowercase();
+        Ok(Self::Named(Pattern::new(&canonical)))
     }
 }
 
@@ -141,12 +162,12 @@ mod tests {
     #[test]
     fn the_first_rule_that_fits_counts() {
         let by_key = Selector { key: Some(Pattern::new("/m/*$decode$*")), ..Selector::default() };
-        let by_seed = Selector { seed: Some(Hosts::parse("10.1.0.0/16")), ..Selector::default() };
+        let by_seed = Selector { seed: "10.1.0.0/16".parse().ok(), ..Selector::default() };
         let by_model = Selector { model: Some(Pattern::new("/m/big")), ..Selector::default() };
         let rules = Overrides {
             capacity: vec![(by_key.clone(), 4), (by_seed, 2)],
             lease_ttl_ms: vec![(by_model, 300_000)],
-            host_capacity: vec![(Hosts::parse("10.1.*"), 9)],
+            host_capacity: vec![("10.1.*".parse().unwrap(), 9)],
         };
         let terms = |text: &str, model_url: Option<&str>, host: &str| {
             rules.terms(1, 60_000, &Subject { key: &key(text), model_url, host })
@@ -164,13 +185,21 @@ mod tests {
             ("10.0.0.0/8", "10.9.9.9", true),
             ("10.0.0.0/8", "11.9.9.9", false),
             ("10.0.0.0/8", "a-name", false),
-            ("fd00::/8", "[fd00::1]", true),
-            ("10.0.0.0/8", "::ffff:10.1.1.1", true),
+            ("::ffff:10.0.0.0/104", "10.9.9.9", true),
+            ("fd00::/8", "fd00::1", true),
+            ("[FD00:0::1]", "fd00::1", true),
             ("10.0.0.1", "10.0.0.1", true),
             ("node-*.pod", "node-17.pod", true),
+            ("Node-*.pod.", "node-17.pod", true),
             ("node-*.pod", "node-17.pods", false),
+            ("Node-17.Pod.", "node-17.pod", true),
+            ("fd00::*", "fd00::1", true),
+            ("*", "anything", true),
         ] {
-            assert_eq!(Hosts::parse(hosts).contain(host), fits, "{hosts} {host}");
+            assert_eq!(hosts.parse::<Hosts>().unwrap().contain(host), fits, "{hosts} {host}");
+        }
+        for bad in ["", "10.0.0.0/33", "10.0.0.300", "10.3", "a/b", "a b", "a@*", "0.0.0.0/0/0"] {
+            assert!(bad.parse::<Hosts>().is_err(), "{bad}");
         }
     }
 

@@ -31,6 +31,7 @@ pub mod bounds;
 pub mod client;
 pub mod delivery;
 mod error;
+mod forwarded;
 mod ops;
 pub mod server;
 #[cfg(test)]

@@ -13,7 +13,6 @@ use futures_util::FutureExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
-use ipnet::IpNet;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -24,6 +23,7 @@ use tower::ServiceExt;
 use super::client::{self, Client};
 use super::delivery::{Delivery, Watched};
 use crate::config::Bounds;
+use crate::domain::network::Network;
 use crate::shutdown::Stop;
 
 /// Open files that are left for the database, whose pool may have 100, and the rest of the process.
@@ -43,7 +43,7 @@ pub async fn serve(
     opening: Router,
     opened: watch::Receiver<Option<Router>>,
     bounds: &Bounds,
-    proxies: &Arc<[IpNet]>,
+    proxies: &Arc<[Network]>,
     stop: &Stop,
 ) {
     let places = Arc::new(Places::new(connection_limit(bounds.connections)));
@@ -152,7 +152,7 @@ impl Place {
 /// The other end of a connection.
 struct Peer {
     address: IpAddr,
-    proxies: Arc<[IpNet]>,
+    proxies: Arc<[Network]>,
 }
 
 /// One connection. It owns its place; a stop lets the request that runs finish and closes it then.

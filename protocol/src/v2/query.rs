@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 
 use super::ValueError;
+use crate::host::Host;
 use crate::ids::{SeedIdentity, SeedKey};
 
 /// Entries on a page when the query does not say.
@@ -128,6 +129,12 @@ impl Fields {
     pub(super) fn seed(&mut self) -> Result<Option<SeedIdentity>, QueryError> {
         let text = self.text("seed")?;
         text.map(|text| text.parse().map_err(|error| is_wrong("seed", error))).transpose()
+    }
+
+    /// `host`, of a seed.
+    pub(super) fn host(&mut self) -> Result<Option<Host>, QueryError> {
+        let text = self.text("host")?;
+        text.map(|text| text.parse().map_err(|error| is_wrong("host", error))).transpose()
     }
 
     /// One of some words.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::query::{Fields, Query, QueryError, Written};
 use super::{Cursor, DEFAULT_PAGE, Label, Location, MAX_BEATS, Name, body};
+use crate::host::Host;
 use crate::ids::{SeedIdentity, SeedKey};
 
 /// `POST /v2/seeds`: a worker holds weights and lets others read them. Repeating it is harmless.
@@ -195,8 +196,8 @@ pub struct SeedQuery {
     pub seed_key: Option<SeedKey>,
     /// Seeds of this model.
     pub model_url: Option<Label>,
-    /// Seeds at this host, as in their identity.
-    pub host: Option<Name>,
+    /// Seeds at this host.
+    pub host: Option<Host>,
     /// Seeds in this state.
     pub state: Option<SeedState>,
     /// Seeds on a page.
@@ -219,7 +220,7 @@ impl Query for SeedQuery {
         Ok(Self {
             seed_key: fields.seed_key()?,
             model_url: fields.value("model_url")?,
-            host: fields.value("host")?,
+            host: fields.host()?,
             state: fields.one_of("state", &SeedState::NAMES)?,
             limit: fields.limit()?,
             after: fields.value("after")?,
@@ -230,7 +231,7 @@ impl Query for SeedQuery {
         Written::default()
             .bytes("seed_key", self.seed_key.as_ref().map(SeedKey::as_bytes))
             .text("model_url", self.model_url.as_ref().map(Label::as_str))
-            .text("host", self.host.as_ref().map(Name::as_str))
+            .text("host", self.host.as_ref().map(Host::as_str))
             .text("state", self.state.map(SeedState::as_str))
             .text("limit", Some(&self.limit.to_string()))
             .text("after", self.after.as_ref().map(Cursor::as_str))

@@ -355,7 +355,9 @@ impl JsonSchema for SeedIdentity {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "description": "A seed: host, port of its metadata service, and rank, joined with colons. An IPv6 \
-                host stands in brackets.",
+                host stands in brackets. Of the forms of an address and a name each is taken, but for those that \
+                resolvers read in different ways, and one is answered: that of RFC 5952, IPv4-mapped as IPv4, a \
+                name in lower case without the dot at its end.",
             "type": "string",
             "pattern": "^[^ ]+:[1-9][0-9]{0,4}:(0|[1-9][0-9]{0,9})$",
             "maxLength": MAX_SEED_IDENTITY_BYTES,

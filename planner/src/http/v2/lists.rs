@@ -21,7 +21,7 @@ pub(super) async fn seeds(call: Call<SeedQuery>) -> Result<SeedList, Refused> {
     let filter = SeedFilter {
         key,
         model_url: model_url.map(String::from),
-        host: host.map(String::from),
+        host: host.map(|host| host.as_str().to_owned()),
         state: state.map(known_state),
     };
     let page = within(DEADLINE, call.api.store.list_seeds(&filter, &part(limit, after))).await?;

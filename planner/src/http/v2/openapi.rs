@@ -128,7 +128,7 @@ fn parameter(name: &str, schemas: &mut SchemaGenerator) -> Value {
         }
         "seed" => ("Those of this seed.", of::<rfork_protocol::SeedIdentity>(schemas)),
         "model_url" => ("Those of this model.", of::<Label>(schemas)),
-        "host" => ("Those at this host, as it stands in the seed's identity.", of::<Name>(schemas)),
+        "host" => ("Those at this host, in any form of its address or name.", of::<Name>(schemas)),
         "kind" => ("Those of this kind.", of::<EventKind>(schemas)),
         "since_ms" => (
             "Those of the last so many milliseconds.",

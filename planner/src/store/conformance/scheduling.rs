@@ -1,7 +1,7 @@
 //! Rules, places, instances, health: what is preferred, and what is left out.
 
 use super::*;
-use crate::domain::terms::{Hosts, Overrides, Pattern, Selector};
+use crate::domain::terms::{Overrides, Pattern, Selector};
 use crate::store::{DRAIN_MEMORY_MS, Heard};
 
 fn seed_on(host: &str, port: u16) -> SeedIdentity {
@@ -101,7 +101,7 @@ pub(crate) async fn a_lease_lives_as_long_as_its_seed_s_rule_says<H: Home>() {
 }
 
 fn capped(host: &str, capacity: u32) -> Rules {
-    let host_capacity = vec![(Hosts::parse(host), capacity)];
+    let host_capacity = vec![(host.parse().unwrap(), capacity)];
     Rules { capacity: 4, ..ruled(Overrides { host_capacity, ..Overrides::default() }) }
 }
 

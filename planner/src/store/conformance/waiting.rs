@@ -357,7 +357,7 @@ pub(crate) async fn a_silent_seed_that_is_heard_of_serves_who_waits<H: Home>() {
 
 pub(crate) async fn a_release_serves_who_waits_for_another_key_of_a_full_host<H: Home>() {
     let overrides = crate::domain::terms::Overrides {
-        host_capacity: vec![(crate::domain::terms::Hosts::parse("10.0.0.1"), 1)],
+        host_capacity: vec![("10.0.0.1".parse().unwrap(), 1)],
         ..Default::default()
     };
     let bench = Bench::<H>::new(Rules { overrides: Some(Arc::new(overrides)), ..RULES }).await;

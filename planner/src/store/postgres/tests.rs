@@ -8,7 +8,7 @@ use super::*;
 use crate::config::DatabaseUrl;
 use crate::domain::location::Location;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
-use crate::domain::terms::{Hosts, Overrides};
+use crate::domain::terms::Overrides;
 use crate::store::conformance::waiting::{attempt, leave_attempt};
 use crate::store::conformance::{
     self, Home, RULES, acquire, identity, key, register, release, remove, renew,
@@ -355,7 +355,7 @@ async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     let Database(url) = Database::make().await;
-    let host_capacity = vec![(Hosts::parse("10.0.0.*"), 1)];
+    let host_capacity = vec![("10.0.0.*".parse().unwrap(), 1)];
     let overrides = Some(std::sync::Arc::new(Overrides { host_capacity, ..Overrides::default() }));
     let rules = Rules { overrides, ..RULES };
     let on_host = |seed, text| {

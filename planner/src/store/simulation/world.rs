@@ -8,7 +8,7 @@ use crate::domain::health::BackOff;
 use crate::domain::location::Location;
 use crate::domain::policy::Policy;
 use crate::domain::seed::Profile;
-use crate::domain::terms::{Hosts, Overrides, Selector};
+use crate::domain::terms::{Overrides, Selector};
 use crate::store::conformance::identity;
 
 /// Seeds that take part.
@@ -104,8 +104,7 @@ impl World {
 
     /// The same, as a planner's settings.
     pub(super) fn rules(self) -> Rules {
-        let only =
-            |seed: u8| Selector { seed: Some(Hosts::parse(identity(seed).host())), ..Selector::default() };
+        let only = |seed: u8| Selector { seed: identity(seed).host().parse().ok(), ..Selector::default() };
         let others = SEEDS;
         Rules {
             heartbeat_ttl_ms: self.heartbeat_ttl_ms(),
@@ -118,7 +117,7 @@ impl World {
                 lease_ttl_ms: vec![(only(PATIENT), self.lease_ttl_ms(PATIENT))],
                 host_capacity: self
                     .host(others)
-                    .map(|(_, capacity)| (Hosts::parse("10.0.0.*"), capacity))
+                    .map(|(_, capacity)| ("10.0.0.*".parse().unwrap(), capacity))
                     .into_iter()
                     .collect(),
             })),

@@ -43,7 +43,7 @@ async fn main() -> Result<()> {
     }
     let key = SeedKey::from_text(KEY)?;
     let metadata = metadata(tensors)?;
-    let service = SeedService::start("127.0.0.1", 0, &key, &metadata, EntryFields::Five).await?;
+    let service = SeedService::start(Some("127.0.0.1"), 0, &key, &metadata, EntryFields::Five).await?;
     println!("manifest of {tensors} tensors, {} bytes of JSON", metadata.encode(EntryFields::Five).len());
     for _ in 0..if in_earnest { ROUNDS } else { 1 } {
         let mut reader = Command::new(std::env::current_exe()?);
@@ -54,7 +54,7 @@ async fn main() -> Result<()> {
     }
     service.stop().await;
     let sizes = manifest(2_000)?.tensor_bytes();
-    let tcp = TcpEngine::bind(TcpOptions::new("127.0.0.1", "127.0.0.1")).await?;
+    let tcp = TcpEngine::bind(TcpOptions::new(Some("127.0.0.1"))).await?;
     register("allocated and registered by the TCP engine", &tcp, || Ok(WeightMemory::allocate(&sizes)?))
         .await?;
     let yuanrong = YuanRongEngine::start(YuanRongOptions::new("127.0.0.1"), || Ok(Nothing)).await?;

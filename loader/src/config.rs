@@ -37,8 +37,9 @@ pub struct Config {
     pub request_timeout: Duration,
     /// `rfork_seed_key_separator`: between the parts of a readable key.
     pub seed_key_separator: String,
-    /// `rfork_seed_bind_host`: where the seed service and the TCP engine listen.
-    pub seed_bind_host: String,
+    /// `rfork_seed_bind_host`: where the seed service and the TCP engine listen; every address of this machine, of both
+    /// families, when `None`. `0.0.0.0`, if set, is IPv4 alone, as vLLM Ascend's users have it.
+    pub seed_bind_host: Option<String>,
     /// `rfork_seed_advertise_host`: the address that peers are told; detected when `None`.
     pub seed_advertise_host: Option<String>,
     /// `rfork_seed_port_base`: fixed ports from here on; free ports when 0.
@@ -98,7 +99,7 @@ impl Config {
             seed_timeout: values.seconds("rfork_seed_timeout_sec")?,
             request_timeout: values.seconds("rfork_request_timeout_sec")?,
             seed_key_separator: values.get("rfork_seed_key_separator")?,
-            seed_bind_host: values.get("rfork_seed_bind_host")?,
+            seed_bind_host: values.find("rfork_seed_bind_host")?,
             seed_advertise_host: values.find("rfork_seed_advertise_host")?,
             seed_port_base: values.get("rfork_seed_port_base")?,
             model_identity_headers: values.get("rfork_model_identity_headers")?,
@@ -203,7 +204,7 @@ mod tests {
         assert_eq!(config.heartbeat_interval, Duration::from_secs(30));
         assert_eq!(config.lease_release_max_attempts, 3);
         assert_eq!(config.lease_release_retry_interval, Duration::from_secs(30));
-        assert_eq!((config.seed_key_separator.as_str(), config.seed_bind_host.as_str()), ("$", "0.0.0.0"));
+        assert_eq!((config.seed_key_separator.as_str(), config.seed_bind_host), ("$", None));
         assert_eq!((config.seed_port_base, config.seed_advertise_host), (0, None));
         assert_eq!((config.seed_wait, config.model_identity_headers), (Duration::ZERO, false));
     }

@@ -1,42 +1,58 @@
-//! Tells the planner, again and again, that this worker is a seed.
+//! Tells the planner, again and again, that this worker is a seed: from when others can reach it.
 //!
 //! Beats are timed from one start to the next, not from an answer: an answer that took its whole deadline
 //! must not push the next beat past the planner's time to live.
 
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::planner_client::{Advert, Heard, PlannerClient, PlannerError};
+use crate::reach::{Reach, Unreachable};
 use crate::retry::{Backoff, jittered};
 
 /// The first pause after a beat that failed.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
+/// Between two checks whether others reach this worker: the first pause, and the longest.
+const CHECK_PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_mins(5)];
 
 /// A worker's heartbeat. It ends when stopped, when dropped, or when the planner refuses it for good.
 #[derive(Debug)]
 pub struct Heartbeat {
     stop: CancellationToken,
-    answered: CancellationToken,
-    task: AbortOnDropHandle<()>,
+    first: Option<oneshot::Receiver<Unreachable>>,
+    /// Gives whether the planner may know of this seed.
+    task: AbortOnDropHandle<bool>,
     client: PlannerClient,
     advert: Advert,
 }
 
 impl Heartbeat {
-    /// Starts to beat about every `interval`.
-    pub fn start(client: PlannerClient, advert: Advert, interval: Duration) -> Self {
-        let (stop, answered) = (CancellationToken::new(), CancellationToken::new());
-        let beating = beat(client.clone(), advert.clone(), interval, stop.clone(), answered.clone());
-        let task = AbortOnDropHandle::new(tokio::spawn(beating));
-        Self { stop, answered, task, client, advert }
+    /// Starts to beat about every `interval`, once the check is passed: it is repeated until then, with growing pauses.
+    pub fn start(client: PlannerClient, advert: Advert, interval: Duration, reach: Reach) -> Self {
+        let stop = CancellationToken::new();
+        let (tell, first) = oneshot::channel();
+        let (teller, told, stopped) = (client.clone(), advert.clone(), stop.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(async move {
+            let Some(tell) = stopped.run_until_cancelled(reached(&reach, tell)).await else { return false };
+            beat(teller, told, interval, stopped, tell).await;
+            true
+        }));
+        Self { stop, first: Some(first), task, client, advert }
     }
 
-    /// Waits until the first beat was answered or has failed, which the request's deadline bounds.
-    pub async fn first(&self) {
-        self.answered.cancelled().await;
+    /// Waits until the first check has failed, or the first beat was answered or has failed, which deadlines bound. A
+    /// second time it does not wait.
+    ///
+    /// # Errors
+    /// [`Unreachable`].
+    pub async fn first(&mut self) -> Result<(), Unreachable> {
+        let Some(first) = self.first.take() else { return Ok(()) };
+        // The other end is dropped without a word when all is well.
+        first.await.map_or(Ok(()), Err)
     }
 
     /// Stops beating, then takes the advertisement back, so that nobody is sent here any more. A planner that
@@ -45,11 +61,33 @@ impl Heartbeat {
         self.stop.cancel();
         // A beat that is under way ends first (its request has a deadline): were it dropped, the planner
         // might still take it, after the removal. An error means that the task panicked: nothing beats.
-        let _ = self.task.await;
+        let may_be_known = self.task.await.unwrap_or(true);
+        if !may_be_known {
+            // Another worker may be known by this address.
+            return;
+        }
         if let Err(error) = self.client.withdraw(&self.advert).await {
             tracing::warn!(%error, "the advertisement was not removed; it expires by itself");
         }
     }
+}
+
+/// Waits until others reach this worker. Tells if the first check fails; else gives back what would have told it.
+async fn reached(reach: &Reach, tell: oneshot::Sender<Unreachable>) -> Option<oneshot::Sender<Unreachable>> {
+    let Err(unreachable) = reach.check().await else { return Some(tell) };
+    // Whoever waited for it may have gone.
+    let _ = tell.send(unreachable);
+    let [first, longest] = CHECK_PAUSES;
+    let mut backoff = Backoff::new(first, longest);
+    loop {
+        tokio::time::sleep(backoff.pause()).await;
+        match reach.check().await {
+            Ok(()) => break,
+            Err(unreachable) => tracing::debug!(%unreachable, "others still do not reach this worker"),
+        }
+    }
+    tracing::info!(identity = %reach.identity, "others reach this worker now: it becomes a seed");
+    None
 }
 
 async fn beat(
@@ -57,10 +95,8 @@ async fn beat(
     advert: Advert,
     interval: Duration,
     stop: CancellationToken,
-    answered: CancellationToken,
+    mut unanswered: Option<oneshot::Sender<Unreachable>>,
 ) {
-    // Also when the planner refuses, or the task is dropped.
-    let _answered = answered.clone().drop_guard();
     let mut backoff = Backoff::new(FIRST_RETRY, interval);
     let mut failing = false;
     let mut registered = false;
@@ -94,7 +130,8 @@ async fn beat(
                 return;
             }
         };
-        answered.cancel();
+        // Dropped too when the planner refuses, or with the task.
+        drop(unanswered.take());
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep_until(started + pause) => {}
@@ -111,5 +148,7 @@ async fn tell(client: &PlannerClient, advert: &Advert, registered: bool) -> Resu
         }
         tracing::info!(identity = %advert.identity, "the planner does not know this seed: it registers");
     }
-    client.register(advert).await.map(|()| Heard::Known)
+    client.register(advert).await?;
+    tracing::debug!(identity = %advert.identity, "the planner has this seed");
+    Ok(Heard::Known)
 }

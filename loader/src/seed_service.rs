@@ -25,6 +25,8 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::listen::listen;
+
 /// Connections served at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client may take to send a request's head.
@@ -45,18 +47,6 @@ pub enum SeedServiceError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// It listens, but does not answer.
-    #[error(
-        "the seed service on {address} did not answer its health check within {waited:?} ({last}); raise rfork_seed_timeout_sec if this machine is slow"
-    )]
-    Unhealthy {
-        /// Where it listens.
-        address: SocketAddr,
-        /// `rfork_seed_timeout_sec`.
-        waited: Duration,
-        /// What the last try said.
-        last: String,
-    },
 }
 
 /// The documents that are served.
@@ -75,24 +65,23 @@ pub struct SeedService {
 }
 
 impl SeedService {
-    /// Listens on `host:port` (port 0 takes a free one) and serves `metadata` to those who name `key`.
+    /// Listens on `port` (0 takes a free one) of `host`, as [`listen`] has it, and serves `metadata` to those who name `key`.
     ///
     /// # Errors
     /// [`SeedServiceError::Bind`].
     pub async fn start(
-        host: &str,
+        host: Option<&str>,
         port: u16,
         key: &SeedKey,
         metadata: &Metadata,
         fields: EntryFields,
     ) -> Result<Self, SeedServiceError> {
-        let bare_host = host.trim_matches(['[', ']']);
-        let listener = bind(bare_host, port)
-            .await
-            .map_err(|source| SeedServiceError::Bind { address: format!("{host}:{port}"), source })?;
-        let address = listener
-            .local_addr()
-            .map_err(|source| SeedServiceError::Bind { address: format!("{host}:{port}"), source })?;
+        let failed = |source| {
+            let address = format!("{} port {port}", host.unwrap_or("every address"));
+            SeedServiceError::Bind { address, source }
+        };
+        let listener = listen(host, port).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
         let documents = Arc::new(Documents {
             key: key.clone(),
             info: metadata.encode(fields).into(),
@@ -114,42 +103,6 @@ impl SeedService {
         self.address
     }
 
-    /// Waits until the service answers its own health check, at most `timeout`.
-    ///
-    /// # Errors
-    /// [`SeedServiceError::Unhealthy`].
-    pub async fn wait_healthy(
-        &self,
-        http: &reqwest::Client,
-        key: &SeedKey,
-        timeout: Duration,
-    ) -> Result<(), SeedServiceError> {
-        let mut local = self.address;
-        if local.ip().is_unspecified() {
-            local.set_ip(match local {
-                SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-                SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-            });
-        }
-        let url = format!("http://{local}{HEALTH_PATH}");
-        let mut last = "no answer".to_owned();
-        let polling = async {
-            loop {
-                let request = http.get(&url).query(&[("seed_key", key.to_string())]);
-                match request.timeout(timeout).send().await {
-                    Ok(answer) if answer.status() == StatusCode::OK => return,
-                    Ok(answer) => last = format!("status {}", answer.status()),
-                    Err(error) => last = crate::http::explain(error),
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        match tokio::time::timeout(timeout, polling).await {
-            Ok(()) => Ok(()),
-            Err(_) => Err(SeedServiceError::Unhealthy { address: self.address, waited: timeout, last }),
-        }
-    }
-
     /// Stops accepting, lets requests in flight finish for a bounded time, and returns.
     pub async fn stop(self) {
         self.stop.cancel();
@@ -164,11 +117,6 @@ impl Drop for SeedService {
     fn drop(&mut self) {
         self.stop.cancel();
     }
-}
-
-async fn bind(host: &str, port: u16) -> std::io::Result<TcpListener> {
-    // A name or an address; `lookup_host` takes both.
-    TcpListener::bind((host, port)).await
 }
 
 /// Accepts until stopped. It owns the listener; each connection owns its permit and ends with `stop`.
@@ -276,7 +224,8 @@ mod tests {
     }
 
     async fn start(key: &SeedKey) -> (SeedService, String) {
-        let service = SeedService::start("127.0.0.1", 0, key, &metadata(), EntryFields::Five).await.unwrap();
+        let service =
+            SeedService::start(Some("127.0.0.1"), 0, key, &metadata(), EntryFields::Five).await.unwrap();
         let base = format!("http://{}", service.address());
         (service, base)
     }
@@ -306,7 +255,6 @@ mod tests {
         assert_eq!(get(HEALTH_PATH).await.0, 400);
         assert_eq!(get(INFO_PATH).await.0, 400);
         assert_eq!(get(FETCH_SEED_PATH).await, (200, Bytes::from_static(br#"{"status":"ok"}"#)));
-        service.wait_healthy(&http(), &key, Duration::from_secs(5)).await.unwrap();
         let address = service.address();
         service.stop().await;
         assert!(tokio::net::TcpStream::connect(address).await.is_err(), "it still listens");
@@ -317,28 +265,19 @@ mod tests {
         let key = SeedKey::from_text("k").unwrap();
         let (service, _) = start(&key).await;
         let port = service.address().port();
-        let error = SeedService::start("127.0.0.1", port, &key, &metadata(), EntryFields::Five).await;
-        assert!(error.unwrap_err().to_string().contains(&format!("127.0.0.1:{port}")));
-    }
-
-    #[tokio::test]
-    async fn a_dead_service_is_not_healthy() {
-        let key = SeedKey::from_text("k").unwrap();
-        let (service, _) = start(&key).await;
-        let other = SeedKey::from_text("other").unwrap();
-        let error = service.wait_healthy(&http(), &other, Duration::from_millis(200)).await.unwrap_err();
-        assert!(error.to_string().contains("rfork_seed_timeout_sec"), "{error}");
-        assert!(error.to_string().contains("400"), "{error}");
+        let error = SeedService::start(Some("127.0.0.1"), port, &key, &metadata(), EntryFields::Five).await;
+        assert!(error.unwrap_err().to_string().contains(&format!("127.0.0.1 port {port}")));
     }
 
     #[tokio::test]
     async fn garbage_costs_only_its_connection() {
         let key = SeedKey::from_text("k").unwrap();
-        let (service, _) = start(&key).await;
+        let (service, base) = start(&key).await;
         let mut garbage = tokio::net::TcpStream::connect(service.address()).await.unwrap();
         garbage.write_all(b"\x00\x01garbage\r\n\r\n").await.unwrap();
         let mut rest = Vec::new();
         let _ = garbage.read_to_end(&mut rest).await;
-        service.wait_healthy(&http(), &key, Duration::from_secs(5)).await.unwrap();
+        let healthy = http().get(format!("{base}{HEALTH_PATH}?seed_key=k")).send().await.unwrap();
+        assert_eq!(healthy.status(), StatusCode::OK);
     }
 }

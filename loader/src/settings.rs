@@ -76,15 +76,16 @@ pub const SETTINGS: &[Section] = &[
     Section {
         title: "Serving",
         settings: &[
-            Setting::new("rfork_seed_bind_host", Takes::Text, "Address on which to serve")
+            Setting::new("rfork_seed_bind_host", Takes::Text, "Address on which to listen")
                 .value("ADDRESS")
                 .env("RFORK_SEED_BIND_HOST")
-                .default("0.0.0.0")
+                .otherwise("every address, IPv4 and IPv6")
+                .more("0.0.0.0 is every IPv4 address, :: every one of both families")
                 .lenient(),
             Setting::new("rfork_seed_advertise_host", Takes::Text, "Host that others are told")
                 .value("HOST")
                 .env("RFORK_SEED_ADVERTISE_HOST")
-                .otherwise("the address towards the planner")
+                .otherwise("the address from which the planner was reached")
                 .lenient(),
             Setting::new(
                 "rfork_seed_port_base",

@@ -13,8 +13,8 @@ use rfork_loader::fallback::Fallback;
 use rfork_loader::session::{LoadReport, Session, Share, Source, Worker as Identity};
 use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
-use rfork_protocol::SeedKey;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
+use rfork_protocol::{Host, SeedKey};
 use rfork_tests::http::request;
 use rfork_tests::model::Model;
 use rfork_tests::peer::Generation;
@@ -63,7 +63,7 @@ impl TransferEngine for ByAddress {
         Some(self.version)
     }
 
-    fn session(&self) -> String {
+    fn session(&self, _host: &Host) -> String {
         "127.0.0.1:1".into()
     }
 

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests too.
 
+mod addresses;
 mod apis;
 mod balancers;
 mod by_address;

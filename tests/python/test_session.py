@@ -220,6 +220,18 @@ def test_what_is_loaded_already_is_adopted_and_served(planner):
     assert_equal(forked, weights(9))
 
 
+def test_a_worker_that_others_do_not_reach_says_what_to_set_and_keeps_its_weights(planner):
+    tensors = weights()
+    config = planner.config(rfork_seed_advertise_host="127.0.0.2", rfork_seed_timeout_sec=0.3)
+    with rfork.Session(config, identity=RANK_0) as session:
+        session.load(tensors, fallback=filling(tensors, 3))
+        with pytest.raises(rfork.UnreachableError, match="rfork_seed_bind_host is 127.0.0.1"):
+            session.serve()
+        assert not session.closed
+        assert list(rfork.PlannerClient(planner.url).seeds()) == []
+    assert_equal(tensors, weights(3))
+
+
 def test_weights_that_changed_after_the_load_are_not_served(planner):
     tensors = weights(9)
     with rfork.Session(planner.config(), identity=RANK_0) as session:

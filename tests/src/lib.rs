@@ -19,6 +19,7 @@ pub mod history;
 pub mod http;
 pub mod load;
 pub mod model;
+pub mod network;
 pub mod peer;
 pub mod pooler;
 pub mod process;

@@ -13,6 +13,7 @@ use tempfile::TempDir;
 
 use crate::http::{Answer, request};
 use crate::model::Model;
+use crate::network::Network;
 use crate::{DEADLINE, until};
 
 /// The `rfork` program of this tree: the one that `RFORK_BIN` names, or else built if it is not up to date.
@@ -61,9 +62,22 @@ impl Process {
         Self::start_version(name, rfork(), arguments, &[])
     }
 
+    /// The same in a network of its own.
+    pub fn start_in(network: &Network, name: &str, arguments: &[&str]) -> Self {
+        Self::start_command(name, network.command(rfork()), arguments, &[])
+    }
+
     /// The same of another version of it.
     fn start_version(name: &str, rfork: &Path, arguments: &[&str], environment: &[(String, String)]) -> Self {
-        let mut command = Command::new(rfork);
+        Self::start_command(name, Command::new(rfork), arguments, environment)
+    }
+
+    fn start_command(
+        name: &str,
+        mut command: Command,
+        arguments: &[&str],
+        environment: &[(String, String)],
+    ) -> Self {
         command.args(["--log-format=json", "--log=info,rfork_loader=debug"]).args(arguments);
         // Seeds of tests may stand at addresses where somebody is.
         command.env("RFORK_CFG_PROBE_NETWORKS", "127.0.0.0/8,::1/128");

@@ -93,7 +93,7 @@ impl Setup {
         // `cargo test --benches` runs this without `--bench`: then it only has to be seen to work.
         let in_earnest = std::env::args().any(|arg| arg == "--bench");
         let (bytes, rounds) = if in_earnest { (1 << 30, 7) } else { (16 << 20, 1) };
-        let mut options = TcpOptions::new("127.0.0.1", "127.0.0.1");
+        let mut options = TcpOptions::new(Some("127.0.0.1"));
         options.streams = usize::try_from(number("STREAMS", options.streams as u64)?)?;
         options.window_bytes = number("WINDOW", options.window_bytes)?;
         let setup = Self {

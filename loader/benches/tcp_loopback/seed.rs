@@ -34,7 +34,11 @@ pub(crate) fn run(setup: &Setup) -> Result<()> {
     runtime.block_on(async {
         let engine = TcpEngine::bind(setup.options.clone()).await?;
         engine.register(memory).await?;
-        answer(&SeedAddress { bare, engine: engine.session(), digests: digests.to_vec() })?;
+        answer(&SeedAddress {
+            bare,
+            engine: engine.session(&std::net::IpAddr::from([127, 0, 0, 1]).into()),
+            digests: digests.to_vec(),
+        })?;
         // The main thread only waits; the runtime's own threads serve.
         std::io::stdin().lock().read_to_end(&mut Vec::new())?;
         engine.finalize().await;

@@ -3,7 +3,6 @@
 //! Its calls hold the GIL until they return. They are made on the engine's own thread, and nothing that keeps a
 //! worker's lease or heartbeat alive needs the GIL.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use pyo3::intern;
@@ -124,12 +123,7 @@ type Arguments = Py<PyTuple>;
 fn made<'py>(class: &Bound<'py, PyAny>, host: &str, device: i32) -> Result<Bound<'py, PyAny>, VendorError> {
     let py = class.py();
     let engine = class.call0().map_err(|error| raised(&error))?;
-    // As a URL has it.
-    let host = match host.parse() {
-        Ok(IpAddr::V6(address)) => format!("[{address}]"),
-        _ => host.to_owned(),
-    };
-    initialize_on_free_port(&host, |address| {
+    initialize_on_free_port(host, |address| {
         let arguments = (address, "ascend", format!("npu:{device}")).into_pyobject(py);
         answered(&engine, "initialize", &arguments.map_err(|error| raised(&error))?)
     })?;

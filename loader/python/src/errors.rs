@@ -27,6 +27,12 @@ create_exception!(
 );
 create_exception!(rfork, LoadError, RForkError, "Neither a seed nor the fallback gave the weights.");
 create_exception!(rfork, ServeError, RForkError, "The weights are loaded, and cannot be served.");
+create_exception!(
+    rfork,
+    UnreachableError,
+    ServeError,
+    "The weights are loaded, and others do not reach this worker; they are served once others do."
+);
 create_exception!(rfork, SessionError, RForkError, "A session that is closed, busy, or of another process.");
 
 /// The loader's error as this exception.
@@ -57,8 +63,12 @@ pub(crate) fn load(text: String) -> PyErr {
     LoadError::new_err(text)
 }
 
-pub(crate) fn serve(text: String) -> PyErr {
-    ServeError::new_err(text)
+/// Weights that are not served, or not yet.
+pub(crate) fn serve(error: &loader::ServeError) -> PyErr {
+    match error {
+        loader::ServeError::Unreachable(_) => UnreachableError::new_err(error.to_string()),
+        error => ServeError::new_err(error.to_string()),
+    }
 }
 
 pub(crate) fn session(text: &str) -> PyErr {
@@ -73,5 +83,6 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("EngineUnavailableError", py.get_type::<EngineUnavailableError>())?;
     module.add("LoadError", py.get_type::<LoadError>())?;
     module.add("ServeError", py.get_type::<ServeError>())?;
+    module.add("UnreachableError", py.get_type::<UnreachableError>())?;
     module.add("SessionError", py.get_type::<SessionError>())
 }

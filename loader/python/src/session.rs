@@ -221,7 +221,7 @@ impl Session {
         match (raised, serving) {
             (Some(error), _) => Err(error),
             (None, Ok(Serving { identity, url })) => Ok(Served { identity: identity.to_string(), url }),
-            (None, Err(error)) => Err(errors::serve(error.to_string())),
+            (None, Err(error)) => Err(errors::serve(&error)),
         }
     }
 

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
+use rfork_protocol::Host;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
@@ -168,8 +169,8 @@ pub trait TransferEngine: Send + Sync + 'static {
         None
     }
 
-    /// Where peers reach it, `host:port`.
-    fn session(&self) -> String;
+    /// Where peers reach it, `host:port`; at `host` if it does not listen at an address of its own.
+    fn session(&self, host: &Host) -> String;
 
     /// What it can do.
     fn capabilities(&self) -> Capabilities;

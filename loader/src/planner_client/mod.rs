@@ -3,11 +3,13 @@
 //! A planner that speaks API v2 is spoken to in it, any other in v1; what it speaks is asked once. The two see
 //! the same seeds and leases, so that a planner may be replaced by one of another version at any time.
 
-use std::sync::Arc;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
-use reqwest::{Client, Url};
+use hyper_util::client::legacy::connect::HttpInfo;
+use reqwest::{Client, RequestBuilder, Response, Url};
 use rfork_protocol::v1::{Labels, LeaseRef};
 use rfork_protocol::v2::{DEREGISTER, HEARTBEAT, LEASES, Location, Name, RELEASE, RENEW, SEEDS};
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -191,6 +193,8 @@ pub struct PlannerClient {
     labels: Labels,
     place: WorkerPlace,
     known: Arc<Known>,
+    /// From where it was reached last. Shared by all clones; no guard is held across an await.
+    local: Arc<Mutex<Option<IpAddr>>>,
 }
 
 /// Asks over v2 if the planner speaks it, else over v1.
@@ -225,7 +229,7 @@ impl PlannerClient {
     ) -> Result<Self, PlannerError> {
         let base = base_url_of(base_url).map_err(PlannerError::BadUrl)?;
         let http = crate::http::client(timeout, base.scheme() == "https").map_err(PlannerError::Client)?;
-        Ok(Self { http, base, timeout, labels, place, known: Arc::default() })
+        Ok(Self { http, base, timeout, labels, place, known: Arc::default(), local: Arc::default() })
     }
 
     /// The planner's base URL.
@@ -292,6 +296,26 @@ impl PlannerClient {
     /// [`PlannerError`].
     pub async fn withdraw(&self, advert: &Advert) -> Result<(), PlannerError> {
         over_either!(self, DEREGISTER, self.v2_withdraw(advert), self.v1_withdraw(advert))
+    }
+
+    /// The address of this machine from which the planner was reached last; it is asked what it speaks if it never was.
+    /// `None` if that has no answer.
+    pub async fn local_address(&self) -> Option<IpAddr> {
+        let known = || *self.local.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().is_none() {
+            self.v2_max_wait().await;
+        }
+        known()
+    }
+
+    /// Sends a request. Of the addresses of the planner's name it may be any that is answered.
+    async fn send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
+        let answer = request.send().await?;
+        if let Some(connection) = answer.extensions().get::<HttpInfo>() {
+            let address = connection.local_addr().ip().to_canonical();
+            *self.local.lock().unwrap_or_else(PoisonError::into_inner) = Some(address);
+        }
+        Ok(answer)
     }
 
     fn url(&self, path: &str) -> Url {

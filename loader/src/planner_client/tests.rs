@@ -1,5 +1,6 @@
 //! Which API is spoken, and that it may change at any time.
 
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -241,4 +242,36 @@ async fn no_connection_to_the_planner_is_kept() {
     );
     assert!(!excludes);
     assert_eq!(ended.expect("it is kept open"), std::io::ErrorKind::UnexpectedEof);
+}
+
+#[tokio::test]
+async fn the_worker_is_where_the_connection_that_worked_came_from() {
+    let (_fake, client) = start(true).await;
+    let port = client.base.port().unwrap();
+    let (ipv6, ipv4) =
+        (SocketAddr::from((Ipv6Addr::LOCALHOST, port)), SocketAddr::from((Ipv4Addr::LOCALHOST, port)));
+    // The planner listens on IPv4 alone, whichever its name gives first.
+    for addresses in [[ipv6, ipv4], [ipv4, ipv6]] {
+        let name = "two-families.invalid";
+        let builder = Client::builder().no_proxy().tls_certs_only([]).resolve_to_addrs(name, &addresses);
+        let mut client = PlannerClient {
+            http: builder.build().unwrap(),
+            known: Arc::default(),
+            local: Arc::default(),
+            ..client.clone()
+        };
+        client.base.set_host(Some(name)).unwrap();
+        assert_eq!(client.local_address().await, Some(Ipv4Addr::LOCALHOST.into()), "{addresses:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_planner_that_is_not_reached_leads_nowhere_and_is_asked_again() {
+    let (_fake, mut client) = start(true).await;
+    let port = client.base.port().unwrap();
+    // Nobody listens there.
+    client.base.set_port(Some(1)).unwrap();
+    assert_eq!(client.local_address().await, None);
+    client.base.set_port(Some(port)).unwrap();
+    assert_eq!(client.local_address().await, Some(Ipv4Addr::LOCALHOST.into()));
 }

@@ -67,6 +67,6 @@ impl PlannerClient {
         headers: HeaderMap,
     ) -> Result<reqwest::Response, PlannerError> {
         let request = self.http.request(method, self.url(path)).headers(headers);
-        request.send().await.map_err(|error| self.unreachable(path, error))
+        self.send(request).await.map_err(|error| self.unreachable(path, error))
     }
 }

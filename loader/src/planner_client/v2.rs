@@ -93,7 +93,7 @@ impl PlannerClient {
             Some(Spoken::V1(_)) | None => {}
         }
         let request = self.http.get(self.url(v2::SERVICE)).timeout(self.timeout / PROBE_PART);
-        let answer = request.send().await.ok()?;
+        let answer = self.send(request).await.ok()?;
         let status = answer.status();
         if super::is_passing(status) {
             return None;
@@ -265,7 +265,8 @@ impl PlannerClient {
         path: &'static str,
         request: RequestBuilder,
     ) -> Result<T, Failed> {
-        let answer = request.send().await.map_err(|error| Failed::Other(self.unreachable(path, error)))?;
+        let answer =
+            self.send(request).await.map_err(|error| Failed::Other(self.unreachable(path, error)))?;
         let status = answer.status();
         let is_problem = answer.headers().get(header::CONTENT_TYPE).is_some_and(|value| value == MEDIA_TYPE);
         if status != StatusCode::OK && !is_problem {

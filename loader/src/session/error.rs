@@ -2,10 +2,12 @@
 
 use rfork_protocol::manifest::ManifestError;
 
+use crate::advertise::BadSetting;
 use crate::engine::memory::ChunkInUse;
 use crate::engine::{EngineError, ReadError};
 use crate::fallback::FallbackError;
 use crate::planner_client::PlannerError;
+use crate::reach::Unreachable;
 use crate::seed_service::SeedServiceError;
 
 /// A session that cannot begin.
@@ -17,9 +19,9 @@ pub enum SessionError {
     /// The transfer engine does not start.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// The address to advertise is not one.
-    #[error("rfork_seed_advertise_host: {0}")]
-    Host(#[from] rfork_protocol::IdError),
+    /// There is no address at which others could come.
+    #[error(transparent)]
+    Host(#[from] BadSetting),
 }
 
 /// A worker that has no weights.
@@ -67,7 +69,11 @@ pub enum ServeError {
     /// There is nothing to serve, or it is being served already.
     #[error("a session serves once, after it has loaded")]
     NotLoaded,
-    /// The address to advertise is not one.
-    #[error("rfork_seed_advertise_host: {0}")]
-    Host(#[from] rfork_protocol::IdError),
+    /// Nobody reaches the metadata service where others are told to come. It is asked for again and again until the
+    /// session is closed, and becomes a seed when it answers.
+    #[error("{0}. This worker stays loaded, goes on trying, and is offered to others once it is reached")]
+    Unreachable(#[from] Unreachable),
+    /// The service's address makes no seed's.
+    #[error(transparent)]
+    Identity(#[from] rfork_protocol::IdError),
 }

@@ -18,7 +18,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::advertise::advertised_host;
+use crate::advertise::{Advertised, advertised_host};
 use crate::config::Config;
 use crate::digest::{DigestAlgorithm, of_memory};
 use crate::engine::memory::{Content, WeightMemory};
@@ -28,6 +28,7 @@ use crate::fallback::{Fallback, Fills, InPlace, Whole};
 use crate::heartbeat::Heartbeat;
 use crate::lease::Releases;
 use crate::planner_client::{Advert, PlannerClient};
+use crate::reach::Reach;
 use crate::seed_service::SeedService;
 
 mod error;
@@ -73,7 +74,7 @@ pub struct Serving {
 pub struct Session {
     config: Config,
     worker: Worker,
-    advertise_host: String,
+    advertised: Advertised,
     planner: PlannerClient,
     releases: Releases,
     engine: Arc<dyn TransferEngine>,
@@ -119,8 +120,8 @@ impl Session {
     /// # Errors
     /// [`SessionError`].
     pub async fn over_tcp(config: Config, worker: Worker) -> Result<Self, SessionError> {
-        let bind = async |config: &Config, advertise_host: &str| {
-            let mut options = TcpOptions::new(config.seed_bind_host.clone(), advertise_host);
+        let bind = async |config: &Config, _host: &str| {
+            let mut options = TcpOptions::new(config.seed_bind_host.as_deref());
             options.max_readers = config.seed_max_readers;
             options.max_bytes_per_sec = config.seed_max_gib_per_sec.map(|rate| rate * f64::from(1 << 30));
             Ok(Arc::new(TcpEngine::bind(options).await?) as Arc<dyn TransferEngine>)
@@ -149,10 +150,9 @@ impl Session {
         };
         let planner =
             PlannerClient::new(&config.scheduler_url, config.request_timeout, labels, config.place.clone())?;
-        let advertise = config.seed_advertise_host.as_deref();
-        let advertise_host = advertised_host(advertise, &config.seed_bind_host, planner.base()).await;
-        SeedIdentity::new(advertise_host.clone(), 1, worker.rank)?;
-        let engine = engine(&config, &advertise_host).await?;
+        let (advertise, bind) = (config.seed_advertise_host.as_deref(), config.seed_bind_host.as_deref());
+        let advertised = advertised_host(advertise, bind, &planner).await?;
+        let engine = engine(&config, advertised.host.as_str()).await?;
         let releases = Releases::new(
             planner.clone(),
             config.lease_release_max_attempts,
@@ -161,7 +161,7 @@ impl Session {
         Ok(Self {
             config,
             worker,
-            advertise_host,
+            advertised,
             planner,
             releases,
             engine,
@@ -294,7 +294,8 @@ impl Session {
     /// knows of it, or could not be told; it is then told again and again.
     ///
     /// # Errors
-    /// [`ServeError`]; the worker stays loaded.
+    /// [`ServeError`]; the worker stays loaded. After [`ServeError::Unreachable`] it still becomes a seed when others come
+    /// to reach it.
     pub async fn serve(&mut self) -> Result<Serving, ServeError> {
         if self.state != State::Loaded {
             return Err(ServeError::NotLoaded);
@@ -304,14 +305,15 @@ impl Session {
         }
         self.state = step(self.state, Event::Serve, LIMITS).0;
         match self.start_service().await {
-            Ok(serving) => {
-                self.state = step(self.state, Event::Healthy, LIMITS).0;
-                let advert = self.advert(serving.identity.clone());
-                let interval = self.config.heartbeat_interval;
-                let heartbeat = Heartbeat::start(self.planner.clone(), advert, interval);
+            Ok(reach) => {
+                let identity = reach.identity.clone();
+                let (advert, interval) = (self.advert(identity.clone()), self.config.heartbeat_interval);
+                let heartbeat = Heartbeat::start(self.planner.clone(), advert, interval, reach);
                 // Kept before it is waited for: a caller that gives up here can still close everything.
-                self.heartbeat.insert(heartbeat).first().await;
-                Ok(serving)
+                self.heartbeat.insert(heartbeat).first().await?;
+                self.state = step(self.state, Event::Healthy, LIMITS).0;
+                let url = format!("http://{}", identity.authority());
+                Ok(Serving { identity, url })
             }
             Err(error) => {
                 self.service = None;
@@ -333,11 +335,28 @@ impl Session {
         }
     }
 
-    async fn start_service(&mut self) -> Result<Serving, ServeError> {
+    /// Starts the metadata service; gives the check that others reach it.
+    async fn start_service(&mut self) -> Result<Reach, ServeError> {
+        if self.advertised.is_guess
+            && let Some(address) = self.planner.local_address().await
+        {
+            // The planner was not there when the session began.
+            self.advertised = Advertised { host: address.into(), is_guess: false };
+        }
+        let host = &self.advertised.host;
+        if host.address().is_some_and(|address| address.is_loopback())
+            && self.planner.local_address().await.is_some_and(|address| !address.is_loopback())
+        {
+            tracing::warn!(
+                %host,
+                "others are told to come to this address, which leads only workers of this machine here; for those of \
+                 others set rfork_seed_advertise_host"
+            );
+        }
         let model = self.model.as_ref().ok_or(ServeError::NotLoaded)?;
         let content = model.content().await.ok_or(ServeError::NotLoaded)?;
         let metadata = Metadata {
-            session: self.engine.session(),
+            session: self.engine.session(host),
             manifest: model.manifest.clone(),
             extension: Some(Extension {
                 engine: self.engine.name().to_owned(),
@@ -356,8 +375,8 @@ impl Session {
             );
             0
         });
-        let start =
-            async |port| SeedService::start(&self.config.seed_bind_host, port, key, &metadata, fields).await;
+        let bind = self.config.seed_bind_host.as_deref();
+        let start = async |port| SeedService::start(bind, port, key, &metadata, fields).await;
         let service = match start(port).await {
             Err(error) if port != 0 => {
                 tracing::warn!(%error, "a free port is taken instead of the one of rfork_seed_port_base");
@@ -365,12 +384,15 @@ impl Session {
             }
             started => started?,
         };
-        let port = service.address().port();
-        let service = self.service.insert(service);
-        service.wait_healthy(self.planner.http(), key, self.config.seed_timeout).await?;
-        let identity = SeedIdentity::new(self.advertise_host.clone(), port, self.worker.rank)?;
-        let url = format!("http://{}", identity.authority());
-        Ok(Serving { identity, url })
+        let listening = self.service.insert(service).address();
+        Ok(Reach {
+            http: self.planner.http().clone(),
+            identity: SeedIdentity::at(host.clone(), listening.port(), self.worker.rank)?,
+            key: key.clone(),
+            timeout: self.config.seed_timeout,
+            bind: self.config.seed_bind_host.clone(),
+            listening,
+        })
     }
 
     /// Takes everything down, in this order: heartbeat and advertisement, metadata service, registration,

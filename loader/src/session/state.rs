@@ -50,7 +50,7 @@ pub enum State {
     Filling(Filling),
     /// Every chunk is held.
     Loaded,
-    /// The metadata service is being started.
+    /// The metadata service is being started, or runs where nobody reaches it yet.
     Starting,
     /// Other workers may fork from this one.
     Serving,
@@ -139,7 +139,7 @@ pub enum Event {
     StorageFailed,
     /// The caller wants to serve others.
     Serve,
-    /// The metadata service answers its own health check.
+    /// The metadata service answers its health check where others are told to come.
     Healthy,
     /// The metadata service did not start; the worker stays loaded.
     ServiceFailed,
@@ -167,7 +167,7 @@ pub enum Action {
     Release,
     /// Read from storage.
     Fill(Filling),
-    /// Start the metadata service and wait until it is healthy.
+    /// Start the metadata service and wait until it is healthy: until then nobody is told of it.
     StartService,
     /// Start to heartbeat: from now on, the planner hands this worker out.
     Advertise,

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rfork_loader::session::{LoadError, LoadReport, Session, Worker};
+use rfork_loader::session::{LoadError, LoadReport, ServeError, Session, Worker};
 use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
 use rfork_protocol::SeedKey;
@@ -142,7 +142,16 @@ async fn serve(
     key: &SeedKey,
     stop: &CancellationToken,
 ) -> Result<()> {
-    let serving = session.serve().await?;
+    let serving = match session.serve().await {
+        Ok(serving) => serving,
+        // It may come to be reached: the worker stays.
+        Err(error @ ServeError::Unreachable(_)) => {
+            tracing::error!(%error, "nobody can fork from this worker");
+            stop.cancelled().await;
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
     tracing::info!(
         url = %serving.url,
         identity = %serving.identity,

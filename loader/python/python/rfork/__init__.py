@@ -26,6 +26,7 @@ from ._rfork import (
     ServeError,
     SessionError,
     TensorError,
+    UnreachableError,
     __version__,
 )
 from .planner import PlannerClient, PlannerError
@@ -47,6 +48,7 @@ __all__ = [
     "Share",
     "Tensor",
     "TensorError",
+    "UnreachableError",
     "__version__",
     "seed_key",
 ]

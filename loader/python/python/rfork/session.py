@@ -230,7 +230,8 @@ class Session:
             First make sure that the bytes are what was loaded: for engines that may transform weights in place.
 
         Returns when the planner knows of it, or could not be told; it is then told again and again, on a thread that
-        needs no GIL. Raises :class:`ServeError`; the weights stay loaded then.
+        needs no GIL. Raises :class:`ServeError`; the weights stay loaded then. After :class:`UnreachableError`, which says
+        what to set, this worker still becomes a seed when others come to reach it.
         """
         return Serving(**self._native.serve(verify))
 

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rfork_protocol::Host;
 
 use super::memory::WeightMemory;
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
@@ -29,12 +30,10 @@ pub const NAME: &str = "tcp";
 /// Settings of the engine. The defaults suit a data-centre network.
 #[derive(Debug, Clone)]
 pub struct TcpOptions {
-    /// Where to listen; port 0 takes a free one.
-    pub bind_host: String,
-    /// The port to listen on.
+    /// Where to listen, as [`listen`](crate::listen::listen) has it.
+    pub bind_host: Option<String>,
+    /// The port to listen on; 0 takes a free one.
     pub bind_port: u16,
-    /// The host that peers are told.
-    pub advertise_host: String,
     /// Connections of one read. Two keep two cores busy and a network card full.
     pub streams: usize,
     /// Bytes asked for ahead of what has arrived, for each connection.
@@ -62,12 +61,11 @@ pub struct TcpOptions {
 }
 
 impl TcpOptions {
-    /// Listens on `bind_host`, on a free port, and tells peers `advertise_host`.
-    pub fn new(bind_host: impl Into<String>, advertise_host: impl Into<String>) -> Self {
+    /// Listens on `bind_host`, on a free port.
+    pub fn new(bind_host: Option<&str>) -> Self {
         Self {
-            bind_host: bind_host.into(),
+            bind_host: bind_host.map(str::to_owned),
             bind_port: 0,
-            advertise_host: advertise_host.into(),
             streams: 2,
             window_bytes: 8 << 20,
             connect_timeout: Duration::from_secs(5),
@@ -119,13 +117,8 @@ impl TransferEngine for TcpEngine {
         NAME
     }
 
-    fn session(&self) -> String {
-        let host = &self.options.advertise_host;
-        if host.contains(':') && !host.starts_with('[') {
-            format!("[{host}]:{}", self.address.port())
-        } else {
-            format!("{host}:{}", self.address.port())
-        }
+    fn session(&self, host: &Host) -> String {
+        host.authority(self.address.port())
     }
 
     fn capabilities(&self) -> Capabilities {

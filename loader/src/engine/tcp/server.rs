@@ -27,6 +27,7 @@ use super::socket::{prepare, read_exact, send_chunk, within, write_all};
 use super::throttle::Throttle;
 use crate::engine::EngineError;
 use crate::engine::memory::{ChunkReader, WeightMemory};
+use crate::listen::listen;
 
 /// How long ending may take: a system call that runs is the longest that a task does not notice a stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
@@ -63,12 +64,12 @@ pub(super) struct Server {
 
 impl Server {
     pub(super) async fn bind(options: &TcpOptions) -> Result<Self, EngineError> {
+        let host = options.bind_host.as_deref();
         let failed = |source| EngineError::Bind {
-            address: format!("{}:{}", options.bind_host, options.bind_port),
+            address: format!("{} port {}", host.unwrap_or("every address"), options.bind_port),
             source,
         };
-        let host = options.bind_host.trim_matches(['[', ']']);
-        let listener = TcpListener::bind((host, options.bind_port)).await.map_err(failed)?;
+        let listener = listen(host, options.bind_port).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Shared {
             throttle: Throttle::new(options.max_bytes_per_sec),

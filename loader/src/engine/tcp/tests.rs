@@ -29,7 +29,7 @@ const CHUNK: u64 = MIN_CHUNK_BYTES;
 const HANGS: Duration = Duration::from_secs(300);
 
 fn options() -> TcpOptions {
-    let mut options = TcpOptions::new("127.0.0.1", "127.0.0.1");
+    let mut options = TcpOptions::new(Some("127.0.0.1"));
     options.connect_timeout = Duration::from_secs(2);
     options.progress_timeout = Duration::from_secs(2);
     options.not_yet_interval = Duration::from_millis(20);
@@ -61,6 +61,11 @@ fn fill(memory: &Arc<WeightMemory>, chunk: u32, salt: u8) {
     writer.commit();
 }
 
+/// Where this engine is told to be.
+fn session(engine: &TcpEngine) -> String {
+    engine.session(&engine.address().ip().into())
+}
+
 struct Seed {
     engine: TcpEngine,
     memory: Arc<WeightMemory>,
@@ -80,7 +85,7 @@ async fn seed(sizes: &[u64], salt: u8, options: TcpOptions) -> Seed {
     memory.set_content(content.clone());
     let engine = TcpEngine::bind(options).await.unwrap();
     engine.register(memory.clone()).await.unwrap();
-    let metadata = Metadata { session: engine.session(), manifest, extension: None };
+    let metadata = Metadata { session: session(&engine), manifest, extension: None };
     Seed { engine, memory, content, metadata }
 }
 
@@ -105,7 +110,7 @@ impl Seed {
     }
 
     async fn read(&self, memory: &Arc<WeightMemory>) -> Result<ReadReport, ReadError> {
-        self.read_at(&self.engine.session(), memory, &options(), &CancellationToken::new()).await
+        self.read_at(&session(&self.engine), memory, &options(), &CancellationToken::new()).await
     }
 
     fn empty_memory(&self) -> Arc<WeightMemory> {
@@ -193,7 +198,7 @@ proptest! {
             let seed = seed(&sizes, 7, options()).await;
             let memory = seed.empty_memory();
             let options = TcpOptions { streams, ..options() };
-            let report = seed.read_at(&seed.engine.session(), &memory, &options, &CancellationToken::new()).await.unwrap();
+            let report = seed.read_at(&session(&seed.engine), &memory, &options, &CancellationToken::new()).await.unwrap();
             assert_eq!((report.chunks, report.bytes), (memory.plan().count(), sizes.iter().sum()));
             assert!(memory.all_held() && bytes(&memory) == bytes(&seed.memory));
             assert_eq!(served(&seed, report.bytes).await, report.bytes, "no chunk is sent twice");
@@ -204,7 +209,7 @@ proptest! {
 #[tokio::test]
 async fn a_chunk_that_is_corrupt_in_flight_is_read_again() {
     let seed = seed(&[6 * CHUNK], 1, options()).await;
-    let session = seed.engine.session();
+    let session = session(&seed.engine);
     let flipped = Arc::new(AtomicBool::new(false));
     let (proxy, _task) = peer(move |stream, _| {
         let flipped = flipped.clone();
@@ -226,7 +231,7 @@ async fn a_chunk_that_is_corrupt_in_flight_is_read_again() {
 #[tokio::test]
 async fn a_chunk_that_is_always_corrupt_fails_and_is_never_held() {
     let seed = seed(&[6 * CHUNK], 1, options()).await;
-    let session = seed.engine.session();
+    let session = session(&seed.engine);
     let (proxy, _task) = peer(move |stream, _| {
         relay(stream, session.clone(), |position, piece| {
             flip(IN_FIRST_CHUNK, position, piece);
@@ -251,7 +256,7 @@ async fn a_chunk_that_is_always_corrupt_fails_and_is_never_held() {
 #[tokio::test]
 async fn what_came_before_a_loss_is_kept_and_not_read_again() {
     let (one, two) = (seed(&[40 * CHUNK], 1, options()).await, seed(&[40 * CHUNK], 1, options()).await);
-    let session = one.engine.session();
+    let session = session(&one.engine);
     let (proxy, _task) = peer(move |stream, _| {
         // Dies in the middle of a chunk.
         relay(stream, session.clone(), |position, _| position < 5 * CHUNK as usize + 777)
@@ -271,7 +276,7 @@ async fn what_came_before_a_loss_is_kept_and_not_read_again() {
 async fn a_seed_that_holds_other_weights_moves_no_byte() {
     let (one, other) = (seed(&[2 * CHUNK], 1, options()).await, seed(&[2 * CHUNK], 2, options()).await);
     let memory = one.empty_memory();
-    let asked = one.read_at(&other.engine.session(), &memory, &options(), &CancellationToken::new()).await;
+    let asked = one.read_at(&session(&other.engine), &memory, &options(), &CancellationToken::new()).await;
     assert!(matches!(asked, Err(ReadError::Refused { .. })), "{asked:?}");
     assert_eq!((memory.held_bytes(), other.engine.served_bytes()), (0, 0));
 }
@@ -288,7 +293,7 @@ async fn a_chunk_that_is_not_held_yet_is_waited_for() {
     // Silence would end the read after this; "not yet" must count as a sign of life.
     let reader = TcpOptions { progress_timeout: Duration::from_millis(200), ..options() };
     let cancel = CancellationToken::new();
-    let session = relaying.session();
+    let session = session(&relaying);
     let reading = seed.read_at(&session, &memory, &reader, &cancel);
     let filling = async {
         while memory.held_bytes() < CHUNK {
@@ -315,7 +320,7 @@ async fn waiting_for_a_chunk_has_an_end_on_both_sides() {
         let reader = TcpOptions { not_yet_timeout: Duration::from_millis(not_yet_ms), ..options() };
         let memory = seed.empty_memory();
         let error =
-            seed.read_at(&engine.session(), &memory, &reader, &CancellationToken::new()).await.unwrap_err();
+            seed.read_at(&session(&engine), &memory, &reader, &CancellationToken::new()).await.unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
@@ -519,7 +524,7 @@ async fn a_throttled_seed_keeps_showing_signs_of_life() {
     let seed = seed(&[2 * CHUNK], 1, slow).await;
     let reader = TcpOptions { progress_timeout: Duration::from_millis(350), streams: 1, ..options() };
     let memory = seed.empty_memory();
-    seed.read_at(&seed.engine.session(), &memory, &reader, &CancellationToken::new()).await.unwrap();
+    seed.read_at(&session(&seed.engine), &memory, &reader, &CancellationToken::new()).await.unwrap();
     assert!(bytes(&memory) == bytes(&seed.memory));
 }
 
@@ -563,7 +568,7 @@ async fn unregistering_ends_readers_and_gives_the_memory_up() {
     let seed = seed(&[64 * CHUNK], 1, slow).await;
     let memory = seed.empty_memory();
     let cancel = CancellationToken::new();
-    let session = seed.engine.session();
+    let session = session(&seed.engine);
     let reader = options();
     let reading = seed.read_at(&session, &memory, &reader, &cancel);
     let ending = async {
@@ -585,7 +590,7 @@ async fn a_cancelled_read_leaves_no_writer() {
     let seed = seed(&[64 * CHUNK], 1, slow).await;
     let memory = seed.empty_memory();
     let cancel = CancellationToken::new();
-    let session = seed.engine.session();
+    let session = session(&seed.engine);
     let reader = options();
     let reading = seed.read_at(&session, &memory, &reader, &cancel);
     let ending = async {
@@ -613,12 +618,12 @@ async fn a_seed_sends_no_faster_than_it_may() {
 
 #[tokio::test]
 async fn ipv6_peers_are_reached() {
-    let Ok(engine) = TcpEngine::bind(TcpOptions::new("::1", "::1")).await else {
+    let Ok(engine) = TcpEngine::bind(TcpOptions::new(Some("::1"))).await else {
         // A machine without IPv6 has nothing to be tested.
         return;
     };
-    assert_eq!(engine.session(), format!("[::1]:{}", engine.address().port()));
-    let seed = seed(&[CHUNK], 1, TcpOptions::new("::1", "::1")).await;
+    assert_eq!(session(&engine), format!("[::1]:{}", engine.address().port()));
+    let seed = seed(&[CHUNK], 1, TcpOptions::new(Some("::1"))).await;
     seed.read(&seed.empty_memory()).await.unwrap();
 }
 

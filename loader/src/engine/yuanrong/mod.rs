@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
+use rfork_protocol::Host;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ mod watchdog;
 mod tests;
 
 use plan::{LIMITS, batches};
+use port::authority;
 pub use port::initialize_on_free_port;
 pub use timeouts::Timeouts;
 pub use vendor::{Ranges, Vendor, VendorError, check_backing};
@@ -276,8 +278,9 @@ impl TransferEngine for YuanRongEngine {
         self.version.as_deref()
     }
 
-    fn session(&self) -> String {
-        format!("{}:{}", self.options.advertise_host, self.port)
+    /// The library listens at the one address that it was made with.
+    fn session(&self, _host: &Host) -> String {
+        authority(&self.options.advertise_host, self.port)
     }
 
     fn capabilities(&self) -> Capabilities {

@@ -4,6 +4,8 @@ use std::ffi::OsString;
 use std::net::TcpListener;
 use std::ops::RangeInclusive;
 
+use rfork_protocol::Host;
+
 use super::vendor::VendorError;
 
 /// How often another port is tried, because somebody took the one that was free.
@@ -35,7 +37,7 @@ fn initialize_within(
     range: Option<&RangeInclusive<u16>>,
     mut initialize: impl FnMut(&str) -> Result<(), VendorError>,
 ) -> Result<(), VendorError> {
-    match initialize(&format!("{host}:0")) {
+    match initialize(&authority(host, 0)) {
         Err(error) if error.code == VendorError::INVALID => {}
         result => return result,
     }
@@ -49,16 +51,24 @@ fn initialize_within(
         let port = if let Some(range) = range {
             fastrand::u16(range.clone())
         } else {
-            let free = TcpListener::bind((host.trim_matches(['[', ']']), 0));
+            let free = TcpListener::bind((host, 0));
             free.and_then(|one| one.local_addr()).map_err(failed)?.port()
         };
-        match initialize(&format!("{host}:{port}")) {
+        match initialize(&authority(host, port)) {
             // Also the code for a port that is taken.
             Err(error) if error.code == VendorError::RUNTIME => last = Some(error),
             result => return result,
         }
     }
     Err(last.unwrap_or_else(|| VendorError { code: VendorError::RUNTIME, message: "no port is free".into() }))
+}
+
+/// `host:port` as the library and its peers have it: an IPv6 address in brackets.
+pub(super) fn authority(host: &str, port: u16) -> String {
+    match host.parse::<Host>() {
+        Ok(host) => host.authority(port),
+        Err(_) => format!("{host}:{port}"),
+    }
 }
 
 /// The ports that the library's variables allow. As it does itself, it leaves out with a warning what is not both of
@@ -120,6 +130,13 @@ mod tests {
             (Ok(()), vec![]),
             "it reads its variables itself"
         );
+    }
+
+    #[test]
+    fn an_ipv6_address_stands_in_brackets() {
+        assert_eq!(authority("fd00::7", 4_711), "[fd00::7]:4711");
+        assert_eq!(authority("10.0.0.7", 0), "10.0.0.7:0");
+        assert_eq!(authority("node-7", 4_711), "node-7:4711");
     }
 
     #[test]

@@ -143,7 +143,10 @@ async fn read(
 async fn a_read_holds_every_chunk_in_batches_of_so_many_ranges() {
     let vendor = Pretending::default();
     let engine = engine(&vendor, options()).await;
-    assert_eq!((engine.session(), engine.version()), ("127.0.0.1:4711".into(), Some("0.1.0")));
+    assert_eq!(
+        (engine.session(&"10.0.0.9".parse().unwrap()), engine.version()),
+        ("127.0.0.1:4711".into(), Some("0.1.0"))
+    );
     let tensors = 600;
     let (seed, memory) = model(tensors);
     let report = read(&engine, &seed, &memory).await.unwrap();

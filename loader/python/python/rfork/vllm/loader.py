@@ -201,6 +201,10 @@ class _Load:
             return
         try:
             serving = self._session.serve(verify=True)
+        except rfork.UnreachableError as error:
+            _sessions.append(self._session)
+            logger.warning("rfork: not serving: %s", error)
+            return
         except rfork.RForkError as error:
             logger.warning("rfork: not serving: %s", error)
             self._session.close()

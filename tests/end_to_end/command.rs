@@ -98,6 +98,28 @@ fn explain_tells_why_a_seed_would_be_given_or_not() {
 }
 
 #[test]
+fn selftest_goes_through_what_workers_ask_and_leaves_nothing() {
+    let planner = Planner::start(&[]);
+    let output = run(&["selftest", "--planner", &planner.url()]);
+    let shown = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success() && shown.ends_with("the planner works\n"), "{output:?}");
+    let snapshot = json(&run(&["inspect", "planner", &planner.url(), "--json"]));
+    assert_eq!((snapshot["seed_count"].as_u64(), snapshot["lease_count"].as_u64()), (Some(0), Some(0)));
+
+    // Not a planner: whoever answers at that address says 404 to all.
+    let (model, key) = (Model::new(1, 3), "k");
+    let worker = Worker::start("seed", &model, &planner.url(), &["--seed-key", key]);
+    let other = format!("http://{}", worker.serving().address);
+    for (url, said) in
+        [(other.as_str(), "404"), ("http://127.0.0.1:9", "did not answer"), ("nonsense", "URL")]
+    {
+        let failed = run(&["selftest", "--planner", url]);
+        let error = String::from_utf8_lossy(&failed.stderr).into_owned();
+        assert!(!failed.status.success() && error.contains(said), "{url}: {error}");
+    }
+}
+
+#[test]
 fn a_worker_s_bad_setting_is_refused_by_name() {
     let model = Model::new(1, 1);
     let path = model.path().to_str().unwrap();

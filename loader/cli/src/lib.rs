@@ -1,4 +1,4 @@
-//! The `rfork` command: planner, worker, demo, inspect, explain.
+//! The `rfork` command: planner, worker, demo, inspect, explain, selftest.
 //!
 //! Without the feature `planner` there is neither planner nor demo, and no database driver: the Python package has the
 //! rest as `python -m rfork`.
@@ -19,6 +19,7 @@ pub mod logging;
 mod planner;
 #[cfg(feature = "planner")]
 mod sample_model;
+mod selftest;
 mod show;
 mod signals;
 mod worker;
@@ -56,6 +57,8 @@ enum Command {
     Inspect(inspect::InspectCommand),
     /// Ask a planner why a worker would be given a seed now, or not
     Explain(explain::ExplainArgs),
+    /// Try a planner: register, lease, renew, release and remove a seed of its own
+    Selftest(selftest::SelftestArgs),
 }
 
 /// Runs the command with these arguments, of which the first is its own name; gives the exit code. Arguments that
@@ -118,6 +121,9 @@ fn prepare(cli: Cli) -> anyhow::Result<(Work, Traces)> {
         Command::Demo(args) => (Box::pin(demo::run(args)), Traces::nowhere()),
         Command::Explain(args) => {
             (Box::pin(async move { explain::run(args).await.map(|()| 0) }), Traces::nowhere())
+        }
+        Command::Selftest(args) => {
+            (Box::pin(async move { selftest::run(args).await.map(|()| 0) }), Traces::nowhere())
         }
         Command::Inspect(command) => {
             (Box::pin(async move { inspect::run(command).await.map(|()| 0) }), Traces::nowhere())

@@ -1,0 +1,96 @@
+//! `rfork selftest`: whether a planner does what workers ask of it.
+
+use std::process;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::Args;
+use rfork_loader::planner_client::{
+    Advert, Grant, PlannerClient, Renewal, TransferReport, Wish, WorkerPlace,
+};
+use rfork_protocol::v1::Labels;
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use crate::inspect::parse_url;
+
+/// How long a request may take.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// The port of the seed that is registered: nobody serves there, and nobody but this process is told of it.
+const PORT: u16 = 9;
+
+/// Which planner.
+#[derive(Debug, Args)]
+pub(crate) struct SelftestArgs {
+    /// The planner's URL, as `http://planner:1223`
+    #[arg(long, value_name = "URL")]
+    planner: String,
+}
+
+/// Registers a seed of its own under a key that nobody else has, and goes with it through all that workers ask.
+/// Whatever fails, what it left at the planner is taken back, or ends by its time to live.
+pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
+    parse_url(&args.planner)?;
+    let planner = PlannerClient::new(&args.planner, DEADLINE, Labels::default(), WorkerPlace::default())?;
+    let Some(host) = planner.local_address().await else {
+        // Whatever is asked says why.
+        planner.acquire(&key()?, &Wish::default()).await.context("asking the planner")?;
+        bail!("the planner was reached from no address");
+    };
+    let identity = SeedIdentity::new(host.to_string(), PORT, 0)?;
+    let seed = Advert { key: key()?, identity, incarnation: None, content_id: None };
+    let mut leased = None;
+    let result = steps(&planner, &seed, &mut leased).await;
+    if result.is_err() {
+        // The first failure is what is told.
+        if let Some(grant) = leased {
+            let _ = planner.release(&grant.reference, &TransferReport::Aborted).await;
+        }
+        let _ = planner.withdraw(&seed).await;
+    }
+    result?;
+    println!("the planner works");
+    Ok(())
+}
+
+/// A key that no other process has, nor this one at another time.
+fn key() -> Result<SeedKey> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(SeedKey::from_text(&format!("rfork-selftest-{}-{}", now.as_nanos(), process::id()))?)
+}
+
+async fn steps(planner: &PlannerClient, seed: &Advert, leased: &mut Option<Grant>) -> Result<()> {
+    let wish = Wish::default();
+    planner.register(seed).await.context("registering a seed failed")?;
+    println!("a seed is registered");
+
+    let lease = planner.acquire(&seed.key, &wish).await.context("asking for the seed failed")?;
+    let lease = lease.context("the planner does not lease the seed that was just registered")?;
+    *leased = Some(lease.clone());
+    ensure!(
+        lease.reference.identity == seed.identity,
+        "the planner leases {} under a key of {} alone",
+        lease.reference.identity,
+        seed.identity
+    );
+    println!("it is leased");
+
+    let renewal = planner.renew(&lease.reference).await.context("renewing the lease failed")?;
+    ensure!(matches!(renewal, Renewal::Lives(_)), "the planner does not know the lease that it just granted");
+    println!("the lease is renewed");
+
+    planner
+        .release(&lease.reference, &TransferReport::Aborted)
+        .await
+        .context("releasing the lease failed")?;
+    *leased = None;
+    let renewal = planner.renew(&lease.reference).await.context("renewing a released lease failed")?;
+    ensure!(matches!(renewal, Renewal::Gone), "the planner renews a lease that was released");
+    println!("the lease is released");
+
+    planner.withdraw(seed).await.context("removing the seed failed")?;
+    let gone = planner.acquire(&seed.key, &wish).await.context("asking for the removed seed failed")?;
+    leased.clone_from(&gone);
+    ensure!(gone.is_none(), "the planner leases a seed that was removed");
+    println!("the seed is removed");
+    Ok(())
+}

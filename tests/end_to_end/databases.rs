@@ -18,7 +18,7 @@ const WORKERS: usize = 6;
 const ROUNDS: usize = 40;
 
 fn add(planner: &Planner, seed: usize) -> u16 {
-    let ip = format!("10.0.0.{seed}");
+    let ip = format!("10.0.{}.{}", seed / 256, seed % 256);
     let headers = [("SEED_IP", ip.as_str()), ("SEED_PORT", "9"), ("SEED_RANK", "0")];
     let headers = [&headers[..], &[("SEED_KEY", "k"), ("SEED_REFCNT", "0")]].concat();
     planner.request("POST", "/add_seed", &headers).status

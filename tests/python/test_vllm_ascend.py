@@ -43,7 +43,7 @@ class Doubles:
 
     def __init__(self, monkeypatch, generation="C", **missing):
         self.monkeypatch, self.noted, self.tensors = monkeypatch, [], {"w": Tensor(4096), "v": Tensor(8192)}
-        self.seed, self.npu_mode = True, 1
+        self.seed, self.npu_mode, self.not_serving = True, 1, None
         note, doubles = self.noted.append, self
 
         @contextlib.contextmanager
@@ -111,6 +111,8 @@ class Doubles:
 
             def serve(self):
                 note("serve")
+                if doubles.not_serving:
+                    raise doubles.not_serving
                 return SimpleNamespace(identity="i")
 
             def close(self):
@@ -204,6 +206,18 @@ def test_a_draft_model_leaves_its_target_s_tensors_to_it(monkeypatch):
     doubles.tensors = {"shared.w": Tensor(4096), "own": Tensor(12288)}
     doubles.load(quantization="ascend", draft=True)
     assert (doubles.shared, list(doubles.loaded)) == (["shared.w"], ["own"])
+
+
+@pytest.mark.parametrize(
+    ("error", "is_closed"), [(rfork.UnreachableError("no way there"), False), (rfork.ServeError("no port"), True)]
+)
+def test_a_target_that_does_not_serve_has_its_tensors_all_the_same(monkeypatch, error, is_closed):
+    doubles = Doubles(monkeypatch)
+    doubles.not_serving = error
+    # Who cannot be reached goes on trying.
+    assert ("close" in doubles.load(quantization="ascend")) == is_closed
+    doubles.noted.clear()
+    assert doubles.load(quantization="ascend", draft=True)[-1].endswith("nothing to fork")
 
 
 @pytest.mark.parametrize("quantization", [None, "ascend"])

@@ -30,8 +30,8 @@ logger = init_logger("vllm.rfork")
 FAILURES = (rfork.RForkError, ImportError, OSError, RuntimeError, ValueError)
 """What ends a fork, and not the worker: rfork's own errors, and those of vLLM Ascend's functions."""
 
-# Sessions that serve until the process ends, with the tensors that they serve.
-_serving: list[tuple[rfork.Session, dict[str, Any]]] = []
+# The tensors that are loaded in this process, with their sessions, which serve until it ends, or try to.
+_loaded: list[tuple[rfork.Session, dict[str, Any]]] = []
 
 
 class AscendLoad:
@@ -128,7 +128,7 @@ class AscendLoad:
         if not is_draft(self._model_config):
             return False
         tensors = self._ascend.tensors(model, self._processed)
-        return bool(tensors) and _served(tensors) == list(tensors)
+        return bool(tensors) and _loaded_here(tensors) == list(tensors)
 
     def _serve(self, model: Any) -> None:
         """Serves a model that is complete. A worker that cannot be a seed is a worker all the same."""
@@ -146,13 +146,18 @@ class AscendLoad:
         self._begin_serving(session, tensors)
 
     def _begin_serving(self, session: rfork.Session, tensors: dict[str, Any]) -> None:
+        # Served or not: a draft model's target has them.
+        _loaded.append((session, tensors))
         try:
             serving = session.serve()
+        except rfork.UnreachableError as error:
+            # It goes on trying.
+            logger.warning("rfork: not serving: %s", error)
+            return
         except rfork.RForkError as error:
             logger.warning("rfork: not serving: %s", error)
             session.close()
             return
-        _serving.append((session, tensors))
         logger.info("rfork: serving these weights as %s", serving.identity)
 
     def _session(self, model: Any) -> tuple[rfork.Session, dict[str, Any]]:
@@ -163,18 +168,18 @@ class AscendLoad:
         ranks = {"tp_rank": self._ranks.tp, "pp_rank": self._ranks.pp, "ep_rank": self._ranks.ep, "draft": draft}
         parts = ranks | (parts or readable(self._vllm_config))
         # A draft model's own tensors: those of its target are there, and are served by it.
-        shared = _served(tensors) if draft else []
+        shared = _loaded_here(tensors) if draft else []
         own = {name: tensor for name, tensor in tensors.items() if name not in shared}
         # The planner is told the tensor-parallel rank; fixed ports are counted by that among all.
         everywhere = {"global_rank": torch.distributed.get_rank(), "engine": "yuanrong", "shared": shared}
         return rfork.Session(self._settings, identity=parts, **everywhere), own
 
 
-def _served(tensors: dict[str, Any]) -> list[str]:
-    """The names of those whose memory another model's session of this process serves."""
-    served = [span(tensor) for _, tensors_there in _serving for tensor in tensors_there.values()]
+def _loaded_here(tensors: dict[str, Any]) -> list[str]:
+    """The names of those whose memory another model of this process has loaded."""
+    there = [span(tensor) for _, tensors_there in _loaded for tensor in tensors_there.values()]
 
     def is_there(device: str, start: int, end: int) -> bool:
-        return any(on == device and first <= start and end <= last for on, first, last in served)
+        return any(on == device and first <= start and end <= last for on, first, last in there)
 
     return [name for name, tensor in tensors.items() if is_there(*span(tensor))]

@@ -51,7 +51,9 @@ async fn listen(pool: &Pool, planner: &str, served: &Notify) {
 async fn hear(pool: &Pool, planner: &str, served: &Notify, told: &mut bool) -> Result<(), sqlx::Error> {
     let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
     let mut listener = PgListener::connect_with(&own.connect_lazy_with(pool.options())).await?;
-    listener.listen(requests::CHANNEL).await?;
+    let listening = listener.listen(requests::CHANNEL);
+    let late = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
+    tokio::time::timeout(ACQUIRE_TIMEOUT, listening).await.map_err(late)??;
     *told = false;
     while let Some(heard) = listener.try_recv().await? {
         if heard.payload() == planner {

@@ -240,6 +240,10 @@ async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W:
                 }
                 roll_back(lent).await;
                 if let Stopped::Uneven(uneven) = stopped {
+                    // Sessions from before the decision could still write, and so could what only reads.
+                    if pool.is_read_only() {
+                        return Err(StoreError::Unavailable(SET_READ_ONLY.into()));
+                    }
                     put_right(pool, uneven)
                         .await
                         .map_err(|stopped| StoreError::Unavailable(stopped.text()))?;

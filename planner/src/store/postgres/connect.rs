@@ -195,12 +195,15 @@ async fn apply(connection: &mut PgConnection, url: &PostgresUrl) -> Result<(), R
     let mut migrations = schema::postgres();
     migrations.set_locking(false);
     // `run`, which is this, cannot be awaited in a future that has to be `Send`.
-    migrations.run_direct(None, &mut *tx, false).await.map_err(|error| match error {
+    let migrated = migrations.run_direct(None, &mut *tx, false).await;
+    // Whether it failed or not: a pooler lends this session to others, who would meet what it has prepared.
+    let cleared = tx.clear_cached_statements().await;
+    migrated.map_err(|error| match error {
         MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => refusal(&error),
         MigrateError::VersionMismatch(version) => Refusal::Unreleased(version),
         error => Refusal::Final(error.to_string()),
     })?;
-    tx.clear_cached_statements().await.map_err(failed)?;
+    cleared.map_err(failed)?;
     tx.commit().await.map_err(failed)
 }
 

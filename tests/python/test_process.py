@@ -1,6 +1,7 @@
 """Ends, forks and signals of the process that a session is in."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -94,8 +95,9 @@ def test_the_command_is_in_the_package_without_a_planner(planner):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "rfork", *arguments], capture_output=True, text=True, timeout=60)
 
-    help_text = run("--help").stdout
-    assert "worker" in help_text and "inspect" in help_text and "planner:" not in help_text and "demo" not in help_text
+    # Each command's name begins a line of the list, indented by two; what it does is told further to the right.
+    listed = re.findall(r"^  (\S+) {2,}", run("--help").stdout.partition("Commands:")[2].partition("Options:")[0], re.M)
+    assert {"worker", "inspect", "explain"} <= set(listed) and not {"planner", "demo"} & set(listed), listed
     with rfork.Session(planner.config(), identity={}) as session:
         session.load({"w": numpy.zeros(9)}, fallback=lambda: None)
         serving = session.serve()

@@ -92,10 +92,12 @@ def lease(granted: Answer) -> dict[str, str]:
 class Container:
     """A container of a pod, as a process. It is ended when the test is over."""
 
-    def __init__(self, found: list[Object], pod: Object, root: Path, secrets: dict[str, dict[str, str]]) -> None:
+    def __init__(
+        self, found: list[Object], pod: Object, root: Path, secrets: dict[str, dict[str, str]], address: str
+    ) -> None:
         (container,) = pod["spec"]["containers"]
         self.pod, self.container, self.root = pod, container, root
-        self.address = loopback()
+        self.address = address
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
         mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container.get("volumeMounts", [])}
         for path, volume in mounts.items():
@@ -172,10 +174,15 @@ def fill(directory: Path, volume: Object, found: list[Object], secrets: dict[str
 
 @contextmanager
 def running(
-    found: list[Object], root: Path, kind: str = "Deployment", secrets: dict[str, dict[str, str]] | None = None
+    found: list[Object],
+    root: Path,
+    kind: str = "Deployment",
+    secrets: dict[str, dict[str, str]] | None = None,
+    address: str | None = None,
 ) -> Iterator[Container]:
-    """Runs the pod of the only object of a kind."""
-    container = Container(found, only(found, kind)["spec"]["template"], root, secrets or {})
+    """Runs the pod of the only object of a kind, at this address or at one of its own."""
+    pod = only(found, kind)["spec"]["template"]
+    container = Container(found, pod, root, secrets or {}, address or loopback())
     try:
         yield container
     finally:
@@ -213,9 +220,13 @@ class Postgres:
         """Ends it at once."""
         self._run("pg_ctl", "stop", "-m", "immediate", "-w")
 
+    def runs(self) -> bool:
+        """Whether it was started and not stopped."""
+        return (self._home / "data" / "postmaster.pid").exists()
+
     def remove(self) -> None:
         """Ends it if it runs, and deletes its files."""
-        if (self._home / "data" / "postmaster.pid").exists():
+        if self.runs():
             self.stop()
         shutil.rmtree(self._home)
 

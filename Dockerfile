@@ -8,8 +8,8 @@ ARG RUST_VERSION=1.95
 FROM rust:${RUST_VERSION}-bookworm AS build
 WORKDIR /source
 COPY . .
-RUN cargo build --locked --profile image --package rfork-cli --bin rfork && \
-    loader/cli/image-root target/image/rfork /image
+RUN cargo build --locked --release --package rfork-cli --bin rfork && \
+    loader/cli/image-root target/release/rfork /image
 
 FROM scratch
 COPY --from=build /image /

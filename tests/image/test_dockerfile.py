@@ -1,4 +1,4 @@
-"""The Dockerfile says what an image has to be. No image is made here: there may be no container engine."""
+"""The Dockerfile says what an image has to be. `tests/image/run` makes one's file system, without a container engine."""
 
 import re
 import tomllib
@@ -19,8 +19,12 @@ def last_stage() -> list[list[str]]:
 def test_it_is_built_by_the_compiler_and_the_lock_file_of_the_workspace() -> None:
     assert ["ARG", f"RUST_VERSION={WORKSPACE['workspace']['package']['rust-version']}"] in STEPS
     (build,) = [text for word, text in STEPS if word == "RUN"]
-    assert "cargo build --locked --profile image" in build
-    assert WORKSPACE["profile"]["image"] == {"inherits": "release", "strip": "symbols"}
+    # tests/image/run has the same steps.
+    script = (ROOT / "tests" / "image" / "run").read_text()
+    cargo = "cargo build --locked --release --package rfork-cli --bin rfork"
+    assert cargo in build and cargo in script
+    assert "loader/cli/image-root target/release/rfork" in build and "loader/cli/image-root" in script
+    assert WORKSPACE["profile"]["release"]["strip"] == "symbols"
 
 
 def test_it_begins_with_nothing_and_ends_as_nobody_who_is_root() -> None:

@@ -20,6 +20,8 @@ use crate::{Result, responder};
 /// Tells a process which database it is the planner of, or [`NO_DATABASE`].
 const DATABASE: &str = "RFORK_BENCH_DATABASE";
 const NO_DATABASE: &str = "none";
+/// There for a planner of a fleet.
+const FLEET: &str = "RFORK_BENCH_FLEET";
 
 /// Longer than all runs together: the load's heartbeats are a row of their own, and no seed may fall silent in
 /// another one for want of them.
@@ -27,7 +29,10 @@ const HEARTBEAT_TTL: Duration = Duration::from_secs(6 * 3_600);
 
 /// What a process is for.
 pub(crate) enum Role {
+    /// Of seeds that send no heartbeats but in rows of their own.
     Planner(String),
+    /// Of seeds that send theirs.
+    PlannerOfFleet(String),
     Responder,
 }
 
@@ -35,12 +40,17 @@ impl Role {
     /// That which this process was started in; `None` for the one that a user started.
     pub(crate) fn of_this_process() -> Option<Self> {
         let database = std::env::var(DATABASE).ok()?;
-        Some(if database == NO_DATABASE { Self::Responder } else { Self::Planner(database) })
+        Some(match std::env::var(FLEET) {
+            Ok(_) => Self::PlannerOfFleet(database),
+            Err(_) if database == NO_DATABASE => Self::Responder,
+            Err(_) => Self::Planner(database),
+        })
     }
 
     pub(crate) fn play(self) -> Result<()> {
         match self {
-            Self::Planner(database) => plan(&database),
+            Self::Planner(database) => plan(&database, Some(HEARTBEAT_TTL)),
+            Self::PlannerOfFleet(database) => plan(&database, None),
             Self::Responder => {
                 let listener = TcpListener::bind("127.0.0.1:0")?;
                 println!("{}", listener.local_addr()?);
@@ -57,11 +67,11 @@ impl Role {
 }
 
 /// A planner with the defaults that users have, capacity 1 among them.
-fn plan(database: &str) -> Result<()> {
+fn plan(database: &str, heartbeat_ttl: Option<Duration>) -> Result<()> {
     log()?;
     let mut settings = Settings::of(database.parse::<DatabaseUrl>()?);
-    settings.heartbeat_ttl = HEARTBEAT_TTL;
-    // Nobody is at the addresses of these seeds, and they are silent by design.
+    settings.heartbeat_ttl = heartbeat_ttl.unwrap_or(settings.heartbeat_ttl);
+    // Nobody is at the addresses of these seeds.
     settings.liveness_probe = false;
     if let Ok(sec) = std::env::var("RFORK_BENCH_HISTORY_SEC") {
         settings.history = Duration::from_secs(sec.parse()?);
@@ -107,14 +117,15 @@ pub(crate) struct Server {
 impl Server {
     pub(crate) fn start(role: &Role) -> Result<Self> {
         let database = match role {
-            Role::Planner(database) => database,
+            Role::Planner(database) | Role::PlannerOfFleet(database) => database,
             Role::Responder => NO_DATABASE,
         };
-        let mut process = Command::new(std::env::current_exe()?)
-            .env(DATABASE, database)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()?;
+        let mut command = Command::new(std::env::current_exe()?);
+        if let Role::PlannerOfFleet(_) = role {
+            command.env(FLEET, "1");
+        }
+        let mut process =
+            command.env(DATABASE, database).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let stdin = process.stdin.take();
         let stdout = process.stdout.take().ok_or("a process was started without standard output")?;
         let mut line = String::new();
@@ -122,7 +133,7 @@ impl Server {
         let address = line.trim().parse();
         let address = address.map_err(|_| "a process ended before it served; its error is above")?;
         let server = Self { process, stdin, address };
-        if matches!(role, Role::Planner(_)) {
+        if !matches!(role, Role::Responder) {
             opened(address)?;
         }
         Ok(server)

@@ -57,7 +57,12 @@ impl Used {
 
     /// The share of the machine's processors that other work had; much of it makes figures worthless.
     pub(crate) fn share_of_others(&self) -> f64 {
-        let ours = self.load + self.planner + self.database;
+        self.share_of_others_but(self.planner)
+    }
+
+    /// The same, where planners together used this.
+    pub(crate) fn share_of_others_but(&self, planners: f64) -> f64 {
+        let ours = self.load + planners + self.database;
         if self.all > 0.0 { (self.busy - ours).max(0.0) / self.all } else { 0.0 }
     }
 }

@@ -11,6 +11,8 @@ use clap::Parser;
 mod answer;
 mod bars;
 mod child;
+mod fleet;
+mod fleet_report;
 mod load;
 mod machine;
 mod measure;
@@ -30,6 +32,15 @@ fn main() -> Result<()> {
         return role.play();
     }
     let options = options::Options::parse().settled();
+    if !options.fleet.is_empty() {
+        let rows = fleet::all(&options)?;
+        if options.json {
+            println!("{}", serde_json::to_string_pretty(&rows)?);
+        } else {
+            print!("{}", fleet_report::Table(&rows));
+        }
+        return Ok(());
+    }
     let report = measure::all(&options)?;
     if options.json {
         println!("{}", serde_json::to_string_pretty(&report)?);

@@ -46,9 +46,7 @@ struct Setup {
 /// # Errors
 /// At the first wrong answer, and when something that is needed is missing.
 pub(crate) fn all(options: &Options) -> Result<Report> {
-    let directory = TempDir::with_prefix_in("rfork-bench-", place()?)?;
-    // Postgres runs as another user.
-    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    let directory = directory()?;
     let own_cost = own_cost(options)?;
     let mut report = Report::new(options, own_cost);
     for &store in options.stores() {
@@ -58,6 +56,14 @@ pub(crate) fn all(options: &Options) -> Result<Report> {
         }
     }
     Ok(report)
+}
+
+/// A directory of this run's own.
+pub(crate) fn directory() -> Result<TempDir> {
+    let directory = TempDir::with_prefix_in("rfork-bench-", place()?)?;
+    // Postgres runs as another user.
+    std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+    Ok(directory)
 }
 
 /// A directory on a disk: what is kept in memory has no cost of a disk.

@@ -41,6 +41,14 @@ pub(crate) struct Options {
     #[arg(long, value_enum, value_delimiter = ',', default_value = "keep-alive,new")]
     connections: Vec<Connections>,
 
+    /// Instead of all this: what fleets of so many ranks take, at the rate at which they ask; 90 s each on each store
+    #[arg(long, value_delimiter = ',', value_name = "RANKS", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
+    pub(crate) fleet: Vec<u32>,
+
+    /// How many planners a fleet has, on Postgres
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub(crate) replicas: u32,
+
     /// Prints JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
@@ -75,6 +83,11 @@ impl Options {
         self.runs.get_or_insert(runs);
         self.seconds.get_or_insert(seconds);
         self
+    }
+
+    /// Whether the ranks of a fleet keep their connections: as vLLM Ascend's workers they do not, unless told to.
+    pub(crate) fn fleet_keeps_connections(&self) -> bool {
+        self.connections == [Connections::KeepAlive]
     }
 
     /// How often each row is measured.

@@ -38,6 +38,11 @@ impl Population {
         }
     }
 
+    /// How many keys there are.
+    pub(crate) fn keys(&self) -> u32 {
+        self.keys
+    }
+
     /// The number of the leased seed, which must be one of `key`.
     pub(crate) fn granted(&self, lease: &Lease<'_>, key: u32) -> Result<usize> {
         let seed = number(lease.host).zip(lease.rank.parse::<u32>().ok()).and_then(|(host, rank)| {
@@ -56,7 +61,20 @@ impl Population {
 /// Writes `POST /put_seed` of this lease over `to`.
 pub(crate) fn release(lease: &Lease<'_>, to: &mut Vec<u8>) {
     to.clear();
-    to.extend_from_slice(b"POST /put_seed HTTP/1.1\r\nHost: planner\r\nContent-Length: 0\r\n");
+    write_of_lease("/put_seed", lease, to);
+}
+
+/// A request to this path about a lease.
+pub(crate) fn of_lease(path: &str, lease: &Lease<'_>) -> Vec<u8> {
+    let mut request = Vec::new();
+    write_of_lease(path, lease, &mut request);
+    request
+}
+
+fn write_of_lease(path: &str, lease: &Lease<'_>, to: &mut Vec<u8>) {
+    to.extend_from_slice(b"POST ");
+    to.extend_from_slice(path.as_bytes());
+    to.extend_from_slice(b" HTTP/1.1\r\nHost: planner\r\nContent-Length: 0\r\n");
     for (name, value) in [
         ("SEED_IP: ", lease.host),
         ("SEED_PORT: ", lease.port),

@@ -1,5 +1,7 @@
 //! Why a session does not begin, load or serve.
 
+use std::sync::Arc;
+
 use rfork_protocol::manifest::ManifestError;
 
 use crate::advertise::BadSetting;
@@ -65,7 +67,7 @@ pub enum ServeError {
     Changed,
     /// The engine did not take the memory, so no peer could read it.
     #[error("peers cannot read this worker's memory: {0}")]
-    Unregistered(EngineError),
+    Unregistered(Arc<EngineError>),
     /// There is nothing to serve, or it is being served already.
     #[error("a session serves once, after it has loaded")]
     NotLoaded,

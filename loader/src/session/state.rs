@@ -1,24 +1,27 @@
-//! What a worker does next, as a pure function: `(State, Event) -> (State, Actions)`.
+//! What a load does next, as a pure function: `(State, Event) -> (State, Effects)`.
 //!
 //! ```text
-//!        Begin           Granted             Agreed            AllHeld           Serve
-//!  Idle ───────▶ Asking ─────────▶ Checking ────────▶ Reading ─────────▶ Loaded ───────▶ Starting
-//!                │ ▲ ▲ │                │                │                ▲  ▲               │ │
-//!        NoSeed, │ │ │ │                │ SeedFailed or  │                │  └ ServiceFailed ┘ │ Healthy
-//!        may     │ │ │ │                │ LeaseLost      │                │                    ▼
-//!        wait    ▼ │ │ │                ▼                ▼                │                 Serving
-//!          Waiting ┘ └─┼── tries left ──┴────────────────┤                │
-//!          PauseOver   │                                 │ no tries left; │ AllHeld
-//!                      │ NoSeed, no wait left            ▼ or Disagreed   │
-//!                      └──────────────────────────────▶ Filling ──────────┘
-//!                                                        │ ▲ │
-//!                                  OtherBytes, once only └─┘ └▶ StorageFailed: Failed
+//!  begin          Granted            Agreed           AllHeld
+//! ──────▶ Asking ────────▶ Checking ───────▶ Reading ────────▶ Loaded
+//!         │ ▲ ▲ │             │                 │                 ▲
+//!  NoSeed,│ │ │ │             │ SeedFailed or   │                 │
+//!    may  │ │ │ │             │ LeaseLost       │                 │
+//!   wait  ▼ │ │ │             ▼                 ▼                 │
+//!    Waiting┘ └─┼─tries left──┴─────────────────┤                 │
+//!    PauseOver  │                               │ no tries left,  │ AllHeld
+//!               │ NoSeed, no wait left          ▼ or Disagreed    │
+//!               └───────────────────────────▶ Filling ────────────┘
+//!                                      adopt ──▲ │ ▲
+//!                                                └─┘ OtherBytes, once only
 //! ```
 //!
-//! `Adopt` leads from `Idle` to `Filling` at once, with a fallback that finds everything in place. `Stop` is taken in
-//! every state. What is held stays held across all of this; only [`Action::StartOver`]
-//! drops it: before a source of another content, and before a fallback that can only reload the whole. The driver ([`super`]) performs the actions in order and feeds back one event for the last of
-//! them that has an outcome.
+//! Each state but `Loaded` is something to do, and what comes of it is the next [`Event`]. An [`Effect`] is done on the
+//! way from one state to the next. [`super::load`] does both, and nothing else does. The machine ends at `Loaded`; a load
+//! that is cancelled, or that storage fails too, ends with an error wherever it is. Serving comes after it, and has no
+//! part in it.
+//!
+//! What is held stays held across all of this; only [`Effect::StartOver`] drops it: before a source of another content,
+//! and before a fallback that can only reload the whole.
 
 use rfork_protocol::manifest::content::ContentId;
 
@@ -26,52 +29,54 @@ use crate::fallback::Fills;
 
 /// Bounds on what a load may try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Limits {
+pub(super) struct Limits {
     /// Seeds that may fail a load before storage is asked, at least 1.
-    pub seed_failures: u32,
+    pub(super) seed_failures: u32,
     /// What the fallback can do.
-    pub fallback: Fills,
+    pub(super) fallback: Fills,
 }
 
-/// Where a worker stands.
+/// Where a load stands: what its driver does, until that has an outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum State {
-    /// Memory is prepared; nothing was asked yet.
-    Idle,
-    /// A planner is being asked for a seed.
+pub(super) enum State {
+    /// Ask the planner for a seed that has not failed yet.
     Asking(Tried),
-    /// No seed was free; the planner is asked again after a pause.
+    /// No seed was free: pause a moment, longer each time.
     Waiting(Tried),
-    /// A lease is held; the seed's metadata is fetched and compared.
+    /// A lease is held: fetch the seed's metadata and compare it.
     Checking(Tried),
-    /// Chunks flow from the seed.
+    /// Read the missing chunks from the seed, renewing the lease.
     Reading(Tried),
-    /// Chunks come from storage.
+    /// Read chunks from storage.
     Filling(Filling),
-    /// Every chunk is held.
+    /// Every chunk is held: the load has ended.
     Loaded,
-    /// The metadata service is being started, or runs where nobody reaches it yet.
-    Starting,
-    /// Other workers may fork from this one.
-    Serving,
-    /// Everything is taken down; nothing else happens.
-    Stopped,
-    /// Neither a seed nor storage gave the weights.
-    Failed,
+}
+
+impl State {
+    /// A load from whatever source there is.
+    pub(super) fn begin() -> Self {
+        Self::Asking(Tried::default())
+    }
+
+    /// A load from the fallback alone, which no planner is asked about.
+    pub(super) fn adopt() -> Self {
+        Self::Filling(Filling::All)
+    }
 }
 
 /// What the chunks that are held came from, and how often seeds have failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Tried {
+pub(super) struct Tried {
     /// Seeds that failed so far.
-    pub failures: u32,
+    pub(super) failures: u32,
     /// Whose bytes the held chunks are.
-    pub held: Held,
+    pub(super) held: Held,
 }
 
 /// Whose bytes the held chunks are: only chunks of one content may stand beside each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Held {
+pub(super) enum Held {
     /// No chunk can be held.
     #[default]
     Nothing,
@@ -84,7 +89,7 @@ pub enum Held {
 
 impl Held {
     /// What a seed's bytes are.
-    pub fn of(content: Option<ContentId>) -> Self {
+    pub(super) fn of(content: Option<ContentId>) -> Self {
         content.map_or(Self::Unnamed, Self::Named)
     }
 
@@ -100,20 +105,16 @@ impl Held {
 
 /// How storage is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Filling {
+pub(super) enum Filling {
     /// Only what is missing; each chunk must have the digest that the seed's content names.
     Missing(ContentId),
     /// Everything.
     All,
 }
 
-/// What has happened.
+/// What came of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Event {
-    /// The caller wants the weights.
-    Begin,
-    /// The caller has loaded them, and only hands them over.
-    Adopt,
+pub(super) enum Event {
     /// The planner granted a seed.
     Granted,
     /// There is no usable seed, or no planner; `may_wait` while the time to wait for one lasts.
@@ -135,123 +136,78 @@ pub enum Event {
     AllHeld,
     /// Storage holds other bytes than the seed did.
     OtherBytes,
-    /// Storage could not give the weights.
-    StorageFailed,
-    /// The caller wants to serve others.
-    Serve,
-    /// The metadata service answers its health check where others are told to come.
-    Healthy,
-    /// The metadata service did not start; the worker stays loaded.
-    ServiceFailed,
-    /// The caller, or a signal, wants an end.
-    Stop,
 }
 
-/// What the driver does.
+/// What is done on the way to the next state. It has no outcome.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Ask the planner for a seed that has not failed yet. Leases of failed seeds are kept until it has
-    /// answered, so that it cannot hand out the same one again, and are then released.
-    Ask,
-    /// Pause a moment, longer each time.
-    Pause,
-    /// Fetch the seed's metadata and compare it.
-    Check,
-    /// Forget every chunk: what comes next has other bytes.
-    StartOver,
-    /// Read the missing chunks from the seed, renewing the lease.
-    Read,
-    /// Remember the seed as failed; its lease is released with the next [`Action::Ask`] or [`Action::Release`].
+pub(super) enum Effect {
+    /// Remember the seed as failed. Its lease is kept until the planner has answered the next question, so that it
+    /// cannot hand out the same seed again, or until [`Effect::Release`].
     Condemn,
     /// Release every lease that is held, in the background.
     Release,
-    /// Read from storage.
-    Fill(Filling),
-    /// Start the metadata service and wait until it is healthy: until then nobody is told of it.
-    StartService,
-    /// Start to heartbeat: from now on, the planner hands this worker out.
-    Advertise,
-    /// Stop heartbeats, remove the advertisement, stop the service, unregister the memory, finalize the
-    /// engine, in this order.
-    TakeDown,
+    /// Forget every chunk: what comes next has other bytes.
+    StartOver,
 }
 
-/// The next state and what to do.
-pub type Step = (State, Vec<Action>);
+/// The next state, and what is done before it.
+pub(super) type Step = (State, Vec<Effect>);
 
-/// Decides. An event that a state does not expect changes nothing and does nothing.
-pub fn step(state: State, event: Event, limits: Limits) -> Step {
-    use Action as A;
+/// Decides. An event that a state does not expect changes nothing.
+pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
     use Event as E;
     use State as S;
     match (state, event) {
-        (S::Stopped, _) => (state, vec![]),
-        (_, E::Stop) => (S::Stopped, vec![A::Release, A::TakeDown]),
-
-        (S::Idle, E::Begin) => (S::Asking(Tried::default()), vec![A::Ask]),
-        (S::Idle, E::Adopt) => fill(Tried::default(), vec![], limits),
-
-        (S::Asking(tried), E::Granted) => (S::Checking(tried), vec![A::Check]),
-        (S::Asking(tried), E::NoSeed { may_wait: true }) => (S::Waiting(tried), vec![A::Pause]),
+        (S::Asking(tried), E::Granted) => (S::Checking(tried), vec![]),
+        (S::Asking(tried), E::NoSeed { may_wait: true }) => (S::Waiting(tried), vec![]),
         (S::Asking(tried), E::NoSeed { may_wait: false }) => fill(tried, vec![], limits),
-        (S::Waiting(tried), E::PauseOver) => (S::Asking(tried), vec![A::Ask]),
+        (S::Waiting(tried), E::PauseOver) => (S::Asking(tried), vec![]),
 
         (S::Checking(tried), E::Agreed(content)) => {
             let held = Held::of(content);
-            let reading = S::Reading(Tried { held, ..tried });
-            if tried.held.takes(held) {
-                (reading, vec![A::Read])
-            } else {
-                (reading, vec![A::StartOver, A::Read])
-            }
+            let effects = if tried.held.takes(held) { vec![] } else { vec![Effect::StartOver] };
+            (S::Reading(Tried { held, ..tried }), effects)
         }
         // The key promises equal tensors: another seed of this key would disagree as well.
-        (S::Checking(tried), E::Disagreed) => fill(tried, vec![A::Release], limits),
+        (S::Checking(tried), E::Disagreed) => fill(tried, vec![Effect::Release], limits),
 
         (S::Checking(tried) | S::Reading(tried), E::SeedFailed) => {
-            let tried = Tried { failures: tried.failures + 1, ..tried };
-            if tried.failures < limits.seed_failures {
-                (S::Asking(tried), vec![A::Condemn, A::Ask])
-            } else {
-                fill(tried, vec![A::Release], limits)
-            }
+            another_seed(tried, Effect::Condemn, limits)
         }
         // The seed did nothing wrong, but a worker that keeps losing leases must end some time.
         (S::Checking(tried) | S::Reading(tried), E::LeaseLost) => {
-            let tried = Tried { failures: tried.failures + 1, ..tried };
-            if tried.failures < limits.seed_failures {
-                (S::Asking(tried), vec![A::Release, A::Ask])
-            } else {
-                fill(tried, vec![A::Release], limits)
-            }
+            another_seed(tried, Effect::Release, limits)
         }
-        (S::Reading(_), E::AllHeld) => (S::Loaded, vec![A::Release]),
 
+        (S::Reading(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),
         (S::Filling(_), E::AllHeld) => (S::Loaded, vec![]),
         (S::Filling(Filling::Missing(_)), E::OtherBytes) => {
-            (S::Filling(Filling::All), vec![A::StartOver, A::Fill(Filling::All)])
+            (S::Filling(Filling::All), vec![Effect::StartOver])
         }
-        (S::Filling(_), E::StorageFailed | E::OtherBytes) => (S::Failed, vec![]),
-
-        (S::Loaded, E::Serve) => (S::Starting, vec![A::StartService]),
-        (S::Starting, E::Healthy) => (S::Serving, vec![A::Advertise]),
-        (S::Starting, E::ServiceFailed) => (S::Loaded, vec![]),
-
         _ => (state, vec![]),
     }
 }
 
-fn fill(tried: Tried, mut before: Vec<Action>, limits: Limits) -> Step {
+/// Asks for another seed while tries are left.
+fn another_seed(tried: Tried, before: Effect, limits: Limits) -> Step {
+    let tried = Tried { failures: tried.failures + 1, ..tried };
+    if tried.failures < limits.seed_failures {
+        (State::Asking(tried), vec![before])
+    } else {
+        fill(tried, vec![Effect::Release], limits)
+    }
+}
+
+fn fill(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> Step {
     let filling = match (tried.held, limits.fallback) {
         (Held::Named(content), Fills::Chunks) => Filling::Missing(content),
         (Held::Nothing, _) => Filling::All,
         // Nothing tells whether the others are of the same content, or the fallback gives them all anyway.
         (Held::Unnamed, _) | (Held::Named(_), Fills::Whole) => {
-            before.push(Action::StartOver);
+            before.push(Effect::StartOver);
             Filling::All
         }
     };
-    before.push(Action::Fill(filling));
     (State::Filling(filling), before)
 }
 
@@ -264,66 +220,73 @@ mod tests {
     const ONE: ContentId = ContentId([1; 32]);
     const TWO: ContentId = ContentId([2; 32]);
 
-    /// Runs events from `Idle`; gives the last state and all actions.
-    fn run(events: &[Event]) -> Step {
-        events.iter().fold((State::Idle, vec![]), |(state, mut actions), event| {
-            let (next, more) = step(state, *event, LIMITS);
-            actions.extend(more);
-            (next, actions)
-        })
+    /// A history from the beginning: the states, the first included, and the effects.
+    fn run(events: &[Event]) -> (Vec<State>, Vec<Effect>) {
+        let (mut states, mut effects) = (vec![State::begin()], vec![]);
+        for event in events {
+            let (next, more) = step(*states.last().unwrap(), *event, LIMITS);
+            states.push(next);
+            effects.extend(more);
+        }
+        (states, effects)
+    }
+
+    fn last(events: &[Event]) -> (State, Vec<Effect>) {
+        let (states, effects) = run(events);
+        (*states.last().unwrap(), effects)
+    }
+
+    fn nothing_held(failures: u32) -> Tried {
+        Tried { failures, held: Held::Nothing }
     }
 
     #[test]
     fn a_fork_reads_and_releases() {
-        let (state, actions) = run(&[Event::Begin, Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
-        assert_eq!(state, State::Loaded);
-        assert_eq!(actions, [Action::Ask, Action::Check, Action::Read, Action::Release]);
+        let (states, effects) = run(&[Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
+        let reading = State::Reading(Tried { failures: 0, held: Held::Named(ONE) });
+        let none = nothing_held(0);
+        assert_eq!(states, [State::Asking(none), State::Checking(none), reading, State::Loaded]);
+        assert_eq!(effects, [Effect::Release]);
     }
 
     #[test]
     fn no_seed_means_storage_at_once_or_after_a_wait() {
-        let (state, actions) = run(&[Event::Begin, Event::NoSeed { may_wait: false }]);
-        assert_eq!(state, State::Filling(Filling::All));
-        assert_eq!(actions, [Action::Ask, Action::Fill(Filling::All)]);
-        let (_, actions) = run(&[
-            Event::Begin,
-            Event::NoSeed { may_wait: true },
-            Event::PauseOver,
-            Event::NoSeed { may_wait: false },
-        ]);
-        assert_eq!(actions, [Action::Ask, Action::Pause, Action::Ask, Action::Fill(Filling::All)]);
+        let (asking, filling) = (State::Asking(nothing_held(0)), State::Filling(Filling::All));
+        let (states, effects) = run(&[Event::NoSeed { may_wait: false }]);
+        assert_eq!((states, effects), (vec![asking, filling], vec![]));
+        let (states, effects) =
+            run(&[Event::NoSeed { may_wait: true }, Event::PauseOver, Event::NoSeed { may_wait: false }]);
+        assert_eq!(states, [asking, State::Waiting(nothing_held(0)), asking, filling]);
+        assert_eq!(effects, []);
     }
 
     #[test]
     fn a_lost_seed_is_replaced_and_what_is_held_stays() {
-        let (state, actions) = run(&[
-            Event::Begin,
+        let (states, effects) = run(&[
             Event::Granted,
             Event::Agreed(Some(ONE)),
             Event::SeedFailed,
             Event::Granted,
             Event::Agreed(Some(ONE)),
         ]);
-        assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Named(ONE) }));
-        assert!(!actions.contains(&Action::StartOver));
-        assert!(actions.windows(2).any(|pair| pair == [Action::Condemn, Action::Ask]));
+        let tried = Tried { failures: 1, held: Held::Named(ONE) };
+        assert!(states.ends_with(&[State::Asking(tried), State::Checking(tried), State::Reading(tried)]));
+        assert_eq!(effects, [Effect::Condemn], "nothing starts over");
     }
 
     #[test]
     fn storage_completes_what_a_seed_began_under_its_content_id() {
-        let events = [
-            Event::Begin,
+        let (state, effects) = last(&[
             Event::Granted,
             Event::Agreed(Some(ONE)),
             Event::SeedFailed,
             Event::NoSeed { may_wait: false },
-        ];
-        let (state, actions) = run(&events);
+        ]);
         assert_eq!(state, State::Filling(Filling::Missing(ONE)));
-        assert!(!actions.contains(&Action::StartOver));
-        let (state, actions) = step(state, Event::OtherBytes, LIMITS);
+        assert!(!effects.contains(&Effect::StartOver));
+        let (state, effects) = step(state, Event::OtherBytes, LIMITS);
         assert_eq!(state, State::Filling(Filling::All));
-        assert_eq!(actions, [Action::StartOver, Action::Fill(Filling::All)]);
+        assert_eq!(effects, [Effect::StartOver]);
     }
 
     #[test]
@@ -331,64 +294,55 @@ mod tests {
         let limits = Limits { fallback: Fills::Whole, ..LIMITS };
         let reading = State::Reading(Tried { failures: 0, held: Held::Named(ONE) });
         let (asking, _) = step(reading, Event::SeedFailed, limits);
-        let (state, actions) = step(asking, Event::NoSeed { may_wait: false }, limits);
+        let (state, effects) = step(asking, Event::NoSeed { may_wait: false }, limits);
         assert_eq!(state, State::Filling(Filling::All));
-        assert_eq!(actions, [Action::StartOver, Action::Fill(Filling::All)]);
+        assert_eq!(effects, [Effect::StartOver]);
     }
 
     #[test]
     fn what_is_adopted_is_filled_without_a_question() {
-        let (state, actions) = run(&[Event::Adopt, Event::AllHeld]);
-        assert_eq!((state, actions), (State::Loaded, vec![Action::Fill(Filling::All)]));
+        assert_eq!(State::adopt(), State::Filling(Filling::All));
+        assert_eq!(step(State::adopt(), Event::AllHeld, LIMITS), (State::Loaded, vec![]));
     }
 
     #[test]
     fn another_content_starts_over() {
-        let (_, actions) = run(&[
-            Event::Begin,
+        let (state, effects) = last(&[
             Event::Granted,
             Event::Agreed(Some(ONE)),
             Event::SeedFailed,
             Event::Granted,
             Event::Agreed(Some(TWO)),
         ]);
-        assert!(actions.windows(2).any(|pair| pair == [Action::StartOver, Action::Read]));
+        assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Named(TWO) }));
+        assert!(effects.ends_with(&[Effect::StartOver]));
     }
 
     #[test]
     fn bytes_without_a_name_go_with_no_other_source_s() {
-        let lost = [Event::Begin, Event::Granted, Event::Agreed(None), Event::SeedFailed];
+        let lost = [Event::Granted, Event::Agreed(None), Event::SeedFailed];
         for next in [None, Some(ONE)] {
-            let events = [&lost[..], &[Event::Granted, Event::Agreed(next)]].concat();
-            let (_, actions) = run(&events);
-            assert!(actions.ends_with(&[Action::Check, Action::StartOver, Action::Read]), "{actions:?}");
+            let (state, effects) = last(&[&lost[..], &[Event::Granted, Event::Agreed(next)]].concat());
+            assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::of(next) }));
+            assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
         }
-        let (_, actions) = run(&[&lost[..], &[Event::NoSeed { may_wait: false }]].concat());
-        assert!(actions.ends_with(&[Action::StartOver, Action::Fill(Filling::All)]), "{actions:?}");
-        let (_, actions) = run(&[Event::Begin, Event::Granted, Event::Agreed(None), Event::AllHeld]);
-        assert!(!actions.contains(&Action::StartOver), "{actions:?}");
+        let (state, effects) = last(&[&lost[..], &[Event::NoSeed { may_wait: false }]].concat());
+        assert_eq!(state, State::Filling(Filling::All));
+        assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
+        let (_, effects) = last(&[Event::Granted, Event::Agreed(None), Event::AllHeld]);
+        assert!(!effects.contains(&Effect::StartOver), "{effects:?}");
     }
 
     #[test]
     fn a_manifest_that_disagrees_moves_no_byte() {
-        let (state, actions) = run(&[Event::Begin, Event::Granted, Event::Disagreed]);
-        assert_eq!(state, State::Filling(Filling::All));
-        assert!(!actions.contains(&Action::Read) && actions.contains(&Action::Release));
-    }
-
-    #[test]
-    fn a_worker_that_cannot_serve_stays_loaded() {
-        let loaded = State::Loaded;
-        let (starting, actions) = step(loaded, Event::Serve, LIMITS);
-        assert_eq!(actions, [Action::StartService]);
-        assert_eq!(step(starting, Event::ServiceFailed, LIMITS), (State::Loaded, vec![]));
-        assert_eq!(step(starting, Event::Healthy, LIMITS), (State::Serving, vec![Action::Advertise]));
+        let (states, effects) = run(&[Event::Granted, Event::Disagreed]);
+        let none = nothing_held(0);
+        assert_eq!(states, [State::Asking(none), State::Checking(none), State::Filling(Filling::All)]);
+        assert_eq!(effects, [Effect::Release]);
     }
 
     fn events() -> impl Strategy<Value = Event> {
         prop_oneof![
-            Just(Event::Begin),
-            Just(Event::Adopt),
             Just(Event::Granted),
             any::<bool>().prop_map(|may_wait| Event::NoSeed { may_wait }),
             Just(Event::PauseOver),
@@ -398,60 +352,62 @@ mod tests {
             Just(Event::LeaseLost),
             Just(Event::AllHeld),
             Just(Event::OtherBytes),
-            Just(Event::StorageFailed),
-            Just(Event::Serve),
-            Just(Event::Healthy),
-            Just(Event::ServiceFailed),
-            Just(Event::Stop),
         ]
     }
 
     proptest! {
         #[test]
-        fn the_rules_hold_over_any_history(events in prop::collection::vec(events(), 0..60), whole_only: bool) {
+        fn the_rules_hold_over_any_history(
+            adopts: bool, events in prop::collection::vec(events(), 0..60), whole_only: bool
+        ) {
             let fallback = if whole_only { Fills::Whole } else { Fills::Chunks };
             let limits = Limits { fallback, ..LIMITS };
-            let mut state = State::Idle;
-            // What the driver's world looks like: is a lease held, whose bytes are held, who is advertised.
-            let (mut leased, mut condemned) = (false, false);
-            let (mut content, mut advertised, mut whole) = (Held::Nothing, false, false);
+            let mut state = if adopts { State::adopt() } else { State::begin() };
+            // What the driver's world looks like: is a lease held, whose bytes are held.
+            let (mut leased, mut condemned, mut content) = (false, false, Held::Nothing);
             for event in events {
-                let (next, actions) = step(state, event, limits);
+                let (next, effects) = step(state, event, limits);
                 if matches!(state, State::Asking(_)) && matches!(event, Event::Granted | Event::NoSeed { .. }) {
                     // The planner has answered: the driver has released what it kept from it.
                     condemned = false;
                     leased |= event == Event::Granted;
                 }
-                whole |= event == Event::AllHeld && matches!(state, State::Reading(_) | State::Filling(_));
-                for action in &actions {
-                    match action {
-                        Action::Condemn => (leased, condemned) = (false, true),
-                        Action::Release => (leased, condemned) = (false, false),
-                        Action::StartOver => content = Held::Nothing,
-                        Action::Read => {
-                            prop_assert!(leased, "bytes move only under a lease");
-                            let State::Reading(tried) = next else { panic!("a read outside Reading") };
-                            let mixed = content != Held::Nothing && (content != tried.held || content == Held::Unnamed);
-                            prop_assert!(!mixed, "two contents mixed");
-                            content = tried.held;
-                        }
-                        Action::Fill(Filling::All) => prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks"),
-                        Action::Fill(Filling::Missing(id)) => {
-                            prop_assert_eq!(content, Held::Named(*id));
-                            prop_assert!(!whole_only, "asked for less than it gives");
-                        }
-                        Action::Advertise => { prop_assert!(whole, "a worker without weights is advertised"); advertised = true; }
-                        Action::TakeDown => advertised = false,
-                        _ => {}
+                for effect in &effects {
+                    match effect {
+                        Effect::Condemn => (leased, condemned) = (false, true),
+                        Effect::Release => (leased, condemned) = (false, false),
+                        Effect::StartOver => content = Held::Nothing,
                     }
                 }
-                if let State::Asking(tried) | State::Reading(tried) | State::Checking(tried) | State::Waiting(tried) = next {
-                    prop_assert!(tried.failures < LIMITS.seed_failures);
+                if next == state {
+                    prop_assert_eq!(effects, vec![], "an event that is not expected does something");
+                    continue;
                 }
-                if matches!(next, State::Filling(_) | State::Loaded | State::Failed | State::Stopped) {
-                    prop_assert!(!leased && !condemned, "a lease outlives its reading");
+                match next {
+                    State::Reading(tried) => {
+                        prop_assert!(leased, "bytes move only under a lease");
+                        let mixed = content != Held::Nothing && (content != tried.held || content == Held::Unnamed);
+                        prop_assert!(!mixed, "two contents mixed");
+                        content = tried.held;
+                    }
+                    State::Filling(Filling::All) => {
+                        prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks");
+                    }
+                    State::Filling(Filling::Missing(id)) => {
+                        prop_assert_eq!(content, Held::Named(id));
+                        prop_assert!(!whole_only, "asked for less than it gives");
+                    }
+                    State::Asking(_) | State::Waiting(_) | State::Checking(_) => {}
+                    State::Loaded => prop_assert_eq!(event, Event::AllHeld, "loaded without all chunks"),
                 }
-                if next == State::Stopped { prop_assert!(!advertised); }
+                match next {
+                    State::Asking(tried) | State::Reading(tried) | State::Checking(tried) | State::Waiting(tried) => {
+                        prop_assert!(tried.failures < LIMITS.seed_failures);
+                    }
+                    State::Filling(_) | State::Loaded => {
+                        prop_assert!(!leased && !condemned, "a lease outlives its reading");
+                    }
+                }
                 state = next;
             }
         }
@@ -460,23 +416,21 @@ mod tests {
         /// worst that seeds and planner can do leads to storage in a bounded number of steps.
         #[test]
         fn storage_is_always_reached(history in prop::collection::vec(events(), 0..30)) {
-            let mut state = State::Idle;
+            let mut state = State::begin();
             for event in history {
-                if matches!(event, Event::Stop | Event::StorageFailed | Event::OtherBytes) { continue; }
                 state = step(state, event, LIMITS).0;
             }
             for _ in 0..20 {
                 let event = match state {
-                    State::Idle => Event::Begin,
                     State::Asking(_) => Event::NoSeed { may_wait: false },
                     State::Waiting(_) => Event::PauseOver,
                     State::Checking(_) | State::Reading(_) => Event::SeedFailed,
                     State::Filling(_) => Event::AllHeld,
-                    _ => break,
+                    State::Loaded => break,
                 };
                 state = step(state, event, LIMITS).0;
             }
-            prop_assert!(matches!(state, State::Loaded | State::Starting | State::Serving), "{state:?}");
+            prop_assert_eq!(state, State::Loaded);
         }
     }
 }

@@ -1,0 +1,104 @@
+//! The seed that the planner granted: whether it holds this worker's tensors, and what its bytes are.
+
+use std::time::Instant;
+
+use rfork_protocol::manifest::agreement::agree;
+use rfork_protocol::manifest::content::content_id;
+use rfork_protocol::manifest::metadata::Metadata;
+use rfork_protocol::seed_key::UNNAMED_ENGINE;
+
+use super::load::Load;
+use super::progress::Phase;
+use super::state::Event;
+use crate::engine::memory::Content;
+use crate::planner_client::TransferReport;
+use crate::seed_client;
+
+/// What is logged at most of a version that a seed tells.
+const MAX_VERSION_CHARS: usize = 64;
+
+impl Load<'_> {
+    /// Fetches the seed's metadata and compares it.
+    pub(super) async fn check(&mut self) -> Event {
+        let Some(lease) = &self.lease else { return Event::SeedFailed };
+        let seed = lease.seed().clone();
+        self.reporter.phase(Phase::Checking(seed.clone()));
+        let begun = Instant::now();
+        let fetching = seed_client::fetch(self.planner.http(), &seed, &self.worker.key);
+        let Some(metadata) = lease.lost().run_until_cancelled(fetching).await else {
+            return Event::LeaseLost;
+        };
+        let mut metadata = match metadata {
+            Ok(metadata) => metadata,
+            Err(error) => {
+                tracing::warn!(%seed, %error, "the seed is passed over");
+                self.report(TransferReport::Failed {
+                    reason: "metadata",
+                    bytes: 0,
+                    duration: begun.elapsed(),
+                });
+                return Event::SeedFailed;
+            }
+        };
+        if let Err(error) = agree(self.manifest, &metadata.manifest, &self.worker.tolerance) {
+            tracing::warn!(%seed, %error, "the seed holds another model under this key: no byte is read");
+            return Event::Disagreed;
+        }
+        match self.content_of(&metadata) {
+            Ok(content) => {
+                let id = content.as_ref().map(|content| content.id);
+                if !self.worker.tolerance.shared.is_empty() {
+                    metadata.manifest = metadata.manifest.restricted_to(self.manifest);
+                }
+                self.source = Some((metadata, content));
+                Event::Agreed(id)
+            }
+            Err(reason) => {
+                tracing::warn!(%seed, reason, "the seed is passed over");
+                Event::SeedFailed
+            }
+        }
+    }
+
+    /// What the seed's bytes are, if this worker's engine can read them; `None` when the seed has no digests, as
+    /// unmodified vLLM Ascend has none.
+    fn content_of(&self, metadata: &Metadata) -> Result<Option<Content>, String> {
+        let extension = metadata.extension.as_ref();
+        // Who names no engine has the one that was there before engines had names.
+        let (theirs, ours) = (extension.map_or(UNNAMED_ENGINE, |e| e.engine.as_str()), self.engine.name());
+        if theirs != ours {
+            return Err(format!("its engine is {theirs}, this worker's is {ours}"));
+        }
+        let their_version = extension.and_then(|extension| extension.engine_version.as_deref());
+        match (their_version, self.engine.version()) {
+            (Some(theirs), Some(ours)) if theirs != ours => {
+                let theirs: String = theirs.chars().take(MAX_VERSION_CHARS).collect();
+                return Err(format!(
+                    "its engine is version {theirs}, this worker's is {ours}: use one version"
+                ));
+            }
+            (None, Some(ours)) => {
+                let session = &metadata.session;
+                tracing::warn!(
+                    session,
+                    ours,
+                    "the seed does not tell its engine's version; it is taken for ours"
+                );
+            }
+            _ => {}
+        }
+        let Some(extension) = extension else { return Ok(None) };
+        let chunks = &extension.chunks;
+        let plan = self.memory.plan();
+        if chunks.chunk_bytes != plan.chunk_size() || chunks.digests.len() != plan.count() as usize {
+            return Err("it cuts the model into other chunks: use workers of one release".into());
+        }
+        // Our own manifest agrees with the seed's and says everything, so it gives the id that the seed must
+        // have given.
+        let id = content_id(self.manifest, chunks);
+        if id != extension.content_id {
+            return Err("its content id does not fit its manifest and digests".into());
+        }
+        Ok(Some(Content { id, chunks: chunks.clone() }))
+    }
+}

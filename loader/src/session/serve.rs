@@ -1,0 +1,189 @@
+//! Serving: what makes a loaded worker a seed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use rfork_protocol::SeedIdentity;
+use rfork_protocol::manifest::content::content_id;
+use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata};
+use rfork_protocol::v2::Name;
+
+use super::error::ServeError;
+use super::{Model, Session, Stage};
+use crate::advertise::Advertised;
+use crate::digest::{DigestAlgorithm, of_memory};
+use crate::engine::memory::Content;
+use crate::heartbeat::Heartbeat;
+use crate::planner_client::Advert;
+use crate::reach::Reach;
+use crate::seed_service::SeedService;
+
+/// What a worker serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// As the planner knows it.
+    pub identity: SeedIdentity,
+    /// The metadata service.
+    pub url: String,
+}
+
+/// A worker that serves, or goes on trying to be reached. Dropped, it ends both: its heartbeat first.
+pub(super) struct Seed {
+    heartbeat: Heartbeat,
+    service: SeedService,
+}
+
+impl Seed {
+    /// Takes the advertisement back, so that nobody is sent here any more, and stops the metadata service.
+    pub(super) async fn stop(self) {
+        self.heartbeat.stop().await;
+        self.service.stop().await;
+    }
+}
+
+impl Model {
+    /// What the bytes are. Weights that came without digests get them here, at the first time that anybody needs them:
+    /// when their worker becomes a seed. `None` if a chunk is not held.
+    ///
+    /// The digests are made on a thread of their own, which holds the memory until it ends.
+    async fn content(&self) -> Option<Arc<Content>> {
+        if let Some(content) = self.memory.content() {
+            return Some(content);
+        }
+        let memory = self.memory.clone();
+        let digesting = tokio::task::spawn_blocking(move || of_memory(&memory, DigestAlgorithm::default()));
+        let chunks = digesting.await.ok()??;
+        let id = content_id(&self.manifest, &chunks);
+        tracing::info!(content_id = %id, "weights that came without digests have them now");
+        self.memory.set_content(Content { id, chunks });
+        self.memory.content()
+    }
+}
+
+impl Session {
+    fn model(&self) -> Result<Arc<Model>, ServeError> {
+        match &self.stage {
+            Stage::Loaded(model) => Ok(model.clone()),
+            Stage::Idle | Stage::Spent | Stage::Hung => Err(ServeError::NotLoaded),
+        }
+    }
+
+    /// Makes sure that nobody has written to the weights since they were loaded. An inference engine that transforms
+    /// them in place must not serve what it made of them under the name of what it loaded.
+    ///
+    /// # Errors
+    /// [`ServeError::Changed`], and [`ServeError::NotLoaded`].
+    pub async fn verify(&self) -> Result<(), ServeError> {
+        let model = self.model()?;
+        let Some(known) = model.memory.content() else { return Ok(()) };
+        let memory = model.memory.clone();
+        let digesting = tokio::task::spawn_blocking(move || of_memory(&memory, DigestAlgorithm::default()));
+        match digesting.await {
+            Ok(Some(now)) if now == known.chunks => Ok(()),
+            _ => Err(ServeError::Changed),
+        }
+    }
+
+    /// Serves what was loaded: other workers may fork from this one until it is closed. Returns once the planner
+    /// knows of it, or could not be told; it is then told again and again.
+    ///
+    /// # Errors
+    /// [`ServeError`]; the worker stays loaded. After [`ServeError::Unreachable`] it still becomes a seed when others come
+    /// to reach it.
+    pub async fn serve(&mut self) -> Result<Serving, ServeError> {
+        let model = self.model()?;
+        if self.seed.is_some() {
+            return Err(ServeError::NotLoaded);
+        }
+        if let Some(error) = &model.unregistered {
+            return Err(ServeError::Unregistered(error.clone()));
+        }
+        self.look_again_for_an_address().await;
+        let content = model.content().await.ok_or(ServeError::NotLoaded)?;
+        let service = self.start_service(&model, &content).await?;
+        let reach = self.reach(service.address())?;
+        let advert = self.advert(reach.identity.clone(), &content);
+        let serving = Serving {
+            identity: reach.identity.clone(),
+            url: format!("http://{}", reach.identity.authority()),
+        };
+        let heartbeat = Heartbeat::start(self.planner.clone(), advert, self.config.heartbeat_interval, reach);
+        // Kept before it is waited for: a caller that gives up here can still close everything.
+        self.seed.insert(Seed { heartbeat, service }).heartbeat.first().await?;
+        Ok(serving)
+    }
+
+    /// Finds the address that others are told, if the planner was not there when the session began.
+    async fn look_again_for_an_address(&mut self) {
+        if self.advertised.is_guess
+            && let Some(address) = self.planner.local_address().await
+        {
+            self.advertised = Advertised { host: address.into(), is_guess: false };
+        }
+        let host = &self.advertised.host;
+        if host.address().is_some_and(|address| address.is_loopback())
+            && self.planner.local_address().await.is_some_and(|address| !address.is_loopback())
+        {
+            tracing::warn!(
+                %host,
+                "others are told to come to this address, which leads only workers of this machine here; for those of \
+                 others set rfork_seed_advertise_host"
+            );
+        }
+    }
+
+    async fn start_service(&self, model: &Model, content: &Content) -> Result<SeedService, ServeError> {
+        let metadata = Metadata {
+            session: self.engine.session(&self.advertised.host),
+            manifest: model.manifest.clone(),
+            extension: Some(Extension {
+                engine: self.engine.name().to_owned(),
+                engine_version: self.engine.version().map(str::to_owned),
+                content_id: content.id,
+                chunks: content.chunks.clone(),
+            }),
+        };
+        let key = &self.worker.key;
+        let fields = self.config.seed_metadata_fields.unwrap_or_else(|| EntryFields::for_key(key));
+        let port = self.config.seed_port(self.worker.global_rank, self.worker.draft).unwrap_or_else(|| {
+            tracing::warn!(
+                base = self.config.seed_port_base,
+                global_rank = self.worker.global_rank,
+                "rfork_seed_port_base leads beyond the last port: a free one is taken"
+            );
+            0
+        });
+        let bind = self.config.seed_bind_host.as_deref();
+        let start = async |port| SeedService::start(bind, port, key, &metadata, fields).await;
+        match start(port).await {
+            Err(error) if port != 0 => {
+                tracing::warn!(%error, "a free port is taken instead of the one of rfork_seed_port_base");
+                Ok(start(0).await?)
+            }
+            started => Ok(started?),
+        }
+    }
+
+    /// The check that others reach the metadata service.
+    fn reach(&self, listening: SocketAddr) -> Result<Reach, ServeError> {
+        Ok(Reach {
+            http: self.planner.http().clone(),
+            identity: SeedIdentity::at(self.advertised.host.clone(), listening.port(), self.worker.rank)?,
+            key: self.worker.key.clone(),
+            timeout: self.config.seed_timeout,
+            bind: self.config.seed_bind_host.clone(),
+            listening,
+        })
+    }
+
+    /// What the planner is told of this worker.
+    fn advert(&self, identity: SeedIdentity, content: &Content) -> Advert {
+        Advert {
+            key: self.worker.key.clone(),
+            identity,
+            // This memory, served from now on: a worker that serves again, in whatever process, has another.
+            incarnation: Name::cut(&uuid::Uuid::new_v4().simple().to_string()),
+            content_id: Name::cut(&content.id.to_string()),
+        }
+    }
+}

@@ -19,11 +19,11 @@ const ELSEWHERE: [SocketAddr; 2] = [
 
 /// The host that other workers are told.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Advertised {
+pub(crate) struct Advertised {
     /// The host.
-    pub host: Host,
+    pub(crate) host: Host,
     /// Whether no connection to the planner has shown yet that it is the right one.
-    pub is_guess: bool,
+    pub(crate) is_guess: bool,
 }
 
 /// A setting that names no host for others to come to.
@@ -44,7 +44,7 @@ pub struct BadSetting {
 ///
 /// # Errors
 /// [`BadSetting`].
-pub async fn advertised_host(
+pub(crate) async fn advertised_host(
     advertise: Option<&str>,
     bind: Option<&str>,
     planner: &PlannerClient,
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use rfork_protocol::v1::Labels;
 
-    use crate::planner_client::WorkerPlace;
+    use crate::planner_client::Topology;
 
     /// Nobody listens there.
     const NO_PLANNER: &str = "http://127.0.0.1:1";
@@ -125,8 +125,7 @@ mod tests {
         planner: &str,
     ) -> Result<Advertised, BadSetting> {
         let timeout = Duration::from_secs(5);
-        let planner =
-            PlannerClient::new(planner, timeout, Labels::default(), WorkerPlace::default()).unwrap();
+        let planner = PlannerClient::new(planner, timeout, Labels::default(), Topology::default()).unwrap();
         advertised_host(advertise, bind, &planner).await
     }
 

@@ -21,7 +21,7 @@ const CHECK_PAUSES: [Duration; 2] = [Duration::from_secs(5), Duration::from_mins
 
 /// A worker's heartbeat. It ends when stopped, when dropped, or when the planner refuses it for good.
 #[derive(Debug)]
-pub struct Heartbeat {
+pub(crate) struct Heartbeat {
     stop: CancellationToken,
     first: Option<oneshot::Receiver<Unreachable>>,
     /// Gives whether the planner may know of this seed.
@@ -32,7 +32,7 @@ pub struct Heartbeat {
 
 impl Heartbeat {
     /// Starts to beat about every `interval`, once the check is passed: it is repeated until then, with growing pauses.
-    pub fn start(client: PlannerClient, advert: Advert, interval: Duration, reach: Reach) -> Self {
+    pub(crate) fn start(client: PlannerClient, advert: Advert, interval: Duration, reach: Reach) -> Self {
         let stop = CancellationToken::new();
         let (tell, first) = oneshot::channel();
         let (teller, told, stopped) = (client.clone(), advert.clone(), stop.clone());
@@ -49,7 +49,7 @@ impl Heartbeat {
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub async fn first(&mut self) -> Result<(), Unreachable> {
+    pub(crate) async fn first(&mut self) -> Result<(), Unreachable> {
         let Some(first) = self.first.take() else { return Ok(()) };
         // The other end is dropped without a word when all is well.
         first.await.map_or(Ok(()), Err)
@@ -57,7 +57,7 @@ impl Heartbeat {
 
     /// Stops beating, then takes the advertisement back, so that nobody is sent here any more. A planner that
     /// cannot be reached forgets this seed by itself when its time to live has passed.
-    pub async fn stop(self) {
+    pub(crate) async fn stop(self) {
         self.stop.cancel();
         // A beat that is under way ends first (its request has a deadline): were it dropped, the planner
         // might still take it, after the removal. An error means that the task panicked: nothing beats.

@@ -21,7 +21,7 @@ const RENEW_LATEST: Duration = Duration::from_secs(30);
 
 /// A seed that this worker may read from. Dropping it releases it in the background.
 #[derive(Debug)]
-pub struct Lease {
+pub(crate) struct Lease {
     reference: LeaseRef,
     report: TransferReport,
     lost: CancellationToken,
@@ -34,7 +34,7 @@ impl Lease {
     /// live and have no renewal: their leases are held as they are.
     ///
     /// Must be called within a tokio runtime.
-    pub fn hold(grant: Grant, client: PlannerClient, releases: Releases) -> Self {
+    pub(crate) fn hold(grant: Grant, client: PlannerClient, releases: Releases) -> Self {
         let Grant { reference, ttl, since } = grant;
         let lost = CancellationToken::new();
         let renewal = ttl.map(|ttl| {
@@ -45,17 +45,17 @@ impl Lease {
     }
 
     /// Notes how reading from the seed went, which the release tells.
-    pub fn report(&mut self, report: TransferReport) {
+    pub(crate) fn report(&mut self, report: TransferReport) {
         self.report = report;
     }
 
     /// The seed.
-    pub fn seed(&self) -> &SeedIdentity {
+    pub(crate) fn seed(&self) -> &SeedIdentity {
         &self.reference.identity
     }
 
     /// Cancelled when the planner says that the lease is gone: reading must stop.
-    pub fn lost(&self) -> &CancellationToken {
+    pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost
     }
 }
@@ -120,7 +120,7 @@ async fn renew(
 /// Each is tried a bounded number of times; one that never succeeds ends by its time to live. Their number is
 /// bounded by the leases that a session holds: at most one more than its seeds may fail.
 #[derive(Debug, Clone)]
-pub struct Releases {
+pub(crate) struct Releases {
     client: PlannerClient,
     attempts: u32,
     interval: Duration,
@@ -131,7 +131,7 @@ pub struct Releases {
 impl Releases {
     /// Tries each release up to `attempts` times, about `interval` apart. Must be called within a tokio
     /// runtime, on which the releases then run.
-    pub fn new(client: PlannerClient, attempts: u32, interval: Duration) -> Self {
+    pub(crate) fn new(client: PlannerClient, attempts: u32, interval: Duration) -> Self {
         Self { client, attempts, interval, tasks: TaskTracker::new(), runtime: Handle::current() }
     }
 
@@ -157,7 +157,7 @@ impl Releases {
     }
 
     /// Waits until all releases are done, at most `timeout`.
-    pub async fn finish(&self, timeout: Duration) {
+    pub(crate) async fn finish(&self, timeout: Duration) {
         self.tasks.close();
         if tokio::time::timeout(timeout, self.tasks.wait()).await.is_err() {
             tracing::warn!("a lease was not released in time; it ends by itself");

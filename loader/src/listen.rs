@@ -18,7 +18,7 @@ const BACKLOG: u32 = 1024;
 ///
 /// # Errors
 /// What the system says.
-pub async fn listen(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
+pub(crate) async fn listen(host: Option<&str>, port: u16) -> io::Result<TcpListener> {
     let Some(host) = host else {
         return match on_both_families(port) {
             // The port is taken, of either family.

@@ -14,19 +14,19 @@ const HOME_DEADLINE: Duration = Duration::from_secs(1);
 
 /// The health check of a worker's metadata service, at the address that others are told.
 #[derive(Debug, Clone)]
-pub struct Reach {
+pub(crate) struct Reach {
     /// For the request.
-    pub http: reqwest::Client,
+    pub(crate) http: reqwest::Client,
     /// As others are told it.
-    pub identity: SeedIdentity,
+    pub(crate) identity: SeedIdentity,
     /// What it serves.
-    pub key: SeedKey,
+    pub(crate) key: SeedKey,
     /// How long one check may take.
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
     /// `rfork_seed_bind_host`.
-    pub bind: Option<String>,
+    pub(crate) bind: Option<String>,
     /// Where the service listens.
-    pub listening: SocketAddr,
+    pub(crate) listening: SocketAddr,
 }
 
 /// Nobody can fork from this worker.
@@ -50,7 +50,7 @@ impl Reach {
     ///
     /// # Errors
     /// [`Unreachable`].
-    pub async fn check(&self) -> Result<(), Unreachable> {
+    pub(crate) async fn check(&self) -> Result<(), Unreachable> {
         let authority = self.identity.authority();
         let Err(last) = self.ask(&authority, self.timeout).await else { return Ok(()) };
         let at_home = self.ask(&home(self.listening).to_string(), self.timeout.min(HOME_DEADLINE)).await;

@@ -7,19 +7,19 @@ use std::time::Duration;
 /// A thousand workers that met the same fault at the same time must not come back at the same time, so each
 /// pause is drawn evenly from the upper half of its nominal length.
 #[derive(Debug, Clone)]
-pub struct Backoff {
+pub(crate) struct Backoff {
     next: Duration,
     longest: Duration,
 }
 
 impl Backoff {
     /// Starts at about `first` and doubles up to about `longest`.
-    pub fn new(first: Duration, longest: Duration) -> Self {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
         Self { next: first.min(longest), longest }
     }
 
     /// The next pause.
-    pub fn pause(&mut self) -> Duration {
+    pub(crate) fn pause(&mut self) -> Duration {
         let nominal = self.next;
         self.next = nominal.saturating_mul(2).min(self.longest);
         jittered(nominal)
@@ -27,7 +27,7 @@ impl Backoff {
 }
 
 /// A length drawn evenly from the upper half of `nominal`.
-pub fn jittered(nominal: Duration) -> Duration {
+pub(crate) fn jittered(nominal: Duration) -> Duration {
     nominal.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 

@@ -65,7 +65,8 @@ pub struct SeedService {
 }
 
 impl SeedService {
-    /// Listens on `port` (0 takes a free one) of `host`, as [`listen`] has it, and serves `metadata` to those who name `key`.
+    /// Listens on `port` (0 takes a free one) of `host`, or of every address of this machine, and serves
+    /// `metadata` to those who name `key`.
     ///
     /// # Errors
     /// [`SeedServiceError::Bind`].

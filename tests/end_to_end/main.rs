@@ -9,6 +9,7 @@ mod by_address;
 mod clocks;
 mod command;
 mod databases;
+mod examples;
 mod faults;
 mod forks;
 mod generations;

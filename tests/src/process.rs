@@ -19,21 +19,34 @@ use crate::{DEADLINE, until};
 /// The `rfork` program of this tree: the one that `RFORK_BIN` names, or else built if it is not up to date.
 pub fn rfork() -> &'static PathBuf {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
-    PROGRAM.get_or_init(|| {
-        if let Some(program) = std::env::var_os("RFORK_BIN") {
-            return program.into();
-        }
-        let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-        let built = Command::new(cargo)
-            .args(["build", "--quiet", "--locked", "--package", "rfork-cli", "--bin", "rfork"])
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(built.success(), "rfork does not build");
-        // This test's own file is in `<target>/<profile>/deps`.
-        let here = std::env::current_exe().unwrap();
-        here.parent().and_then(|deps| deps.parent()).unwrap().join("rfork")
+    PROGRAM.get_or_init(|| match std::env::var_os("RFORK_BIN") {
+        Some(program) => program.into(),
+        None => built(&["--package", "rfork-cli", "--bin", "rfork"]).join("rfork"),
     })
+}
+
+/// An example of the loader's: beside the program that `RFORK_BIN` names, or else built if it is not up to date.
+pub fn example(name: &str) -> PathBuf {
+    let programs = match std::env::var_os("RFORK_BIN") {
+        Some(_) => rfork().parent().unwrap().to_owned(),
+        None => built(&["--package", "rfork-loader", "--example", name]),
+    };
+    programs.join("examples").join(name)
+}
+
+/// Builds a program; gives where programs of this build are.
+fn built(what: &[&str]) -> PathBuf {
+    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
+    let built = Command::new(cargo)
+        .args(["build", "--quiet", "--locked"])
+        .args(what)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(built.success(), "it does not build: {what:?}");
+    // This test's own file is in `<target>/<profile>/deps`.
+    let here = std::env::current_exe().unwrap();
+    here.parent().and_then(|deps| deps.parent()).unwrap().to_owned()
 }
 
 /// The `rfork` program of the last release. `tests/run` builds it from the release's tag, where there is one in the

@@ -5,9 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
-use rfork_loader::planner_client::{
-    Advert, Grant, PlannerClient, Renewal, TransferReport, Wish, WorkerPlace,
-};
+use rfork_loader::planner_client::{Advert, Grant, PlannerClient, Renewal, Topology, TransferReport, Wish};
 use rfork_protocol::v1::Labels;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
@@ -30,7 +28,7 @@ pub(crate) struct SelftestArgs {
 /// Whatever fails, what it left at the planner is taken back, or ends by its time to live.
 pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
     parse_url(&args.planner)?;
-    let planner = PlannerClient::new(&args.planner, DEADLINE, Labels::default(), WorkerPlace::default())?;
+    let planner = PlannerClient::new(&args.planner, DEADLINE, Labels::default(), Topology::default())?;
     let Some(host) = planner.local_address().await else {
         // Whatever is asked says why.
         planner.acquire(&key()?, &Wish::default()).await.context("asking the planner")?;

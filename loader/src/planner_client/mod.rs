@@ -120,7 +120,7 @@ pub enum Renewal {
 
 /// Where a worker stands, and of which instance it is a rank. Told to planners that speak v2.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct WorkerPlace {
+pub struct Topology {
     /// Where it stands.
     pub location: Option<Location>,
     /// The instance.
@@ -191,7 +191,7 @@ pub struct PlannerClient {
     base: Url,
     timeout: Duration,
     labels: Labels,
-    place: WorkerPlace,
+    topology: Topology,
     known: Arc<Known>,
     /// From where it was reached last. Shared by all clones; no guard is held across an await.
     local: Arc<Mutex<Option<IpAddr>>>,
@@ -225,11 +225,11 @@ impl PlannerClient {
         base_url: &str,
         timeout: Duration,
         labels: Labels,
-        place: WorkerPlace,
+        topology: Topology,
     ) -> Result<Self, PlannerError> {
         let base = base_url_of(base_url).map_err(PlannerError::BadUrl)?;
         let http = crate::http::client(timeout, base.scheme() == "https").map_err(PlannerError::Client)?;
-        Ok(Self { http, base, timeout, labels, place, known: Arc::default(), local: Arc::default() })
+        Ok(Self { http, base, timeout, labels, topology, known: Arc::default(), local: Arc::default() })
     }
 
     /// The planner's base URL.

@@ -100,7 +100,7 @@ async fn start_within(speaks_v2: bool, timeout: Duration) -> (Arc<Fake>, Planner
         answer
     });
     tokio::spawn(async move { axum::serve(listener, router).await });
-    let client = PlannerClient::new(&url, timeout, Labels::default(), WorkerPlace::default()).unwrap();
+    let client = PlannerClient::new(&url, timeout, Labels::default(), Topology::default()).unwrap();
     (fake, client)
 }
 
@@ -225,7 +225,7 @@ async fn no_connection_to_the_planner_is_kept() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let client =
-        PlannerClient::new(&url, Duration::from_secs(20), Labels::default(), WorkerPlace::default()).unwrap();
+        PlannerClient::new(&url, Duration::from_secs(20), Labels::default(), Topology::default()).unwrap();
     let ends = async {
         let (mut stream, _) = listener.accept().await.unwrap();
         let mut request = Vec::new();

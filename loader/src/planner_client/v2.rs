@@ -138,8 +138,8 @@ impl PlannerClient {
         let mut request = Acquire {
             seed_key: key.clone(),
             wait_ms: 0,
-            location: self.place.location.clone(),
-            instance_id: self.place.instance_id.clone(),
+            location: self.topology.location.clone(),
+            instance_id: self.topology.instance_id.clone(),
             exclude,
         };
         // Unguessable, as it must be: who knows it gets the lease.
@@ -227,9 +227,9 @@ impl PlannerClient {
             deploy_strategy: labels.deploy_strategy.as_deref().and_then(Label::cut),
             is_draft: labels.is_draft,
             incarnation: advert.incarnation.clone(),
-            instance_id: self.place.instance_id.clone(),
+            instance_id: self.topology.instance_id.clone(),
             content_id: advert.content_id.clone(),
-            location: self.place.location.clone(),
+            location: self.topology.location.clone(),
         };
         self.v2_send::<Registered>(v2::SEEDS, self.post(v2::SEEDS, &request)).await.map(drop)
     }

@@ -1,7 +1,7 @@
 //! One worker's life: it takes its weights from a seed or from storage, and then serves them on.
 //!
 //! A [`Session`] is the sole owner of its engine, the registered memory, the metadata service and the heartbeat. A load
-//! ([`load`], which [`state`] decides for) owns its lease; serving ([`serve`]) is apart from it. Dropping a session, or
+//! (`load`, which `state` decides for) owns its lease; serving (`serve`) is apart from it. Dropping a session, or
 //! the future of a load, releases the lease in the background; a dropped session's service ends, and the memory lives
 //! until nobody reads it.
 
@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::agreement::Tolerance;
 use rfork_protocol::manifest::{Manifest, Tensor};
+use rfork_protocol::seed_key::SeedKeyError;
 use rfork_protocol::v1::Labels;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -18,9 +19,10 @@ use tokio_util::sync::CancellationToken;
 use crate::advertise::{Advertised, advertised_host};
 use crate::config::Config;
 use crate::engine::memory::WeightMemory;
-use crate::engine::tcp::{TcpEngine, TcpOptions};
+use crate::engine::tcp::{self, TcpEngine, TcpOptions};
 use crate::engine::{EngineError, TransferEngine};
 use crate::fallback::{Fallback, InPlace, Whole};
+use crate::identity::Identity;
 use crate::lease::Releases;
 use crate::planner_client::PlannerClient;
 
@@ -34,6 +36,8 @@ mod read;
 mod serve;
 mod state;
 
+pub use crate::advertise::BadSetting;
+pub use crate::reach::Unreachable;
 pub use error::{LoadError, ServeError, SessionError};
 use load::Load;
 pub use progress::{LoadReport, Phase, Progress, Share, Source};
@@ -57,6 +61,23 @@ pub struct Worker {
     pub draft: bool,
     /// What it accepts of a seed besides equality.
     pub tolerance: Tolerance,
+}
+
+impl Worker {
+    /// A worker over the TCP engine whose ranks are `identity`'s, the only one of its instance and its tensor-parallel
+    /// rank.
+    ///
+    /// # Errors
+    /// [`SeedKeyError`].
+    pub fn of_tcp(config: &Config, identity: &Identity) -> Result<Self, SeedKeyError> {
+        Ok(Self {
+            key: identity.seed_key(config, tcp::NAME)?,
+            rank: identity.tp_rank,
+            global_rank: identity.tp_rank,
+            draft: identity.draft,
+            tolerance: Tolerance::default(),
+        })
+    }
 }
 
 /// One worker's life. See the module.
@@ -129,8 +150,12 @@ impl Session {
         } else {
             Labels::default()
         };
-        let planner =
-            PlannerClient::new(&config.scheduler_url, config.request_timeout, labels, config.place.clone())?;
+        let planner = PlannerClient::new(
+            &config.scheduler_url,
+            config.request_timeout,
+            labels,
+            config.topology.clone(),
+        )?;
         let (advertise, bind) = (config.seed_advertise_host.as_deref(), config.seed_bind_host.as_deref());
         let advertised = advertised_host(advertise, bind, &planner).await?;
         let engine = engine(&config, advertised.host.as_str()).await?;

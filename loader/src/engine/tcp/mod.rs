@@ -30,7 +30,7 @@ pub const NAME: &str = "tcp";
 /// Settings of the engine. The defaults suit a data-centre network.
 #[derive(Debug, Clone)]
 pub struct TcpOptions {
-    /// Where to listen, as [`listen`](crate::listen::listen) has it.
+    /// Where to listen; every address of this machine when `None`.
     pub bind_host: Option<String>,
     /// The port to listen on; 0 takes a free one.
     pub bind_port: u16,

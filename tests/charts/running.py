@@ -195,7 +195,7 @@ class Postgres:
 
     def __init__(self) -> None:
         binaries = sorted(glob.glob("/usr/lib/postgresql/*/bin"))
-        self._binaries = Path(binaries[-1]) if binaries else Path("/usr/bin")
+        self.binaries = Path(binaries[-1]) if binaries else Path("/usr/bin")
         # Not in a directory of pytest's, where only this user comes.
         self._home, self._address = Path(tempfile.mkdtemp(prefix="rfork-test-pg-")), loopback()
         self._user: dict[str, Any] = {}
@@ -208,7 +208,7 @@ class Postgres:
         self.start()
 
     def _run(self, program: str, *args: str) -> None:
-        command = [self._binaries / program, "-D", self._home / "data", *args]
+        command = [self.binaries / program, "-D", self._home / "data", *args]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, cwd="/", **self._user)
 
     def start(self) -> None:
@@ -236,7 +236,7 @@ class Postgres:
 
     def sql(self, text: str, database: str = "postgres") -> None:
         """Runs statements as the owner of the cluster."""
-        psql = [self._binaries / "psql", "-q", "-v", "ON_ERROR_STOP=1", self.url("root", database)]
+        psql = [self.binaries / "psql", "-q", "-v", "ON_ERROR_STOP=1", self.url("root", database)]
         subprocess.run(psql, input=text, text=True, check=True, stdout=subprocess.DEVNULL)
 
 

@@ -173,4 +173,10 @@ def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
     assert "WARNING: replicas is 2, but a SQLite file serves one planner" in notes({"replicas": 2})
     assert "enable-underscores-in-headers" in notes(mode("ingress"))
     assert "WARNING" not in notes(mode("postgres")) and "WARNING" not in notes(mode("network-policy"))
+    assert "networkPolicy.egress.database.to" in notes(merged(mode("postgres"), at("networkPolicy.enabled", True)))
+    assert "networkPolicy.egress.database.to" not in notes(mode("network-policy"))
+    far = {"rules": {"location": [{"network": "10.0.0.0/8", "zone": "a"}]}}
+    behind = merged(mode("gateway"), far)
+    assert "planner.trustedProxies" in notes(behind) and "planner.trustedProxies" not in notes(far)
+    assert "planner.trustedProxies" not in notes(merged(behind, at("planner.trustedProxies", ["10.9.0.0/16"])))
     assert "networkPolicy.enabled" in notes({}) and "networkPolicy.enabled" not in notes(mode("network-policy"))

@@ -18,6 +18,7 @@ def test_chart_image_and_program_have_one_version() -> None:
         "charts/rfork-planner/README.md",
         "charts/rfork-planner/examples/memory-daemonset.yaml",
         "docs/kubernetes.md",
+        "README.md",
     ):
         tags = re.findall(r"\brfork:(\d[\w.-]*)", (ROOT / text).read_text())
         assert tags and set(tags) == {version}, text

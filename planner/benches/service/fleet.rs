@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::child::{Role, Server};
@@ -38,6 +39,9 @@ const TRANSFER: Duration = Duration::from_secs(25);
 const RETRY: Duration = Duration::from_secs(1);
 /// A request without an answer is an error.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Requests under way at once. When planners are behind, more wait here, where nothing but memory bounds them; their time
+/// counts all the same.
+const AT_ONCE: usize = 4_096;
 /// Keys at most; each has at least ten seeds.
 const MAX_KEYS: u32 = 1_000;
 
@@ -91,6 +95,7 @@ async fn measure(options: &Options, directory: &Path, store: StoreKind, ranks: u
         keep: options.fleet_keeps_connections(),
         measured: begun + BEAT,
         end: begun + BEAT + MEASURED,
+        room: Semaphore::new(AT_ONCE),
         times: Mutex::default(),
     });
     let mut tasks = tokio::task::JoinSet::new();
@@ -147,6 +152,7 @@ struct Fleet {
     keep: bool,
     measured: Instant,
     end: Instant,
+    room: Semaphore,
     times: Mutex<Times>,
 }
 
@@ -213,6 +219,9 @@ impl Rank {
         request: &[u8],
     ) -> std::result::Result<Option<Vec<u8>>, Failed> {
         sleep_until(due).await;
+        let fleet = self.fleet.clone();
+        // With kept connections each rank has one in any case.
+        let _room = fleet.room.acquire().await;
         let asked = timeout(PATIENCE, self.exchange(request)).await;
         let answer = match asked {
             Ok(answer) => answer.map_err(|error| Failed(error.to_string()))?,
@@ -222,9 +231,9 @@ impl Rank {
         if !right && !answer.starts_with(b"HTTP/1.1 503 ") {
             return Err(Failed(format!("a wrong answer: {}", String::from_utf8_lossy(&answer))));
         }
-        if (self.fleet.measured..self.fleet.end).contains(&due) {
+        if (fleet.measured..fleet.end).contains(&due) {
             let took = due.elapsed();
-            self.fleet.times.lock().unwrap_or_else(PoisonError::into_inner).add(ask, right.then_some(took));
+            fleet.times.lock().unwrap_or_else(PoisonError::into_inner).add(ask, right.then_some(took));
         }
         Ok(right.then_some(answer))
     }

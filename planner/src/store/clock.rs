@@ -24,6 +24,8 @@ use rustix::time::{ClockId, clock_gettime};
 /// little faster or slower: one part in [`DRIFT`] of what has passed.
 const SLACK_MS: i64 = 100;
 const DRIFT: i64 = 1_000;
+/// How often the time is looked at before a look is taken as it is, though it took long.
+pub(super) const LOOKS: u32 = 3;
 /// How often the database is told what time it is while something is written, in milliseconds.
 const NOTE_MS: i64 = 1_000;
 
@@ -62,7 +64,7 @@ impl Clock {
                 let passed = clock_gettime(ClockId::Boottime);
                 passed.tv_sec.saturating_mul(1_000).saturating_add(passed.tv_nsec / 1_000_000)
             }
-            Self::Manual(clock) => clock.passed_ms.load(Ordering::SeqCst),
+            Self::Manual(clock) => clock.counted_ms(),
         }
     }
 
@@ -90,18 +92,24 @@ pub struct ManualClock {
     /// What the clock shows, which planners of one database share, Unix milliseconds.
     shown_ms: Arc<AtomicI64>,
     passed_ms: AtomicI64,
+    /// What passes by the next question, and how far the clock is put meanwhile, in milliseconds. Once.
+    next_look: Mutex<(i64, i64)>,
 }
 
 impl ManualClock {
     /// One that shows this, Unix milliseconds.
     pub fn new(shown_ms: i64) -> Self {
-        Self { shown_ms: Arc::new(AtomicI64::new(shown_ms)), passed_ms: AtomicI64::new(0) }
+        Self::of(Arc::new(AtomicI64::new(shown_ms)))
+    }
+
+    fn of(shown_ms: Arc<AtomicI64>) -> Self {
+        Self { shown_ms, passed_ms: AtomicI64::new(0), next_look: Mutex::default() }
     }
 
     /// The same clock, by which another planner counts.
     #[must_use]
     pub fn shared(&self) -> Self {
-        Self { shown_ms: self.shown_ms.clone(), passed_ms: AtomicI64::new(0) }
+        Self::of(self.shown_ms.clone())
     }
 
     /// What it shows, Unix milliseconds.
@@ -123,6 +131,21 @@ impl ManualClock {
     /// The clock is put forward, or back, in milliseconds.
     pub fn step(&self, ms: i64) {
         self.shown_ms.fetch_add(ms, Ordering::SeqCst);
+    }
+
+    /// The next question of this planner is `passed_ms` under way before it is answered, and the clock is put by
+    /// `step_ms` meanwhile.
+    pub fn delay_next_look(&self, passed_ms: i64, step_ms: i64) {
+        *self.next_look.lock().unwrap_or_else(PoisonError::into_inner) = (passed_ms, step_ms);
+    }
+
+    fn counted_ms(&self) -> i64 {
+        let counted_ms = self.passed_ms.load(Ordering::SeqCst);
+        let (passed_ms, step_ms) =
+            std::mem::take(&mut *self.next_look.lock().unwrap_or_else(PoisonError::into_inner));
+        self.pass(passed_ms);
+        self.step(step_ms);
+        counted_ms
     }
 }
 
@@ -185,11 +208,20 @@ pub(super) struct Look {
     pub(super) until_ms: i64,
 }
 
+impl Look {
+    /// Whether it says what time it is about as closely as time is kept: a step that was made while the look was under way
+    /// cannot be told from the time that it took.
+    pub(super) fn is_close(&self, clock: &Clock) -> bool {
+        self.until_ms.saturating_sub(self.from_ms) <= clock.slack_ms(0)
+    }
+}
+
 /// What makes time even from `before` to `look`, in milliseconds: to be added to the offset. `None` when it is even.
 ///
 /// Somebody has worked at `seen_ms`, so it is at least that. If that is later than time can be by this planner's count,
 /// it is the count that is wrong, as after the machine was stopped for a while, and a clock that seems to be ahead is
-/// believed. How long an answer was under way is not known; what is called uneven is so wherever it was.
+/// believed. How long an answer was under way is not known; what is called uneven is so wherever it was. So a look that
+/// took long is taken again, [`LOOKS`] times at most.
 pub(super) fn correction(clock: &Clock, before: Option<Look>, look: Look, seen_ms: i64) -> Option<i64> {
     // Without a look before, what others have seen is all that is known.
     let (mut least_ms, mut latest_ms, mut slack_ms) = (seen_ms, i64::MAX, clock.slack_ms(0));

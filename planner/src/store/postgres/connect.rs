@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection, Row};
 
 use super::pool::{Pool, set};
 use super::session;
-use super::transaction::is_read_only;
+use super::transaction::{SET_READ_ONLY, is_read_only};
 use super::url::{PostgresUrl, Server, Target};
 use crate::store::Opening;
 use crate::store::schema::{self, Schema};
@@ -190,6 +190,9 @@ async fn apply(connection: &mut PgConnection, url: &PostgresUrl) -> Result<(), R
         Schema::Unreleased(version) => return Err(Refusal::Unreleased(version)),
         Schema::Behind => {}
     }
+    if is_set_read_only(&mut tx).await.map_err(failed)? {
+        return Err(Refusal::Away(SET_READ_ONLY.into()));
+    }
     let lock = format!("SELECT pg_advisory_xact_lock({MIGRATION_LOCK})");
     sqlx::raw_sql(AssertSqlSafe(lock)).execute(&mut *tx).await.map_err(failed)?;
     let mut migrations = schema::postgres();
@@ -205,6 +208,21 @@ async fn apply(connection: &mut PgConnection, url: &PostgresUrl) -> Result<(), R
     })?;
     cleared.map_err(failed)?;
     tx.commit().await.map_err(failed)
+}
+
+/// Whether a session that begins now would only read, because somebody has decided so for the database, the role or
+/// both: one that is older does not know of it, and a pooler may lend such a one. Nothing is prepared for the question.
+pub(super) async fn is_set_read_only(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
+    // What is said of a role in a database counts before what is said of a role, and that before the database's.
+    let set = sqlx::raw_sql(
+        "SELECT split_part(setting, '=', 2)::boolean
+         FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS setting
+         WHERE setting LIKE 'default\\_transaction\\_read\\_only=%'
+           AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
+           AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
+         ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1",
+    );
+    set.fetch_optional(connection).await?.map_or(Ok(false), |row| row.try_get(0))
 }
 
 /// How far the database's schema is. Nothing is prepared for the question.

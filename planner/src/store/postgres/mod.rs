@@ -188,7 +188,12 @@ impl Database {
             again: Mutex::default(),
             look: Notify::new(),
         };
-        match database.adopt_rules().await {
+        // A pooler may lend sessions that are older than somebody's decision.
+        let opened = async {
+            database.heed_decisions().await?;
+            database.adopt_rules().await
+        };
+        match opened.await {
             Ok(()) => Ok(database),
             Err(StoreError::Unavailable(reason)) => Err(Refusal::Away(reason)),
             Err(error) => Err(Refusal::Final(error.to_string())),

@@ -6,7 +6,7 @@ use sqlx::{AssertSqlSafe, Row};
 use super::super::list::{shown_sql, state_sql};
 use super::super::schema::Schema;
 use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
-use super::connect::schema;
+use super::connect::{is_set_read_only, schema};
 use super::session::Connection;
 use super::transaction::{Stopped, Work, has_code};
 use super::{Database, lease_hash, requests, seed_key, small};
@@ -134,18 +134,7 @@ impl Work for IsSetReadOnly {
     type Done = bool;
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<bool, Stopped> {
-        // What is said of a role in a database counts before what is said of a role, and that before the database's.
-        let set: Option<bool> = sqlx::query_scalar(
-            "SELECT split_part(setting, '=', 2)::boolean
-             FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS setting
-             WHERE setting LIKE 'default\\_transaction\\_read\\_only=%'
-               AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
-               AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
-             ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1",
-        )
-        .fetch_optional(connection)
-        .await?;
-        Ok(set.unwrap_or(false))
+        Ok(is_set_read_only(&mut connection.raw).await?)
     }
 }
 

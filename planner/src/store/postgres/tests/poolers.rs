@@ -1,7 +1,10 @@
 //! Sessions that are lent, and what is left in them.
 
+use sqlx::AssertSqlSafe;
+
 use super::pooler::Pooler as Bouncer;
 use super::*;
+use crate::store::ManualClock;
 use crate::store::postgres::connect::Pooler;
 
 async fn are_shared(url: &str) -> bool {
@@ -114,6 +117,87 @@ async fn a_session_that_turns_out_to_be_lent_is_used_as_such() {
     assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
     store.apply(&[register(1, "k"), acquire("k", 2)]).await.unwrap();
     assert!(store.database.pool.is_shared());
+}
+
+/// A question to the database itself.
+async fn direct<T>(url: &str, question: &str) -> T
+where
+    T: for<'r> sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres> + Send + Unpin,
+{
+    let mut connection = url_of(url).options().connect().await.unwrap();
+    sqlx::raw_sql(AssertSqlSafe(question.to_owned())).fetch_one(&mut connection).await.unwrap().get(0)
+}
+
+#[tokio::test]
+async fn a_planner_that_starts_in_a_session_from_before_heeds_who_set_it_read_only() {
+    let cluster = Cluster::shared();
+    let settings = ConnectSettings { patience: Duration::ZERO, pooler: Pooler::Yes, ..few() };
+    for has_tables in [false, true] {
+        let url = cluster.database();
+        let bouncer = Bouncer::before(&cluster, "default_pool_size = 1");
+        let through = url_of(&bouncer.url(&url));
+        // The pooler has its one session from now on.
+        if has_tables {
+            let store = PostgresStore::open(&through, settings, RULES, Clock::System).await.unwrap();
+            store.apply(&[register(1, "k")]).await.unwrap();
+            store.close().await;
+        } else {
+            Holder::take(&bouncer.url(&url)).await.give_back().await;
+        }
+        let name: String = direct(&url, "SELECT current_database()::text").await;
+        let mut owner = url_of(&url).options().connect().await.unwrap();
+        let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+        sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut owner).await.unwrap();
+
+        // Under other rules it would change the seed.
+        let rules = Rules { capacity: RULES.capacity + 1, ..RULES };
+        let refused = PostgresStore::open(&through, settings, rules, Clock::System).await.unwrap_err();
+        assert!(refused.to_string().contains("default_transaction_read_only"), "{refused}");
+        assert_eq!(direct::<bool>(&url, "SELECT to_regclass('seeds') IS NOT NULL").await, has_tables);
+        if has_tables {
+            let capacity: i32 = direct(&url, "SELECT capacity FROM seeds").await;
+            assert_eq!(u32::try_from(capacity).unwrap(), RULES.capacity);
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_leaves_nothing_in_a_session_that_is_lent() {
+    let cluster = Cluster::shared();
+    let url = cluster.database();
+    let bouncer = Bouncer::before(&cluster, "default_pool_size = 1");
+    // In the way of a table of ours.
+    let mut owner = url_of(&url).options().connect().await.unwrap();
+    sqlx::raw_sql("CREATE TABLE seeds (other integer)").execute(&mut owner).await.unwrap();
+    let settings = ConnectSettings { pooler: Pooler::Yes, ..few() };
+    let opened = PostgresStore::open(&url_of(&bouncer.url(&url)), settings, RULES, Clock::System).await;
+    assert!(opened.unwrap_err().to_string().contains("already exists"));
+    for question in [
+        "SELECT count(*) FROM pg_prepared_statements",
+        "SELECT count(*) FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'advisory'",
+    ] {
+        assert_eq!(direct::<i64>(&bouncer.url(&url), question).await, 0, "{question}");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_is_put_right_behind_a_pooler() {
+    let cluster = Cluster::shared();
+    let url = cluster.database();
+    let bouncer = Bouncer::before(&cluster, "server_round_robin = 1\ndefault_pool_size = 2");
+    let settings = ConnectSettings { pooler: Pooler::Yes, ..few() };
+    let clock = std::sync::Arc::new(ManualClock::new(1_000_000));
+    let through = url_of(&bouncer.url(&url));
+    let store = PostgresStore::open(&through, settings, RULES, Clock::Manual(clock.clone())).await.unwrap();
+    store.apply(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
+    for (step, ahead) in [(3_600_000, -3_600_000), (-7_200_000, 3_600_000)] {
+        clock.step(step);
+        store.apply(&[renew(1, 1)]).await.unwrap();
+        assert_eq!(store.snapshot().await.unwrap().ahead_ms, ahead);
+    }
+    assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+    let left = "SELECT count(*) FROM pg_prepared_statements";
+    assert_eq!(direct::<i64>(&bouncer.url(&url), left).await, 0);
 }
 
 #[tokio::test]

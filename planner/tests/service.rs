@@ -382,6 +382,7 @@ async fn a_planner_lives_and_is_not_ready_while_its_database_is_opened() {
         ask("GET", "/v2"),
         ask("POST", "/v2/leases"),
     );
+    assert_eq!(ask("HEAD", "/get_seed").await.status, 405);
     for answer in [&get, &put, &add, &service, &acquire] {
         assert_eq!((answer.status, answer.header("RETRY-AFTER")), (503, Some("1")), "{answer:?}");
     }

@@ -11,7 +11,7 @@ use axum::handler::Handler;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{MethodRouter, any, get, post};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
 use tokio::sync::watch;
 use tower::ServiceExt;
@@ -160,6 +160,8 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router 
         .route("/healthz", probe(ops::healthz))
         .route("/readyz", probe(ready.clone()))
         .route("/", probe(ready))
+        // What is refused later is refused now.
+        .route(GET_SEED, get_only(any(hold.clone())))
         .fallback(hold)
         .layer(map_response(close))
 }

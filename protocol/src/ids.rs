@@ -29,16 +29,6 @@ pub enum IdError {
     /// Something that could not stand as the host of a URL, or is read in different ways.
     #[error(transparent)]
     BadHost(#[from] BadHost),
-    /// A host that was told with another port than beside it.
-    #[error("'{host}' names port {told}, but the port is told as {port}")]
-    OtherPort {
-        /// The host as it was told.
-        host: String,
-        /// The port that it names.
-        told: u16,
-        /// The port beside it.
-        port: u16,
-    },
     /// A port outside 1 to 65535.
     #[error("a seed port must be 1 to 65535")]
     BadPort,
@@ -135,15 +125,13 @@ impl SeedIdentity {
         Self::at(host.as_ref().parse()?, port, rank)
     }
 
-    /// As [`SeedIdentity::new`], with `host` as [`Host::told`] reads it.
+    /// As [`SeedIdentity::new`], with `host` as [`Host::told`] reads it. A port in it does not count: `port` is where the
+    /// seed's metadata service says that it listens.
     ///
     /// # Errors
-    /// Those of [`SeedIdentity::new`]; [`IdError::OtherPort`] when it is told with another port than `port`.
+    /// Those of [`SeedIdentity::new`].
     pub fn told(host: &str, port: u16, rank: u32) -> Result<Self, IdError> {
-        match Host::told(host)? {
-            (_, Some(told)) if told != port => Err(IdError::OtherPort { host: host.to_owned(), told, port }),
-            (host, _) => Self::at(host, port, rank),
-        }
+        Self::at(Host::told(host)?.0, port, rank)
     }
 
     /// Takes the three parts.
@@ -300,8 +288,6 @@ mod tests {
         }
         assert_eq!("fd00::7:8000:2".parse::<SeedIdentity>().unwrap().to_string(), "[fd00::7]:8000:2");
         assert_eq!(SeedIdentity::new("h", 0, 0), Err(IdError::BadPort));
-        let error = SeedIdentity::told("[fd00::7]:9", 8000, 0).unwrap_err();
-        assert!(error.to_string().contains("names port 9"), "{error}");
     }
 
     #[test]

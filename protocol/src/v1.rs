@@ -476,6 +476,9 @@ mod tests {
             "http://10.0.0.7:8000",
             "::ffff:10.0.0.7",
             "10.0.0.7:8000",
+            // The one in SEED_PORT counts.
+            "10.0.0.7:9",
+            "http://10.0.0.7:9",
         ] {
             let add = AddSeed::decode(&with("seed_ip", told)).unwrap();
             assert_eq!(add.identity.to_string(), "10.0.0.7:8000:3", "{told}");
@@ -484,7 +487,6 @@ mod tests {
         let ipv6 = AddSeed::decode(&with("seed_ip", "[FD00::7]:8000")).unwrap();
         assert_eq!(ipv6.encode()["seed_ip"], "fd00::7");
         for (told, reason) in [
-            ("http://10.0.0.7:9", "names port 9"),
             ("http://u:p@10.0.0.7", "user or a password"),
             ("http://10.0.0.7/path", "only a host"),
             ("10.7", "four decimal numbers"),

@@ -249,6 +249,8 @@ fn forms_of_a_seed_s_address_are_one_seed_and_told_plainly() {
         (["10.0.0.7", "http://10.0.0.7", "https://10.0.0.7"], "10.0.0.7"),
         (["node-3.example", "http://node-3.example", "https://node-3.example"], "node-3.example"),
         (["[fd00::7]", "fd00::7", "[fd00::7]:8000"], "fd00::7"),
+        // A 4xx would end a worker's seed service; readers come to SEED_PORT.
+        (["[fd00::9]:9", "fd00::9", "http://[fd00::9]:9"], "fd00::9"),
     ] {
         let key = format!("key of {plain}");
         for form in told {

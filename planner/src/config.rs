@@ -111,17 +111,15 @@ impl DatabaseUrl {
     /// What the settings say.
     fn of(values: &Values) -> Result<Self, SettingError> {
         let (url, file) = ("database_url", "database_url_file");
-        match (values.find::<Self>(url)?, values.find_with(file, Self::from_file)?) {
-            (Some(_), Some(_)) => {
-                let place = values.place(url).unwrap_or(url).to_owned();
-                let other = values.place(file).unwrap_or(file);
-                Err(SettingError::Bad {
-                    place,
-                    why: format!("cannot be used with {other}: give one of them"),
-                })
-            }
-            (Some(database), None) | (None, Some(database)) => Ok(database),
+        // A flag counts before a variable, whichever of the two it is.
+        match (values.source(url), values.source(file)) {
             (None, None) => Self::default_file(),
+            (Some(one), Some(other)) if one == other => {
+                let other = values.place(file).unwrap_or(file);
+                Err(values.refused(url, &format!("cannot be used with {other}: give one of them")))
+            }
+            (Some(one), other) if other.is_none_or(|other| one < other) => values.get(url),
+            _ => values.find_with(file, Self::from_file)?.ok_or(SettingError::Absent(file)),
         }
     }
 }

@@ -384,9 +384,8 @@ mod tests {
             let refusal = read(&[(name, value)], &[]).unwrap_err().to_string();
             assert!(refusal.contains(accepted), "{name}={value}: {refusal}");
         }
-        let both =
-            read(&[("database_url", "sqlite:a.db")], &[("RFORK_CFG_DATABASE_URL_FILE", "/proc/version")]);
-        assert!(both.unwrap_err().to_string().contains("/proc/version: the URL in it"));
+        let other = read(&[], &[("RFORK_CFG_DATABASE_URL_FILE", "/proc/version")]);
+        assert!(other.unwrap_err().to_string().contains("/proc/version: the URL in it"));
     }
 
     #[test]
@@ -405,5 +404,25 @@ mod tests {
         let both = [("database_url", "sqlite:a.db"), ("database_url_file", file.path().to_str().unwrap())];
         let refusal = read(&both, &[]).unwrap_err().to_string();
         assert!(refusal.contains("--database-url cannot be used with --database-url-file"), "{refusal}");
+    }
+
+    #[test]
+    fn a_database_in_a_flag_counts_before_one_in_the_environment() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), "sqlite:of-file.db\n").unwrap();
+        let file = file.path().to_str().unwrap();
+        let (url, of_file) = ("sqlite:of-url.db", DatabaseUrl::Sqlite("of-file.db".into()));
+        let of_url = || url.parse::<DatabaseUrl>().unwrap();
+        let env = |name, value| [(name, value)];
+        for (flag, env, database) in [
+            (("database_url", url), env("RFORK_CFG_DATABASE_URL_FILE", file), of_url()),
+            (("database_url", url), env("RFORK_CFG_DATABASE_URL_FILE", "/no/such/file"), of_url()),
+            (("database_url_file", file), env("RFORK_CFG_DATABASE_URL", url), of_file),
+        ] {
+            assert_eq!(read(&[flag], &env).unwrap().database, database, "{flag:?} {env:?}");
+        }
+        let both = [("RFORK_CFG_DATABASE_URL", url), ("RFORK_CFG_DATABASE_URL_FILE", file)];
+        let refusal = read(&[], &both).unwrap_err().to_string();
+        assert!(refusal.contains("cannot be used with RFORK_CFG_DATABASE_URL_FILE"), "{refusal}");
     }
 }

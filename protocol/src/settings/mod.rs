@@ -12,7 +12,7 @@ mod takes;
 mod tests;
 
 pub use object::{BadObject, Object};
-pub use sources::{DEFAULTS, SettingError, Sources, Values};
+pub use sources::{DEFAULTS, SettingError, Source, Sources, Values};
 pub use takes::Takes;
 
 /// Settings that belong together, under a heading.

@@ -51,9 +51,23 @@ pub struct Sources<'a> {
 /// Nothing is given: all is as the defaults have it.
 pub const DEFAULTS: Sources<'static> = Sources { flags: &[], object: None, env: &|_| None };
 
+/// Where a value comes from: what stands before counts before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Source {
+    /// A flag.
+    Flag,
+    /// An object.
+    Object,
+    /// The environment.
+    Environment,
+    /// Nobody gives one.
+    Default,
+}
+
 /// A value, and the place where it stands.
 struct Found {
     text: String,
+    source: Source,
     place: String,
 }
 
@@ -108,7 +122,8 @@ impl Sources<'_> {
             }
         }
         if let Some(default) = setting.default {
-            return Ok(Some(Found { text: default.to_owned(), place: setting.name.to_owned() }));
+            let (text, place) = (default.to_owned(), setting.name.to_owned());
+            return Ok(Some(Found { text, source: Source::Default, place }));
         }
         match (setting.required, unfit) {
             (false, _) => Ok(None),
@@ -121,7 +136,7 @@ impl Sources<'_> {
         let Some((_, text)) = self.flags.iter().find(|(name, _)| *name == setting.name) else {
             return Ok(None);
         };
-        let place = format!("--{}", setting.flag());
+        let place = (Source::Flag, format!("--{}", setting.flag()));
         found(setting, place, setting.takes.read_text(text), &shown(text), false)
     }
 
@@ -133,7 +148,7 @@ impl Sources<'_> {
         if value.is_null() && !setting.null_refused {
             return Ok(None);
         }
-        let place = object.place(setting.name);
+        let place = (Source::Object, object.place(setting.name));
         found(setting, place, setting.takes.read_json(value), &cut(value.to_string()), setting.lenient)
     }
 
@@ -144,7 +159,7 @@ impl Sources<'_> {
         if value.is_empty() {
             return Ok(None);
         }
-        let place = format!("{name} in the environment (--{})", setting.flag());
+        let place = (Source::Environment, format!("{name} in the environment (--{})", setting.flag()));
         // What is no text has no value.
         let value = value.into_string();
         let (text, got) = match &value {
@@ -157,7 +172,7 @@ impl Sources<'_> {
 
 fn found(
     setting: &Setting,
-    place: String,
+    (source, place): (Source, String),
     text: Option<String>,
     got: &str,
     lenient: bool,
@@ -167,7 +182,7 @@ fn found(
         let why = format!("must be {}{got}", setting.takes);
         return Err(Unfit { error: SettingError::Bad { place, why }, lenient });
     };
-    Ok(Some(Found { text, place }))
+    Ok(Some(Found { text, source, place }))
 }
 
 /// A text as JSON writes it, which shows what cannot be seen.
@@ -234,6 +249,11 @@ impl Values {
     pub fn refused(&self, name: &'static str, why: &dyn Display) -> SettingError {
         let place = self.place(name).unwrap_or(name).to_owned();
         SettingError::Bad { place, why: why.to_string() }
+    }
+
+    /// Where a setting's value comes from, if it has one.
+    pub fn source(&self, name: &str) -> Option<Source> {
+        Some(self.known.get(name)?.as_ref()?.source)
     }
 
     /// Where a setting's value stands, if it has one.

@@ -70,8 +70,8 @@ pub const SETTINGS: &[Section] = &[
             .value("NETWORKS")
             .env("RFORK_CFG_TRUSTED_PROXIES")
             .otherwise("none")
-            .more("They say for whom they speak. That address decides where a worker is that does not tell it itself, by \
-                 the rules of the settings file"),
+            .more("They say for whom they speak; of both headers, as far as they agree. That address decides where a worker \
+                 is that does not tell it itself, by the rules of the settings file"),
         ],
     },
     Section {

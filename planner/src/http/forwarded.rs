@@ -14,13 +14,17 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Those for whom the last `most` proxies speak, the last one's first; `None` for one who is hidden, or whose address
 /// cannot be read.
 ///
-/// `X-Forwarded-For` counts when both headers are there: nearly all proxies write it, and one that does not know
-/// `Forwarded` passes on what a client wrote into it.
+/// Where both headers are there, they count as far as they agree: a proxy that writes one of them passes on what a client
+/// wrote into the other, and which one that is cannot be seen.
 pub(super) fn spoken_for(headers: &HeaderMap, most: usize) -> Vec<Option<IpAddr>> {
-    if headers.contains_key(X_FORWARDED_FOR) {
-        last(headers, &X_FORWARDED_FOR, addresses, most)
-    } else {
-        last(headers, &FORWARDED, elements, most)
+    let x_forwarded_for = last(headers, &X_FORWARDED_FOR, addresses, most);
+    let forwarded = last(headers, &FORWARDED, elements, most);
+    match (headers.contains_key(X_FORWARDED_FOR), headers.contains_key(FORWARDED)) {
+        (true, false) => x_forwarded_for,
+        (false, _) => forwarded,
+        (true, true) => (0..x_forwarded_for.len().max(forwarded.len()))
+            .map(|at| if x_forwarded_for.get(at) == forwarded.get(at) { forwarded[at] } else { None })
+            .collect(),
     }
 }
 
@@ -223,13 +227,25 @@ mod tests {
     }
 
     #[test]
-    fn x_forwarded_for_counts_when_both_are_there() {
-        let mut headers = HeaderMap::new();
-        headers.insert(FORWARDED, HeaderValue::from_static("for=6.6.6.6"));
-        assert_eq!(spoken_for(&headers, 4), ["6.6.6.6".parse().ok()]);
-        headers.insert(X_FORWARDED_FOR, HeaderValue::from_static("10.1.0.7"));
-        assert_eq!(spoken_for(&headers, 4), ["10.1.0.7".parse().ok()]);
-        headers.insert(X_FORWARDED_FOR, HeaderValue::from_static("unknown"));
-        assert_eq!(spoken_for(&headers, 4), [None]);
+    fn both_headers_count_as_far_as_they_agree() {
+        let (client, proxy, none) = ("10.1.0.7".parse().ok(), "10.9.0.2".parse().ok(), None);
+        for (x_forwarded_for, forwarded, told) in [
+            (Some("10.1.0.7"), None, &[client][..]),
+            (None, Some("for=10.1.0.7"), &[client]),
+            (Some("10.1.0.7, 10.9.0.2"), Some("for=10.1.0.7, for=10.9.0.2"), &[proxy, client]),
+            // The client wrote the one, the proxy the other.
+            (Some("10.1.0.7"), Some("for=6.6.6.6"), &[none]),
+            (Some("6.6.6.6"), Some("for=10.1.0.7"), &[none]),
+            (Some("6.6.6.6, 10.9.0.2"), Some("for=10.1.0.7, for=10.9.0.2"), &[proxy, none]),
+            (Some("6.6.6.6, 10.1.0.7"), Some("for=10.1.0.7"), &[client, none]),
+            (Some(""), Some("for=10.1.0.7"), &[none]),
+        ] {
+            let mut headers = HeaderMap::new();
+            let written = [(X_FORWARDED_FOR, x_forwarded_for), (FORWARDED, forwarded)];
+            for (name, value) in written.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+            assert_eq!(spoken_for(&headers, 4), told, "{headers:?}");
+        }
     }
 }

@@ -1,10 +1,16 @@
 //! A planner as a process of its own: it listens, and runs until a signal ends it.
 
-use tokio::net::TcpListener;
+use std::net::Ipv6Addr;
+
+use rustix::net::sockopt::set_ipv6_v6only;
+use tokio::net::{TcpListener, TcpSocket};
 
 use crate::config::Settings;
 use crate::shutdown::Stop;
 use crate::{RunError, run};
+
+/// Connections that may wait to be accepted.
+const BACKLOG: u32 = 1024;
 
 /// Why a planner ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -34,14 +40,27 @@ pub enum ServeError {
 pub async fn serve(settings: Settings) -> Result<(), ServeError> {
     let stop = Stop::on_signals().map_err(ServeError::Signals)?;
     raise_open_files();
-    // An IPv6 address may stand in brackets, as in a URL.
-    let host = settings.host.trim_start_matches('[').trim_end_matches(']');
-    let listener = TcpListener::bind((host, settings.port)).await.map_err(|source| ServeError::Listen {
+    let listener = listen(&settings.host, settings.port).await.map_err(|source| ServeError::Listen {
         host: settings.host.clone(),
         port: settings.port,
         source,
     })?;
     Ok(run(settings, listener, stop).await?)
+}
+
+/// Listens on an address, which may stand in brackets as in a URL, or on a name's. `::` is every address of both families,
+/// whatever the system's own rule is for sockets that do not say.
+async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    if !host.parse::<Ipv6Addr>().is_ok_and(|address| address.is_unspecified()) {
+        return TcpListener::bind((host, port)).await;
+    }
+    let socket = TcpSocket::new_v6()?;
+    // As tokio's own listeners have it: the port of a planner that has just ended is free.
+    socket.set_reuseaddr(true)?;
+    set_ipv6_v6only(&socket, false)?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
 }
 
 /// Lets the process have as many open files, and so connections, as the system grants. Many systems start a

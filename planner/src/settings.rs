@@ -25,7 +25,7 @@ pub const SETTINGS: &[Section] = &[
                 .value("ADDRESS")
                 .env("RFORK_CFG_HOST")
                 .default("127.0.0.1")
-                .more("0.0.0.0 stands for all addresses of this machine"),
+                .more("0.0.0.0 stands for every IPv4 address of this machine, :: for every one of both families"),
             Setting::new("port", Takes::Whole(0, 65_535), "Port to listen on; 0 takes a free one and logs it")
                 .value("PORT")
                 .env("RFORK_CFG_PORT")

@@ -97,13 +97,17 @@ fn a_system_that_keeps_families_apart_by_default_needs_no_settings() {
     let apart = format!("echo 1 >/proc/sys/net/ipv6/bindv6only; {BOTH}");
     others_come_to(IPV4, &apart, IPV4, IPV4);
     others_come_to("[fd00:10::1]", &apart, IPV6, "[fd00:10::1]");
+    // A planner on every address is there for both families.
+    others_come_to(IPV4, &apart, "::", IPV4);
+    others_come_to("[fd00:10::1]", &apart, "::", "[fd00:10::1]");
 }
 
 #[test]
 fn a_worker_that_nobody_reaches_says_what_to_set_and_stays() {
     let Some(host) = Host::new(BOTH) else { return };
     let _planner = host.planner("::");
-    let timeout = "--rfork-seed-timeout-sec=0.5";
+    // Time enough for a slow machine to answer itself.
+    let timeout = "--rfork-seed-timeout-sec=5";
     let first = host.worker("first", "[fd00:10::1]", &["--rfork-seed-bind-host=0.0.0.0", timeout]);
     let said = first.process.wait_for("nobody can fork from this worker");
     let error = said["error"].as_str().unwrap();

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rfork_tests::cluster::{Cluster, sql, sql_with};
 use rfork_tests::http::post_within;
-use rfork_tests::pooler::Pooler;
+use rfork_tests::pooler::{self, Pooler};
 use rfork_tests::process::{Planner, Process};
 use rfork_tests::{DEADLINE, skip, until};
 use serde_json::json;
@@ -156,8 +156,7 @@ fn planners_work_behind_a_pooler_that_lends_sessions_for_transactions() {
 #[test]
 fn planners_work_behind_a_pooler_that_keeps_prepared_statements() {
     let cluster = Cluster::private("pooler-statements");
-    let program = std::env::var("RFORK_TEST_PGBOUNCER").unwrap_or_else(|_| "/usr/sbin/pgbouncer".into());
-    let version = std::process::Command::new(program).arg("--version").output().unwrap();
+    let version = std::process::Command::new(pooler::program()).arg("--version").output().unwrap();
     let version = String::from_utf8_lossy(&version.stdout).into_owned();
     let number = version.lines().next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
     let mut parts = number.split('.').map_while(|part| part.parse::<u32>().ok());

@@ -19,6 +19,16 @@ const DOCUMENTED: &str = include_str!("../../docs/pgbouncer.ini");
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The pgbouncer that `RFORK_TEST_PGBOUNCER` names, or else the installed one: Debian keeps it out of most users' PATH.
+pub fn program() -> PathBuf {
+    let debian = Path::new("/usr/sbin/pgbouncer");
+    let named = std::env::var_os("RFORK_TEST_PGBOUNCER").filter(|path| !path.is_empty());
+    named.map_or_else(
+        || if debian.exists() { debian } else { Path::new("pgbouncer") }.to_owned(),
+        PathBuf::from,
+    )
+}
+
 /// A pooler. Killed when dropped.
 #[derive(Debug)]
 pub struct Pooler {
@@ -53,12 +63,7 @@ impl Pooler {
                 chown(path, Some(user), Some(group)).unwrap();
             }
         }
-        // Debian keeps it out of most users' PATH.
-        let debian = Path::new("/usr/sbin/pgbouncer");
-        let named = std::env::var_os("RFORK_TEST_PGBOUNCER").map(PathBuf::from);
-        let program = named
-            .unwrap_or_else(|| if debian.exists() { debian.to_owned() } else { PathBuf::from("pgbouncer") });
-        let mut command = as_user(&program);
+        let mut command = as_user(&program());
         command.arg("--quiet").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
         let process =
             command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs it"));

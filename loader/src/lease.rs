@@ -1,5 +1,7 @@
 //! A lease that a worker holds: renewed while it lives, released when it is dropped, whatever dropped it.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rfork_protocol::SeedIdentity;
@@ -25,6 +27,8 @@ pub(crate) struct Lease {
     reference: LeaseRef,
     report: TransferReport,
     lost: CancellationToken,
+    /// Whether the planner has said that it does not know the lease.
+    gone: Arc<AtomicBool>,
     releases: Releases,
     _renewal: Option<AbortOnDropHandle<()>>,
 }
@@ -36,12 +40,16 @@ impl Lease {
     /// Must be called within a tokio runtime.
     pub(crate) fn hold(grant: Grant, client: PlannerClient, releases: Releases) -> Self {
         let Grant { reference, ttl, since } = grant;
-        let lost = CancellationToken::new();
+        let (lost, gone) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         let renewal = ttl.map(|ttl| {
-            let renewing = renew(client, reference.clone(), ttl, Instant::from_std(since), lost.clone());
-            AbortOnDropHandle::new(tokio::spawn(renewing))
+            let (reference, lost, gone) = (reference.clone(), lost.clone(), gone.clone());
+            AbortOnDropHandle::new(tokio::spawn(async move {
+                let end = renew(client, reference, ttl, Instant::from_std(since)).await;
+                gone.store(matches!(end, End::Gone), Ordering::SeqCst);
+                lost.cancel();
+            }))
         });
-        Self { reference, report: TransferReport::Aborted, lost, releases, _renewal: renewal }
+        Self { reference, report: TransferReport::Aborted, lost, gone, releases, _renewal: renewal }
     }
 
     /// Notes how reading from the seed went, which the release tells.
@@ -54,7 +62,7 @@ impl Lease {
         &self.reference.identity
     }
 
-    /// Cancelled when the planner says that the lease is gone: reading must stop.
+    /// Cancelled when the planner says that the lease is gone, or refuses to renew it: reading must stop.
     pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost
     }
@@ -62,8 +70,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        // A lease that is gone at the planner has nothing to release.
-        if !self.lost.is_cancelled() {
+        // A lease that is gone at the planner has nothing to release. One that it does not renew holds its point.
+        if !self.gone.load(Ordering::SeqCst) {
             self.releases.begin(self.reference.clone(), self.report);
         }
     }
@@ -74,15 +82,17 @@ fn renew_after(ttl: Duration) -> Duration {
     ttl.mul_f64(RENEW_AFTER).clamp(RENEW_SOONEST, RENEW_LATEST)
 }
 
+/// Why a lease is renewed no more.
+enum End {
+    /// The planner does not know it.
+    Gone,
+    /// The planner refuses to renew it.
+    Refused,
+}
+
 /// Renews until dropped or lost. A planner that cannot be reached loses nothing here: bytes go on flowing,
 /// and the seed's point is at worst granted once more.
-async fn renew(
-    client: PlannerClient,
-    reference: LeaseRef,
-    mut ttl: Duration,
-    since: Instant,
-    lost: CancellationToken,
-) {
+async fn renew(client: PlannerClient, reference: LeaseRef, mut ttl: Duration, since: Instant) -> End {
     let retries = |ttl: Duration| Backoff::new(renew_after(ttl) / 8, renew_after(ttl));
     let mut backoff = retries(ttl);
     let mut next = since + renew_after(ttl);
@@ -99,8 +109,7 @@ async fn renew(
             }
             Ok(Renewal::Gone) => {
                 tracing::warn!(seed = %reference.identity, lease = %reference.lease, "the lease is gone");
-                lost.cancel();
-                return;
+                return End::Gone;
             }
             Err(error) if error.is_passing() => {
                 tracing::warn!(lease = %reference.lease, %error, "a renewal failed; reading goes on");
@@ -108,8 +117,7 @@ async fn renew(
             }
             Err(error) => {
                 tracing::warn!(lease = %reference.lease, %error, "the planner refuses to renew the lease");
-                lost.cancel();
-                return;
+                return End::Refused;
             }
         }
     }

@@ -30,6 +30,7 @@ struct Fake {
     /// Acquisitions that are answered with this code, one after the other, before one is granted.
     refuses: Mutex<Vec<(u16, &'static str)>>,
     renews: AtomicBool,
+    refuses_renewals: AtomicBool,
     asked: Mutex<Vec<String>>,
     idempotency_keys: Mutex<Vec<String>>,
 }
@@ -70,6 +71,9 @@ impl Fake {
                 json(r#"{"lease_id":"0123456789abcdef","seed":"10.0.0.8:8000:3","ttl_ms":9,"waited_ms":1}"#)
             }
             "/v2/leases/renew" if self.renews.load(Ordering::SeqCst) => json(r#"{"ttl_ms":15}"#),
+            "/v2/leases/renew" if self.refuses_renewals.load(Ordering::SeqCst) => {
+                problem(StatusCode::UNAUTHORIZED, "unauthorized")
+            }
             "/v2/leases/renew" => problem(StatusCode::NOT_FOUND, "lease-not-found"),
             "/v2/seeds/heartbeat" => json(r#"{"results":[{"seed":"h:1:0","status":"unknown"}]}"#),
             "/v2/seeds" => json(r#"{"registration":"new","heartbeat_interval_ms":1,"heartbeat_ttl_ms":2}"#),
@@ -206,6 +210,22 @@ async fn a_lease_is_renewed_by_the_time_to_live_that_was_told_last() {
     // By the time that came with the grant these would take 40 s, by the other one 4 s.
     tokio::time::timeout(Duration::from_secs(30), renewed).await.expect("it is renewed too seldom");
     assert!(!lease.lost().is_cancelled());
+}
+
+#[tokio::test]
+async fn a_lease_that_is_not_renewed_is_given_back_and_one_that_is_gone_is_not() {
+    for refuses in [true, false] {
+        let (fake, client) = start(true).await;
+        fake.refuses_renewals.store(refuses, Ordering::SeqCst);
+        let grant = Grant { ttl: Some(Duration::from_millis(300)), ..acquire(&client).await };
+        let releases = Releases::new(client.clone(), 1, Duration::from_secs(1));
+        let lease = Lease::hold(grant, client, releases.clone());
+        lease.lost().cancelled().await;
+        drop(lease);
+        releases.finish(Duration::from_secs(300)).await;
+        let given_back = fake.asked().iter().filter(|path| *path == "/v2/leases/release").count();
+        assert_eq!(given_back, usize::from(refuses));
+    }
 }
 
 #[tokio::test]

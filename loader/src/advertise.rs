@@ -22,8 +22,37 @@ const ELSEWHERE: [SocketAddr; 2] = [
 pub(crate) struct Advertised {
     /// The host.
     pub(crate) host: Host,
-    /// Whether no connection to the planner has shown yet that it is the right one.
-    pub(crate) is_guess: bool,
+    /// How it is known.
+    pub(crate) by: By,
+}
+
+/// How the host that other workers are told is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum By {
+    /// A setting names it.
+    Setting,
+    /// The planner was reached from there.
+    Connection,
+    /// No connection to the planner has shown yet that it is the right one.
+    Guess,
+}
+
+impl Advertised {
+    /// A warning when the host leads only workers of this machine here, as far as that can be seen: the planner is
+    /// somewhere else, or nobody has said that all workers are on this machine.
+    pub(crate) fn only_here(&self, planner_sees: Option<IpAddr>) -> Option<String> {
+        let is_elsewhere = planner_sees.is_some_and(|address| !address.is_loopback());
+        let is_loopback = self.host.address().is_some_and(|address| address.is_loopback());
+        if !is_loopback || (self.by == By::Setting && !is_elsewhere) {
+            return None;
+        }
+        let why = if is_elsewhere { "" } else { " because the planner was reached on this machine itself," };
+        Some(format!(
+            "others are told to come to {},{why} which leads only workers of this machine here; for those of others set \
+             rfork_seed_advertise_host",
+            self.host
+        ))
+    }
 }
 
 /// A setting that names no host for others to come to.
@@ -49,7 +78,7 @@ pub(crate) async fn advertised_host(
     bind: Option<&str>,
     planner: &PlannerClient,
 ) -> Result<Advertised, BadSetting> {
-    let certain = |host| Advertised { host, is_guess: false };
+    let certain = |host| Advertised { host, by: By::Setting };
     let bad = |setting, error: BadHost| BadSetting { setting, reason: error.to_string() };
     if let Some(text) = advertise {
         const SETTING: &str = "rfork_seed_advertise_host";
@@ -70,7 +99,7 @@ pub(crate) async fn advertised_host(
         return bind.parse().map(certain).map_err(|error| bad("rfork_seed_bind_host", error));
     }
     if let Some(address) = planner.local_address().await {
-        return Ok(certain(address.into()));
+        return Ok(Advertised { host: address.into(), by: By::Connection });
     }
     let address = guess(planner.base()).await;
     tracing::warn!(
@@ -78,7 +107,7 @@ pub(crate) async fn advertised_host(
         %address,
         "the planner was not reached, so it is a guess at which address others reach this worker; if it is wrong, set rfork_seed_advertise_host"
     );
-    Ok(Advertised { host: address.into(), is_guess: true })
+    Ok(Advertised { host: address.into(), by: By::Guess })
 }
 
 /// No packet is sent but for the planner's name: connecting a UDP socket only asks the system for a route.
@@ -131,17 +160,17 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_set_wins_then_a_certain_bind_address_then_the_route() {
-        for (advertise, bind, host, is_guess) in [
-            (Some("Node-1."), None, "node-1", false),
-            (Some("http://[FD00::7]/"), Some("0.0.0.0"), "fd00::7", false),
-            (None, Some("127.0.0.2"), "127.0.0.2", false),
-            (None, Some("[::1]"), "::1", false),
-            (None, Some("node-1"), "node-1", false),
-            (None, Some("0.0.0.0"), "127.0.0.1", true),
-            (None, Some("::"), "127.0.0.1", true),
-            (None, None, "127.0.0.1", true),
+        for (advertise, bind, host, by) in [
+            (Some("Node-1."), None, "node-1", By::Setting),
+            (Some("http://[FD00::7]/"), Some("0.0.0.0"), "fd00::7", By::Setting),
+            (None, Some("127.0.0.2"), "127.0.0.2", By::Setting),
+            (None, Some("[::1]"), "::1", By::Setting),
+            (None, Some("node-1"), "node-1", By::Setting),
+            (None, Some("0.0.0.0"), "127.0.0.1", By::Guess),
+            (None, Some("::"), "127.0.0.1", By::Guess),
+            (None, None, "127.0.0.1", By::Guess),
         ] {
-            let expected = Advertised { host: host.parse().unwrap(), is_guess };
+            let expected = Advertised { host: host.parse().unwrap(), by };
             assert_eq!(told(advertise, bind, NO_PLANNER).await, Ok(expected), "{advertise:?} {bind:?}");
         }
     }
@@ -162,6 +191,25 @@ mod tests {
     #[tokio::test]
     async fn without_a_way_to_the_planner_there_is_an_address_all_the_same() {
         let found = told(None, None, "http://no-such-host.invalid:1223").await.unwrap();
-        assert!(found.is_guess && found.host.address().is_some(), "{found:?}");
+        assert!(found.by == By::Guess && found.host.address().is_some(), "{found:?}");
+    }
+
+    #[test]
+    fn a_loopback_address_that_nobody_set_is_warned_of() {
+        let (here, away) = (Some(Ipv4Addr::LOCALHOST.into()), Some([10, 0, 0, 7].into()));
+        for (host, by, planner_sees, warned) in [
+            ("127.0.0.1", By::Connection, here, true),
+            ("::1", By::Connection, Some(Ipv6Addr::LOCALHOST.into()), true),
+            ("127.0.0.1", By::Guess, None, true),
+            ("127.0.0.1", By::Setting, here, false),
+            ("127.0.0.1", By::Setting, None, false),
+            ("127.0.0.1", By::Setting, away, true),
+            ("10.0.0.7", By::Connection, away, false),
+            ("node-1", By::Setting, away, false),
+        ] {
+            let warning = Advertised { host: host.parse().unwrap(), by }.only_here(planner_sees);
+            assert_eq!(warning.is_some(), warned, "{host} {by:?} {planner_sees:?}");
+            assert!(warning.is_none_or(|warning| warning.contains("set rfork_seed_advertise_host")));
+        }
     }
 }

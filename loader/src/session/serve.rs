@@ -10,7 +10,7 @@ use rfork_protocol::v2::Name;
 
 use super::error::ServeError;
 use super::{Model, Session, Stage};
-use crate::advertise::Advertised;
+use crate::advertise::{Advertised, By};
 use crate::digest::{DigestAlgorithm, of_memory};
 use crate::engine::memory::Content;
 use crate::heartbeat::Heartbeat;
@@ -115,20 +115,13 @@ impl Session {
 
     /// Finds the address that others are told, if the planner was not there when the session began.
     async fn look_again_for_an_address(&mut self) {
-        if self.advertised.is_guess
+        if self.advertised.by == By::Guess
             && let Some(address) = self.planner.local_address().await
         {
-            self.advertised = Advertised { host: address.into(), is_guess: false };
+            self.advertised = Advertised { host: address.into(), by: By::Connection };
         }
-        let host = &self.advertised.host;
-        if host.address().is_some_and(|address| address.is_loopback())
-            && self.planner.local_address().await.is_some_and(|address| !address.is_loopback())
-        {
-            tracing::warn!(
-                %host,
-                "others are told to come to this address, which leads only workers of this machine here; for those of \
-                 others set rfork_seed_advertise_host"
-            );
+        if let Some(warning) = self.advertised.only_here(self.planner.local_address().await) {
+            tracing::warn!("{warning}");
         }
     }
 

@@ -37,7 +37,7 @@ impl Heartbeat {
         let (tell, first) = oneshot::channel();
         let (teller, told, stopped) = (client.clone(), advert.clone(), stop.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
-            let Some(tell) = stopped.run_until_cancelled(reached(&reach, tell)).await else { return false };
+            let Some(tell) = stopped.run_until_cancelled(reached(reach, tell)).await else { return false };
             beat(teller, told, interval, stopped, tell).await;
             true
         }));
@@ -73,18 +73,24 @@ impl Heartbeat {
 }
 
 /// Waits until others reach this worker. Tells if the first check fails; else gives back what would have told it.
-async fn reached(reach: &Reach, tell: oneshot::Sender<Unreachable>) -> Option<oneshot::Sender<Unreachable>> {
+async fn reached(reach: Reach, tell: oneshot::Sender<Unreachable>) -> Option<oneshot::Sender<Unreachable>> {
     let Err(unreachable) = reach.check().await else { return Some(tell) };
+    let mut told = unreachable.clone();
     // Whoever waited for it may have gone.
     let _ = tell.send(unreachable);
     let [first, longest] = CHECK_PAUSES;
     let mut backoff = Backoff::new(first, longest);
     loop {
+        let is_longest = backoff.is_longest();
         tokio::time::sleep(backoff.pause()).await;
-        match reach.check().await {
-            Ok(()) => break,
-            Err(unreachable) => tracing::debug!(%unreachable, "others still do not reach this worker"),
+        let Err(unreachable) = reach.check().await else { break };
+        // Again while pauses grow, and then when there is something else to tell.
+        if is_longest && unreachable == told {
+            tracing::debug!(%unreachable, "others still do not reach this worker");
+        } else {
+            tracing::warn!(%unreachable, "others still do not reach this worker");
         }
+        told = unreachable;
     }
     tracing::info!(identity = %reach.identity, "others reach this worker now: it becomes a seed");
     None

@@ -18,6 +18,11 @@ impl Backoff {
         Self { next: first.min(longest), longest }
     }
 
+    /// Whether the pauses grow no more.
+    pub(crate) fn is_longest(&self) -> bool {
+        self.next == self.longest
+    }
+
     /// The next pause.
     pub(crate) fn pause(&mut self) -> Duration {
         let nominal = self.next;

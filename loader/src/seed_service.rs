@@ -17,8 +17,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::metadata::{
-    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, Metadata, SHAPE_INFO_PATH, encode_other_key,
-    encode_other_key_shapes,
+    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, Metadata, SERVICE_HEADER, SHAPE_INFO_PATH,
+    encode_other_key, encode_other_key_shapes,
 };
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -54,12 +54,15 @@ struct Documents {
     key: SeedKey,
     info: Bytes,
     shapes: Bytes,
+    /// The service's [`SeedService::id`].
+    id: String,
 }
 
 /// A running metadata service. It stops when dropped; [`SeedService::stop`] also waits for it.
 #[derive(Debug)]
 pub struct SeedService {
     address: SocketAddr,
+    id: String,
     stop: CancellationToken,
     connections: TaskTracker,
 }
@@ -83,7 +86,9 @@ impl SeedService {
         };
         let listener = listen(host, port).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
+        let id = uuid::Uuid::new_v4().simple().to_string();
         let documents = Arc::new(Documents {
+            id: id.clone(),
             key: key.clone(),
             info: metadata.encode(fields).into(),
             shapes: metadata.encode_shapes().into(),
@@ -96,12 +101,17 @@ impl SeedService {
             .with_state(documents);
         let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
         connections.spawn(accept(listener, router, stop.clone(), connections.clone()));
-        Ok(Self { address, stop, connections })
+        Ok(Self { address, id, stop, connections })
     }
 
     /// Where it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
+    }
+
+    /// What its health checks name it, and no other service.
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Stops accepting, lets requests in flight finish for a bounded time, and returns.
@@ -183,11 +193,12 @@ fn answer(
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn health(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> StatusCode {
-    match query.as_deref().and_then(seed_key_of) {
+async fn health(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> Response {
+    let status = match query.as_deref().and_then(seed_key_of) {
         Some(asked) if is_key(&documents.key, &asked) => StatusCode::OK,
         _ => StatusCode::BAD_REQUEST,
-    }
+    };
+    (status, [(SERVICE_HEADER, documents.id.clone())]).into_response()
 }
 
 /// The bytes of the query's `seed_key`. Decoded here because a key need not be UTF-8.

@@ -128,7 +128,7 @@ fn a_worker_that_nobody_reaches_says_what_to_set_and_stays() {
 fn a_worker_that_comes_to_be_reached_becomes_a_seed() {
     let Some(host) = Host::new(BOTH) else { return };
     let _planner = host.planner("::");
-    let flags = ["--rfork-seed-advertise-host=10.9.0.7", "--rfork-seed-timeout-sec=0.5"];
+    let flags = ["--rfork-seed-advertise-host=10.9.0.7", "--rfork-seed-timeout-sec=5"];
     let first = host.worker("first", IPV4, &flags);
     first.process.wait_for("nobody can fork from this worker");
     assert_eq!(host.source_of_another(IPV4), "storage");

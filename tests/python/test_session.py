@@ -222,7 +222,7 @@ def test_what_is_loaded_already_is_adopted_and_served(planner):
 
 def test_a_worker_that_others_do_not_reach_says_what_to_set_and_keeps_its_weights(planner):
     tensors = weights()
-    config = planner.config(rfork_seed_advertise_host="127.0.0.2", rfork_seed_timeout_sec=0.3)
+    config = planner.config(rfork_seed_advertise_host="127.0.0.2", rfork_seed_timeout_sec=5)
     with rfork.Session(config, identity=RANK_0) as session:
         session.load(tensors, fallback=filling(tensors, 3))
         with pytest.raises(rfork.UnreachableError, match="rfork_seed_bind_host is 127.0.0.1"):

@@ -8,6 +8,7 @@ use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use rfork_protocol::Host;
+use rfork_protocol::manifest::content::ContentId;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
@@ -194,6 +195,16 @@ pub trait TransferEngine: Send + Sync + 'static {
     /// # Errors
     /// [`ReadError`]; chunks that came before stay held.
     async fn read(&self, request: ReadRequest<'_>) -> Result<ReadReport, ReadError>;
+
+    /// Goes to where peers are told to come for `content`, as a reader would, and reads nothing. Engines whose library
+    /// listens at the one address that it was given, and answers nothing but reads, have nothing to ask.
+    ///
+    /// # Errors
+    /// [`ReadError`]: nobody is there, or not a worker with this content.
+    async fn greet(&self, session: &str, content: ContentId) -> Result<(), ReadError> {
+        let _ = (session, content);
+        Ok(())
+    }
 
     /// Ends the engine. Bounded.
     async fn finalize(&self);

@@ -1,6 +1,5 @@
 //! Serving: what makes a loaded worker a seed.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use rfork_protocol::SeedIdentity;
@@ -101,7 +100,7 @@ impl Session {
         self.look_again_for_an_address().await;
         let content = model.content().await.ok_or(ServeError::NotLoaded)?;
         let service = self.start_service(&model, &content).await?;
-        let reach = self.reach(service.address())?;
+        let reach = self.reach(&service, &content)?;
         let advert = self.advert(reach.identity.clone(), &content);
         let serving = Serving {
             identity: reach.identity.clone(),
@@ -157,9 +156,14 @@ impl Session {
         }
     }
 
-    /// The check that others reach the metadata service.
-    fn reach(&self, listening: SocketAddr) -> Result<Reach, ServeError> {
+    /// The check that others reach the metadata service, and the engine.
+    fn reach(&self, service: &SeedService, content: &Content) -> Result<Reach, ServeError> {
+        let listening = service.address();
         Ok(Reach {
+            service: service.id().to_owned(),
+            engine: self.engine.clone(),
+            session: self.engine.session(&self.advertised.host),
+            content: content.id,
             http: self.planner.http().clone(),
             identity: SeedIdentity::at(self.advertised.host.clone(), listening.port(), self.worker.rank)?,
             key: self.worker.key.clone(),

@@ -14,6 +14,7 @@ use rfork_protocol::frame::{
     ANSWER_BYTES, Answer, Failure, FrameError, Hello, MAX_CHUNKS_PER_READ, MAX_RANGES, Read, Refusal,
     VERSION, WELCOME_BYTES, Welcome,
 };
+use rfork_protocol::manifest::content::ContentId;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -144,7 +145,7 @@ enum After {
 /// One connection, from greeting to end.
 async fn connection(shared: &Shared) -> Result<After, ReadError> {
     let options = &shared.options;
-    let mut stream = greet(shared).await?;
+    let mut stream = greeted(shared).await?;
     let mut window = Window { shared, asked: VecDeque::new(), bytes: 0 };
     let mut last_chunk = Instant::now();
     loop {
@@ -199,33 +200,68 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
     }
 }
 
-/// Connects and is greeted.
-async fn greet(shared: &Shared) -> Result<TcpStream, ReadError> {
-    let deadline = shared.options.connect_timeout;
-    let connecting = within(deadline, TcpStream::connect(&shared.peer)).await;
-    let mut stream = connecting.map_err(|error| shared.lost(&error))?;
-    prepare(&stream).map_err(|error| shared.lost(&error))?;
-    let hello = Hello { version: VERSION, features: 0, content: shared.content.id, identity: Vec::new() };
-    let hello = hello.encode().map_err(|error| shared.protocol(&error))?;
-    write_all(&mut stream, deadline, &hello).await.map_err(|error| shared.lost(&error))?;
-    let welcome = read_exact::<WELCOME_BYTES>(&mut stream, deadline).await;
-    let welcome = Welcome::decode(&welcome.map_err(|error| shared.lost(&error))?)
-        .map_err(|error| shared.protocol(&error))?;
-    let reason = match welcome.refusal {
-        None => {
-            let plan = shared.memory.plan();
-            if (welcome.chunk_size, welcome.chunk_count) != (plan.chunk_size(), plan.count()) {
-                return Err(shared.breaks("it serves other chunks than its metadata says".into()));
-            }
-            return Ok(stream);
+/// Connects, and is welcome to read the chunks that are missing.
+async fn greeted(shared: &Shared) -> Result<TcpStream, ReadError> {
+    let (stream, welcome) = greet(&shared.options, &shared.peer, shared.content.id).await?;
+    if let Some(reason) = refused(&welcome) {
+        return Err(ReadError::Refused { peer: shared.peer.clone(), reason });
+    }
+    let plan = shared.memory.plan();
+    if (welcome.chunk_size, welcome.chunk_count) != (plan.chunk_size(), plan.count()) {
+        return Err(shared.breaks("it serves other chunks than its metadata says".into()));
+    }
+    Ok(stream)
+}
+
+/// Whether somebody with this content is there. One that has no room for a reader just now is.
+pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId) -> Result<(), ReadError> {
+    let (_, welcome) = greet(options, peer, content).await?;
+    match refused(&welcome) {
+        Some(reason) if welcome.refusal != Some(Refusal::Busy) => {
+            Err(ReadError::Refused { peer: peer.to_owned(), reason })
         }
-        Some(Refusal::Version) => format!("it speaks version {} and not {VERSION}", welcome.version),
-        Some(Refusal::OtherContent) => "it holds other weights by now".into(),
-        Some(Refusal::Busy) => "it serves as many readers as it may (rfork_seed_max_readers)".into(),
-        Some(Refusal::NotAllowed) => "this worker may not read from it".into(),
-        Some(Refusal::Stopping) => "it is going away".into(),
+        _ => Ok(()),
+    }
+}
+
+/// Connects, says what is wanted, and hears what the seed says to that.
+async fn greet(
+    options: &TcpOptions,
+    peer: &str,
+    content: ContentId,
+) -> Result<(TcpStream, Welcome), ReadError> {
+    let (lost, protocol) =
+        (|error: io::Error| lost(peer, &error), |error: FrameError| breaks(peer, error.to_string()));
+    let deadline = options.connect_timeout;
+    let mut stream = within(deadline, TcpStream::connect(peer)).await.map_err(lost)?;
+    prepare(&stream).map_err(lost)?;
+    let hello = Hello { version: VERSION, features: 0, content, identity: Vec::new() };
+    write_all(&mut stream, deadline, &hello.encode().map_err(protocol)?).await.map_err(lost)?;
+    let welcome = read_exact::<WELCOME_BYTES>(&mut stream, deadline).await.map_err(lost)?;
+    Ok((stream, Welcome::decode(&welcome).map_err(protocol)?))
+}
+
+/// Why a seed lets nobody read, if it does not.
+fn refused(welcome: &Welcome) -> Option<String> {
+    Some(match welcome.refusal? {
+        Refusal::Version => format!("it speaks version {} and not {VERSION}", welcome.version),
+        Refusal::OtherContent => "it holds other weights by now".into(),
+        Refusal::Busy => "it serves as many readers as it may (rfork_seed_max_readers)".into(),
+        Refusal::NotAllowed => "this worker may not read from it".into(),
+        Refusal::Stopping => "it is going away".into(),
+    })
+}
+
+fn lost(peer: &str, error: &io::Error) -> ReadError {
+    let reason = match error.kind() {
+        io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
+        _ => error.to_string(),
     };
-    Err(ReadError::Refused { peer: shared.peer.clone(), reason })
+    ReadError::Lost { peer: peer.to_owned(), reason }
+}
+
+fn breaks(peer: &str, reason: String) -> ReadError {
+    ReadError::Protocol { peer: peer.to_owned(), reason }
 }
 
 /// The chunks that a connection has asked for and not received. Dropped, it puts them back.
@@ -314,11 +350,7 @@ impl Shared {
     }
 
     fn lost(&self, error: &io::Error) -> ReadError {
-        let reason = match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
-            _ => error.to_string(),
-        };
-        ReadError::Lost { peer: self.peer.clone(), reason }
+        lost(&self.peer, error)
     }
 
     fn protocol(&self, error: &FrameError) -> ReadError {
@@ -326,6 +358,6 @@ impl Shared {
     }
 
     fn breaks(&self, reason: String) -> ReadError {
-        ReadError::Protocol { peer: self.peer.clone(), reason }
+        breaks(&self.peer, reason)
     }
 }

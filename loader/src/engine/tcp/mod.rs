@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use rfork_protocol::Host;
+use rfork_protocol::manifest::content::ContentId;
 
 use super::memory::WeightMemory;
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
@@ -136,6 +137,10 @@ impl TransferEngine for TcpEngine {
 
     async fn read(&self, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
         client::read(&self.options, request).await
+    }
+
+    async fn greet(&self, session: &str, content: ContentId) -> Result<(), ReadError> {
+        client::look_in(&self.options, session, content).await
     }
 
     async fn finalize(&self) {

@@ -30,6 +30,9 @@ pub const SHAPE_INFO_PATH: &str = "/get_rfork_transfer_engine_shape_info";
 pub const FETCH_SEED_PATH: &str = "/rfork_fetch_seed";
 /// Path that says whether a seed serves the key in its query.
 pub const HEALTH_PATH: &str = "/health_check_with_key";
+/// Header of a health check's answer, which names the service that answers: another one may serve the same key. Services of
+/// other programs have none.
+pub const SERVICE_HEADER: &str = "rfork-service";
 /// The one protocol version there is.
 pub const PROTOCOL_VERSION: u64 = 1;
 

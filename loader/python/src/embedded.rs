@@ -4,6 +4,7 @@
 //! worker's lease or heartbeat alive needs the GIL.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -76,6 +77,7 @@ impl Embedded {
         library: Library,
         ready: Option<Py<PyAny>>,
         host: &str,
+        trying: Duration,
         device: &Device,
     ) -> Result<Self, VendorError> {
         // The library needs it for each read, on the thread that reads.
@@ -87,7 +89,7 @@ impl Embedded {
         attached(|py| {
             let engine = match ready {
                 Some(engine) => engine.into_bound(py),
-                None => made(class.bind(py), host, device.index())?,
+                None => made(class.bind(py), host, trying, device.index())?,
             };
             let port =
                 engine.call_method0(intern!(py, "get_rpc_port")).and_then(|port| port.extract::<i64>());
@@ -119,11 +121,16 @@ impl Embedded {
 /// The arguments of a call.
 type Arguments = Py<PyTuple>;
 
-/// An engine that listens on a free port of `host`.
-fn made<'py>(class: &Bound<'py, PyAny>, host: &str, device: i32) -> Result<Bound<'py, PyAny>, VendorError> {
+/// An engine that listens on a free port of `host`; ports are tried for so long as `trying`.
+fn made<'py>(
+    class: &Bound<'py, PyAny>,
+    host: &str,
+    trying: Duration,
+    device: i32,
+) -> Result<Bound<'py, PyAny>, VendorError> {
     let py = class.py();
     let engine = class.call0().map_err(|error| raised(&error))?;
-    initialize_on_free_port(host, |address| {
+    initialize_on_free_port(host, trying, |address| {
         let arguments = (address, "ascend", format!("npu:{device}")).into_pyobject(py);
         answered(&engine, "initialize", &arguments.map_err(|error| raised(&error))?)
     })?;

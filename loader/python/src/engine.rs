@@ -140,8 +140,8 @@ impl Chosen {
                 on_hang: OnHang::EndProcess,
                 ..YuanRongOptions::of(config, advertise_host)
             };
-            let host = advertise_host.to_owned();
-            let open = move || Embedded::open(library, ready, &host, &device);
+            let (host, trying) = (advertise_host.to_owned(), options.trying_ports());
+            let open = move || Embedded::open(library, ready, &host, trying, &device);
             Ok(Arc::new(YuanRongEngine::start(options, open).await?) as Arc<dyn TransferEngine>)
         })
         .await

@@ -108,6 +108,12 @@ impl YuanRongOptions {
         }
     }
 
+    /// How long ports are tried, one after the other, in the call that makes the library ready: the last one may take the
+    /// rest of that call's time.
+    pub fn trying_ports(&self) -> Duration {
+        self.call_timeout / 2
+    }
+
     /// What a call may take that moves no weights.
     fn management_deadline(&self) -> Duration {
         self.call_timeout.saturating_add(self.not_ready_timeout)

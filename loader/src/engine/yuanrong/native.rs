@@ -6,6 +6,7 @@
 use std::ffi::{CStr, CString, c_char, c_int};
 use std::path::Path;
 use std::ptr::{self, NonNull};
+use std::time::Duration;
 
 use rfork_ascend_sys::transfer_engine as shim;
 use rfork_ascend_sys::yuanrong::{LIBPYTHON_PATH, Package, find_package};
@@ -28,8 +29,8 @@ const _: () = assert!(size_of::<usize>() == size_of::<u64>());
 /// [`EngineError`], which says what is missing and what to install.
 pub async fn start(options: YuanRongOptions, device: Device) -> Result<YuanRongEngine, EngineError> {
     let package = find_package()?;
-    let host = options.advertise_host.clone();
-    YuanRongEngine::start(options, move || Native::open(&package, &host, &device)).await
+    let (host, trying) = (options.advertise_host.clone(), options.trying_ports());
+    YuanRongEngine::start(options, move || Native::open(&package, &host, trying, &device)).await
 }
 
 /// The library, initialised.
@@ -41,12 +42,12 @@ struct Native {
 
 impl Native {
     /// Opens the package on this thread, which gets `device`, and listens on a free port of `host`.
-    fn open(package: &Package, host: &str, device: &Device) -> Result<Self, VendorError> {
+    fn open(package: &Package, host: &str, trying: Duration, device: &Device) -> Result<Self, VendorError> {
         // The library needs it for each read, on the thread that reads.
         device.set_on_this_thread().map_err(no_device)?;
         let engine = Engine::open(package)?;
         let number = text(&format!("npu:{}", device.index()))?;
-        initialize_on_free_port(host, |address| {
+        initialize_on_free_port(host, trying, |address| {
             let address = text(address)?;
             // SAFETY: the engine is open; both texts end in a zero byte and outlive the call.
             call(|message, room| unsafe {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::net::TcpListener;
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use rfork_protocol::Host;
 
@@ -18,7 +19,8 @@ const RANGE: [&str; 2] = ["YR_TE_RPC_PORT_MIN", "YR_TE_RPC_PORT_MAX"];
 /// Ports that may stand there: not the system's own, nor those that Linux hands out by itself.
 const CONFIGURABLE: [RangeInclusive<u16>; 2] = [1_024..=32_767, 61_000..=u16::MAX];
 
-/// Has `initialize` make the library listen at a port of `host`, which its own variables may bound.
+/// Has `initialize` make the library listen at a port of `host`, which its own variables may bound. Another port is tried
+/// for so long as `trying`: all of it is one call that is watched, and must not be taken for one that hangs.
 ///
 /// It is asked for port 0 first, which newer versions take, bind and keep. Older ones call that invalid and want a
 /// number: they are given one that is free now, and another if somebody takes it meanwhile.
@@ -27,14 +29,16 @@ const CONFIGURABLE: [RangeInclusive<u16>; 2] = [1_024..=32_767, 61_000..=u16::MA
 /// What `initialize` said last.
 pub fn initialize_on_free_port(
     host: &str,
+    trying: Duration,
     initialize: impl FnMut(&str) -> Result<(), VendorError>,
 ) -> Result<(), VendorError> {
-    initialize_within(host, range(|name| std::env::var_os(name)).as_ref(), initialize)
+    initialize_within(host, range(|name| std::env::var_os(name)).as_ref(), trying, initialize)
 }
 
 fn initialize_within(
     host: &str,
     range: Option<&RangeInclusive<u16>>,
+    trying: Duration,
     mut initialize: impl FnMut(&str) -> Result<(), VendorError>,
 ) -> Result<(), VendorError> {
     match initialize(&authority(host, 0)) {
@@ -45,6 +49,7 @@ fn initialize_within(
         code: VendorError::RUNTIME,
         message: format!("{host} is not an address of this machine to listen on: {error}"),
     };
+    let begun = Instant::now();
     let mut last = None;
     let attempts = if range.is_some() { ATTEMPTS_IN_RANGE } else { ATTEMPTS };
     for _ in 0..attempts {
@@ -58,6 +63,9 @@ fn initialize_within(
             // Also the code for a port that is taken.
             Err(error) if error.code == VendorError::RUNTIME => last = Some(error),
             result => return result,
+        }
+        if begun.elapsed() >= trying {
+            break;
         }
     }
     Err(last.unwrap_or_else(|| VendorError { code: VendorError::RUNTIME, message: "no port is free".into() }))
@@ -106,8 +114,18 @@ mod tests {
         range: Option<&RangeInclusive<u16>>,
         code: impl Fn(usize) -> i32,
     ) -> (Result<(), i32>, Vec<u16>) {
+        asked_for(Duration::from_secs(300), takes_zero, range, code)
+    }
+
+    /// The same, where another port is tried for so long.
+    fn asked_for(
+        trying: Duration,
+        takes_zero: bool,
+        range: Option<&RangeInclusive<u16>>,
+        code: impl Fn(usize) -> i32,
+    ) -> (Result<(), i32>, Vec<u16>) {
         let mut ports = Vec::new();
-        let result = initialize_within("127.0.0.1", range, |address| {
+        let result = initialize_within("127.0.0.1", range, trying, |address| {
             let port: u16 = address.strip_prefix("127.0.0.1:").unwrap().parse().unwrap();
             let code = match port {
                 0 if takes_zero => 0,
@@ -151,7 +169,8 @@ mod tests {
             Some("0") => Err(VendorError { code: VendorError::INVALID, message: "0".into() }),
             _ => Ok(()),
         };
-        let elsewhere = initialize_within("192.0.2.1", None, refuses_0).unwrap_err().to_string();
+        let elsewhere =
+            initialize_within("192.0.2.1", None, Duration::ZERO, refuses_0).unwrap_err().to_string();
         assert!(elsewhere.contains("192.0.2.1 is not an address of this machine"), "{elsewhere}");
     }
 
@@ -161,6 +180,9 @@ mod tests {
         assert_eq!((result, ports.len()), (Err(VendorError::RUNTIME), 500));
         assert!(ports.iter().all(|port| (15_000..=15_002).contains(port)));
         assert_eq!(asked(false, Some(&(15_001..=15_001)), |_| 0), (Ok(()), vec![15_001]));
+        let (result, ports) =
+            asked_for(Duration::ZERO, false, Some(&(15_000..=15_002)), |_| VendorError::RUNTIME);
+        assert_eq!((result, ports.len()), (Err(VendorError::RUNTIME), 1), "its time is over");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 """Ends, forks and signals of the process that a session is in."""
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -107,6 +108,14 @@ def test_the_command_is_in_the_package_without_a_planner(planner):
         assert serving.identity in run("explain", "--planner", planner.url, "--seed-key", key).stdout
     unknown = run("worker", "--nonsense")
     assert unknown.returncode == 2 and "--nonsense" in unknown.stderr
+
+
+def test_what_to_log_is_refused_by_name_when_it_is_no_filter(planner, python):
+    environment = os.environ | {"RFORK_LOG": "in=fo=x"}
+    out, err = python(SERVE, env=environment).communicate(timeout=60)
+    assert "ConfigError: RFORK_LOG in the environment must be" in err and "'in=fo=x'" in err
+    out, err = python(SERVE, env=environment | {"RFORK_LOG": ""}).communicate(timeout=60)
+    assert err == ""
 
 
 def test_ctrl_c_ends_the_command(planner, tmp_path):

@@ -13,7 +13,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, fmt};
 
-use crate::errors::RForkError;
+use crate::errors::{RForkError, config};
 
 /// As many as serve: readers of a seed are few, and the system does most of the work.
 const THREADS: usize = 4;
@@ -27,7 +27,7 @@ static RUNTIME: Mutex<Option<(u32, Arc<Runtime>)>> = Mutex::new(None);
 /// This process's runtime.
 ///
 /// # Errors
-/// `RForkError` when the system gives no threads.
+/// `RForkError` when the system gives no threads; `ConfigError` when `RFORK_LOG` is no filter.
 pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
     let mut known = RUNTIME.lock().unwrap_or_else(PoisonError::into_inner);
     let process = std::process::id();
@@ -36,7 +36,7 @@ pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
     {
         return Ok(runtime.clone());
     }
-    log();
+    log()?;
     let runtime =
         Builder::new_multi_thread().worker_threads(THREADS).thread_name("rfork").enable_all().build();
     let runtime =
@@ -49,10 +49,21 @@ pub(crate) fn get(_py: Python<'_>) -> PyResult<Arc<Runtime>> {
 
 /// What happens is told on standard error, warnings alone unless `RFORK_LOG` says otherwise. A program that has
 /// arranged for it already is left to itself.
-fn log() {
-    let wanted = std::env::var(LOG).ok().filter(|filter| !filter.is_empty());
-    let wanted = wanted.and_then(|filter| filter.parse::<Targets>().ok());
-    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::WARN));
+///
+/// # Errors
+/// `ConfigError` when `RFORK_LOG` is no filter.
+fn log() -> PyResult<()> {
+    let filter = match std::env::var_os(LOG).filter(|filter| !filter.is_empty()) {
+        None => Targets::new().with_default(LevelFilter::WARN),
+        Some(filter) => {
+            // What is no text is no filter.
+            let filter = filter.to_string_lossy();
+            filter.parse().map_err(|why| {
+                config(format!("{LOG} in the environment must be a level or a filter, got '{filter}': {why}"))
+            })?
+        }
+    };
     let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
+    Ok(())
 }

@@ -43,7 +43,7 @@ class Doubles:
 
     def __init__(self, monkeypatch, generation="C", **missing):
         self.monkeypatch, self.noted, self.tensors = monkeypatch, [], {"w": Tensor(4096), "v": Tensor(8192)}
-        self.seed, self.npu_mode, self.not_serving = True, 1, None
+        self.seed, self.npu_mode, self.not_adopting, self.not_serving = True, 1, None, None
         note, doubles = self.noted.append, self
 
         @contextlib.contextmanager
@@ -108,6 +108,8 @@ class Doubles:
 
             def adopt(self, tensors):
                 note("adopt")
+                if doubles.not_adopting:
+                    raise doubles.not_adopting
 
             def serve(self):
                 note("serve")
@@ -218,6 +220,16 @@ def test_a_target_that_does_not_serve_has_its_tensors_all_the_same(monkeypatch, 
     assert ("close" in doubles.load(quantization="ascend")) == is_closed
     doubles.noted.clear()
     assert doubles.load(quantization="ascend", draft=True)[-1].endswith("nothing to fork")
+
+
+@pytest.mark.parametrize("seed", [True, False])
+def test_a_target_that_the_engine_does_not_take_is_not_transformed_again_by_its_draft(monkeypatch, seed):
+    doubles = Doubles(monkeypatch)
+    doubles.seed, doubles.not_adopting = seed, rfork.LoadError("no memory to register")
+    assert doubles.load()[-2:] == ["close", "collect False"]
+    doubles.noted.clear()
+    noted = doubles.load(draft=True)
+    assert noted[-1].endswith("nothing to fork") and "process" not in noted
 
 
 @pytest.mark.parametrize("quantization", [None, "ascend"])

@@ -7,6 +7,7 @@ what it has in the end, under the key that this has.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 from typing import Any
@@ -30,8 +31,8 @@ logger = init_logger("vllm.rfork")
 FAILURES = (rfork.RForkError, ImportError, OSError, RuntimeError, ValueError)
 """What ends a fork, and not the worker: rfork's own errors, and those of vLLM Ascend's functions."""
 
-# The tensors that are loaded in this process, with their sessions, which serve until it ends, or try to.
-_loaded: list[tuple[rfork.Session, dict[str, Any]]] = []
+# The tensors that are loaded in this process, with their sessions, if any, which serve until it ends, or try to.
+_loaded: list[tuple[rfork.Session | None, dict[str, Any]]] = []
 
 
 class AscendLoad:
@@ -142,6 +143,9 @@ class AscendLoad:
                 raise
         except FAILURES as error:
             logger.warning("rfork: not serving: %s", error)
+            # A draft model must find them loaded all the same: it would transform what it shares a second time.
+            with contextlib.suppress(*FAILURES):
+                _loaded.append((None, self._ascend.tensors(model, self._processed)))
             return
         self._begin_serving(session, tensors)
 

@@ -73,7 +73,8 @@ impl Victims<'_> {
     fn suffer(&mut self, random: &mut Rng) {
         let begun = Instant::now();
         let mut restarts = [PHASES[1] / 4, PHASES[1] * 3 / 5].into_iter().peekable();
-        while begun.elapsed() < PHASES[1] {
+        // On a slow machine they come late, but come.
+        while begun.elapsed() < PHASES[1] || restarts.peek().is_some() {
             pause(random, 200..700);
             let (one, other) = (random.usize(..3), random.usize(..3));
             let (both, first) = (random.u8(..3) == 0, random.bool());
@@ -96,7 +97,6 @@ impl Victims<'_> {
                 }
             });
         }
-        assert!(restarts.next().is_none(), "Postgres was not restarted twice; is the machine this slow?");
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
+use rfork_tests::loopback;
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Process, Worker, rfork};
 use tempfile::TempDir;
@@ -99,18 +100,19 @@ fn a_bad_value_is_refused_with_its_file_and_line() {
 #[test]
 fn a_fixed_port_that_cannot_be_had_is_replaced_by_a_free_one() {
     let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = taken.local_addr().unwrap().port();
+    // Of an address that nobody else has: no other process takes it in between.
+    let (host, port) = (loopback(), 61_000);
+    let taken = TcpListener::bind((host, port)).unwrap();
     let said = "a free port is taken instead of the one of rfork_seed_port_base";
-    let base = format!("--rfork-seed-port-base={port}");
-    let worker = Worker::start("its port is taken", &model, &planner.url(), &[&base]);
+    let (base, bind) = (format!("--rfork-seed-port-base={port}"), format!("--rfork-seed-bind-host={host}"));
+    let worker = Worker::start("its port is taken", &model, &planner.url(), &[&base, &bind]);
     worker.serving();
     assert_eq!(worker.process.said(said).len(), 1);
     drop(taken);
-    let worker = Worker::start("its port is free", &model, &planner.url(), &[&base]);
+    let worker = Worker::start("its port is free", &model, &planner.url(), &[&base, &bind]);
     assert!(worker.serving().address.ends_with(&format!(":{port}")));
     // It counts the rank among all, and 30,000 of them are beyond the last port.
-    let flags = [&base[..], "--tp-rank=1", "--global-rank=30000"];
+    let flags = [&base[..], &bind, "--tp-rank=1", "--global-rank=30000"];
     let worker = Worker::start("beyond the last port", &model, &planner.url(), &flags);
     assert!(worker.serving().identity.ends_with(":1"));
     assert_eq!(

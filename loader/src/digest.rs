@@ -6,11 +6,6 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::sync::Arc;
-
-use rfork_protocol::manifest::content::ChunkDigests;
-
-use crate::engine::memory::WeightMemory;
 
 /// How chunks are digested. Named on the wire, so that another can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,24 +62,6 @@ impl ChunkDigest {
     pub fn finish(self) -> u64 {
         self.0.finalize()
     }
-}
-
-/// The digest of each chunk of a memory that is held whole; `None` when it is not, or when a device does not give its
-/// bytes. For weights that did not come through a chunk digest: those that an inference engine loaded itself.
-pub fn of_memory(memory: &Arc<WeightMemory>, algorithm: DigestAlgorithm) -> Option<ChunkDigests> {
-    let plan = memory.plan();
-    memory.synchronize().ok()?;
-    let one = |chunk| {
-        let mut digest = algorithm.start();
-        memory.begin_read(chunk)?.visit(|bytes| digest.update(bytes)).ok()?;
-        Some(digest.finish())
-    };
-    let digests: Option<Vec<u64>> = (0..plan.count()).map(one).collect();
-    Some(ChunkDigests {
-        algorithm: algorithm.to_string(),
-        chunk_bytes: plan.chunk_size(),
-        digests: digests?.into(),
-    })
 }
 
 #[cfg(test)]

@@ -180,7 +180,6 @@ mod tests {
     use std::sync::atomic::AtomicBool;
 
     use super::*;
-    use crate::digest::of_memory;
 
     /// Looks, while it is asked, whether anybody else could touch the memory.
     struct Engine {
@@ -219,7 +218,7 @@ mod tests {
         let (memory, digests) = reload(false).await;
         let digests: Vec<u64> = digests.unwrap().into_iter().map(|(_, digest)| digest).collect();
         assert!(memory.all_held() && digests.len() > 2);
-        assert_eq!(*of_memory(&memory, DigestAlgorithm::default()).unwrap().digests, *digests);
+        assert_eq!(*memory.chunk_digests(DigestAlgorithm::default()).unwrap().digests, *digests);
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@ use std::num::NonZeroUsize;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use rfork_loader::digest::{self, DigestAlgorithm};
+use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::device::{DeviceError, Runtime, Staging};
 use rfork_loader::engine::memory::{MemoryError, WeightMemory};
 use rfork_loader::storage::model_digest::model_digest;
@@ -50,7 +50,7 @@ fn storage_fills_device_memory_with_the_digests_that_host_memory_gets() {
     assert!(npu.all_held());
     // And again from what is on the device, by another way: the pieces that were staged are long gone.
     let algorithm = DigestAlgorithm::default();
-    assert_eq!(digest::of_memory(&npu, algorithm).unwrap(), digest::of_memory(&host, algorithm).unwrap());
+    assert_eq!(npu.chunk_digests(algorithm).unwrap(), host.chunk_digests(algorithm).unwrap());
     let manifest = checkpoint.manifest();
     assert_eq!(model_digest(manifest, &npu).unwrap(), checkpoint.model_digest().unwrap());
 }

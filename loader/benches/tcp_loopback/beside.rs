@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rfork_loader::digest::{DigestAlgorithm, of_memory};
+use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::memory::WeightMemory;
 use serde::{Deserialize, Serialize};
 
@@ -40,7 +40,7 @@ pub(crate) fn measure(setup: &Setup, memory: &Arc<WeightMemory>, flat: Vec<u8>) 
         Ok(())
     })?;
     let digests = seconds(|| {
-        of_memory(memory, DigestAlgorithm::default()).map(drop).ok_or_else(|| "a chunk is not held".into())
+        memory.chunk_digests(DigestAlgorithm::default()).map(drop).ok_or_else(|| "a chunk is not held".into())
     })?;
 
     let chunk_bytes = usize::try_from(memory.plan().chunk_size())?;

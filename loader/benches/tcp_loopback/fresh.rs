@@ -15,7 +15,7 @@ use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap_anonymous, munmap};
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::reader::Engines;
+use crate::engines::Engines;
 use crate::{Result, Setup, model};
 
 /// What is filled from where, in the order of [`measure`]. The loader asks for huge pages; a caller often does not.

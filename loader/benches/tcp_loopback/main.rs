@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use model::ModelFile;
 
 mod beside;
+mod engines;
 mod fresh;
 mod model;
 mod reader;

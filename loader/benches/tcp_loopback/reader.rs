@@ -5,16 +5,12 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rfork_loader::digest::{DigestAlgorithm, of_memory};
+use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::memory::{Content, WeightMemory};
-use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
-use rfork_loader::engine::{ReadRequest, TransferEngine};
-use rfork_protocol::manifest::metadata::Metadata;
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Runtime;
-use tokio_util::sync::CancellationToken;
 
 use crate::beside::{self, Beside};
+use crate::engines::Engines;
 use crate::fresh::{self, Filling};
 use crate::{Result, SeedAddress, Setup};
 
@@ -46,7 +42,7 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     // A run of each that does not count. It finds no right byte in its memory, so equality is its work.
     bare(address, BARE_PIECES[0], &mut flat)?;
     engines.read(&memory, false, true)?;
-    check(&memory, &engines.content, &flat)?;
+    check(&memory, engines.content(), &flat)?;
 
     let engine = |verify| {
         memory.forget_all()?;
@@ -57,11 +53,11 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     let without_digests = engine(false)?;
     let with_digests = engine(true)?;
     let runs = [first, bare(BARE_PIECES[1])?];
-    check(&memory, &engines.content, &flat)?;
+    check(&memory, engines.content(), &flat)?;
 
     let fresh = WeightMemory::allocate(&setup.tensor_bytes())?;
     let into_fresh_memory = engines.read(&fresh, true, true)?;
-    check(&fresh, &engines.content, &flat)?;
+    check(&fresh, engines.content(), &flat)?;
     drop(fresh);
     let fillings = fresh::measure(setup, &engines)?;
     let beside = beside::measure(setup, &memory, flat)?;
@@ -95,62 +91,9 @@ fn bare(address: &SeedAddress, piece_bytes: usize, to: &mut [u8]) -> Result<f64>
     Ok(begun.elapsed().as_secs_f64())
 }
 
-/// The engine, with digests and without, and the one with digests also while it makes no pages ahead.
-pub(crate) struct Engines {
-    runtime: Runtime,
-    with_digests: TcpEngine,
-    without_digests: TcpEngine,
-    without_pages: TcpEngine,
-    seed: Metadata,
-    content: Content,
-}
-
-impl Engines {
-    fn new(setup: &Setup, address: &SeedAddress) -> Result<Self> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let engine = |verify, pages_ahead| {
-            let options = TcpOptions { verify, pages_ahead, ..setup.options.clone() };
-            runtime.block_on(TcpEngine::bind(options))
-        };
-        let (with_digests, without_digests) = (engine(true, true)?, engine(false, true)?);
-        let without_pages = engine(true, false)?;
-        let seed = Metadata { session: address.engine.clone(), manifest: setup.manifest()?, extension: None };
-        let content = setup.content(&address.digests)?;
-        Ok(Self { runtime, with_digests, without_digests, without_pages, seed, content })
-    }
-
-    /// One run of the engine, in seconds. It makes pages ahead, unless it verifies and is told not to.
-    pub(crate) fn read(&self, memory: &Arc<WeightMemory>, verify: bool, pages_ahead: bool) -> Result<f64> {
-        let engine = match (verify, pages_ahead) {
-            (true, true) => &self.with_digests,
-            (true, false) => &self.without_pages,
-            (false, _) => &self.without_digests,
-        };
-        let request = ReadRequest {
-            seed: &self.seed,
-            content: Some(&self.content),
-            memory,
-            arrived_bytes: &Arc::default(),
-            cancel: &CancellationToken::new(),
-        };
-        let begun = Instant::now();
-        let report = self.runtime.block_on(engine.read(request))?;
-        let seconds = begun.elapsed().as_secs_f64();
-        let whole = report.bytes == memory.plan().total_bytes() && memory.all_held();
-        whole.then_some(seconds).ok_or_else(|| "the engine did not bring every chunk".into())
-    }
-
-    /// The memory holds the seed's bytes.
-    pub(crate) fn check(&self, memory: &Arc<WeightMemory>) -> Result<()> {
-        let digests = of_memory(memory, DigestAlgorithm::default());
-        let equal = digests.as_ref() == Some(&self.content.chunks);
-        equal.then_some(()).ok_or_else(|| "the bytes that came are not the seed's".into())
-    }
-}
-
 /// Both ways brought the seed's bytes.
 fn check(memory: &Arc<WeightMemory>, content: &Content, flat: &[u8]) -> Result<()> {
-    let digests = of_memory(memory, DigestAlgorithm::default());
+    let digests = memory.chunk_digests(DigestAlgorithm::default());
     let (mut at, mut equal) = (0, digests.as_ref() == Some(&content.chunks));
     for chunk in 0..memory.plan().count() {
         let reader = memory.begin_read(chunk).ok_or("a chunk is not held")?;

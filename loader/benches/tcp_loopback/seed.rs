@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 
-use rfork_loader::digest::{DigestAlgorithm, of_memory};
+use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::TransferEngine;
 use rfork_loader::engine::memory::WeightMemory;
 use rfork_loader::engine::tcp::TcpEngine;
@@ -17,7 +17,7 @@ pub(crate) fn run(setup: &Setup) -> Result<()> {
     memory.prefault()?;
     let flat = model::bytes(setup)?;
     fill(&memory, &flat)?;
-    let digests = of_memory(&memory, DigestAlgorithm::default()).ok_or("a chunk is not held")?.digests;
+    let digests = memory.chunk_digests(DigestAlgorithm::default()).ok_or("a chunk is not held")?.digests;
     memory.set_content(setup.content(&digests)?);
 
     let listener = TcpListener::bind("127.0.0.1:0")?;

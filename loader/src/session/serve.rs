@@ -10,7 +10,7 @@ use rfork_protocol::v2::Name;
 use super::error::ServeError;
 use super::{Model, Session, Stage};
 use crate::advertise::{Advertised, By};
-use crate::digest::{DigestAlgorithm, of_memory};
+use crate::digest::DigestAlgorithm;
 use crate::engine::memory::Content;
 use crate::heartbeat::Heartbeat;
 use crate::planner_client::Advert;
@@ -50,7 +50,7 @@ impl Model {
             return Some(content);
         }
         let memory = self.memory.clone();
-        let digesting = tokio::task::spawn_blocking(move || of_memory(&memory, DigestAlgorithm::default()));
+        let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(DigestAlgorithm::default()));
         let chunks = digesting.await.ok()??;
         let id = content_id(&self.manifest, &chunks);
         tracing::info!(content_id = %id, "weights that came without digests have them now");
@@ -76,7 +76,7 @@ impl Session {
         let model = self.model()?;
         let Some(known) = model.memory.content() else { return Ok(()) };
         let memory = model.memory.clone();
-        let digesting = tokio::task::spawn_blocking(move || of_memory(&memory, DigestAlgorithm::default()));
+        let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(DigestAlgorithm::default()));
         match digesting.await {
             Ok(Some(now)) if now == known.chunks => Ok(()),
             _ => Err(ServeError::Changed),

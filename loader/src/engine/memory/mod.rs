@@ -13,7 +13,6 @@ use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use rfork_protocol::manifest::content::{ChunkDigests, ContentId};
 use tokio::sync::watch;
 
 use super::device::{Device, DeviceError};
@@ -22,6 +21,7 @@ use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
 mod ahead;
 mod backing;
 mod chunk;
+mod content;
 mod regions;
 
 pub use ahead::PagesAhead;
@@ -29,6 +29,7 @@ pub use backing::CallersMemory;
 use backing::{Backing, Mapping};
 use chunk::ChunkBytes;
 pub use chunk::{ChunkReader, ChunkWriter};
+pub use content::Content;
 pub use regions::Region;
 
 /// Each tensor starts at a multiple of this, which suits every vector unit and copy engine in the field.
@@ -91,15 +92,6 @@ pub enum MemoryError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("chunk {0} is in use")]
 pub struct ChunkInUse(pub u32);
-
-/// What the bytes are: set once it is known, and what the chunks are then verified against.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Content {
-    /// Its name.
-    pub id: ContentId,
-    /// The digest of each chunk.
-    pub chunks: ChunkDigests,
-}
 
 /// Memory for the tensors of one model.
 ///
@@ -348,16 +340,6 @@ impl WeightMemory {
                 Err(ChunkInUse(u32::try_from(at).unwrap_or(u32::MAX)))
             }
         }
-    }
-
-    /// What the bytes are, once it is known.
-    pub fn content(&self) -> Option<Arc<Content>> {
-        self.content.read().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Says what the bytes are.
-    pub fn set_content(&self, content: Content) {
-        *self.content.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(content));
     }
 }
 

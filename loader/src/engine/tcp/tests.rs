@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
-use crate::digest::{DigestAlgorithm, of_memory};
+use crate::digest::DigestAlgorithm;
 use crate::engine::memory::Content;
 
 const CHUNK: u64 = MIN_CHUNK_BYTES;
@@ -80,7 +80,7 @@ async fn seed(sizes: &[u64], salt: u8, options: TcpOptions) -> Seed {
         fill(&memory, chunk, salt);
     }
     let manifest = manifest(sizes);
-    let chunks = of_memory(&memory, DigestAlgorithm::Crc64Nvme).unwrap();
+    let chunks = memory.chunk_digests(DigestAlgorithm::Crc64Nvme).unwrap();
     let content = Content { id: content_id(&manifest, &chunks), chunks };
     memory.set_content(content.clone());
     let engine = TcpEngine::bind(options).await.unwrap();

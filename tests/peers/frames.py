@@ -1,4 +1,4 @@
-"""The TCP engine's frames, as `protocol/src/frame.rs` describes them: a reader and a server over plain sockets."""
+"""The TCP engine's frames, as `protocol/src/frame/mod.rs` describes them: a reader and a server over plain sockets."""
 
 import socket
 import struct

@@ -1,0 +1,185 @@
+//! A seed and readers that are greedy, silent or foreign.
+
+use super::*;
+use rfork_protocol::frame::{ANSWER_BYTES, Answer, Failure, Hello, Read, Refusal, WELCOME_BYTES, Welcome};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// Connects, sends `bytes` and reads until the seed closes.
+async fn shout(seed: &Seed, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(seed.engine.address()).await.unwrap();
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_secs(1), stream.read_to_end(&mut answer))
+        .await
+        .expect("the seed closes at once");
+    answer
+}
+
+/// A reader's connection to a seed, greeted, and what the seed said.
+async fn greeted(seed: &Seed) -> (TcpStream, Welcome) {
+    let mut stream = TcpStream::connect(seed.engine.address()).await.unwrap();
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
+    stream.write_all(&hello.encode().unwrap()).await.unwrap();
+    let mut welcome = [0; WELCOME_BYTES];
+    stream.read_exact(&mut welcome).await.unwrap();
+    (stream, Welcome::decode(&welcome).unwrap())
+}
+
+/// Asks for a chunk and gives the answer's head.
+async fn ask(stream: &mut TcpStream, chunk: u32) -> Answer {
+    stream.write_all(&Read::new(&[chunk]).unwrap().encode()).await.unwrap();
+    let mut head = [0; ANSWER_BYTES];
+    stream.read_exact(&mut head).await.unwrap();
+    Answer::decode(&head).unwrap()
+}
+
+#[tokio::test]
+async fn a_foreign_or_lying_reader_costs_only_its_connection() {
+    let seed =
+        seed(&[2 * CHUNK], 1, TcpOptions { connect_timeout: Duration::from_secs(30), ..options() }).await;
+    assert_eq!(shout(&seed, b"GET / HTTP/1.1\r\n\r\n").await, b"");
+    assert_eq!(shout(&seed, b"X").await, b"", "one wrong byte is enough");
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![1; 100] };
+    let greeting = hello.encode().unwrap();
+    for lie in
+        [vec![9; 8], vec![1, 0, 255, 255, 0, 0, 0, 0], [vec![1, 0, 1, 0, 0, 0, 0, 0], vec![255; 8]].concat()]
+    {
+        assert_eq!(shout(&seed, &[greeting.clone(), lie].concat()).await.len(), WELCOME_BYTES);
+    }
+    let no_such_chunk = [greeting, Read::new(&[2]).unwrap().encode()].concat();
+    assert_eq!(shout(&seed, &no_such_chunk).await.len(), WELCOME_BYTES + ANSWER_BYTES);
+    seed.read(&seed.empty_memory()).await.unwrap();
+}
+
+#[tokio::test]
+async fn another_version_is_told_which_one_is_spoken() {
+    let seed = seed(&[CHUNK], 1, options()).await;
+    let hello = Hello { version: 9, features: 1, content: seed.content.id, identity: vec![] };
+    let answer = shout(&seed, &hello.encode().unwrap()).await;
+    let welcome = Welcome::decode(answer[..].try_into().unwrap()).unwrap();
+    assert_eq!((welcome.refusal, welcome.version), (Some(Refusal::Version), 1));
+}
+
+#[tokio::test]
+async fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
+    let seed =
+        seed(&[64 * CHUNK], 1, TcpOptions { progress_timeout: Duration::from_millis(300), ..options() })
+            .await;
+    let mut stalled = TcpStream::connect(seed.engine.address()).await.unwrap();
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
+    stalled.write_all(&hello.encode().unwrap()).await.unwrap();
+    let all: Vec<u32> = (0..64).collect();
+    stalled.write_all(&Read::new(&all).unwrap().encode()).await.unwrap();
+    seed.read(&seed.empty_memory()).await.unwrap();
+    // What was sent before the seed gave up can still be read; then the connection ends.
+    let mut sink = vec![0; 1 << 20];
+    let drained = async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        let mut total = 0;
+        while let Ok(read) = stalled.read(&mut sink).await {
+            if read == 0 {
+                break;
+            }
+            total += read;
+        }
+        total
+    };
+    let total = tokio::time::timeout(HANGS, drained).await.expect("the seed closed it");
+    assert!((total as u64) < 64 * CHUNK, "{total}");
+}
+
+#[tokio::test]
+async fn readers_are_bounded_and_the_rest_is_told_so() {
+    let seed = seed(&[8 * CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
+    let (holder, _) = greeted(&seed).await;
+    let memory = seed.empty_memory();
+    let error = seed.read(&memory).await.unwrap_err().to_string();
+    assert!(error.contains("rfork_seed_max_readers"), "{error}");
+    drop(holder);
+    // One connection of two is refused while the other reads: one is enough.
+    let served = async {
+        while seed.read(&memory).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(HANGS, served).await.unwrap();
+    assert!(bytes(&memory) == bytes(&seed.memory));
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_take_no_readers_place() {
+    let seed = seed(
+        &[CHUNK],
+        1,
+        TcpOptions { max_readers: 1, connect_timeout: Duration::from_secs(30), ..options() },
+    )
+    .await;
+    let mut silent = Vec::new();
+    for _ in 0..8 {
+        silent.push(TcpStream::connect(seed.engine.address()).await.unwrap());
+    }
+    seed.read(&seed.empty_memory()).await.unwrap();
+}
+
+#[tokio::test]
+async fn weights_that_changed_since_the_greeting_are_not_served() {
+    let seed = seed(&[2 * CHUNK], 1, options()).await;
+    let (mut stream, welcome) = greeted(&seed).await;
+    assert_eq!(welcome.refusal, None);
+    assert_eq!(ask(&mut stream, 0).await, Answer::Chunk { chunk: 0, len_bytes: CHUNK });
+    stream.read_exact(&mut vec![0; CHUNK as usize]).await.unwrap();
+    // The seed lets go of a chunk after its last byte was taken.
+    while seed.memory.forget_all().is_err() {
+        tokio::task::yield_now().await;
+    }
+    (0..2).for_each(|chunk| fill(&seed.memory, chunk, 2));
+    let other = Content { id: ContentId([9; 32]), ..seed.content.clone() };
+    seed.memory.set_content(other);
+    assert_eq!(ask(&mut stream, 0).await, Answer::Failed { chunk: 0, failure: Failure::NotHeld });
+    assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "and closed");
+}
+
+#[tokio::test]
+async fn a_throttled_seed_keeps_showing_signs_of_life() {
+    // A chunk takes 500 ms, longer than the reader puts up with silence.
+    let slow = TcpOptions { max_bytes_per_sec: Some(CHUNK as f64 * 2.0), ..options() };
+    let seed = seed(&[2 * CHUNK], 1, slow).await;
+    let reader = TcpOptions { progress_timeout: Duration::from_millis(350), streams: 1, ..options() };
+    let memory = seed.empty_memory();
+    seed.read_at(&session(&seed.engine), &memory, &reader, &CancellationToken::new()).await.unwrap();
+    assert!(bytes(&memory) == bytes(&seed.memory));
+}
+
+#[tokio::test]
+async fn unregistering_ends_readers_and_gives_the_memory_up() {
+    let slow = TcpOptions { max_bytes_per_sec: Some(CHUNK as f64 * 4.0), ..options() };
+    let seed = seed(&[64 * CHUNK], 1, slow).await;
+    let memory = seed.empty_memory();
+    let cancel = CancellationToken::new();
+    let session = session(&seed.engine);
+    let reader = options();
+    let reading = seed.read_at(&session, &memory, &reader, &cancel);
+    let ending = async {
+        while memory.held_bytes() == 0 {
+            tokio::task::yield_now().await;
+        }
+        seed.engine.unregister().await.unwrap();
+    };
+    let (read, ()) = tokio::join!(reading, ending);
+    assert!(matches!(read, Err(ReadError::Lost { .. })), "{read:?}");
+    seed.memory.forget_all().expect("nobody reads any more");
+    assert_eq!(Arc::strong_count(&seed.memory), 1, "the engine has let go of it");
+    assert!(matches!(seed.read(&seed.empty_memory()).await, Err(ReadError::Refused { .. })));
+}
+
+#[tokio::test]
+async fn a_seed_sends_no_faster_than_it_may() {
+    let rate = 32.0 * CHUNK as f64;
+    let seed = seed(&[16 * CHUNK], 1, TcpOptions { max_bytes_per_sec: Some(rate), ..options() }).await;
+    let begun = Instant::now();
+    let both = [seed.empty_memory(), seed.empty_memory()];
+    let (one, two) = tokio::join!(seed.read(&both[0]), seed.read(&both[1]));
+    assert_eq!((one.unwrap().chunks, two.unwrap().chunks), (16, 16));
+    // 32 chunks at 32 a second; the first goes at once.
+    assert!(begun.elapsed() >= Duration::from_millis(960), "{:?}", begun.elapsed());
+}

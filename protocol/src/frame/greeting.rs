@@ -1,0 +1,150 @@
+//! The greeting: HELLO and WELCOME.
+
+use super::{
+    FrameError, HELLO_BYTES, MAGIC, MAX_IDENTITY_BYTES, VERSION, WELCOME_BYTES, array_at, check_magic,
+    code_of, named, u16_at, u32_at, u64_at,
+};
+use crate::manifest::content::ContentId;
+
+/// A reader's first frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Hello {
+    /// The version it speaks.
+    pub version: u16,
+    /// The features it knows.
+    pub features: u32,
+    /// The bytes that it wants; a seed that holds others refuses.
+    pub content: ContentId,
+    /// Who it is; empty when nobody asks.
+    pub identity: Vec<u8>,
+}
+
+impl Hello {
+    /// The frame's bytes.
+    ///
+    /// # Errors
+    /// [`FrameError::IdentityTooLong`].
+    pub fn encode(&self) -> Result<Vec<u8>, FrameError> {
+        let identity_len = u16::try_from(self.identity.len())
+            .ok()
+            .filter(|len| usize::from(*len) <= MAX_IDENTITY_BYTES)
+            .ok_or(FrameError::IdentityTooLong(self.identity.len()))?;
+        let mut bytes = Vec::with_capacity(HELLO_BYTES + self.identity.len());
+        bytes.extend_from_slice(&MAGIC);
+        bytes.extend_from_slice(&self.version.to_le_bytes());
+        bytes.extend_from_slice(&identity_len.to_le_bytes());
+        bytes.extend_from_slice(&self.features.to_le_bytes());
+        bytes.extend_from_slice(&self.content.0);
+        bytes.extend_from_slice(&self.identity);
+        Ok(bytes)
+    }
+
+    /// Reads the fixed part; the identity, of the length that is also returned, follows.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn decode(bytes: &[u8; HELLO_BYTES]) -> Result<(Self, usize), FrameError> {
+        check_magic(bytes)?;
+        let identity_len = usize::from(u16_at(bytes, 10));
+        if identity_len > MAX_IDENTITY_BYTES {
+            return Err(FrameError::IdentityTooLong(identity_len));
+        }
+        let hello = Self {
+            version: u16_at(bytes, 8),
+            features: u32_at(bytes, 12),
+            content: ContentId(array_at(bytes, 16)),
+            identity: Vec::new(),
+        };
+        Ok((hello, identity_len))
+    }
+}
+
+/// Why a seed refuses a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// It speaks another version.
+    Version,
+    /// It holds other bytes, or none.
+    OtherContent,
+    /// It serves as many readers as it may.
+    Busy,
+    /// The reader may not read.
+    NotAllowed,
+    /// It is going away.
+    Stopping,
+}
+
+impl Refusal {
+    pub(super) const CODES: [(u16, Self); 5] = [
+        (1, Self::Version),
+        (2, Self::OtherContent),
+        (3, Self::Busy),
+        (4, Self::NotAllowed),
+        (5, Self::Stopping),
+    ];
+}
+
+/// A seed's first frame: what it serves, or why it does not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Welcome {
+    /// `Some`: refused, and the seed closes.
+    pub refusal: Option<Refusal>,
+    /// The version that the seed speaks.
+    pub version: u16,
+    /// The features that both know.
+    pub features: u32,
+    /// The size of a full chunk in bytes; 0 with a refusal.
+    pub chunk_size: u64,
+    /// How many chunks the content has; 0 with a refusal.
+    pub chunk_count: u32,
+    /// The most chunks of one READ.
+    pub max_chunks_per_read: u32,
+}
+
+impl Welcome {
+    /// A refusal.
+    pub fn refuse(refusal: Refusal) -> Self {
+        Self {
+            refusal: Some(refusal),
+            version: VERSION,
+            features: 0,
+            chunk_size: 0,
+            chunk_count: 0,
+            max_chunks_per_read: 0,
+        }
+    }
+
+    /// The frame's bytes.
+    pub fn encode(&self) -> [u8; WELCOME_BYTES] {
+        let status = self.refusal.map_or(0, |refusal| code_of(&Refusal::CODES, refusal));
+        let mut bytes = [0; WELCOME_BYTES];
+        bytes[..8].copy_from_slice(&MAGIC);
+        bytes[8..10].copy_from_slice(&status.to_le_bytes());
+        bytes[10..12].copy_from_slice(&self.version.to_le_bytes());
+        bytes[12..16].copy_from_slice(&self.features.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.chunk_size.to_le_bytes());
+        bytes[24..28].copy_from_slice(&self.chunk_count.to_le_bytes());
+        bytes[28..32].copy_from_slice(&self.max_chunks_per_read.to_le_bytes());
+        bytes
+    }
+
+    /// Reads the frame.
+    ///
+    /// # Errors
+    /// [`FrameError`].
+    pub fn decode(bytes: &[u8; WELCOME_BYTES]) -> Result<Self, FrameError> {
+        check_magic(bytes)?;
+        let refusal = match u16_at(bytes, 8) {
+            0 => None,
+            status => Some(named(&Refusal::CODES, "refusal", status)?),
+        };
+        Ok(Self {
+            refusal,
+            version: u16_at(bytes, 10),
+            features: u32_at(bytes, 12),
+            chunk_size: u64_at(bytes, 16),
+            chunk_count: u32_at(bytes, 24),
+            max_chunks_per_read: u32_at(bytes, 28),
+        })
+    }
+}

@@ -1,0 +1,79 @@
+//! Every frame survives its bytes, and bytes that are none are refused.
+
+use super::*;
+use crate::manifest::content::ContentId;
+use proptest::prelude::*;
+
+fn refusals() -> impl Strategy<Value = Option<Refusal>> {
+    prop::option::of((0usize..5).prop_map(|at| Refusal::CODES[at].1))
+}
+
+fn answers() -> impl Strategy<Value = Answer> {
+    (0u8..3, any::<u32>(), any::<u64>(), 0usize..3).prop_map(|(kind, chunk, len_bytes, code)| match kind {
+        0 => Answer::Chunk { chunk, len_bytes },
+        1 => Answer::NotYet { chunk },
+        _ => Answer::Failed { chunk, failure: Failure::CODES[code].1 },
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_hello_is_read_as_it_was_made(version: u16, features: u32, content: [u8; 32], identity in prop::collection::vec(any::<u8>(), 0..100)) {
+        let hello = Hello { version, features, content: ContentId(content), identity };
+        let bytes = hello.encode().unwrap();
+        let (mut read, identity_len) = Hello::decode(bytes[..HELLO_BYTES].try_into().unwrap()).unwrap();
+        read.identity = bytes[HELLO_BYTES..].to_vec();
+        prop_assert_eq!(read.identity.len(), identity_len);
+        prop_assert_eq!(read, hello);
+    }
+
+    #[test]
+    fn a_welcome_is_read_as_it_was_made(refusal in refusals(), version: u16, features: u32, chunk_size: u64, chunk_count: u32, max_chunks_per_read: u32) {
+        let welcome = Welcome { refusal, version, features, chunk_size, chunk_count, max_chunks_per_read };
+        prop_assert_eq!(Welcome::decode(&welcome.encode()), Ok(welcome));
+    }
+
+    #[test]
+    fn a_read_is_read_as_it_was_made(chunks in prop::collection::vec(0u32..500, 1..200)) {
+        let read = Read::new(&chunks).unwrap();
+        let bytes = read.encode();
+        let ranges = Read::decode_head(bytes[..READ_BYTES].try_into().unwrap()).unwrap();
+        prop_assert_eq!(bytes.len(), READ_BYTES + ranges * RANGE_BYTES);
+        let again = Read::decode_ranges(&bytes[READ_BYTES..]).unwrap();
+        prop_assert_eq!(again.chunks().collect::<Vec<_>>(), chunks);
+    }
+
+    #[test]
+    fn an_answer_is_read_as_it_was_made(answer in answers()) {
+        prop_assert_eq!(Answer::decode(&answer.encode()), Ok(answer));
+    }
+
+    #[test]
+    fn any_bytes_are_read_or_refused(bytes: [u8; 64], ranges in prop::collection::vec(any::<u8>(), 0..80)) {
+        let _ = Hello::decode(bytes[..HELLO_BYTES].try_into().unwrap());
+        let _ = Welcome::decode(bytes[..WELCOME_BYTES].try_into().unwrap());
+        let _ = Read::decode_head(bytes[..READ_BYTES].try_into().unwrap());
+        let _ = Answer::decode(bytes[..ANSWER_BYTES].try_into().unwrap());
+        if let Ok(read) = Read::decode_ranges(&ranges) {
+            prop_assert!(read.chunks().count() <= MAX_CHUNKS_PER_READ as usize);
+        }
+    }
+}
+
+#[test]
+fn what_passes_a_cap_is_refused() {
+    let hello = Hello {
+        version: 1,
+        features: 0,
+        content: ContentId([0; 32]),
+        identity: vec![0; MAX_IDENTITY_BYTES + 1],
+    };
+    assert_eq!(hello.encode(), Err(FrameError::IdentityTooLong(MAX_IDENTITY_BYTES + 1)));
+    let scattered: Vec<u32> = (0..600).map(|chunk| chunk * 2).collect();
+    assert!(matches!(Read::new(&scattered), Err(FrameError::BadRead { .. })));
+    assert!(matches!(Read::new(&[]), Err(FrameError::BadRead { .. })));
+    let mut range = u32::MAX.to_le_bytes().to_vec();
+    range.extend(2u32.to_le_bytes());
+    assert!(matches!(Read::decode_ranges(&range), Err(FrameError::BadRead { .. })), "chunk numbers overflow");
+    assert_eq!(check_magic(b"GET / HTTP/1.1"), Err(FrameError::ForeignMagic));
+}

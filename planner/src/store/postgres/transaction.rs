@@ -194,14 +194,32 @@ impl Drop for Lent {
 ///
 /// # Errors
 /// [`StoreError`]; nothing was changed, unless the answer to the commit itself was lost.
-pub(super) async fn run<W: Work>(pool: &Pool, begin: Begin, mut work: W) -> Result<W::Done, StoreError> {
-    match tokio::time::timeout(CALL_DEADLINE, attempts(pool, begin, &mut work)).await {
-        Ok(done) => done,
-        Err(_) => Err(StoreError::Unavailable(format!("no answer within {CALL_DEADLINE:?}"))),
+pub(super) async fn run<W: Work>(pool: &Pool, begin: Begin, work: W) -> Result<W::Done, StoreError> {
+    let mut keeping = Keeping { work, done: None };
+    match tokio::time::timeout(CALL_DEADLINE, attempts(pool, begin, &mut keeping)).await {
+        Ok(ended) => ended?,
+        Err(_) => return Err(StoreError::Unavailable(format!("no answer within {CALL_DEADLINE:?}"))),
+    }
+    keeping.done.ok_or_else(|| StoreError::Broken("a transaction was committed that nothing came of".into()))
+}
+
+/// Keeps what comes of work, so that what repeats and ends a transaction is compiled once, and not for each kind.
+struct Keeping<W: Work> {
+    work: W,
+    done: Option<W::Done>,
+}
+
+#[async_trait]
+impl<W: Work> Work for Keeping<W> {
+    type Done = ();
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<(), Stopped> {
+        self.done = Some(self.work.attempt(connection).await?);
+        Ok(())
     }
 }
 
-async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W::Done, StoreError> {
+async fn attempts(pool: &Pool, begin: Begin, work: &mut dyn Work<Done = ()>) -> Result<(), StoreError> {
     let mut last = String::from("no attempt");
     // A warning for each kind of trouble, not for each attempt.
     let mut told = HashSet::new();
@@ -212,7 +230,7 @@ async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W:
     for _ in 0..MAX_ATTEMPTS {
         let mut lent = Lent::from(pool).await.map_err(|error| unavailable(&error))?;
         let stopped = match attempt(&mut lent, pool, begin, work).await {
-            Ok(done) => {
+            Ok(()) => {
                 let commit = match lent.connection() {
                     Ok(connection) => begin.commit(connection).await,
                     Err(stopped) => Err(stopped),
@@ -220,7 +238,7 @@ async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W:
                 return match commit {
                     Ok(()) => {
                         lent.keep();
-                        Ok(done)
+                        Ok(())
                     }
                     Err(stopped) => Err(StoreError::Unavailable(format!("commit: {}", stopped.text()))),
                 };
@@ -282,12 +300,12 @@ async fn attempts<W: Work>(pool: &Pool, begin: Begin, work: &mut W) -> Result<W:
     Err(StoreError::Unavailable(format!("gave up after {MAX_ATTEMPTS} attempts: {last}")))
 }
 
-async fn attempt<W: Work>(
+async fn attempt<D: Send>(
     lent: &mut Lent,
     pool: &Pool,
     begin: Begin,
-    work: &mut W,
-) -> Result<W::Done, Stopped> {
+    work: &mut dyn Work<Done = D>,
+) -> Result<D, Stopped> {
     let connection = lent.connection()?;
     begin.begin(connection, pool).await?;
     work.attempt(connection).await

@@ -5,7 +5,7 @@
 //! what is true is in the database ([`store`]).
 
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
@@ -53,19 +53,22 @@ pub enum RunError {
     Listener(#[from] std::io::Error),
 }
 
-/// Brings the schema of the settings' database up to what this program knows, and nothing else.
+/// Brings the schema of the settings' database up to what this program knows, and nothing else. Boxed, like
+/// [`serve::serve`].
 ///
 /// # Errors
 /// [`RunError`], when the database cannot be used.
-pub async fn migrate(settings: &Settings) -> Result<(), RunError> {
-    match &settings.database {
-        DatabaseUrl::Sqlite(path) => {
-            SqliteStore::open(path, settings.rules(), Clock::System).await?.close().await;
+pub fn migrate(settings: &Settings) -> Pin<Box<dyn Future<Output = Result<(), RunError>> + Send + '_>> {
+    Box::pin(async {
+        match &settings.database {
+            DatabaseUrl::Sqlite(path) => {
+                SqliteStore::open(path, settings.rules(), Clock::System).await?.close().await;
+            }
+            DatabaseUrl::Postgres(url) => store::postgres::migrate(url, settings.connect).await?,
         }
-        DatabaseUrl::Postgres(url) => store::postgres::migrate(url, settings.connect).await?,
-    }
-    tracing::info!(database = %settings.database, "the schema is up to date");
-    Ok(())
+        tracing::info!(database = %settings.database, "the schema is up to date");
+        Ok(())
+    })
 }
 
 /// Opens the settings' database, migrating its schema.

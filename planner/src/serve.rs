@@ -1,6 +1,7 @@
 //! A planner as a process of its own: it listens, and runs until a signal ends it.
 
 use std::net::Ipv6Addr;
+use std::pin::Pin;
 
 use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::net::{TcpListener, TcpSocket};
@@ -35,17 +36,22 @@ pub enum ServeError {
 
 /// Runs a planner until SIGTERM or Ctrl-C. It then drains, stops accepting, finishes what runs, and returns.
 ///
+/// The future is boxed, so that the planner is compiled in this crate alone, and not once more in the crate that
+/// awaits it.
+///
 /// # Errors
 /// [`ServeError`], when it cannot start.
-pub async fn serve(settings: Settings) -> Result<(), ServeError> {
-    let stop = Stop::on_signals().map_err(ServeError::Signals)?;
-    raise_open_files();
-    let listener = listen(&settings.host, settings.port).await.map_err(|source| ServeError::Listen {
-        host: settings.host.clone(),
-        port: settings.port,
-        source,
-    })?;
-    Ok(run(settings, listener, stop).await?)
+pub fn serve(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), ServeError>> + Send>> {
+    Box::pin(async {
+        let stop = Stop::on_signals().map_err(ServeError::Signals)?;
+        raise_open_files();
+        let listener = listen(&settings.host, settings.port).await.map_err(|source| ServeError::Listen {
+            host: settings.host.clone(),
+            port: settings.port,
+            source,
+        })?;
+        Ok(run(settings, listener, stop).await?)
+    })
 }
 
 /// Listens on an address, which may stand in brackets as in a URL, or on a name's. `::` is every address of both families,

@@ -59,9 +59,16 @@ fn refusals_have_the_texts_that_people_grep_for() {
 
 #[test]
 fn a_seed_s_host_may_be_told_as_a_url_or_with_its_port_and_is_answered_plain() {
-    for told in
-        ["http://10.0.0.7", "https://10.0.0.7/", "http://10.0.0.7:8000", "::ffff:10.0.0.7", "10.0.0.7:8000"]
-    {
+    for told in [
+        "http://10.0.0.7",
+        "https://10.0.0.7/",
+        "http://10.0.0.7:8000",
+        "::ffff:10.0.0.7",
+        "10.0.0.7:8000",
+        // The one in SEED_PORT counts.
+        "10.0.0.7:9",
+        "http://10.0.0.7:9",
+    ] {
         let add = AddSeed::decode(&with("seed_ip", told)).unwrap();
         assert_eq!(add.identity.to_string(), "10.0.0.7:8000:3", "{told}");
         assert_eq!(add.encode()["seed_ip"], "10.0.0.7", "{told}");
@@ -69,7 +76,6 @@ fn a_seed_s_host_may_be_told_as_a_url_or_with_its_port_and_is_answered_plain() {
     let ipv6 = AddSeed::decode(&with("seed_ip", "[FD00::7]:8000")).unwrap();
     assert_eq!(ipv6.encode()["seed_ip"], "fd00::7");
     for (told, reason) in [
-        ("http://10.0.0.7:9", "names port 9"),
         ("http://u:p@10.0.0.7", "user or a password"),
         ("http://10.0.0.7/path", "only a host"),
         ("10.7", "four decimal numbers"),

@@ -84,8 +84,8 @@ impl Checkpoint {
         let mut order: Vec<u32> = chunks.iter().filter(|chunk| *chunk < plan.count()).collect();
         order.sort_by_cached_key(|chunk| {
             plan.segments(*chunk).next().map(|first| {
-                let place = self.places[first.tensor];
-                (place.file, place.offset + first.offset_bytes)
+                let position = self.positions[first.tensor];
+                (position.file, position.offset + first.offset_bytes)
             })
         });
         order

@@ -27,14 +27,14 @@ const LENGTH_BYTES: u64 = 8;
 
 /// What tells a file from one that was put in its place, or written to, since.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Identity {
+pub(super) struct FileIdentity {
     device: u64,
     inode: u64,
     bytes: u64,
     modified_ns: (i64, i64),
 }
 
-impl Identity {
+impl FileIdentity {
     pub(super) fn of(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),
@@ -62,7 +62,7 @@ impl Identity {
 #[derive(Debug)]
 pub(super) struct Shard {
     pub(super) path: PathBuf,
-    pub(super) identity: Identity,
+    pub(super) identity: FileIdentity,
     /// Its tensors in the order of their offsets; those without elements are in it too.
     pub(super) entries: Vec<Entry>,
 }
@@ -81,13 +81,13 @@ pub(super) struct Entry {
 /// # Errors
 /// [`StorageError::Io`]; [`StorageError::NoModel`] for what is not a regular file: opening a pipe would wait
 /// for its writer for ever.
-pub(super) fn open(path: &Path) -> Result<(File, Identity), StorageError> {
+pub(super) fn open(path: &Path) -> Result<(File, FileIdentity), StorageError> {
     let io = |source| StorageError::io("opening", path, source);
     if !std::fs::metadata(path).map_err(io)?.is_file() {
         return Err(StorageError::no_model(path, "it is not a regular file"));
     }
     let file = File::open(path).map_err(io)?;
-    let identity = Identity::of(&file.metadata().map_err(io)?);
+    let identity = FileIdentity::of(&file.metadata().map_err(io)?);
     Ok((file, identity))
 }
 

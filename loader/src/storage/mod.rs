@@ -22,7 +22,7 @@ use rfork_protocol::manifest::{Manifest, Tensor};
 
 pub use error::StorageError;
 pub use fill::FillOptions;
-use header::{Identity, Shard};
+use header::{FileIdentity, Shard};
 use layout::{Index, Layout};
 use parallel::on_threads;
 
@@ -39,18 +39,18 @@ pub struct Checkpoint {
     files: Vec<ModelFile>,
     manifest: Manifest,
     /// Where each tensor lies, in the order of the manifest.
-    places: Vec<Place>,
+    positions: Vec<Position>,
 }
 
 #[derive(Debug)]
 struct ModelFile {
     path: PathBuf,
-    identity: Identity,
+    identity: FileIdentity,
 }
 
 /// Where a tensor starts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
+struct Position {
     /// Which of the files.
     file: usize,
     /// The byte in it.
@@ -78,21 +78,21 @@ impl Checkpoint {
         };
         let mut files = Vec::with_capacity(shards.len());
         let mut tensors = Vec::new();
-        let mut places = Vec::new();
+        let mut positions = Vec::new();
         for (file, shard) in shards.into_iter().enumerate() {
             files.push(ModelFile { path: shard.path, identity: shard.identity });
             // A tensor without elements is legal, and there is nothing of it to load.
             for entry in shard.entries.into_iter().filter(|entry| entry.tensor.count > 0) {
-                places.push((entry.tensor.name.clone(), Place { file, offset: entry.offset }));
+                positions.push((entry.tensor.name.clone(), Position { file, offset: entry.offset }));
                 tensors.push(entry.tensor);
             }
         }
         let manifest = Manifest::new(tensors)
             .map_err(|source| StorageError::Unusable { path: path.to_owned(), source })?;
         // The manifest's order: the byte order of names, which are unique by now.
-        places.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
-        let places = places.into_iter().map(|(_, place)| place).collect();
-        Ok(Self { path: path.to_owned(), files, manifest, places })
+        positions.sort_unstable_by(|(a, _), (b, _)| a.as_bytes().cmp(b.as_bytes()));
+        let positions = positions.into_iter().map(|(_, position)| position).collect();
+        Ok(Self { path: path.to_owned(), files, manifest, positions })
     }
 
     /// What was opened.
@@ -148,7 +148,7 @@ impl Checkpoint {
 
     /// The file that holds the tensor at `index`.
     fn file_of(&self, index: usize) -> &ModelFile {
-        &self.files[self.places[index].file]
+        &self.files[self.positions[index].file]
     }
 }
 

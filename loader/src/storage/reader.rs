@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 
-use super::header::{self, Identity};
+use super::header::{self, FileIdentity};
 use super::{Checkpoint, ModelFile, StorageError};
 
 /// One thread's view of the files; at most one of them is open at a time, so that a model of any number of
@@ -34,16 +34,16 @@ impl<'a> Reader<'a> {
     /// # Errors
     /// [`StorageError`] if it cannot be opened, or if it or the file before it has changed.
     pub(super) fn seek(&mut self, index: usize) -> Result<(&File, u64), StorageError> {
-        let place = self.checkpoint.places[index];
+        let position = self.checkpoint.positions[index];
         let opened = match self.opened.take() {
-            Some(opened) if opened.file == place.file => Opened { tensor: index, ..opened },
+            Some(opened) if opened.file == position.file => Opened { tensor: index, ..opened },
             other => {
                 self.opened = other;
                 self.close()?;
-                Opened { file: place.file, handle: self.open(index)?, tensor: index }
+                Opened { file: position.file, handle: self.open(index)?, tensor: index }
             }
         };
-        Ok((&self.opened.insert(opened).handle, place.offset))
+        Ok((&self.opened.insert(opened).handle, position.offset))
     }
 
     /// Ends the reading: only if this succeeds was everything read from unchanged files.
@@ -84,10 +84,10 @@ impl<'a> Reader<'a> {
         let Some(opened) = self.opened.take() else { return Ok(()) };
         let metadata =
             opened.handle.metadata().map_err(|source| Self::error(self.checkpoint, opened.tensor, source))?;
-        self.check(&self.checkpoint.files[opened.file], Identity::of(&metadata), opened.tensor)
+        self.check(&self.checkpoint.files[opened.file], FileIdentity::of(&metadata), opened.tensor)
     }
 
-    fn check(&self, known: &ModelFile, now: Identity, index: usize) -> Result<(), StorageError> {
+    fn check(&self, known: &ModelFile, now: FileIdentity, index: usize) -> Result<(), StorageError> {
         match known.identity.difference(&now) {
             None => Ok(()),
             Some(reason) => Err(changed(self.checkpoint, index, reason)),

@@ -55,13 +55,13 @@ pub(crate) async fn run(command: InspectCommand) -> Result<()> {
 struct Snapshot {
     seed_count: u64,
     lease_count: u64,
-    seeds: BTreeMap<String, Seed>,
-    leases: BTreeMap<String, Lease>,
+    seeds: BTreeMap<String, SeedRow>,
+    leases: BTreeMap<String, LeaseRow>,
 }
 
 #[derive(Debug, Serialize, Deserialize)]
 #[allow(clippy::struct_field_names)] // The planner's names.
-struct Seed {
+struct SeedRow {
     seed_key: String,
     resource_total: u64,
     resource_used: u64,
@@ -74,7 +74,7 @@ struct Seed {
 }
 
 #[derive(Debug, Serialize, Deserialize)]
-struct Lease {
+struct LeaseRow {
     seed_identity: String,
     seed_key: String,
     allocated_points: u64,

@@ -127,12 +127,12 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
     let hashed = checkpoint.clone();
     let file_digest = tokio::task::spawn_blocking(move || hashed.model_digest());
 
-    let first = Worker::spawn(1, &path, &url, &board, bytes)?;
+    let first = WorkerProcess::spawn(1, &path, &url, &board, bytes)?;
     let mut running = vec![first.until_serving(1).await?];
     // All others at once, as in a scale-out: each that is done is a seed for the next.
     let mut others = tokio::task::JoinSet::new();
     for id in 2..=workers {
-        let worker = Worker::spawn(id, &path, &url, &board, bytes)?;
+        let worker = WorkerProcess::spawn(id, &path, &url, &board, bytes)?;
         others.spawn(worker.until_serving(id));
     }
     while let Some(worker) = others.join_next().await {
@@ -196,12 +196,12 @@ fn joined(flag: &str, path: &Path) -> OsString {
     argument
 }
 
-struct Worker {
+struct WorkerProcess {
     child: Child,
     bar: board::Bar,
 }
 
-impl Worker {
+impl WorkerProcess {
     fn spawn(id: usize, model: &Path, url: &str, board: &Board, bytes: u64) -> Result<Self> {
         let url = format!("--rfork-scheduler-url={url}");
         let flags = [

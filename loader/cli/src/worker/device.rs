@@ -31,13 +31,13 @@ impl Engine {
 }
 
 /// Where the weights are.
-pub(super) enum Place {
+pub(super) enum Device {
     Host,
     #[cfg(feature = "yuanrong-native")]
     Npu(rfork_loader::engine::device::Device),
 }
 
-impl Place {
+impl Device {
     /// That of an engine; an NPU goes by its number.
     #[cfg_attr(not(feature = "yuanrong-native"), allow(unused_variables))]
     pub(super) fn of(engine: Engine, npu: i32) -> Result<Self> {

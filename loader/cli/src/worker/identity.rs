@@ -7,7 +7,7 @@ use rfork_loader::identity::Identity;
 use rfork_protocol::SeedKey;
 use rfork_protocol::seed_key::KvRole;
 
-use super::place::Engine;
+use super::device::Engine;
 
 /// What else makes up the seed key.
 #[derive(Debug, Args)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
-use rfork_loader::session::{LoadError, LoadReport, ServeError, Session, Worker};
+use rfork_loader::session::{LoadReport, ServeError, Session, Worker};
 use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
 use rfork_protocol::SeedKey;
@@ -15,15 +15,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::flags::Flags;
 use crate::show::gib_per_s;
-use crate::{INTERRUPTED, signals};
+use crate::signals;
 
+mod device;
 mod identity;
-mod place;
+mod load;
 mod progress;
 mod settings;
 
+use device::{Device, Engine};
 use identity::IdentityArgs;
-use place::{Engine, Place};
+use load::{ended, load};
 use progress::{display, log_loaded, rounded};
 use settings::WorkerTable;
 
@@ -70,7 +72,7 @@ pub(crate) struct WorkerArgs {
 pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let config = settings::read(&args.settings, args.config.as_deref())?;
     let key = args.identity.seed_key(&config, args.engine)?;
-    let place = Place::of(args.engine, args.npu)?;
+    let device = Device::of(args.engine, args.npu)?;
     let stop = signals::on_signal().context("signals cannot be received")?;
     let worker = Worker {
         key: key.clone(),
@@ -82,7 +84,7 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
     let path = args.model.clone();
     let checkpoint = Arc::new(tokio::task::spawn_blocking(move || Checkpoint::open(&path)).await??);
     let manifest = checkpoint.manifest();
-    let mut memory = place.allocate(manifest)?;
+    let memory = device.allocate(manifest)?;
     tracing::info!(
         model = %checkpoint.path().display(),
         tensors = manifest.tensors().len(),
@@ -91,46 +93,32 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
         %key,
         "the model's headers are read"
     );
-    let mut session = place.session(config, worker).await?;
+    let mut session = device.session(config, worker).await?;
     let display = display(session.progress(), Duration::from_millis(args.progress_interval_ms.max(10)));
-    let mut loaded = session.load(manifest, memory.clone(), &checkpoint, &stop).await;
-    let mut hung = false;
-    if let Err(error @ LoadError::Hung(_)) = &loaded
-        && !stop.is_cancelled()
-    {
-        tracing::warn!(%error, "loading from storage into other memory; this worker will not be a seed");
-        hung = true;
-        memory = place.allocate(manifest)?;
-        loaded = session.load_elsewhere(manifest, memory.clone(), &checkpoint, &stop).await;
-    }
+    let loaded = load(&mut session, &device, &checkpoint, memory, &stop).await;
     drop(display);
-    let report = match loaded {
-        Ok(report) => report,
+    let loaded = match loaded {
+        Ok(loaded) => loaded,
         Err(error) => {
             session.close().await;
-            return match error {
-                LoadError::Cancelled => Ok(INTERRUPTED),
-                // The process ends, and with it whatever hangs.
-                LoadError::Hung(_) if stop.is_cancelled() => Ok(INTERRUPTED),
-                error => Err(error.into()),
-            };
+            return ended(error, &stop);
         }
     };
     let digest = if args.digest {
-        let (manifest, memory) = (manifest.clone(), memory.clone());
+        let (manifest, memory) = (manifest.clone(), loaded.memory);
         let digest = tokio::task::spawn_blocking(move || model_digest(&manifest, &memory)).await??;
         Some(digest.to_string())
     } else {
         None
     };
-    log_loaded(&report, digest.as_deref());
+    log_loaded(&loaded.report, digest.as_deref());
     let served = if args.once {
         Ok(())
-    } else if hung {
+    } else if loaded.elsewhere {
         stop.cancelled().await;
         Ok(())
     } else {
-        serve(&mut session, &report, &key, &stop).await
+        serve(&mut session, &loaded.report, &key, &stop).await
     };
     session.close().await;
     served.map(|()| 0)

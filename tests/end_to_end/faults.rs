@@ -128,7 +128,7 @@ fn a_manifest_that_differs_in_one_dtype_moves_no_byte() {
         "{refusal}"
     );
     assert_eq!(seed.process.terminate().code(), Some(0));
-    assert_eq!(seed.process.said("a reader was served").len(), 0, "somebody connected to the engine");
+    assert_eq!(seed.process.said("a reader was served").len(), 0, "somebody read from the engine");
 }
 
 #[test]

@@ -152,7 +152,10 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
                         tracing::debug!(%error, "a reader's connection ended");
                     }
-                    tracing::debug!(bytes = sent_bytes, "a reader was served");
+                    // One that only looks whether somebody is here takes nothing.
+                    if sent_bytes > 0 {
+                        tracing::debug!(bytes = sent_bytes, "a reader was served");
+                    }
                 });
             }
             None => {

@@ -59,8 +59,9 @@ impl Heartbeat {
     /// cannot be reached forgets this seed by itself when its time to live has passed.
     pub(crate) async fn stop(self) {
         self.stop.cancel();
-        // A beat that is under way ends first (its request has a deadline): were it dropped, the planner
-        // might still take it, after the removal. An error means that the task panicked: nothing beats.
+        // The beat that is under way ends first; its request has a deadline.
+        // Excluded: the planner takes a dropped beat after the removal, and advertises a worker that is gone.
+        // An error means that the task panicked: nothing beats.
         let may_be_known = self.task.await.unwrap_or(true);
         if !may_be_known {
             // Another worker may be known by this address.

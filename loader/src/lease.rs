@@ -104,7 +104,9 @@ async fn renew(client: PlannerClient, reference: LeaseRef, mut ttl: Duration, si
                 // A planner that was restarted may have another time than the one that granted the lease.
                 ttl = told.unwrap_or(ttl);
                 backoff = retries(ttl);
-                // Counted from when the renewal was sent: the planner's clock restarted no earlier.
+                // The time counts from when the renewal was sent.
+                // Excluded: the answer was slow, and the lease ends at the planner before the next renewal. The planner
+                // counts from no earlier.
                 next = sent + renew_after(ttl);
             }
             Ok(Renewal::Gone) => {

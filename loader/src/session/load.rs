@@ -94,7 +94,8 @@ impl<'a> Load<'a> {
                 State::Asking(_) => cancel.run_until_cancelled(self.ask()).await,
                 State::Waiting(_) => cancel.run_until_cancelled(self.pause()).await,
                 State::Checking(_) => cancel.run_until_cancelled(self.check()).await,
-                // Reading and filling watch for the cancellation themselves: when they end, nothing writes any more.
+                // Excluded: a cancelled load returns while bytes still arrive. Reading and filling watch for the
+                // cancellation themselves, and end when nothing writes any more.
                 State::Reading(_) => Some(self.read().await?),
                 State::Filling(filling) => Some(self.fill(filling).await?),
             };

@@ -41,7 +41,7 @@ impl Load<'_> {
         let mut reading = self.engine.read(request);
         let result = tokio::select! {
             result = &mut reading => result,
-            // The read itself must end, so that nothing writes any more, before anything else is done.
+            // Excluded: another seed is asked, or storage read, while this read still writes. It ends first.
             () = lease.lost().cancelled() => {
                 stop.cancel();
                 reading.as_mut().await

@@ -77,9 +77,10 @@ impl PagesAhead {
     pub fn reached(&self, chunks: usize) {
         let Some(thread) = &self.thread else { return };
         self.shared.reached.fetch_max(chunks, Ordering::Relaxed);
-        // When half of what is ahead is used up: fewer, longer turns of the thread. It cannot sleep through this:
-        // before it parks it has published all that it made, so what is seen here is that or less, and leads to the
-        // call, whose effect stays until it parks.
+        // The thread is woken when half of what is ahead is used up: it takes fewer, longer turns then.
+        // Excluded: the thread parks after this look, and is not woken when it has to be. It publishes what it made
+        // before it parks, so `made` as seen here is that or less, and leads to the call. A call before the park is
+        // kept until then, and the park returns at once.
         if self.shared.made.load(Ordering::Relaxed) <= chunks.saturating_add(self.shared.ahead / 2) {
             thread.thread().unpark();
         }

@@ -280,7 +280,8 @@ impl WeightMemory {
 
     /// Waits until a chunk is held and takes it to read it. Never returns for a chunk that nobody fills.
     pub async fn wait_held(self: &Arc<Self>, chunk: u32) -> ChunkReader {
-        // Subscribed before the first look, so a commit in between is seen.
+        // Excluded: a commit between the look and the wait is missed. The subscription begins before the look, so
+        // such a commit ends the wait.
         let mut commits = self.commits.subscribe();
         loop {
             if let Some(reader) = self.begin_read(chunk) {
@@ -317,8 +318,11 @@ impl WeightMemory {
     /// # Errors
     /// [`ChunkInUse`], and nothing is forgotten, while anybody reads or writes, or forgets.
     pub fn forget_all(&self) -> Result<(), ChunkInUse> {
-        // Every chunk is taken first, the empty ones too: a writer that began meanwhile would commit bytes of
-        // the old content under the new one. Whoever takes chunk 0 is alone, and undoes only what it took.
+        // Every chunk is taken before any is forgotten, the empty ones too.
+        // Excluded: a writer begins while others are being forgotten, and commits bytes of the old content under the
+        // new one. It finds its chunk taken.
+        // Excluded: two of these undo each other's work. The one that takes chunk 0 goes on alone; the other stops
+        // there, and undoes only what it took.
         let in_use = self.states.iter().position(|state| {
             let take = |from, to| state.compare_exchange(from, to, Ordering::Acquire, Ordering::Relaxed);
             take(EMPTY, WRITING).is_err() && take(HELD, FORGETTING).is_err()
@@ -335,7 +339,7 @@ impl WeightMemory {
         match in_use {
             None => Ok(()),
             Some(at) => {
-                // Who looked while a chunk was taken saw it as not held, and must look again.
+                // Excluded: a reader saw a held chunk while it was taken, and waits for ever. This wakes it.
                 self.commits.send_modify(|commits| *commits += 1);
                 Err(ChunkInUse(u32::try_from(at).unwrap_or(u32::MAX)))
             }

@@ -384,7 +384,8 @@ struct Driver {
 impl Driver {
     fn register(&mut self, memory: Arc<WeightMemory>) -> Result<(), VendorError> {
         self.unregister()?;
-        // What the memory's owner has begun to write there would otherwise be written over what is read.
+        // Excluded: a copy to the device, which the memory's owner began before, arrives after a peer's bytes. It
+        // has arrived when this returns.
         memory
             .synchronize()
             .map_err(|error| VendorError { code: VendorError::RUNTIME, message: error.to_string() })?;
@@ -399,7 +400,8 @@ impl Driver {
             starts.extend(some.iter().map(|region| region.start));
         }
         self.served = Some((memory, starts));
-        // What was registered before one was refused may be read already.
+        // Excluded: ranges stay readable although the registration failed. Those before the refused one are taken
+        // back.
         result.inspect_err(|_| drop(self.unregister()))
     }
 

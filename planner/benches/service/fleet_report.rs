@@ -14,15 +14,15 @@ pub(crate) struct Times {
     heartbeats: Vec<u64>,
     seeds: Vec<u64>,
     leases: Vec<u64>,
-    /// Answered 503.
-    pub(crate) without_room: u64,
+    /// Answered 503, or not at all.
+    pub(crate) failed: u64,
 }
 
 impl Times {
-    /// Counts a request; one without a time was answered 503.
+    /// Counts a request; one without a time was answered 503, or not at all.
     pub(crate) fn add(&mut self, ask: Ask, took: Option<Duration>) {
         let Some(took) = took else {
-            self.without_room += 1;
+            self.failed += 1;
             return;
         };
         let times = match ask {
@@ -33,9 +33,9 @@ impl Times {
         times.push(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// All that were answered.
+    /// All of them.
     pub(crate) fn requests(&self) -> u64 {
-        (self.heartbeats.len() + self.seeds.len() + self.leases.len()) as u64 + self.without_room
+        (self.heartbeats.len() + self.seeds.len() + self.leases.len()) as u64 + self.failed
     }
 }
 
@@ -73,7 +73,7 @@ impl fmt::Display for Table<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "| ranks | store | planners | requests/s | 99 % of heartbeats, ms | of questions for a seed, ms | 503 | \
+            "| ranks | store | planners | requests/s | 99 % of heartbeats, ms | of questions for a seed, ms | failed | \
              processors: planners | database | memory of a planner, MB | of it at the start | database, MB | others |"
         )?;
         writeln!(f, "|---|---|---|---|---|---|---|---|---|---|---|---|---|")?;
@@ -88,7 +88,7 @@ impl fmt::Display for Table<'_> {
                 row.requests_per_sec,
                 p99_ms(&row.times.heartbeats),
                 p99_ms(&row.times.seeds),
-                row.times.without_room,
+                row.times.failed,
                 row.planner_processors,
                 row.database_processors,
                 megabytes(row.memory_bytes),

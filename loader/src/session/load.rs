@@ -1,5 +1,4 @@
-//! One load, from the first question to the last chunk: does what [`super::state`] decides. What each state does stands
-//! in a file of its name: [`super::ask`], [`super::check`], [`super::read`], [`super::fill`].
+//! One load: what it has, and whose chunks it was given. [`super::drive`] goes on with it.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -10,19 +9,14 @@ use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
-use super::ask::Patience;
-use super::error::LoadError;
-use super::progress::{Phase, Reporter, Share, Source};
-use super::state::{Effect, Limits, State, step};
+use super::patience::Patience;
+use super::progress::{Reporter, Share, Source};
 use super::{Session, Worker};
 use crate::engine::TransferEngine;
 use crate::engine::memory::{Content, WeightMemory};
 use crate::fallback::Fallback;
 use crate::lease::{Lease, Releases};
 use crate::planner_client::{PlannerClient, TransferReport};
-
-/// Seeds that may fail a load before storage is asked.
-const SEED_FAILURES: u32 = 4;
 
 /// A load under way. Dropped, it releases its leases in the background.
 pub(super) struct Load<'a> {
@@ -74,58 +68,6 @@ impl<'a> Load<'a> {
             shares: Vec::new(),
             touched: false,
         }
-    }
-
-    /// Goes from state to state until the weights are loaded, beginning with `first`; gives what each source gave.
-    pub(super) async fn run(mut self, first: State) -> Result<Vec<Share>, LoadError> {
-        let result = self.drive(first).await;
-        self.reporter.phase(if result.is_ok() { Phase::Loaded } else { Phase::Failed });
-        result.map(|()| self.shares)
-    }
-
-    /// Does what each state says, and the effects between them.
-    async fn drive(&mut self, mut state: State) -> Result<(), LoadError> {
-        let limits = Limits { seed_failures: SEED_FAILURES, fallback: self.fallback.fills() };
-        let cancel = self.cancel;
-        loop {
-            let outcome = match state {
-                State::Loaded => return Ok(()),
-                _ if cancel.is_cancelled() => None,
-                State::Asking(_) => cancel.run_until_cancelled(self.ask()).await,
-                State::Waiting(_) => cancel.run_until_cancelled(self.pause()).await,
-                State::Checking(_) => cancel.run_until_cancelled(self.check()).await,
-                // Excluded: a cancelled load returns while bytes still arrive. Reading and filling watch for the
-                // cancellation themselves, and end when nothing writes any more.
-                State::Reading(_) => Some(self.read().await?),
-                State::Filling(filling) => Some(self.fill(filling).await?),
-            };
-            let (next, effects) = step(state, outcome.ok_or(LoadError::Cancelled)?, limits);
-            for effect in effects {
-                self.perform(effect)?;
-            }
-            state = next;
-        }
-    }
-
-    fn perform(&mut self, effect: Effect) -> Result<(), LoadError> {
-        match effect {
-            Effect::Condemn => {
-                if let Some(lease) = self.lease.take() {
-                    self.failed.insert(lease.seed().clone());
-                    self.condemned.push(lease);
-                }
-            }
-            Effect::Release => {
-                self.lease = None;
-                self.condemned.clear();
-            }
-            Effect::StartOver => {
-                tracing::warn!("what comes next has other bytes: the load starts over");
-                self.memory.forget_all()?;
-                self.shares.clear();
-            }
-        }
-        Ok(())
     }
 
     /// Notes how the seed did, for the planner.

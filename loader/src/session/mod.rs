@@ -1,7 +1,7 @@
 //! One worker's life: it takes its weights from a seed or from storage, and then serves them on.
 //!
 //! A [`Session`] is the sole owner of its engine, the registered memory, the metadata service and the heartbeat. A load
-//! (`load`, which `state` decides for) owns its lease; serving (`serve`) is apart from it. Dropping a session, or
+//! (`load`, which `drive` goes on with as `state` decides) owns its lease; serving (`serve`) is apart from it. Dropping a session, or
 //! the future of a load, releases the lease in the background; a dropped session's service ends, and the memory lives
 //! until nobody reads it.
 
@@ -28,9 +28,11 @@ use crate::planner_client::PlannerClient;
 
 mod ask;
 mod check;
+mod drive;
 mod error;
 mod fill;
 mod load;
+mod patience;
 mod progress;
 mod read;
 mod serve;

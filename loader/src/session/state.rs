@@ -16,7 +16,7 @@
 //! ```
 //!
 //! Each state but `Loaded` is something to do, and what comes of it is the next [`Event`]. An [`Effect`] is done on the
-//! way from one state to the next. [`super::load`] does both, and nothing else does. The machine ends at `Loaded`; a load
+//! way from one state to the next. [`super::drive`] does both, and nothing else does. The machine ends at `Loaded`; a load
 //! that is cancelled, or that storage fails too, ends with an error wherever it is. Serving comes after it, and has no
 //! part in it.
 //!

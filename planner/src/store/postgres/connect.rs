@@ -201,11 +201,15 @@ async fn apply(connection: &mut PgConnection, url: &PostgresUrl) -> Result<(), R
     let migrated = migrations.run_direct(None, &mut *tx, false).await;
     // Whether it failed or not: a pooler lends this session to others, who would meet what it has prepared.
     let cleared = tx.clear_cached_statements().await;
-    migrated.map_err(|error| match error {
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => refusal(&error),
-        MigrateError::VersionMismatch(version) => Refusal::Unreleased(version),
-        error => Refusal::Final(error.to_string()),
-    })?;
+    if let Err(error) = migrated {
+        // Waited for: a pooler ends a session whose client goes away within a transaction.
+        let _ = tx.rollback().await;
+        return Err(match error {
+            MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => refusal(&error),
+            MigrateError::VersionMismatch(version) => Refusal::Unreleased(version),
+            error => Refusal::Final(error.to_string()),
+        });
+    }
     cleared.map_err(failed)?;
     tx.commit().await.map_err(failed)
 }

@@ -1,0 +1,305 @@
+//! What clients ask of a store, and what became of it.
+
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use super::history::{Account, End};
+use crate::domain::health::{BackOff, Health};
+use crate::domain::policy::Wish;
+use crate::domain::seed::{Heard, Profile, Registration, Removal};
+
+/// SHA-256 of a lease id: all that is stored of it.
+pub type LeaseHash = [u8; 32];
+
+/// One thing that a client asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Register a seed, or its heartbeat in v1.
+    Register {
+        /// Where it is.
+        identity: SeedIdentity,
+        /// What it holds.
+        key: SeedKey,
+        /// What it tells of itself beside that.
+        profile: Box<Profile>,
+        /// How long ago the request arrived, in milliseconds. The writer fills it in.
+        age_ms: i64,
+    },
+    /// A heartbeat that registers nothing.
+    Beat {
+        /// Where the seed is.
+        identity: SeedIdentity,
+        /// What it must hold.
+        key: SeedKey,
+        /// Its process, if it tells.
+        incarnation: Option<String>,
+        /// How long ago the request arrived, in milliseconds. The writer fills it in.
+        age_ms: i64,
+    },
+    /// Lease a point of some seed.
+    Acquire {
+        /// What the worker wants.
+        key: SeedKey,
+        /// What it wishes beside that.
+        wish: Box<Wish>,
+        /// The lease to be.
+        lease: LeaseHash,
+        /// How it waits and is told from its repetitions; without it, it is answered at once.
+        queue: Option<Box<Queue>>,
+    },
+    /// Give a key's free points to those who wait for them.
+    Serve {
+        /// The key.
+        key: SeedKey,
+    },
+    /// End an acquisition's wait.
+    Leave {
+        /// The lease that it was to be.
+        lease: LeaseHash,
+        /// Which attempt of it: that of a later one, or of another planner, goes on.
+        attempt: i64,
+        /// Who ends it.
+        why: Leaving,
+    },
+    /// Extend a lease.
+    Renew {
+        /// The seed that it must be for.
+        identity: SeedIdentity,
+        /// The lease.
+        lease: LeaseHash,
+    },
+    /// End a lease.
+    Release {
+        /// The seed that it must be for.
+        identity: SeedIdentity,
+        /// The lease.
+        lease: LeaseHash,
+        /// How the transfer went.
+        report: Report,
+        /// What else is told of its end; `None` for a release by its holder, who tells nothing.
+        account: Option<Box<Account>>,
+    },
+    /// Note that a seed has just answered when it was asked for its health.
+    Answered {
+        /// Where it is.
+        identity: SeedIdentity,
+        /// The store's number of the holding that was asked: a later one has not answered.
+        seed_id: i64,
+    },
+    /// Take a seed out: its owner ends.
+    Remove {
+        /// Where it is.
+        identity: SeedIdentity,
+        /// What it must hold.
+        key: SeedKey,
+    },
+    /// Take a seed out that goes on: it is not offered while its memory is the same, and its leases live on.
+    Drain {
+        /// Where it is.
+        identity: SeedIdentity,
+        /// What it must hold.
+        key: SeedKey,
+    },
+}
+
+impl Command {
+    /// Ends a lease that its client never used; `reason` is a short word for people.
+    pub fn give_back(identity: SeedIdentity, lease: LeaseHash, report: Report, reason: Option<&str>) -> Self {
+        let reason = reason.map(str::to_owned);
+        let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
+        Self::Release { identity, lease, report, account }
+    }
+
+    /// The seed that it names.
+    pub fn identity(&self) -> Option<&SeedIdentity> {
+        match self {
+            Self::Acquire { .. } | Self::Serve { .. } | Self::Leave { .. } => None,
+            Self::Register { identity, .. }
+            | Self::Beat { identity, .. }
+            | Self::Renew { identity, .. }
+            | Self::Release { identity, .. }
+            | Self::Answered { identity, .. }
+            | Self::Remove { identity, .. }
+            | Self::Drain { identity, .. } => Some(identity),
+        }
+    }
+}
+
+/// How an acquisition waits.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Queue {
+    /// How long it may wait, in milliseconds; 0 for not at all.
+    pub wait_ms: i64,
+    /// What tells it from others, if it may be repeated.
+    pub idempotency: Option<Idempotency>,
+    /// What tells it from its own repetitions; see [`attempt`].
+    pub attempt: i64,
+    /// The attempt whose place it takes up once more, if that was granted a seed which does not answer: its lease is
+    /// over.
+    pub again: Option<i64>,
+}
+
+impl Queue {
+    /// Whether there may be a row of it before it is decided.
+    pub(crate) fn may_have_a_row(&self) -> bool {
+        self.idempotency.is_some() || self.again.is_some()
+    }
+}
+
+/// A name for one attempt of a request: no other has it, as far as chance goes.
+pub fn attempt() -> i64 {
+    let (high, _) = uuid::Uuid::new_v4().as_u64_pair();
+    i64::from_ne_bytes(high.to_ne_bytes())
+}
+
+/// What tells an acquisition that may be repeated from others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Idempotency {
+    /// SHA-256 of its key.
+    pub key: [u8; 32],
+    /// SHA-256 of what is asked for: another request under the same key is refused.
+    pub request: [u8; 32],
+}
+
+/// Who ends a wait, and so what becomes of a lease that was granted in the same moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leaving {
+    /// The waiter, whose time is over: the lease is its own.
+    TimedOut,
+    /// Its client has gone away: the lease is given back; an acquisition that may be repeated keeps its place, and
+    /// its lease, for a client that comes back.
+    Gone,
+    /// The planner, which has ended the lease of a seed that does not answer and has no other: a repetition begins
+    /// anew.
+    Void,
+}
+
+/// What the end of a wait finds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Left {
+    /// It had been given nothing.
+    Nothing,
+    /// It had been given this; given back if its client is gone and does not come back.
+    Granted {
+        /// The leased point.
+        grant: Grant,
+        /// Whether it is kept for a repetition.
+        kept: bool,
+    },
+    /// It had been given a lease that is over.
+    Over,
+    /// A later attempt has its place.
+    Superseded,
+}
+
+/// How the transfer of a lease went. The numbers are stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Report {
+    /// The worker does not say: v1 has no words for it.
+    #[default]
+    Unknown = 0,
+    /// It has its weights: the seed is well.
+    Ok = 1,
+    /// It failed: the seed is suspect.
+    Failed = 2,
+    /// The worker gave it up, which says nothing of the seed.
+    Aborted = 3,
+}
+
+impl Report {
+    /// A seed's health after it.
+    pub(crate) fn on(self, health: Health, now: i64, back_off: BackOff) -> Health {
+        match self {
+            Self::Unknown | Self::Aborted => health,
+            Self::Ok => Health::default(),
+            Self::Failed => health.failed(now, back_off),
+        }
+    }
+
+    /// The report of this number; one of a later version is not known.
+    pub(crate) fn of_number(number: i64) -> Self {
+        let reports = [Self::Ok, Self::Failed, Self::Aborted];
+        reports.into_iter().find(|report| *report as i64 == number).unwrap_or(Self::Unknown)
+    }
+}
+
+/// A leased point.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// The seed.
+    pub identity: SeedIdentity,
+    /// The store's number of it, which is that of this holding alone.
+    pub seed_id: i64,
+    /// How long the lease lives from now, in milliseconds.
+    pub lease_ttl_ms: i64,
+    /// How long ago the seed gave a sign of life, in milliseconds.
+    pub quiet_ms: i64,
+    /// Whether it has ever answered when it was asked for its health.
+    pub answers: bool,
+}
+
+/// Why no point was leased.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// No live seed has the key.
+    UnknownKey,
+    /// Those that have it are full, or not wanted by the worker.
+    AllBusy,
+    /// Those that have it are suspect; they come back after a pause.
+    AllSuspect,
+    /// The repetition of an acquisition whose lease has ended.
+    LeaseEnded,
+    /// Under the idempotency key of another request.
+    OtherRequest,
+}
+
+/// A waiter that was told of its turn: the lease, and which attempt of it.
+pub type Told = (LeaseHash, i64);
+
+/// A waiter whose turn came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Woken {
+    /// The lease that it waits for.
+    pub lease: LeaseHash,
+    /// Which attempt of it waits.
+    pub attempt: i64,
+    /// What it was given; `None` if that has ended already.
+    pub grant: Option<Grant>,
+}
+
+/// What became of a [`Command`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
+    Registered(Registration, i64),
+    /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
+    Heard(Heard, Option<i64>),
+    /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.
+    Acquired(Result<Grant, Refusal>),
+    /// Of [`Command::Acquire`]: it waits, and [`Store::collect`] gives its lease when its turn comes. A lease on a
+    /// seed of its key ends by itself after so many milliseconds, if any does: [`Command::Serve`] is to be asked
+    /// for then.
+    Queued(Option<i64>),
+    /// Of [`Command::Serve`]: how long it is to the next such end, in milliseconds.
+    Served(Option<i64>),
+    /// Of [`Command::Leave`].
+    Left(Left),
+    /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
+    Renewed(Option<i64>),
+    /// Of [`Command::Release`]: whether the lease lived.
+    Released(bool),
+    /// Of [`Command::Answered`]: whether that holding is still there.
+    Noted(bool),
+    /// Of [`Command::Remove`].
+    Removed(Removal),
+    /// Of [`Command::Drain`]: how many leases the seed has, or `None` when it is not known under the key.
+    Drained(Option<u32>),
+}
+
+/// A heartbeat of a seed that is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Beat {
+    /// The store's number of the seed.
+    pub seed_id: i64,
+    /// How long ago it arrived, in milliseconds.
+    pub age_ms: i64,
+}

@@ -14,9 +14,9 @@ use crate::domain::policy::Policy;
 use crate::domain::terms::Overrides;
 use crate::settings::{NETWORKS, SETTINGS};
 use crate::settings_file::FileSettings;
-use crate::store::Rules;
 use crate::store::history::Keep;
 use crate::store::postgres::{ConnectSettings, PostgresUrl};
+use crate::store::{Room, Rules};
 use crate::telemetry::Endpoint;
 
 /// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
@@ -154,6 +154,8 @@ pub struct Settings {
     pub connect: ConnectSettings,
     /// How long another planner that has the file is waited for. Only SQLite.
     pub lock_wait: Duration,
+    /// How much it may hold that has its rows in memory. Only SQLite.
+    pub room: Room,
     /// A seed that was silent this long is not offered.
     pub heartbeat_ttl: Duration,
     /// Pause between two tidyings-up.
@@ -213,6 +215,10 @@ impl Settings {
                 pooler: values.get("database_pooler")?,
             },
             lock_wait: values.seconds("database_lock_wait_sec")?,
+            room: Room {
+                seeds: values.get("max_seeds")?,
+                bytes: values.get::<usize>("max_memory_mib")?.saturating_mul(1 << 20),
+            },
             heartbeat_ttl: values.seconds("heartbeat_ttl_sec")?,
             heartbeat_sweep: values.seconds("heartbeat_sweep_sec")?,
             lease_ttl: values.seconds("lease_ttl_sec")?,
@@ -249,6 +255,7 @@ impl Settings {
             overrides: (self.file.overrides != Overrides::default())
                 .then(|| Arc::new(self.file.overrides.clone())),
             history: Keep::of(millis(self.history)),
+            room: self.room,
         }
     }
 }

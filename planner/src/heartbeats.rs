@@ -97,7 +97,12 @@ impl Heartbeats {
             };
             match outcome {
                 // One that drains must go on asking whether it may return.
-                None | Some(Outcome::Registered(Registration::Draining, _) | Outcome::Heard(_, None)) => {
+                None
+                | Some(
+                    Outcome::Registered(Registration::Draining, _)
+                    | Outcome::NoRoom
+                    | Outcome::Heard(_, None),
+                ) => {
                     self.known.remove(&identity.to_string());
                 }
                 Some(Outcome::Registered(_, seed_id) | Outcome::Heard(_, Some(seed_id))) => {

@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 pub mod acquaint;
 pub mod allocate;
 pub mod config;
+pub mod decide;
 pub mod domain;
 pub mod grant;
 pub mod heartbeats;

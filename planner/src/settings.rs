@@ -129,6 +129,24 @@ pub const SETTINGS: &[Section] = &[
             .value("SECONDS")
             .env("RFORK_CFG_DATABASE_LOCK_WAIT_SEC")
             .default("30"),
+            Setting::new(
+                "max_seeds",
+                Takes::Whole(1, 100_000_000),
+                "Seeds that a planner with a SQLite file holds, since it has all of them in memory",
+            )
+            .value("SEEDS")
+            .env("RFORK_CFG_MAX_SEEDS")
+            .default("1000000")
+            .more("More are answered 429"),
+            Setting::new(
+                "max_memory_mib",
+                Takes::Whole(1, 1 << 20),
+                "MiB of memory that seeds, leases and requests of a planner with a SQLite file take",
+            )
+            .value("MIB")
+            .env("RFORK_CFG_MAX_MEMORY_MIB")
+            .default("1024")
+            .more("Beyond them new seeds, and requests that would wait, are answered 429"),
         ],
     },
     Section {

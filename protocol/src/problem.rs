@@ -68,6 +68,8 @@ codes! {
     UnsupportedMediaType = "unsupported-media-type", 415, "The body must be application/json";
     /// The idempotency key was used for another request.
     IdempotencyConflict = "idempotency-conflict", 422, "The idempotency key was used for another request";
+    /// The planner holds as many seeds or requests as its settings allow.
+    PlannerFull = "planner-full", 429, "The planner holds as much as it may";
     /// The headers are longer than any request needs.
     HeadersTooLarge = "headers-too-large", 431, "The headers are too large";
     /// A fault of the planner.

@@ -7,6 +7,9 @@ use rfork_protocol::v1::HeaderError;
 use crate::allocate::WriteError;
 use crate::store::StoreError;
 
+/// Why a planner that is full takes no more.
+const FULL: &str = "the planner holds as many seeds or requests as it may";
+
 /// A request that was refused or could not be served.
 #[derive(Debug)]
 pub(super) enum ApiError {
@@ -16,6 +19,8 @@ pub(super) enum ApiError {
     NotFound(&'static str),
     /// 409 with this reason.
     Conflict(&'static str),
+    /// The planner holds as much as its settings allow: 429.
+    Full,
     /// Nobody's fault, and passing: 503, never 400 or 404, which clients would take for an answer.
     Unavailable(String),
 }
@@ -47,6 +52,7 @@ impl IntoResponse for ApiError {
             Self::Header(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
             Self::NotFound(reason) => (StatusCode::NOT_FOUND, reason).into_response(),
             Self::Conflict(reason) => (StatusCode::CONFLICT, reason).into_response(),
+            Self::Full => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], FULL).into_response(),
             Self::Unavailable(reason) => {
                 (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], reason).into_response()
             }

@@ -15,7 +15,7 @@ use super::client::Client;
 use super::error::ApiError;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
-use crate::store::{Command, Grant, Outcome, Queue, Report, attempt};
+use crate::store::{Command, Grant, Outcome, Queue, Refusal, Report, attempt};
 use crate::waiting::{AcquireError, Ask};
 
 /// An outcome that does not belong to its command: a fault of ours, told as one.
@@ -42,6 +42,7 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
             // one that comes after its last lease registers it anew.
             Ok(StatusCode::OK)
         }
+        Outcome::NoRoom => Err(ApiError::Full),
         outcome => Err(mismatched(&outcome)),
     }
 }
@@ -77,6 +78,7 @@ pub(super) async fn get_seed(
             let granted = Granted { identity, lease, lease_ttl };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
+        Err(AcquireError::Refused(Refusal::NoRoom)) => Err(ApiError::Full),
         Err(AcquireError::Refused(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
         Err(AcquireError::Write(error)) => Err(error.into()),
         Err(error) => Err(ApiError::Unavailable(error.to_string())),

@@ -188,6 +188,7 @@ impl Metrics {
                     Refusal::AllSuspect => "all_suspect",
                     Refusal::LeaseEnded => "lease_ended",
                     Refusal::OtherRequest => "other_request",
+                    Refusal::NoRoom => "no_room",
                 };
                 self.changes.refusals.with_label_values(&[reason]).inc();
             }
@@ -215,7 +216,7 @@ impl Metrics {
             {
                 lease("granted");
             }
-            Outcome::Drained(None) | Outcome::Served(_) | Outcome::Left(_) => {}
+            Outcome::NoRoom | Outcome::Drained(None) | Outcome::Served(_) | Outcome::Left(_) => {}
         }
     }
 }

@@ -151,7 +151,7 @@ impl ManualClock {
 
 /// The time of a store that one process has for itself.
 #[derive(Debug)]
-pub(super) struct Own {
+pub(crate) struct Own {
     clock: Clock,
     /// Time less what has passed, in milliseconds.
     began_ms: i64,

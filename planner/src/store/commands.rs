@@ -250,6 +250,8 @@ pub enum Refusal {
     LeaseEnded,
     /// Under the idempotency key of another request.
     OtherRequest,
+    /// It would have to wait, and the planner has no memory left for one more that does.
+    NoRoom,
 }
 
 /// A waiter that was told of its turn: the lease, and which attempt of it.
@@ -271,6 +273,8 @@ pub struct Woken {
 pub enum Outcome {
     /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
     Registered(Registration, i64),
+    /// Of [`Command::Register`]: there is no room for one more seed.
+    NoRoom,
     /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
     Heard(Heard, Option<i64>),
     /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.
@@ -302,4 +306,276 @@ pub struct Beat {
     pub seed_id: i64,
     /// How long ago it arrived, in milliseconds.
     pub age_ms: i64,
+}
+
+/// Registers a seed, or is its heartbeat in v1.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Register {
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// What it holds.
+    pub key: SeedKey,
+    /// What it tells of itself beside that.
+    pub profile: Box<Profile>,
+    /// How long ago the request arrived, in milliseconds.
+    pub age_ms: i64,
+}
+
+/// A heartbeat that registers nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Heartbeat {
+    /// Where the seed is.
+    pub identity: SeedIdentity,
+    /// What it must hold.
+    pub key: SeedKey,
+    /// Its process, if it tells.
+    pub incarnation: Option<String>,
+    /// How long ago the request arrived, in milliseconds.
+    pub age_ms: i64,
+}
+
+/// Notes that a seed has just answered when it was asked for its health.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// The store's number of the holding that was asked: a later one has not answered.
+    pub seed_id: i64,
+}
+
+/// Extends a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Renew {
+    /// The seed that it must be for.
+    pub identity: SeedIdentity,
+    /// The lease.
+    pub lease: LeaseHash,
+}
+
+/// Ends a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Release {
+    /// The seed that it must be for.
+    pub identity: SeedIdentity,
+    /// The lease.
+    pub lease: LeaseHash,
+    /// How the transfer went.
+    pub report: Report,
+    /// What else is told of its end; `None` for a release by its holder, who tells nothing.
+    pub account: Option<Box<Account>>,
+}
+
+/// Takes a seed out: its owner ends.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Remove {
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// What it must hold.
+    pub key: SeedKey,
+}
+
+/// Takes a seed out that goes on: it is not offered while its memory is the same, and its leases live on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Drain {
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// What it must hold.
+    pub key: SeedKey,
+}
+
+/// Ends an acquisition's wait.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leave {
+    /// The lease that it was to be.
+    pub lease: LeaseHash,
+    /// Which attempt of it: that of a later one, or of another planner, goes on.
+    pub attempt: i64,
+    /// Who ends it.
+    pub why: Leaving,
+}
+
+/// Leases a point of some seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Acquire {
+    /// What the worker wants.
+    pub key: SeedKey,
+    /// What it wishes beside that.
+    pub wish: Box<Wish>,
+    /// The lease to be.
+    pub lease: LeaseHash,
+    /// How it waits and is told from its repetitions; without it, it is answered at once.
+    pub queue: Option<Box<Queue>>,
+}
+
+/// A batch of commands, each kind by itself. They are all under way at the same time, so any order is a right one; this
+/// one, of the kinds as they stand here and of each as it is listed, refuses least. Waiters of a key come before
+/// acquisitions of it that are new.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Commands {
+    /// Registrations.
+    pub registers: Vec<Register>,
+    /// Heartbeats.
+    pub heartbeats: Vec<Heartbeat>,
+    /// Signs of life.
+    pub answers: Vec<Answered>,
+    /// Renewals.
+    pub renewals: Vec<Renew>,
+    /// Releases.
+    pub releases: Vec<Release>,
+    /// Removals.
+    pub removals: Vec<Remove>,
+    /// Seeds that operators take out.
+    pub drains: Vec<Drain>,
+    /// Ends of waits.
+    pub leaves: Vec<Leave>,
+    /// Acquisitions.
+    pub acquires: Vec<Acquire>,
+    /// Keys of which free points are to be given to those who wait.
+    pub serves: Vec<SeedKey>,
+}
+
+impl Commands {
+    /// The seeds that they name.
+    pub fn identities(&self) -> impl Iterator<Item = &SeedIdentity> {
+        let heard = self.registers.iter().map(|one| &one.identity);
+        heard
+            .chain(self.heartbeats.iter().map(|one| &one.identity))
+            .chain(self.answers.iter().map(|one| &one.identity))
+            .chain(self.renewals.iter().map(|one| &one.identity))
+            .chain(self.releases.iter().map(|one| &one.identity))
+            .chain(self.removals.iter().map(|one| &one.identity))
+            .chain(self.drains.iter().map(|one| &one.identity))
+    }
+
+    /// The keys of which they may leave a free point, or want one, as far as they name them.
+    pub fn keys(&self) -> impl Iterator<Item = &SeedKey> {
+        let heard = self.registers.iter().map(|one| &one.key);
+        heard
+            .chain(self.heartbeats.iter().map(|one| &one.key))
+            .chain(self.acquires.iter().map(|one| &one.key))
+            .chain(&self.serves)
+    }
+}
+
+/// There is no room for one more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NoRoom;
+
+/// What became of an acquisition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It has a lease.
+    Granted(Grant),
+    /// It has none. Only when no seed that may be offered has a free point.
+    Refused(Refusal),
+    /// It waits, and [`Store::collect`](super::Store::collect) gives its lease when its turn comes. A lease on a seed of
+    /// its key ends by itself after so many milliseconds, if any does: its key is to be served then.
+    Queued(Option<i64>),
+}
+
+/// What became of [`Commands`]: of each one, at its place.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Outcomes {
+    /// What it was, with the store's number of the seed, which is that of this holding alone.
+    pub registers: Vec<Result<(Registration, i64), NoRoom>>,
+    /// What it met, with the store's number of the seed if that is offered.
+    pub heartbeats: Vec<(Heard, Option<i64>)>,
+    /// Whether that holding is still there.
+    pub answers: Vec<bool>,
+    /// How long the lease lives from now, in milliseconds; `None` if it has ended.
+    pub renewals: Vec<Option<i64>>,
+    /// Whether the lease lived.
+    pub releases: Vec<bool>,
+    /// What was there to be removed.
+    pub removals: Vec<Removal>,
+    /// How many leases the seed has; `None` when it is not known under the key.
+    pub drains: Vec<Option<u32>>,
+    /// What the end of the wait found.
+    pub leaves: Vec<Left>,
+    /// Whether there is a lease.
+    pub acquires: Vec<Acquired>,
+    /// How long it is, in milliseconds, to the next end of a lease of the key by itself.
+    pub serves: Vec<Option<i64>>,
+}
+
+/// Where a command of a list stands among those of its kind.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum At {
+    Register(usize),
+    Heartbeat(usize),
+    Acquire(usize),
+    Serve(usize),
+    Leave(usize),
+    Renew(usize),
+    Release(usize),
+    Answered(usize),
+    Remove(usize),
+    Drain(usize),
+}
+
+/// Sorts a list by kind; gives the places, too.
+pub(crate) fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
+    fn push<T>(all: &mut Vec<T>, one: T) -> usize {
+        all.push(one);
+        all.len() - 1
+    }
+    let mut sorted = Commands::default();
+    let places = commands.iter().cloned().map(|command| match command {
+        Command::Register { identity, key, profile, age_ms } => {
+            At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms }))
+        }
+        Command::Beat { identity, key, incarnation, age_ms } => {
+            At::Heartbeat(push(&mut sorted.heartbeats, Heartbeat { identity, key, incarnation, age_ms }))
+        }
+        Command::Acquire { key, wish, lease, queue } => {
+            At::Acquire(push(&mut sorted.acquires, Acquire { key, wish, lease, queue }))
+        }
+        Command::Serve { key } => At::Serve(push(&mut sorted.serves, key)),
+        Command::Leave { lease, attempt, why } => {
+            At::Leave(push(&mut sorted.leaves, Leave { lease, attempt, why }))
+        }
+        Command::Renew { identity, lease } => {
+            At::Renew(push(&mut sorted.renewals, Renew { identity, lease }))
+        }
+        Command::Release { identity, lease, report, account } => {
+            At::Release(push(&mut sorted.releases, Release { identity, lease, report, account }))
+        }
+        Command::Answered { identity, seed_id } => {
+            At::Answered(push(&mut sorted.answers, Answered { identity, seed_id }))
+        }
+        Command::Remove { identity, key } => At::Remove(push(&mut sorted.removals, Remove { identity, key })),
+        Command::Drain { identity, key } => At::Drain(push(&mut sorted.drains, Drain { identity, key })),
+    });
+    let places = places.collect();
+    (sorted, places)
+}
+
+/// The outcomes in the order of the list.
+pub(crate) fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, super::StoreError> {
+    let outcome = |place: &At| {
+        Some(match *place {
+            At::Register(at) => match outcomes.registers.get(at)? {
+                Ok((registration, id)) => Outcome::Registered(*registration, *id),
+                Err(NoRoom) => Outcome::NoRoom,
+            },
+            At::Heartbeat(at) => {
+                let (heard, id) = outcomes.heartbeats.get(at)?;
+                Outcome::Heard(*heard, *id)
+            }
+            At::Acquire(at) => match outcomes.acquires.get(at)? {
+                Acquired::Granted(grant) => Outcome::Acquired(Ok(grant.clone())),
+                Acquired::Refused(refusal) => Outcome::Acquired(Err(*refusal)),
+                Acquired::Queued(end_ms) => Outcome::Queued(*end_ms),
+            },
+            At::Serve(at) => Outcome::Served(*outcomes.serves.get(at)?),
+            At::Leave(at) => Outcome::Left(outcomes.leaves.get(at)?.clone()),
+            At::Renew(at) => Outcome::Renewed(*outcomes.renewals.get(at)?),
+            At::Release(at) => Outcome::Released(*outcomes.releases.get(at)?),
+            At::Answered(at) => Outcome::Noted(*outcomes.answers.get(at)?),
+            At::Remove(at) => Outcome::Removed(*outcomes.removals.get(at)?),
+            At::Drain(at) => Outcome::Drained(*outcomes.drains.get(at)?),
+        })
+    };
+    let all = places.iter().map(outcome);
+    all.collect::<Option<_>>().ok_or_else(|| super::StoreError::Broken("a command has no outcome".into()))
 }

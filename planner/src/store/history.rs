@@ -141,24 +141,26 @@ impl EventKind {
 
 /// Something that happened just now.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Happened {
-    pub(super) kind: EventKind,
-    pub(super) key: SeedKey,
+pub struct Happened {
+    /// What.
+    pub kind: EventKind,
+    /// To what.
+    pub key: SeedKey,
     /// The seed, where it is about one.
-    pub(super) identity: Option<SeedIdentity>,
+    pub identity: Option<SeedIdentity>,
     /// What else there is to say, for people; no credential.
-    pub(super) detail: Option<String>,
+    pub detail: Option<String>,
 }
 
 impl Happened {
     /// To a seed.
-    pub(super) fn to(identity: &SeedIdentity, key: &SeedKey, kind: EventKind) -> Self {
+    pub(crate) fn to(identity: &SeedIdentity, key: &SeedKey, kind: EventKind) -> Self {
         Self { kind, key: key.clone(), identity: Some(identity.clone()), detail: None }
     }
 
     /// The same, with a detail, of which as much is kept as there is room.
     #[must_use]
-    pub(super) fn with(mut self, detail: impl Into<String>) -> Self {
+    pub(crate) fn with(mut self, detail: impl Into<String>) -> Self {
         let mut detail: String = detail.into();
         let mut end = detail.len().min(MAX_DETAIL_BYTES);
         while !detail.is_char_boundary(end) {
@@ -170,7 +172,7 @@ impl Happened {
     }
 
     /// What a report means that changed the seed's health at `now`; `None` if it is no news.
-    pub(super) fn of_health(
+    pub(crate) fn of_health(
         self,
         before: Health,
         after: Health,
@@ -188,12 +190,12 @@ impl Happened {
 
     /// A removal or a drain of a seed that has so many leases.
     #[must_use]
-    pub(super) fn leaving(self, leases: u32) -> Self {
+    pub(crate) fn leaving(self, leases: u32) -> Self {
         if leases == 0 { self } else { self.with(format!("leases that live on: {leases}")) }
     }
 
     /// Seeds of a key are drained.
-    pub(super) fn invalidated(key: &SeedKey, drained: u64) -> Self {
+    pub(crate) fn invalidated(key: &SeedKey, drained: u64) -> Self {
         Self { kind: EventKind::Invalidated, key: key.clone(), identity: None, detail: None }
             .with(format!("seeds drained: {drained}"))
     }

@@ -22,16 +22,17 @@ pub use opening::Opening;
 pub(crate) use rules::{
     DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, MAX_CALLED, MAX_CALLS, ONCE_MEMORY_MS, REQUEST_MEMORY_MS,
 };
-pub use rules::{PLANNER_TTL_MS, Rules};
+pub use rules::{PLANNER_TTL_MS, Room, Rules};
 use views::pool_view;
 pub use views::{Counts, LeaseView, MAX_SNAPSHOT, PoolView, SeedView, Snapshot, Swept, Tally};
 
 mod clock;
-mod commands;
+pub mod commands;
 #[cfg(test)]
 pub(crate) mod conformance;
 pub mod history;
 pub mod list;
+pub mod memory;
 mod opening;
 pub mod postgres;
 mod rules;

@@ -49,6 +49,23 @@ pub struct Rules {
     pub overrides: Option<Arc<Overrides>>,
     /// How much is kept of what was.
     pub history: Keep,
+    /// How much a planner holds that keeps its rows in memory.
+    pub room: Room,
+}
+
+/// What there may be at most, or is room for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Room {
+    /// Seeds.
+    pub seeds: usize,
+    /// Bytes of memory.
+    pub bytes: usize,
+}
+
+impl Room {
+    /// More than any test needs.
+    #[cfg(test)]
+    pub(crate) const AMPLE: Self = Self { seeds: 1_000_000, bytes: 1 << 30 };
 }
 
 impl Rules {

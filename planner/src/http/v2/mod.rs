@@ -53,6 +53,7 @@ fn routes() -> Vec<Route> {
             About {
                 description: "Repeating it is harmless. A seed that is not heard of within `heartbeat_ttl_ms` is offered \
                     no more.",
+                problems: &[Code::PlannerFull],
                 ..About::new(v2::SEEDS, "register_seed", "Register a seed")
             },
             body,
@@ -97,6 +98,7 @@ fn routes() -> Vec<Route> {
                     Code::AllSuspect,
                     Code::LeaseEnded,
                     Code::IdempotencyConflict,
+                    Code::PlannerFull,
                 ],
                 ..About::new(v2::LEASES, "acquire_lease", "Lease a seed")
             },

@@ -26,7 +26,7 @@ impl Refused {
     pub(super) fn new(code: Code, detail: impl Into<String>) -> Self {
         let mut problem = Box::new(Problem::new(code, detail));
         let mut header = None;
-        if code.status() == 503 {
+        if matches!(code.status(), 429 | 503) {
             problem.retry_after_ms = Some(COME_BACK_MS);
             header = Some((header::RETRY_AFTER, COME_BACK_MS.div_ceil(1_000).to_string()));
         }

@@ -26,6 +26,9 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     let command = Command::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
     let registration = match api.writer.submit(command).await? {
         Outcome::Registered(registration, _) => told(registration),
+        Outcome::NoRoom => {
+            return Err(Refused::new(Code::PlannerFull, "the planner holds as many seeds as it may"));
+        }
         outcome => return Err(Refused::mismatched(&outcome)),
     };
     if matches!(registration, Registration::New | Registration::NewHolding) {

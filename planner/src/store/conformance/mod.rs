@@ -12,8 +12,8 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use super::history::{EndedLease, Event, EventFilter, Keep};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, LeaseHash, ManualClock, Outcome, Refusal, Registration, Removal, Report, Rules,
-    SeedView, Snapshot, Store,
+    Beat, Clock, Command, LeaseHash, ManualClock, Outcome, Refusal, Registration, Removal, Report, Room,
+    Rules, SeedView, Snapshot, Store,
 };
 use crate::domain::health::BackOff;
 use crate::domain::location::Location;
@@ -48,6 +48,7 @@ pub(crate) const RULES: Rules = Rules {
     back_off: BackOff { first_ms: 1_000, most_ms: 4_000 },
     overrides: None,
     history: Keep::of(3_600_000),
+    room: Room::AMPLE,
 };
 
 /// A store under test, on a clock that the test steps.

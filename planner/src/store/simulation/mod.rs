@@ -36,7 +36,7 @@ use super::Store;
 use super::conformance::Home;
 use history::{History, histories};
 use play::{Stage, Tally};
-pub(crate) use statements::sqlx;
+pub(crate) use statements::{sqlx, statement};
 use world::World;
 
 /// How long a history that shows a difference is made shorter.

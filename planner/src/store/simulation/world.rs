@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::super::Rules;
 use super::super::history::Keep;
+use super::super::{Room, Rules};
 use crate::domain::health::BackOff;
 use crate::domain::location::Location;
 use crate::domain::policy::Policy;
@@ -122,6 +122,7 @@ impl World {
                     .collect(),
             })),
             history: Keep { ms: HISTORY_MS, leases: 3, events: 3 },
+            room: Room::AMPLE,
         }
     }
 }

@@ -1,8 +1,11 @@
 //! The suite on SQLite, and what only this store promises.
 
+use std::path::PathBuf;
+
 use super::*;
 use crate::store::conformance::waiting::queue;
 use crate::store::conformance::{self, Bench, Home, RULES, acquire, register};
+use crate::store::{Outcome, Store};
 
 /// A file in a directory of its own.
 pub(super) struct Directory(tempfile::TempDir);
@@ -75,7 +78,7 @@ async fn a_file_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do(
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
     store.apply(&[register(1, "k")]).await.unwrap();
-    sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00'").execute(&store.writer).await.unwrap();
+    sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00'").execute(&store.journal.writer).await.unwrap();
     store.close().await;
     drop(store);
     let before = std::fs::read(home.file()).unwrap();
@@ -99,7 +102,7 @@ async fn a_file_of_a_newer_planner_is_taken_over() {
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (9999, 'of the next version', TRUE, x'', 0);
                  ALTER TABLE seeds ADD COLUMN of_the_next_version TEXT";
-    sqlx::raw_sql(newer).execute(&store.writer).await.unwrap();
+    sqlx::raw_sql(newer).execute(&store.journal.writer).await.unwrap();
     store.close().await;
     drop(store);
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
@@ -149,7 +152,7 @@ async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
     // What a full disk makes it do at the commit, behind the driver's back.
     let (mut tx, _) = store.begin().await.unwrap();
     sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
-    assert!(store.commit(tx).await.is_err());
+    assert!(store.journal.commit(tx).await.is_err());
     store.check().await.unwrap();
     // And if the call is given up before it learns of it.
     let (mut tx, _) = store.begin().await.unwrap();
@@ -210,4 +213,18 @@ async fn who_waits_in_a_process_that_is_gone_is_given_nothing_more() {
     assert!(bench.release(1, 1).await);
     let woken = bench.store.collect(&[]).await.unwrap();
     assert_eq!(woken.iter().map(|woken| woken.lease).collect::<Vec<_>>(), [conformance::lease(4)]);
+}
+
+#[tokio::test]
+async fn no_number_of_a_seed_is_used_twice_whoever_has_the_file() {
+    let mut bench = Bench::<Directory>::new(RULES).await;
+    let (_, first) = bench.register(1, "k").await;
+    bench.apply(&[conformance::remove(1, "k")]).await;
+    bench.restart(RULES).await;
+    let (_, second) = bench.register(1, "k").await;
+    // One that comes and goes in one batch has one, too.
+    bench.apply(&[register(2, "k"), conformance::remove(2, "k")]).await;
+    bench.restart(RULES).await;
+    let (_, third) = bench.register(2, "k").await;
+    assert!(first < second && second + 1 < third, "{first}, {second}, {third}");
 }

@@ -49,6 +49,8 @@ impl<G: Ground> Play<'_, G> {
         }
         // Of one batch those under a key may be queued after the others, in an order of the store's.
         events.sort_by_key(Event::name);
+        // Registrations come before heartbeats, and removals before drains: a store may sort what it is given by kind.
+        events.sort_by_key(|event| (event.kind(), matches!(event, Event::Hear { .. } | Event::Drain { .. })));
         let waits = |event: &&Event| matches!(event, Event::Acquire { place: Some(_), .. });
         self.places.extend(events.iter().filter(waits).cloned());
         let commands = events.iter().map(|event| command(self.stage.world, event)).collect();

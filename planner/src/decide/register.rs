@@ -1,0 +1,112 @@
+//! What a registration does to the seed that is known, or not.
+
+use std::sync::Arc;
+
+use super::tables::Tables;
+use super::{end, remember};
+use crate::domain::seed::{self, Profile, Registration};
+use crate::store::Rules;
+use crate::store::commands::{NoRoom, Register};
+use crate::store::history::{EventKind, Happened};
+
+/// Registers a seed, or hears that it is still there.
+///
+/// # Errors
+/// There is no room for one more.
+pub(super) fn register(
+    tables: &mut Tables,
+    now: i64,
+    rules: &Rules,
+    command: &Register,
+) -> Result<(Registration, i64), NoRoom> {
+    let Register { identity, key, profile, age_ms } = command;
+    let row = tables.seed_at(identity).cloned();
+    let known = row.as_ref().map(|row| row.known(now, rules));
+    let heard_ms = now.saturating_sub(*age_ms);
+    let registration = seed::register(known.as_ref(), key, profile);
+    let id = match (registration, row.zip(known)) {
+        (Registration::New, _) | (_, None) => {
+            if tables.room.seeds == 0 || tables.room.bytes == 0 {
+                return Err(NoRoom);
+            }
+            remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Registered));
+            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, rules)
+        }
+        (Registration::NewHolding, Some((row, known))) => {
+            let novelty = seed::novelty(&known, key, profile);
+            let happened = Happened::to(identity, key, EventKind::NewHolding).with(novelty);
+            remember::event(tables, now, rules, happened);
+            // Nothing of what it was remains, its leases included.
+            end::seed(tables, now, rules, row.id);
+            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, rules)
+        }
+        (Registration::Repeated, Some((row, known))) => {
+            let profile = Profile::clone(profile).or(&known.profile);
+            tables.change(row.id, |row| {
+                row.heard_ms = row.heard_ms.max(heard_ms);
+                if profile != known.profile {
+                    row.terms = rules.terms(identity, key, &profile);
+                    row.profile = Arc::new(profile);
+                }
+            });
+            row.id
+        }
+        (Registration::Draining, Some((row, _))) => {
+            tables.change(row.id, |row| row.heard_ms = row.heard_ms.max(heard_ms));
+            row.id
+        }
+    };
+    Ok((registration, id))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{NOW, any_seed, identity, key, rules, seed, tables};
+    use super::*;
+    use crate::domain::policy::Policy;
+    use crate::store::Room;
+
+    fn of(holds: &str, age_ms: i64) -> Register {
+        Register { identity: identity(0), key: key(holds), profile: Box::default(), age_ms }
+    }
+
+    #[test]
+    fn what_is_full_takes_nobody_new_and_goes_on_with_who_is_there() {
+        let rules = rules(Policy::Balanced);
+        let mut tables = Tables::new(1, 1, Room { seeds: 1, bytes: 1 << 20 });
+        assert!(register(&mut tables, NOW, &rules, &of("k", 0)).is_ok());
+        assert!(register(&mut tables, NOW, &rules, &of("k", 0)).is_ok(), "its heartbeat");
+        assert!(register(&mut tables, NOW, &rules, &of("l", 0)).is_ok(), "in its own place");
+        let other = Register { identity: identity(1), ..of("k", 0) };
+        assert_eq!(register(&mut tables, NOW, &rules, &other), Err(NoRoom));
+    }
+
+    #[test]
+    fn an_older_heartbeat_does_not_make_a_seed_younger() {
+        let mut tables = tables(&[seed(0, 1)]);
+        let (registration, id) = register(&mut tables, NOW, &rules(Policy::Balanced), &of("k", 5)).unwrap();
+        assert_eq!(registration, Registration::Repeated);
+        assert_eq!(tables.seed(id).unwrap().heard_ms, NOW);
+    }
+
+    proptest! {
+        #[test]
+        fn leases_live_on_unless_the_seed_is_another(known in any_seed(0), holds in prop_oneof![Just("k"), Just("l")]) {
+            let mut tables = tables(std::slice::from_ref(&known));
+            let registered = register(&mut tables, NOW, &rules(Policy::Balanced), &of(holds, 1));
+            let (registration, id) = registered.unwrap();
+            let row = tables.seed(id).unwrap();
+            prop_assert_eq!(id == known.id, registration != Registration::NewHolding);
+            if id == known.id {
+                prop_assert_eq!(&row.leases, &known.leases);
+                prop_assert_eq!(row.heard_ms, known.heard_ms.max(NOW - 1));
+            } else {
+                prop_assert!(row.leases.is_empty() && !row.removed && !row.drained);
+                prop_assert!(tables.seed(known.id).is_none(), "nothing of what it was remains");
+                prop_assert_eq!(tables.into_changes().ended.len(), known.leases.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! When a lease ends that is renewed.
+
+use super::tables::Tables;
+use crate::store::commands::Renew;
+
+/// Renews exactly the live lease of exactly the named seed, or nothing; gives how long it lives from now, in
+/// milliseconds.
+pub(super) fn renew(tables: &mut Tables, now: i64, command: &Renew) -> Option<i64> {
+    let row = tables.seed_at(&command.identity)?;
+    let ttl_ms = row.terms.lease_ttl_ms;
+    let at = row.leases.iter().position(|known| known.lease == command.lease && known.lives(now))?;
+    tables.change(row.id, |row| row.leases[at].ends_ms = now.saturating_add(ttl_ms))?;
+    Some(ttl_ms)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{NOW, any_seeds, identity, lease, tables};
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn only_the_named_lease_of_the_named_seed_is_renewed_and_only_while_it_lives(
+            seeds in any_seeds(), seed in 0u8..5, number in (0u32..5, 0u32..5),
+        ) {
+            let command = Renew { identity: identity(seed), lease: lease(number.0 * 100 + number.1) };
+            let mut tables = tables(&seeds);
+            let ttl_ms = renew(&mut tables, NOW, &command);
+            let mut renewed = 0;
+            for before in &seeds {
+                for (was, is) in before.leases.iter().zip(&tables.seed(before.id).unwrap().leases) {
+                    if was == is {
+                        continue;
+                    }
+                    renewed += 1;
+                    prop_assert!(was.lives(NOW) && was.lease == command.lease && before.identity == command.identity);
+                    prop_assert_eq!(is.ends_ms, NOW + before.terms.lease_ttl_ms);
+                }
+            }
+            prop_assert_eq!(renewed, usize::from(ttl_ms.is_some()));
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! The rows over which is decided: what a store keeps, as plain values. Times are Unix milliseconds.
+
+use std::sync::Arc;
+
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use crate::domain::health::Health;
+use crate::domain::policy::Wish;
+use crate::domain::seed::{Known, Profile, State};
+use crate::domain::terms::Terms;
+use crate::store::history::{End, Happened};
+use crate::store::{Idempotency, LeaseHash, Report, Rules};
+
+/// A seed: one holding of a worker. A worker that comes to hold something else is another seed, with another number.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SeedRow {
+    /// The store's number of it; none is used twice.
+    pub id: i64,
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// That as text: the order of lists, and the last part of every order of seeds.
+    pub name: Arc<str>,
+    /// What it holds.
+    pub key: Arc<SeedKey>,
+    /// What it told of itself.
+    pub profile: Arc<Profile>,
+    /// On what terms it is lent.
+    pub terms: Terms,
+    /// Whether its owner took it out: it goes with its last lease.
+    pub removed: bool,
+    /// Whether an operator took it out: it is not offered while its memory is the same.
+    pub drained: bool,
+    /// Its failures.
+    pub health: Health,
+    /// When it last answered a planner that asked for its health; 0 for never.
+    pub answered_ms: i64,
+    /// When a point of it was last leased; 0 for never.
+    pub used_ms: i64,
+    /// When its last heartbeat came.
+    pub heard_ms: i64,
+    /// Its points that are leased or were, by their numbers, each once. Other points are free.
+    pub leases: Vec<LeaseRow>,
+}
+
+/// A point that is leased, or was: it is free once `ends_ms` has come.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseRow {
+    /// The point's number; those below the seed's capacity are offered.
+    pub point: u32,
+    /// The lease.
+    pub lease: LeaseHash,
+    /// When it was granted.
+    pub granted_ms: i64,
+    /// When it ends unless it is renewed.
+    pub ends_ms: i64,
+    /// Who holds it, as far as that is known.
+    pub requester: Option<Arc<str>>,
+}
+
+impl LeaseRow {
+    /// Whether the lease lives at `now`.
+    pub fn lives(&self, now: i64) -> bool {
+        self.ends_ms > now
+    }
+}
+
+impl SeedRow {
+    /// Leases that live.
+    pub fn live_leases(&self, now: i64) -> u32 {
+        count(self.leases.iter().filter(|lease| lease.lives(now)))
+    }
+
+    /// The leases that live on points which are offered.
+    pub fn offered_leases(&self, now: i64) -> impl Iterator<Item = &LeaseRow> {
+        let capacity = self.terms.capacity;
+        self.leases.iter().filter(move |lease| lease.point < capacity && lease.lives(now))
+    }
+
+    /// The numbers of the points that may be leased.
+    pub fn free_points(&self, now: i64) -> Vec<u32> {
+        let mut busy = self.offered_leases(now).map(|lease| lease.point).peekable();
+        (0..self.terms.capacity).filter(|point| busy.next_if_eq(point).is_none()).collect()
+    }
+
+    /// Whether it was not heard of for its time to live.
+    pub fn is_silent(&self, now: i64, rules: &Rules) -> bool {
+        self.heard_ms <= now.saturating_sub(rules.heartbeat_ttl_ms)
+    }
+
+    /// What it is to the planner.
+    pub fn state(&self, now: i64, rules: &Rules) -> State {
+        if self.removed || self.drained {
+            State::Draining
+        } else if self.is_silent(now, rules) {
+            State::Silent
+        } else if self.health.is_suspect(now) {
+            State::Suspect
+        } else {
+            State::Live
+        }
+    }
+
+    /// What the rules of registering and removing look at.
+    pub fn known(&self, now: i64, rules: &Rules) -> Known {
+        Known {
+            key: SeedKey::clone(&self.key),
+            profile: Profile::clone(&self.profile),
+            removed: self.removed,
+            drained: self.drained,
+            silent: self.is_silent(now, rules),
+            live_leases: self.live_leases(now),
+        }
+    }
+
+    /// Whether it is not gone for everybody who looks.
+    pub fn is_shown(&self, now: i64, rules: &Rules) -> bool {
+        let out = self.removed || (self.is_silent(now, rules) && !self.drained);
+        !out || self.live_leases(now) > 0
+    }
+
+    /// Its host, if what seeds of that lend together is bounded.
+    pub fn capped_host(&self) -> Option<&str> {
+        self.terms.host_capacity?;
+        Some(self.profile.location.host.as_deref().unwrap_or(self.identity.host()))
+    }
+
+    /// Whether nothing but what changes often is different from another row of the seed.
+    pub fn is_told_as(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.profile, &other.profile) && self.terms == other.terms
+    }
+
+    /// Its memory, in bytes, about, beside what seeds of its key share.
+    pub fn bytes(&self) -> usize {
+        let told = if *self.profile == Profile::default() { 0 } else { 512 };
+        // What stands in indexes, and what the allocator adds, is about as much as the row.
+        2 * size_of::<Self>() + 4 * self.name.len() + told + self.leases.len() * 2 * size_of::<LeaseRow>()
+    }
+}
+
+/// An acquisition that waits, or one that was granted and is remembered for its repetitions.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestRow {
+    /// The store's number of it: who came first has the least.
+    pub id: i64,
+    /// What is wanted.
+    pub key: Arc<SeedKey>,
+    /// The lease that is to be, or is.
+    pub lease: LeaseHash,
+    /// What it may be repeated under.
+    pub idempotency: Option<Idempotency>,
+    /// Which attempt of it has its place, and is answered.
+    pub attempt: i64,
+    /// What is wished beside the key.
+    pub wish: Arc<Wish>,
+    /// The planner that is to answer; `None` when nobody waits for the answer at the moment.
+    pub planner: Option<Arc<str>>,
+    /// Until when it waits; `None` once it was granted.
+    pub waits_until_ms: Option<i64>,
+    /// When it came, and when it was granted or its wait ended.
+    pub changed_ms: i64,
+}
+
+impl RequestRow {
+    /// Its memory, in bytes, about.
+    pub fn bytes(&self) -> usize {
+        let wish = self.wish.exclude.len() * 64;
+        2 * size_of::<Self>() + self.key.as_bytes().len() + size_of::<Wish>() + wish
+    }
+}
+
+/// A lease that ended, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndedRow {
+    /// The lease.
+    pub lease: LeaseHash,
+    /// What its seed held.
+    pub key: Arc<SeedKey>,
+    /// Where that was.
+    pub identity: SeedIdentity,
+    /// Who read, as far as that is known.
+    pub requester: Option<Arc<str>>,
+    /// When it was granted.
+    pub granted_ms: i64,
+    /// When it ended.
+    pub ended_ms: i64,
+    /// How it ended.
+    pub end: End,
+    /// How the transfer went.
+    pub report: Report,
+    /// Why it failed.
+    pub reason: Option<String>,
+    /// Bytes that were read.
+    pub bytes: Option<u64>,
+    /// How long reading took, in milliseconds.
+    pub duration_ms: Option<u64>,
+}
+
+/// Something that happened, for people.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EventRow {
+    /// When.
+    pub at_ms: i64,
+    /// What.
+    pub happened: Happened,
+}
+
+/// How many there are of what a seed or a host has few of.
+pub(super) fn count<T>(some: impl Iterator<Item = T>) -> u32 {
+    u32::try_from(some.count()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,167 @@
+//! What the tests of the rules share: rows, and a store that is a plain list of them.
+
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use super::place::{HostUse, place};
+use super::rows::{LeaseRow, SeedRow};
+use super::{Batch, Decision, Near, Tables, Wants};
+use crate::domain::health::Health;
+use crate::domain::policy::Policy;
+use crate::domain::seed::{Profile, State};
+use crate::domain::terms::Terms;
+use crate::store::commands::Commands;
+use crate::store::conformance::{self, RULES};
+use crate::store::{LeaseHash, Room, Rules};
+
+/// What time it is.
+pub(super) const NOW: i64 = 1_000_000;
+
+pub(super) fn key(name: &str) -> SeedKey {
+    conformance::key(name)
+}
+
+pub(super) fn identity(number: u8) -> SeedIdentity {
+    conformance::identity(number)
+}
+
+pub(super) fn lease(number: u32) -> LeaseHash {
+    conformance::lease(number)
+}
+
+pub(super) fn rules(policy: Policy) -> Rules {
+    Rules { policy, ..RULES }
+}
+
+/// A live seed with no lease.
+pub(super) fn seed(number: u8, capacity: u32) -> SeedRow {
+    let identity = identity(number);
+    SeedRow {
+        id: i64::from(number) + 1,
+        name: identity.to_string().into(),
+        identity,
+        key: Arc::new(key("k")),
+        profile: Arc::new(Profile::default()),
+        terms: Terms { capacity, lease_ttl_ms: RULES.lease_ttl_ms, host_capacity: None },
+        removed: false,
+        drained: false,
+        health: Health::default(),
+        answered_ms: 0,
+        used_ms: 0,
+        heard_ms: NOW,
+        leases: Vec::new(),
+    }
+}
+
+pub(super) fn held(point: u32, number: u32, ends_ms: i64) -> LeaseRow {
+    LeaseRow { point, lease: lease(number), granted_ms: 0, ends_ms, requester: None }
+}
+
+prop_compose! {
+    /// A seed in any state, with leases that live and leases that are over.
+    pub(super) fn any_seed(number: u8)(
+        capacity in 1u32..4,
+        ends in prop::collection::btree_map(0u32..5, -3i64..3, 0..5),
+        (removed, drained) in (prop::bool::weighted(0.2), prop::bool::weighted(0.2)),
+        suspect_ms in prop_oneof![3 => Just(0i64), 1 => -2i64..3],
+        quiet_ms in prop_oneof![3 => 0i64..3, 1 => RULES.heartbeat_ttl_ms - 1..RULES.heartbeat_ttl_ms + 2],
+        used_ms in 0i64..4,
+        instance in prop::option::of(0u8..2),
+    ) -> SeedRow {
+        let numbered = ends.into_iter().map(|(point, left_ms)| {
+            held(point, u32::from(number) * 100 + point, NOW + left_ms)
+        });
+        let instance_id = instance.map(|instance| format!("instance-{instance}"));
+        SeedRow {
+            profile: Arc::new(Profile { instance_id, ..Profile::default() }),
+            removed,
+            drained,
+            health: Health { failures: 1, suspect_until_ms: if suspect_ms == 0 { 0 } else { NOW + suspect_ms } },
+            heard_ms: NOW - quiet_ms,
+            used_ms,
+            leases: numbered.collect(),
+            ..seed(number, capacity)
+        }
+    }
+}
+
+/// Up to six seeds of one key.
+pub(super) fn any_seeds() -> impl Strategy<Value = Vec<SeedRow>> {
+    (any_seed(0), any_seed(1), any_seed(2), any_seed(3), any_seed(4), 0usize..6)
+        .prop_map(|(a, b, c, d, e, most)| [a, b, c, d, e].into_iter().take(most).collect())
+}
+
+/// Tables in which these were put.
+pub(super) fn tables(seeds: &[SeedRow]) -> Tables {
+    let mut tables = Tables::new(1_000, 1_000, Room::AMPLE);
+    for row in seeds {
+        tables.put_seed(Arc::new(row.clone()));
+    }
+    tables
+}
+
+/// Decides over a list of seeds, with pages that are as short as may be.
+pub(super) fn decide(seeds: &[SeedRow], commands: &Commands, rules: &Rules) -> Decision {
+    let mut wants = Batch::first_wants(commands, rules);
+    wants.offers.values_mut().for_each(|limit| *limit = 1);
+    let mut tables = Tables::new(1_000, 1_000, Room::AMPLE);
+    answer(seeds, &wants, &mut tables, rules);
+    let planner = "planner".into();
+    let mut batch = Batch::new(commands, rules, &planner, NOW, tables);
+    loop {
+        let wants = batch.decide();
+        if wants.is_empty() {
+            return batch.finish();
+        }
+        answer(seeds, &wants, batch.tables(), rules);
+    }
+}
+
+fn answer(seeds: &[SeedRow], wants: &Wants, tables: &mut Tables, rules: &Rules) {
+    let put = |tables: &mut Tables, fits: &dyn Fn(&SeedRow) -> bool| {
+        for row in seeds.iter().filter(|row| fits(row)) {
+            tables.put_seed(Arc::new(row.clone()));
+        }
+    };
+    put(tables, &|row| wants.identities.contains(&row.identity));
+    put(tables, &|row| row.leases.iter().any(|lease| wants.leases.contains(&lease.lease)));
+    for key in wants.waiting.keys() {
+        tables.put_waiting(key, Vec::new(), false);
+    }
+    for ((key, near), limit) in &wants.offers {
+        let is_near = |row: &SeedRow| match near {
+            Near::Anywhere => true,
+            Near::Instance(instance) => row.profile.instance_id.as_ref() == Some(instance),
+            _ => false,
+        };
+        let of_host = |host: &str| {
+            let beside = seeds.iter().filter(|row| row.capped_host() == Some(host));
+            HostUse::of(beside, NOW)
+        };
+        let ranked = |row: &SeedRow| place(row, NOW, rules, row.capped_host().map(of_host)).rank;
+        let mut offered: Vec<_> = seeds
+            .iter()
+            .filter(|row| *row.key == *key && is_near(row))
+            .filter_map(|row| Some((ranked(row)?, row.name.clone(), Arc::new(row.clone()))))
+            .collect();
+        offered.sort_by_key(|(rank, name, _)| (*rank, name.clone()));
+        let complete = offered.len() <= *limit;
+        let page = offered.into_iter().take(*limit).map(|(.., row)| row).collect();
+        tables.put_offer(key, near, *limit, page, complete);
+    }
+    for instance in &wants.sources {
+        tables.put_source(instance, None);
+    }
+    for host in &wants.hosts {
+        put(tables, &|row| row.capped_host() == Some(host));
+        tables.put_host(host);
+    }
+    for key in &wants.witnesses {
+        for state in [State::Live, State::Suspect] {
+            put(tables, &|row| *row.key == *key && row.state(NOW, rules) == state);
+        }
+        tables.put_witness(key);
+    }
+}

@@ -1,0 +1,51 @@
+//! What a decision has to see, in the words of an index. A store answers each with [`super::Tables`]'s `put_` functions.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use rfork_protocol::{SeedIdentity, SeedKey};
+
+use crate::store::LeaseHash;
+
+/// Seeds of a key that a worker prefers to others.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Near {
+    /// All of the key.
+    Anywhere,
+    /// Those of an instance.
+    Instance(String),
+    /// Those on a machine.
+    Node(String),
+    /// Those in a rack of a zone.
+    Rack(Option<String>, String),
+    /// Those in a zone.
+    Zone(String),
+}
+
+/// What is to be loaded next. Empty parts ask for nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Wants {
+    /// Seeds by identity, each with its leases.
+    pub identities: BTreeSet<SeedIdentity>,
+    /// Seeds by a lease that is or was on a point of theirs, and requests by the lease that they are for.
+    pub leases: BTreeSet<LeaseHash>,
+    /// Requests by the hash of their idempotency key, each with the seed that its lease is on.
+    pub names: BTreeSet<[u8; 32]>,
+    /// Requests of a key that wait, those after a number, in the order of their numbers, at most
+    /// [`MAX_CALLED`](crate::store::MAX_CALLED).
+    pub waiting: BTreeMap<SeedKey, i64>,
+    /// The first so many seeds that may have a free point, in the order of [`place`](super::place).
+    pub offers: BTreeMap<(SeedKey, Near), usize>,
+    /// Which instance serves the ranks of these.
+    pub sources: BTreeSet<String>,
+    /// All seeds of these hosts, whose leases are bounded together.
+    pub hosts: BTreeSet<String>,
+    /// Of a key one seed that is live, else one that is suspect, if there is one beside those that were loaded.
+    pub witnesses: BTreeSet<SeedKey>,
+}
+
+impl Wants {
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}

@@ -1,0 +1,87 @@
+//! The suite and the simulation on a mirror, without a database: what fails here is not a file's fault.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::paper::{Failure, Paper};
+use super::{MirrorStore, Own};
+use crate::store::conformance::{self, Home, RULES, acquire, register, release};
+use crate::store::simulation::{self, Ground};
+use crate::store::{Clock, Outcome, Registration, Room, Rules, Store, StoreError};
+
+#[async_trait]
+impl Home for Paper {
+    async fn make() -> Self {
+        Self::default()
+    }
+
+    async fn open(&self, rules: Rules, clock: Clock) -> Arc<dyn Store> {
+        let (offset_ms, seen_ms) = self.0.lock().await.clock;
+        let time = Own::resume(clock, offset_ms, seen_ms);
+        Arc::new(MirrorStore::over(self.clone(), rules, time).await.unwrap())
+    }
+}
+
+#[async_trait]
+impl Ground for Paper {
+    const NAME: &'static str = "memory";
+    const PLANNERS: usize = 1;
+    const HISTORIES: u64 = 10_000;
+
+    async fn empty(&self) {
+        self.0.lock().await.clear();
+    }
+
+    async fn settle(&self, store: &Arc<dyn Store>) {
+        store.check().await.unwrap();
+    }
+}
+
+conformance::conformance_suite!(Paper);
+
+#[test]
+fn simulated_histories_agree_with_the_model() {
+    simulation::histories_agree_with_the_model::<Paper>();
+}
+
+/// A commit that fails may have been done: whoever comes next finds out, and goes on from there.
+#[tokio::test]
+async fn what_became_of_a_commit_that_failed_is_found_out() {
+    for (fails, is_there) in [(Failure::Done, true), (Failure::Undone, false)] {
+        let paper = Paper::default();
+        let store = paper.open(RULES, Clock::System).await;
+        store.apply(&[register(1, "k")]).await.unwrap();
+        paper.0.lock().await.fails = Some(fails);
+        let error = store.apply(&[acquire("k", 1), register(2, "k")]).await.unwrap_err();
+        assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
+        assert_eq!(store.snapshot().await.unwrap().seed_count, 1, "nobody hears of it before it is known");
+        let outcomes = store.apply(&[release(1, 1), register(2, "k")]).await.unwrap();
+        assert_eq!(outcomes[0], Outcome::Released(is_there), "{fails:?}");
+        let expected = if is_there { Registration::Repeated } else { Registration::New };
+        assert!(matches!(outcomes[1], Outcome::Registered(found, _) if found == expected), "{outcomes:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_somebody_else_has_written_is_noticed() {
+    let paper = Paper::default();
+    let store = paper.open(RULES, Clock::System).await;
+    store.apply(&[register(1, "k")]).await.unwrap();
+    paper.0.lock().await.clear();
+    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Acquired(Err(_))), "{outcomes:?}");
+    assert_eq!(store.snapshot().await.unwrap().seed_count, 0);
+}
+
+#[tokio::test]
+async fn a_planner_that_is_full_takes_nobody_new_and_serves_who_is_there() {
+    let room = Room { seeds: 1, bytes: 1 << 20 };
+    let store = Paper::default().open(Rules { room, ..RULES }, Clock::System).await;
+    let outcomes = store.apply(&[register(1, "k"), register(2, "k"), acquire("k", 1)]).await.unwrap();
+    assert_eq!(outcomes[1], Outcome::NoRoom);
+    assert!(matches!(outcomes[2], Outcome::Acquired(Ok(_))), "{outcomes:?}");
+    let outcomes = store.apply(&[register(1, "k"), release(1, 1)]).await.unwrap();
+    assert!(matches!(outcomes[0], Outcome::Registered(Registration::Repeated, _)), "{outcomes:?}");
+    assert_eq!(outcomes[1], Outcome::Released(true));
+}

@@ -1,0 +1,142 @@
+//! Reading all rows, as the mirror begins with them.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use futures_util::TryStreamExt;
+use rfork_protocol::v1::Labels;
+use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, SqliteConnection, SqlitePool};
+
+use super::super::clock::{Clock, Own};
+use super::super::memory::Loaded;
+use super::super::{Idempotency, StoreError, wish};
+use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
+use crate::domain::health::Health;
+use crate::domain::location::Location;
+use crate::domain::seed::Profile;
+use crate::domain::terms::Terms;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
+
+/// Goes on with the time where the process before ended. See [`super::super::clock`].
+pub(super) async fn time(writer: &SqlitePool, clock: Clock) -> Result<Own, StoreError> {
+    let (offset_ms, seen_ms) =
+        sqlx::query_as("SELECT offset_ms, seen_ms FROM planner").fetch_one(writer).await?;
+    Ok(Own::resume(clock, offset_ms, seen_ms))
+}
+
+/// All rows but those of history.
+pub(super) async fn rows(connection: &mut SqliteConnection) -> Result<Loaded, StoreError> {
+    let new_seed = sqlx::query_scalar("SELECT next_seed FROM planner").fetch_one(&mut *connection).await?;
+    let seeds = seeds(connection).await?;
+    let requests = requests(connection).await?;
+    let sources = sqlx::query_as("SELECT instance_id, source_instance, used_ms FROM instances")
+        .fetch_all(connection)
+        .await?;
+    Ok(Loaded { seeds, requests, sources, new_seed })
+}
+
+async fn seeds(connection: &mut SqliteConnection) -> Result<Vec<SeedRow>, StoreError> {
+    let mut seeds = Vec::new();
+    let mut places = HashMap::new();
+    let mut rows = sqlx::query("SELECT * FROM seeds JOIN seed_states ON seed_id = id ORDER BY id")
+        .fetch(&mut *connection);
+    while let Some(row) = rows.try_next().await? {
+        let seed = seed(&row)?;
+        places.insert(seed.id, seeds.len());
+        seeds.push(seed);
+    }
+    drop(rows);
+    let mut rows = sqlx::query("SELECT * FROM points ORDER BY seed_id, n").fetch(connection);
+    while let Some(row) = rows.try_next().await? {
+        let Some(at) = places.get(&row.try_get("seed_id")?) else { continue };
+        seeds[*at].leases.push(LeaseRow {
+            point: row.try_get("n")?,
+            lease: hash(row.try_get("lease_hash")?)?,
+            granted_ms: row.try_get("granted_ms")?,
+            ends_ms: row.try_get("ends_ms")?,
+            requester: row.try_get::<Option<&str>, _>("requester")?.map(Into::into),
+        });
+    }
+    Ok(seeds)
+}
+
+fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
+    let identity = identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?;
+    let profile = Profile {
+        labels: Labels {
+            model_url: row.try_get("model_url")?,
+            deploy_strategy: row.try_get("deploy_strategy")?,
+            is_draft: row.try_get("is_draft")?,
+        },
+        location: Location {
+            zone: row.try_get("zone")?,
+            rack: row.try_get("rack")?,
+            host: row.try_get("node")?,
+        },
+        instance_id: row.try_get("instance_id")?,
+        incarnation: row.try_get("incarnation")?,
+        content_id: row.try_get("content_id")?,
+    };
+    Ok(SeedRow {
+        id: row.try_get("id")?,
+        name: identity.to_string().into(),
+        identity,
+        key: Arc::new(seed_key(row.try_get("seed_key")?)?),
+        profile: Arc::new(profile),
+        terms: Terms {
+            capacity: row.try_get("capacity")?,
+            lease_ttl_ms: row.try_get("lease_ttl_ms")?,
+            host_capacity: row.try_get("host_capacity")?,
+        },
+        removed: row.try_get("removed")?,
+        drained: row.try_get("drained")?,
+        health: Health {
+            failures: row.try_get("failures")?,
+            suspect_until_ms: row.try_get("suspect_until_ms")?,
+        },
+        answered_ms: row.try_get("answered_ms")?,
+        used_ms: row.try_get("used_ms")?,
+        heard_ms: row.try_get("heard_ms")?,
+        leases: Vec::new(),
+    })
+}
+
+async fn requests(connection: &mut SqliteConnection) -> Result<Vec<RequestRow>, StoreError> {
+    let rows = sqlx::query("SELECT * FROM requests ORDER BY id").fetch_all(connection).await?;
+    rows.iter().map(request).collect()
+}
+
+fn request(row: &SqliteRow) -> Result<RequestRow, StoreError> {
+    let asked: Option<Vec<u8>> = row.try_get("idempotency")?;
+    let idempotency = match asked {
+        Some(asked) => Some(Idempotency { key: hash(asked)?, request: hash(row.try_get("request_hash")?)? }),
+        None => None,
+    };
+    Ok(RequestRow {
+        id: row.try_get("id")?,
+        key: Arc::new(seed_key(row.try_get("seed_key")?)?),
+        lease: hash(row.try_get("lease_hash")?)?,
+        idempotency,
+        attempt: row.try_get("attempt")?,
+        wish: Arc::new(wish::decode(row.try_get("wish")?).map_err(StoreError::Broken)?),
+        planner: row.try_get::<Option<&str>, _>("planner")?.map(Into::into),
+        waits_until_ms: row.try_get("waits_until_ms")?,
+        changed_ms: row.try_get("changed_ms")?,
+    })
+}
+
+/// The identity that a row spells; rows hold only what was checked when it came in.
+pub(super) fn identity(host: String, port: u16, rank: u32) -> Result<SeedIdentity, StoreError> {
+    SeedIdentity::new(host, port, rank).map_err(|error| StoreError::Broken(error.to_string()))
+}
+
+pub(super) fn hash(bytes: Vec<u8>) -> Result<[u8; 32], StoreError> {
+    bytes.try_into().map_err(|_| StoreError::Broken("a hash is not 32 bytes".into()))
+}
+
+pub(super) fn seed_key(bytes: Vec<u8>) -> Result<SeedKey, StoreError> {
+    SeedKey::new(bytes).map_err(|error| StoreError::Broken(error.to_string()))
+}

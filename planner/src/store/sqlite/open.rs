@@ -1,0 +1,137 @@
+//! Opening a file: whose it is, and whether it is one of ours.
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use sqlx::SqlitePool;
+use sqlx::migrate::Migrator;
+
+use super::super::Opening;
+use super::super::schema::{self, Schema};
+
+/// Pause between two attempts to get the file from another planner.
+const LOCK_PAUSE: Duration = Duration::from_millis(100);
+
+/// A database file that could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory or the file cannot be made or opened.
+    #[error("cannot open {path}: {reason}; give --database-url sqlite:///a/path/that/is/writable.db")]
+    Io {
+        /// The file or directory.
+        path: PathBuf,
+        /// What the system said.
+        reason: String,
+    },
+    /// Another planner uses the file.
+    #[error(
+        "{path} is in use by another planner process; a SQLite file serves one planner: stop the other, or give another --database-url"
+    )]
+    InUse {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Its tables are those of a planner between two releases.
+    #[error(
+        "{path} was made by a planner that was never released (its migration {version} is another one than ours): move the file away; only warmth is lost, since seeds register again with their next heartbeat"
+    )]
+    Unreleased {
+        /// The file.
+        path: PathBuf,
+        /// The number of the migration.
+        version: i64,
+    },
+    /// The file is no database of ours.
+    #[error("{path} cannot be used as the planner's database: {reason}")]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What the database said.
+        reason: String,
+    },
+}
+
+/// Makes the file's directory, and gives the file's one true name, by which it is locked.
+pub(super) fn prepare(path: &Path) -> Result<PathBuf, OpenError> {
+    let failed = |path: &Path, reason: String| OpenError::Io { path: path.to_owned(), reason };
+    if path.is_dir() {
+        return Err(failed(path, "it is a directory".into()));
+    }
+    if path.exists() {
+        return path.canonicalize().map_err(|error| failed(path, error.to_string()));
+    }
+    let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
+    let directory = directory.unwrap_or(Path::new("."));
+    let name = path.file_name().ok_or_else(|| failed(path, "it names no file".into()))?;
+    std::fs::create_dir_all(directory)
+        .and_then(|()| directory.canonicalize())
+        .map(|directory| directory.join(name))
+        .map_err(|error| failed(directory, error.to_string()))
+}
+
+/// Brings the schema up to what this program knows. That of a newer planner is left as it is; see [`schema`].
+///
+/// [`schema`]: crate::store::schema
+pub(super) async fn migrate(writer: &SqlitePool, path: &Path) -> Result<(), OpenError> {
+    let migrations = schema::sqlite();
+    let unusable = |reason: String| OpenError::Unusable { path: path.to_owned(), reason };
+    match reached(&migrations, writer).await.map_err(|error| unusable(error.to_string()))? {
+        None => Err(unusable("it is a database of another program".into())),
+        Some(Schema::Unreleased(version)) => Err(OpenError::Unreleased { path: path.to_owned(), version }),
+        Some(Schema::Complete) => Ok(()),
+        Some(Schema::Behind) => migrations.run(writer).await.map_err(|error| unusable(error.to_string())),
+    }
+}
+
+/// How far the file's schema is; `None` for one that has tables, and none of ours.
+async fn reached(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>, sqlx::Error> {
+    let tables: Vec<String> =
+        sqlx::query_scalar("SELECT name FROM sqlite_schema WHERE type = 'table'").fetch_all(writer).await?;
+    if !tables.iter().any(|table| table == "_sqlx_migrations") {
+        return Ok(tables.is_empty().then_some(Schema::Behind));
+    }
+    let applied = sqlx::query_as("SELECT version, checksum FROM _sqlx_migrations WHERE success")
+        .fetch_all(writer)
+        .await?;
+    Ok(Some(Schema::of(known, &applied)))
+}
+
+/// Takes the lock, waiting so long for whoever has it. It is asked for now and then: a wait in the system's own call
+/// could not be ended.
+pub(super) async fn wait_for_lock(path: &Path, wait: Duration, opening: &Opening) -> Result<File, OpenError> {
+    let since = Instant::now();
+    loop {
+        match lock(path) {
+            Err(OpenError::InUse { .. }) if since.elapsed() < wait => {
+                let path = path.display();
+                let reason = format!(
+                    "{path} is in use by another planner process: waiting up to {wait:?} for that to end"
+                );
+                if opening.waits_for(reason.clone()) {
+                    tracing::warn!("{reason}");
+                }
+                tokio::time::sleep(LOCK_PAUSE).await;
+            }
+            locked => return locked,
+        }
+    }
+}
+
+/// Takes the lock file beside the database. A lock of the system's, so that a crash leaves none behind.
+fn lock(path: &Path) -> Result<File, OpenError> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".lock");
+    let lock_path = PathBuf::from(name);
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(|error| OpenError::Io { path: lock_path.clone(), reason: error.to_string() })?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(OpenError::InUse { path: path.to_owned() }),
+        Err(TryLockError::Error(error)) => Err(OpenError::Io { path: lock_path, reason: error.to_string() }),
+    }
+}

@@ -125,6 +125,8 @@ def test_each_setting_becomes_its_flag() -> None:
         "--log=info,rfork_planner=debug",
         "--log-format=text",
         "--max-connections=1000000",
+        "--max-memory-mib=1500",
+        "--max-seeds=2000000",
         "--no-liveness-probe",
         "--otlp-endpoint=http://collector:4318",
         "--probe-networks=10.0.0.0/8",

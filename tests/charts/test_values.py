@@ -31,6 +31,8 @@ WRONG: list[tuple[Object, str, str]] = [
     # What YAML makes of a yes without quotes.
     (at("planner.databasePooler", True), "/planner/databasePooler", "'auto', 'yes', 'no'"),
     (at("planner.databaseLockWaitSec", 3601), "/planner/databaseLockWaitSec", "want 3,600"),
+    (at("planner.maxSeeds", 0), "/planner/maxSeeds", "want 1"),
+    (at("planner.maxMemoryMib", "1Gi"), "/planner/maxMemoryMib", "want null or integer"),
     (at("planner.v1HoldSec", 10), "/planner/v1HoldSec", "want 9"),
     (at("planner.historySec", 2592001), "/planner/historySec", "want 2.592"),
     (at("planner.probeNetworks", ["10.0.0.1"]), "/planner/probeNetworks/0", "does not match"),

@@ -3,6 +3,8 @@
 import json
 import re
 import struct
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,45 @@ def test_three_lines_make_a_vllm_worker_one_that_forks(path: Path) -> None:
         known = "".join(page.read_text() for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
         for name in names:
             assert f"`{name}`" in known or not name.startswith("RFORK"), name
+
+
+@pytest.mark.parametrize("kind", ["leaderworkerset", "volcano"])
+def test_the_nodes_of_an_instance_have_ranks_and_the_first_alone_an_api(kind: str) -> None:
+    found = load(CHART / "examples" / f"vllm-ascend-{kind}.yaml")
+    if kind == "volcano":
+        (leader, _), (worker, workers) = [(task["template"], task["replicas"]) for task in found["spec"]["tasks"]]
+        assert [task["replicas"] for task in found["spec"]["tasks"]][0] == 1
+        nodes = found["spec"]["minAvailable"]
+        assert nodes == 1 + workers
+        first = f"{found['metadata']['name']}-{found['spec']['tasks'][0]['name']}-0.{found['metadata']['name']}"
+        ranks, environments = [["0"], ["1", "2"]], [[{}], [{"VC_TASK_INDEX": "0"}, {"VC_TASK_INDEX": "1"}]]
+    else:
+        group = found["spec"]["leaderWorkerTemplate"]
+        leader, worker, nodes = group["leaderTemplate"], group["workerTemplate"], group["size"]
+        first = "$(LWS_LEADER_ADDRESS)"
+        ranks, environments = [["$(NODE_RANK)"]] * 2, [[{}]] * 2
+    for pod, expected, many, headless in zip([leader, worker], ranks, environments, [False, True], strict=True):
+        (container,) = pod["spec"]["containers"]
+        started = [started_with(container, environment) for environment in many]
+        assert [flags["--node-rank"] for flags in started] == expected
+        for flags in started:
+            assert ("--headless" in flags, "--port" in flags) == (headless, not headless)
+            assert (flags["--nnodes"], flags["--master-addr"]) == (str(nodes), first)
+
+
+def started_with(container: Object, environment: dict[str, str]) -> dict[str, str]:
+    """The flags that vllm gets, which a shell may have put together."""
+    command = [*container["command"], *container["args"]]
+    if command[0] == "sh":
+        with tempfile.TemporaryDirectory() as directory:
+            vllm = Path(directory) / "vllm"
+            vllm.write_text('#!/bin/sh\nprintf "%s\\n" vllm "$@"\n')
+            vllm.chmod(0o755)
+            path = {"PATH": f"{directory}:/usr/bin:/bin"}
+            done = subprocess.run(command, env=path | environment, check=True, capture_output=True, text=True)
+        command = done.stdout.splitlines()
+    assert command[:3] == ["vllm", "serve", "/models/dsv4"]
+    return {flag: value for flag, _, value in (argument.partition("=") for argument in command[3:])}
 
 
 def test_the_daemon_holds_a_model_in_memory(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def test_by_default_it_is_a_planner_on_a_volume() -> None:
         "--host=0.0.0.0",
         "--port=1223",
         "--log-format=json",
+        "--max-memory-mib=320",
         "--database-url=sqlite:///var/lib/rfork/planner.db",
     ]
     assert "command" not in container and "env" not in container and "lifecycle" not in container
@@ -157,6 +158,33 @@ def test_the_grace_period_is_the_drain_and_what_comes_after_it() -> None:
     assert grace({"planner": {"drainSec": 0}}) == 20
     assert grace({"planner": {"drainSec": 100}}) == 120
     assert grace({"planner": {"drainSec": 10}, "terminationGracePeriodSeconds": 300}) == 300
+
+
+def test_a_planner_on_sqlite_refuses_before_its_memory_ends() -> None:
+    def bound(values: Object) -> list[str]:
+        (container,) = only(objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+        return [argument for argument in container["args"] if argument.startswith("--max-memory-mib=")]
+
+    def limited(memory: object) -> Object:
+        return {"resources": {"limits": {"memory": memory}}}
+
+    for memory, mib in (
+        ("512Mi", 320),
+        ("2Gi", 1280),
+        ("0.5Gi", 320),
+        (536870912, 320),
+        ("1e9", 595),
+        ("1G", 595),
+        ("524288Ki", 320),
+        ("536870912000m", 320),
+        ("1Mi", 1),
+        ("4Ei", 1048576),
+    ):
+        assert bound(limited(memory)) == [f"--max-memory-mib={mib}"], memory
+    assert bound({"planner": {"maxMemoryMib": 400}}) == ["--max-memory-mib=400"]
+    # Nobody kills it: its own default holds.
+    assert bound({"resources": {"limits": {"memory": None}}}) == bound({"resources": {"limits": None}}) == []
+    assert bound(POSTGRES) == []
 
 
 def test_planners_listen_on_the_families_of_their_service() -> None:

@@ -90,6 +90,7 @@ WRONG: list[tuple[Object, str, str]] = [
         "twice",
     ),
     (at("terminationGracePeriodSeconds", 10), "terminationGracePeriodSeconds", "planner.drainSec (5)"),
+    (at("planner.maxMemoryMib", 512), "planner.maxMemoryMib", "not below resources.limits.memory (512 MiB)"),
     (at("ingress.enabled", True), "ingress.hosts", "name the hosts"),
     (at("httpRoute.enabled", True), "httpRoute.parentRefs", "name the Gateways"),
     (at("monitoring.prometheusRule", {"enabled": True, "disabled": ["Nothing"]}), "prometheusRule.disabled", "Nothing"),

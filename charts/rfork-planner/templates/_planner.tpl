@@ -50,6 +50,11 @@
 {{- if eq .Values.database.type "postgres" }}
 - --database-url-file=/etc/rfork/database/url
 {{- else }}
+{{- if kindIs "invalid" .Values.planner.maxMemoryMib }}
+{{- with include "rfork-planner.limitMib" . }}
+- --max-memory-mib={{ mulf . 0.625 | int64 | max 1 | min 1048576 }}
+{{- end }}
+{{- end }}
 - --database-url=sqlite:///var/lib/rfork/planner.db
 {{- end }}
 {{- if include "rfork-planner.rules" . }}
@@ -57,6 +62,17 @@
 {{- end }}
 {{- range .Values.extraArgs }}
 - {{ quote . }}
+{{- end }}
+{{- end }}
+
+{{/* MiB of memory that the container may take, of a quantity as `512Mi`, `0.5Gi` or `5e8`; nothing without a limit. */}}
+{{- define "rfork-planner.limitMib" -}}
+{{- with (.Values.resources.limits | default dict).memory }}
+{{- $quantity := toString . }}
+{{- $units := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
+  "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 }}
+{{- $unit := regexFind "[A-Za-z]+$" $quantity }}
+{{- divf (mulf (trimSuffix $unit $quantity | float64) (get $units $unit | default 1.0)) 1048576 | int64 }}
 {{- end }}
 {{- end }}
 

@@ -28,6 +28,11 @@
 {{- fail "migration.job.enabled: the database of database.cloudNativePG is not there before the release is installed; let planners migrate" }}
 {{- end }}
 {{- end }}
+{{- with include "rfork-planner.limitMib" . }}
+{{- if and $sqlite (ge (int64 ($values.planner.maxMemoryMib | default 0)) (int64 .)) }}
+{{- fail (printf "planner.maxMemoryMib: %d is not below resources.limits.memory (%s MiB): the planner would be killed before it refuses" (int64 $values.planner.maxMemoryMib) .) }}
+{{- end }}
+{{- end }}
 {{- if and $values.monitoring.serviceMonitor.enabled $values.monitoring.podMonitor.enabled }}
 {{- fail "monitoring.podMonitor.enabled: with monitoring.serviceMonitor.enabled every planner would be scraped twice; set one of them" }}
 {{- end }}

@@ -1,6 +1,7 @@
 """A real Prometheus, which scrapes planners and evaluates alerts and expressions."""
 
 import json
+import math
 import subprocess
 import urllib.parse
 from collections.abc import Iterator
@@ -76,6 +77,20 @@ class Prometheus:
         return {
             one["labels"]["alertname"] for one in alerts if one["state"] == "firing" and one["labels"]["job"] == job
         }
+
+    def now(self) -> float:
+        """Its clock."""
+        return self.values("time()")[0][1]
+
+    def fired(self, job: str, since: float) -> set[str]:
+        """The alerts of this job that fired at any moment since then."""
+        age_ms = math.ceil((self.now() - since) * 1000)
+        found = self.values(f'count_over_time(ALERTS{{alertstate="firing", job="{job}"}}[{age_ms}ms])')
+        return {labels["alertname"] for labels, _ in found}
+
+    def judged(self) -> list[tuple[str, str]]:
+        """Each group of rules, and when it was judged last."""
+        return [(group["name"], group["lastEvaluation"]) for group in self._get("rules", {})["groups"]]
 
     def _get(self, what: str, query: dict[str, str]) -> Any:
         answer = ask(self.address, "GET", f"/api/v1/{what}?{urllib.parse.urlencode(query)}")

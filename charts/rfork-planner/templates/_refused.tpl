@@ -47,6 +47,16 @@
 {{- if lt $grace (add $drain 10 | int) }}
 {{- fail (printf "terminationGracePeriodSeconds: %d is too short for planner.drainSec (%d) and requests that run (9 s)" $grace $drain) }}
 {{- end }}
+{{- range $values.extraArgs }}
+{{- if regexMatch "^--drain-sec(=|$)" . }}
+{{- fail "extraArgs: --drain-sec would not be in the grace period; set planner.drainSec" }}
+{{- end }}
+{{- end }}
+{{- range $values.extraEnv }}
+{{- if eq .name "RFORK_CFG_DRAIN_SEC" }}
+{{- fail "extraEnv: RFORK_CFG_DRAIN_SEC would not be in the grace period; set planner.drainSec" }}
+{{- end }}
+{{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.hosts) }}
 {{- fail "ingress.hosts: name the hosts under which the planner is reached" }}
 {{- end }}

@@ -9,7 +9,7 @@ import pytest
 from helm_python.chart import lint
 
 from checking import check
-from rendering import CHART, HERE, MODES, Object, at, defaults, merged, mode, objects, of_kind, only, templates
+from rendering import CHART, HERE, MODES, Object, at, defaults, merged, mode, objects, of_kind, only, pods, templates
 
 POSTGRES = mode("postgres")
 
@@ -217,6 +217,55 @@ def test_migrations_run_before_planners_and_with_their_own_secret() -> None:
     same = merged(mode("postgres-migration"), {"migration": {"job": {"secret": {"name": ""}}}})
     volumes = only(objects(same), "Job")["spec"]["template"]["spec"]["volumes"]
     assert volumes[0]["secret"]["secretName"] == "planner-pooler"
+
+
+def test_every_pod_has_what_keeps_a_sidecar_away() -> None:
+    keep_away = {"sidecar.istio.io/inject": "false"}
+    more = {
+        "podAnnotations": keep_away,
+        "podLabels": {"tier": "control"},
+        "commonLabels": {"team": "inference"},
+        "extraEnv": [{"name": "HTTPS_PROXY", "value": ""}],
+    }
+    found = objects(merged(mode("postgres-migration"), more))
+    assert {maker.partition("/")[0] for maker, _ in pods(found)} == {"Deployment", "Job", "Pod"}
+    for maker, pod in pods(found):
+        assert keep_away.items() <= pod["metadata"]["annotations"].items(), maker
+        assert {"tier": "control", "team": "inference"}.items() <= pod["metadata"]["labels"].items(), maker
+    for kind in ("Deployment", "Job"):
+        (container,) = only(found, kind)["spec"]["template"]["spec"]["containers"]
+        assert container["env"] == more["extraEnv"]
+
+
+def test_labels_and_annotations_of_an_object_win_and_stand_once() -> None:
+    own = {"labels": {"team": "own"}}
+    values = {
+        "commonLabels": {"team": "all"},
+        "podLabels": {"team": "own"},
+        "podAnnotations": {"checksum/settings": "none"},
+        "service": own,
+        "httpRoute": merged(NEEDS["httpRoute.enabled"]["httpRoute"], own),
+        "monitoring": {
+            kind: merged(own, {"enabled": True}) for kind in ("serviceMonitor", "prometheusRule", "dashboard")
+        },
+        "migration": {"job": {"annotations": {"helm.sh/hook": "pre-upgrade"}}},
+    }
+    values["httpRoute"]["enabled"] = True
+    base = mode("postgres-migration")
+    # The loader of what is rendered refuses a key that stands twice.
+    found = objects(merged(merged(base, mode("rules")), values))
+    found += objects(
+        merged(base, {"commonLabels": {"team": "all"}, **at("monitoring.podMonitor", own | {"enabled": True})})
+    )
+    for kind in ("HTTPRoute", "ServiceMonitor", "PodMonitor", "PrometheusRule"):
+        assert only(found, kind)["metadata"]["labels"]["team"] == "own"
+    assert of_kind(found, "Service")[0]["metadata"]["labels"]["team"] == "own"
+    deployment = of_kind(found, "Deployment")[0]
+    assert deployment["metadata"]["labels"]["team"] == "all"
+    template = deployment["spec"]["template"]["metadata"]
+    # A checksum of one's own would keep the pods from rolling.
+    assert template["labels"]["team"] == "own" and len(template["annotations"]["checksum/settings"]) == 64
+    assert of_kind(found, "Job")[0]["metadata"]["annotations"]["helm.sh/hook"] == "pre-upgrade"
 
 
 def test_a_budget_never_keeps_the_only_planner_on_its_node() -> None:

@@ -58,9 +58,20 @@ app.kubernetes.io/part-of: rfork
 {{- end }}
 {{- end }}
 
+{{/* These with an object's own, which win: (list CONTEXT LABELS). Kubernetes refuses a key that stands twice. */}}
+{{- define "rfork-planner.labelsWith" -}}
+{{- merge (dict) (index . 1) (include "rfork-planner.labels" (index . 0) | fromYaml) | toYaml }}
+{{- end }}
+
 {{/* What the pods of a component are found by: (list CONTEXT COMPONENT). Only the component `planner` serves. */}}
 {{- define "rfork-planner.selector" -}}
 app.kubernetes.io/name: {{ include "rfork-planner.chart" (index . 0) }}
 app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{/* Labels of a component's pods: (list CONTEXT COMPONENT). */}}
+{{- define "rfork-planner.podLabels" -}}
+{{- $values := (index . 0).Values }}
+{{- merge (include "rfork-planner.selector" . | fromYaml) $values.podLabels $values.commonLabels | toYaml }}
 {{- end }}

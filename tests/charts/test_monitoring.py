@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from prometheus import DASHBOARD, PANELS, RULES, promtool
-from rendering import CHART, HERE, ROOT, Object, mode, objects, of_kind
+from rendering import CHART, HERE, ROOT, Object, mode, notes, objects, of_kind
 
 SERIES = re.compile(r"\b(rfork_planner_[a-z_]+)(?:\{([^}]*)\})?")
 
@@ -47,6 +47,14 @@ def test_each_alert_says_what_and_how_bad_and_where_to_read_on() -> None:
         assert one == source
         assert one["labels"]["severity"] in ("critical", "warning", "info")
         assert set(one["annotations"]) == {"summary", "description"} and one["for"]
+
+
+def test_alerts_have_no_link_that_leads_nowhere() -> None:
+    values = {"monitoring": {"prometheusRule": {"enabled": True}}}
+    (rule,) = of_kind(objects(values), "PrometheusRule")
+    for one in (one for group in rule["spec"]["groups"] for one in group["rules"]):
+        assert "runbook_url" not in one["annotations"]
+    assert "prometheusRule.runbookUrl" in notes(values) and "runbookUrl" not in notes(mode("monitoring"))
 
 
 def test_alerts_that_are_not_wanted_are_left_out() -> None:

@@ -66,6 +66,7 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("topologySpreadConstraints", [{"maxSkew": 1}]), "/topologySpreadConstraints/0", "'topologyKey'"),
     (at("monitoring.serviceMonitor.interval", "often"), "/monitoring/serviceMonitor/interval", "does not match"),
     (at("podDisruptionBudget.maxUnavailable", "half"), "/podDisruptionBudget/maxUnavailable", "does not match"),
+    (at("monitoring.prometheusRule.runbookUrl", "docs/operations.md"), "/prometheusRule/runbookUrl", "does not match"),
     # What is wrong only beside another value.
     (at("database.type", "postgres"), "database.postgres.secret.name", "name the Secret"),
     (at("database.postgres.secret.name", "x"), "database.postgres.secret.name", "set database.type to postgres"),

@@ -1,6 +1,7 @@
 //! The `rfork` command, as people use it.
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Output, Stdio};
 
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Worker, rfork};
@@ -113,10 +114,28 @@ fn selftest_goes_through_what_workers_ask_and_leaves_nothing() {
     for (url, said) in
         [(other.as_str(), "404"), ("http://127.0.0.1:9", "did not answer"), ("nonsense", "URL")]
     {
-        let failed = run(&["selftest", "--planner", url]);
+        let failed = run(&["selftest", "--planner", url, "--wait-sec", "0"]);
         let error = String::from_utf8_lossy(&failed.stderr).into_owned();
         assert!(!failed.status.success() && error.contains(said), "{url}: {error}");
     }
+}
+
+#[test]
+fn selftest_waits_for_a_planner_that_is_not_there_yet() {
+    let mut planner = Planner::start(&[]);
+    planner.process.kill();
+    let mut selftest = Command::new(rfork())
+        .args(["selftest", "--planner", &planner.url(), "--wait-sec", "600"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    BufReader::new(selftest.stderr.as_mut().unwrap()).read_line(&mut said).unwrap();
+    assert!(said.starts_with("waiting for the planner, up to 600 s: "), "{said}");
+    planner.restart();
+    let output = selftest.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stdout.ends_with(b"the planner works\n"), "{output:?}");
 }
 
 #[test]

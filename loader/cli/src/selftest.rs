@@ -3,16 +3,21 @@
 use std::process;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::Args;
-use rfork_loader::planner_client::{Advert, Grant, PlannerClient, Renewal, Topology, TransferReport, Wish};
+use rfork_loader::planner_client::{
+    Advert, Grant, PlannerClient, PlannerError, Renewal, Topology, TransferReport, Wish,
+};
 use rfork_protocol::v1::Labels;
 use rfork_protocol::{SeedIdentity, SeedKey};
+use tokio::time::{Instant, sleep};
 
 use crate::inspect::parse_url;
 
 /// How long a request may take.
 const DEADLINE: Duration = Duration::from_secs(10);
+/// How long until a planner that is not there yet is asked again.
+const PAUSE: Duration = Duration::from_millis(200);
 /// The port of the seed that is registered: nobody serves there, and nobody but this process is told of it.
 const PORT: u16 = 9;
 
@@ -22,20 +27,32 @@ pub(crate) struct SelftestArgs {
     /// The planner's URL, as `http://planner:1223`
     #[arg(long, value_name = "URL")]
     planner: String,
+    /// How long to ask a planner that does not serve yet, in seconds; 0 asks once
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    wait_sec: u64,
 }
 
-/// Registers a seed of its own under a key that nobody else has, and goes with it through all that workers ask.
+/// Registers a seed of its own under a key that nobody else has, and goes with it through all that workers ask. Only the
+/// first request is repeated: a planner that just started is not there, or answers 503, until its database is open.
 /// Whatever fails, what it left at the planner is taken back, or ends by its time to live.
 pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
     parse_url(&args.planner)?;
-    let planner = PlannerClient::new(&args.planner, DEADLINE, Labels::default(), Topology::default())?;
-    let Some(host) = planner.local_address().await else {
-        // Whatever is asked says why.
-        planner.acquire(&key()?, &Wish::default()).await.context("asking the planner")?;
-        bail!("the planner was reached from no address");
+    let key = key()?;
+    let until = Instant::now() + Duration::from_secs(args.wait_sec);
+    let mut told = false;
+    let (planner, seed) = loop {
+        match begin(&args.planner, &key).await {
+            Err(error) if is_passing(&error) && Instant::now() < until => {
+                if !told {
+                    eprintln!("waiting for the planner, up to {} s: {error:#}", args.wait_sec);
+                    told = true;
+                }
+                sleep(PAUSE).await;
+            }
+            begun => break begun?,
+        }
     };
-    let identity = SeedIdentity::new(host.to_string(), PORT, 0)?;
-    let seed = Advert { key: key()?, identity, incarnation: None, content_id: None };
+    println!("a seed is registered");
     let mut leased = None;
     let result = steps(&planner, &seed, &mut leased).await;
     if result.is_err() {
@@ -56,11 +73,27 @@ fn key() -> Result<SeedKey> {
     Ok(SeedKey::from_text(&format!("rfork-selftest-{}-{}", now.as_nanos(), process::id()))?)
 }
 
+/// Registers the seed, with a client that knows nothing of earlier attempts.
+async fn begin(url: &str, key: &SeedKey) -> Result<(PlannerClient, Advert)> {
+    let planner = PlannerClient::new(url, DEADLINE, Labels::default(), Topology::default())?;
+    if planner.local_address().await.is_none() {
+        // Whatever is asked says why.
+        planner.acquire(key, &Wish::default()).await.context("asking the planner failed")?;
+    }
+    let host = planner.local_address().await.context("the planner was reached from no address")?;
+    let identity = SeedIdentity::new(host.to_string(), PORT, 0)?;
+    let seed = Advert { key: key.clone(), identity, incarnation: None, content_id: None };
+    planner.register(&seed).await.context("registering a seed failed")?;
+    Ok((planner, seed))
+}
+
+/// Whether the same request may succeed later.
+fn is_passing(error: &anyhow::Error) -> bool {
+    error.downcast_ref().is_some_and(PlannerError::is_passing)
+}
+
 async fn steps(planner: &PlannerClient, seed: &Advert, leased: &mut Option<Grant>) -> Result<()> {
     let wish = Wish::default();
-    planner.register(seed).await.context("registering a seed failed")?;
-    println!("a seed is registered");
-
     let lease = planner.acquire(&seed.key, &wish).await.context("asking for the seed failed")?;
     let lease = lease.context("the planner does not lease the seed that was just registered")?;
     *leased = Some(lease.clone());

@@ -98,7 +98,7 @@ def test_by_default_it_is_a_planner_on_a_volume() -> None:
         "--host=0.0.0.0",
         "--port=1223",
         "--log-format=json",
-        "--max-memory-mib=320",
+        "--max-memory-mib=192",
         "--database-url=sqlite:///var/lib/rfork/planner.db",
     ]
     assert "command" not in container and "env" not in container and "lifecycle" not in container
@@ -169,14 +169,14 @@ def test_a_planner_on_sqlite_refuses_before_its_memory_ends() -> None:
         return {"resources": {"limits": {"memory": memory}}}
 
     for memory, mib in (
-        ("512Mi", 320),
-        ("2Gi", 1280),
-        ("0.5Gi", 320),
-        (536870912, 320),
-        ("1e9", 595),
-        ("1G", 595),
-        ("524288Ki", 320),
-        ("536870912000m", 320),
+        ("512Mi", 192),
+        ("2Gi", 768),
+        ("0.5Gi", 192),
+        (536870912, 192),
+        ("1e9", 357),
+        ("1G", 357),
+        ("524288Ki", 192),
+        ("536870912000m", 192),
         ("1Mi", 1),
         ("4Ei", 1048576),
     ):

@@ -52,7 +52,7 @@
 {{- else }}
 {{- if kindIs "invalid" .Values.planner.maxMemoryMib }}
 {{- with include "rfork-planner.limitMib" . }}
-- --max-memory-mib={{ mulf . 0.625 | int64 | max 1 | min 1048576 }}
+- --max-memory-mib={{ mulf . 0.375 | int64 | max 1 | min 1048576 }}
 {{- end }}
 {{- end }}
 - --database-url=sqlite:///var/lib/rfork/planner.db

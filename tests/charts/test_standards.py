@@ -174,7 +174,7 @@ def test_names_are_valid_and_none_occurs_twice(name: str, release: str, more: Ob
 
 
 @pytest.mark.parametrize("name", MODES)
-@pytest.mark.parametrize("pair", [("one", "two"), (LONG, LONG[:-1] + "4"), ("planner", "planner-2")])
+@pytest.mark.parametrize("pair", [("one", "two"), (LONG, LONG[:-1] + "4"), ("planner", "planner-2"), ("a.b", "a-b")])
 def test_two_releases_stand_side_by_side_in_a_namespace(name: str, pair: tuple[str, str]) -> None:
     ours, theirs = (objects(mode(name), release) for release in pair)
     shared = {("ServiceAccount", "planner")} if name in ("everything",) else set()

@@ -83,6 +83,13 @@ WRONG: list[tuple[Object, str, str]] = [
         "autoscaling.targetCPUUtilizationPercentage",
         "autoscaling.requests.perSecond",
     ),
+    (
+        merged(mode("autoscaling"), at("resources.requests.cpu", None)),
+        "autoscaling.targetCPUUtilizationPercentage",
+        "resources.requests.cpu",
+    ),
+    (at("service.nodePort", 30123), "service.nodePort", "set service.type"),
+    (at("service.externalTrafficPolicy", "Local"), "service.externalTrafficPolicy", "set service.type"),
     (at("migration.job.enabled", True), "migration.job.enabled", "the planner itself migrates"),
     (merged(mode("cloudnativepg"), at("migration.job.enabled", True)), "migration.job.enabled", "not there before"),
     (
@@ -182,6 +189,10 @@ def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
     assert "WARNING" not in notes(mode("postgres")) and "WARNING" not in notes(mode("network-policy"))
     assert "networkPolicy.egress.database.to" in notes(merged(mode("postgres"), at("networkPolicy.enabled", True)))
     assert "networkPolicy.egress.database.to" not in notes(mode("network-policy"))
+    traced = {"planner": {"otlpEndpoint": "http://collector:4318"}, "networkPolicy": {"enabled": True}}
+    assert "networkPolicy.egress.collector.to" in notes(traced)
+    told = merged(traced, at("networkPolicy.egress.collector.to", [{"podSelector": {}}]))
+    assert "networkPolicy.egress.collector.to" not in notes(told)
     far = {"rules": {"location": [{"network": "10.0.0.0/8", "zone": "a"}]}}
     behind = merged(mode("gateway"), far)
     assert "planner.trustedProxies" in notes(behind) and "planner.trustedProxies" not in notes(far)

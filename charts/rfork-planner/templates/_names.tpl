@@ -6,7 +6,11 @@ have 63, begins with a letter and has no dots. */}}
 {{- end }}
 
 {{- define "rfork-planner.fullname" -}}
-{{- $release := .Release.Name | replace "." "-" }}
+{{- $release := .Release.Name }}
+{{- if contains "." $release }}
+{{- /* The hash keeps `a.b` and `a-b` two. */}}
+{{- $release = printf "%s-%s" ($release | replace "." "-" | trunc 44 | trimSuffix "-") ($release | sha256sum | trunc 8) }}
+{{- end }}
 {{- $chart := include "rfork-planner.chart" . }}
 {{- $name := .Values.fullnameOverride }}
 {{- if not $name }}

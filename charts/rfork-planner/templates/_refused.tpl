@@ -42,6 +42,18 @@
 {{- if and $values.autoscaling.enabled (kindIs "invalid" $values.autoscaling.targetCPUUtilizationPercentage) (kindIs "invalid" $values.autoscaling.requests.perSecond) }}
 {{- fail "autoscaling.targetCPUUtilizationPercentage: set this or autoscaling.requests.perSecond" }}
 {{- end }}
+{{- $resources := $values.resources }}
+{{- $processor := or ($resources.requests | default dict).cpu ($resources.limits | default dict).cpu }}
+{{- if and $values.autoscaling.enabled $values.autoscaling.targetCPUUtilizationPercentage (not $processor) }}
+{{- fail "autoscaling.targetCPUUtilizationPercentage: it is a part of resources.requests.cpu, which is not set" }}
+{{- end }}
+{{- if eq $values.service.type "ClusterIP" }}
+{{- range list "nodePort" "externalTrafficPolicy" }}
+{{- if get $values.service . }}
+{{- fail (printf "service.%s: set service.type to NodePort or LoadBalancer, or leave it out" .) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- $grace := int (include "rfork-planner.grace" .) }}
 {{- $drain := int (kindIs "invalid" $values.planner.drainSec | ternary 5 $values.planner.drainSec) }}
 {{- if lt $grace (add $drain 10 | int) }}

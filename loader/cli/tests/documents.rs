@@ -178,7 +178,9 @@ fn settings_that_documents_name_are_there() {
     let fields: Vec<&str> = all(&[worker()]).map(|setting| setting.name).collect();
     let variables: Vec<&str> =
         all(&[planner(), worker(), logging()]).filter_map(|setting| setting.env).collect();
-    let flags: Vec<String> = all(&[planner(), worker(), logging()]).map(Setting::flag).collect();
+    let command = rfork_cli::command();
+    let arguments = command.get_subcommands().flat_map(Command::get_arguments);
+    let flags: Vec<&str> = arguments.filter_map(Arg::get_long).collect();
     let mut documents: Vec<PathBuf> = vec![root().join("README.md")];
     documents.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));
     for path in documents.iter().filter(|path| path.extension().is_some_and(|extension| extension == "md")) {
@@ -197,7 +199,7 @@ fn settings_that_documents_name_are_there() {
             let flag =
                 word.strip_prefix("--").filter(|flag| flag.ends_with("-sec") || flag.starts_with("rfork-"));
             assert!(
-                flag.is_none_or(|flag| flags.iter().any(|known| known == flag)),
+                flag.is_none_or(|flag| flags.contains(&flag)),
                 "{}: there is no flag {word}",
                 path.display()
             );

@@ -1,11 +1,14 @@
 //! What clients ask of a store, and what became of it.
 
+mod order;
+
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::{Account, End};
 use crate::domain::health::{BackOff, Health};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
+pub(crate) use order::{in_order, sort};
 
 /// SHA-256 of a lease id: all that is stored of it.
 pub type LeaseHash = [u8; 32];
@@ -496,86 +499,4 @@ pub struct Outcomes {
     pub acquires: Vec<Acquired>,
     /// How long it is, in milliseconds, to the next end of a lease of the key by itself.
     pub serves: Vec<Option<i64>>,
-}
-
-/// Where a command of a list stands among those of its kind.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum At {
-    Register(usize),
-    Heartbeat(usize),
-    Acquire(usize),
-    Serve(usize),
-    Leave(usize),
-    Renew(usize),
-    Release(usize),
-    Answered(usize),
-    Remove(usize),
-    Drain(usize),
-}
-
-/// Sorts a list by kind; gives the places, too.
-pub(crate) fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
-    fn push<T>(all: &mut Vec<T>, one: T) -> usize {
-        all.push(one);
-        all.len() - 1
-    }
-    let mut sorted = Commands::default();
-    let places = commands.iter().cloned().map(|command| match command {
-        Command::Register { identity, key, profile, age_ms } => {
-            At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms }))
-        }
-        Command::Beat { identity, key, incarnation, age_ms } => {
-            At::Heartbeat(push(&mut sorted.heartbeats, Heartbeat { identity, key, incarnation, age_ms }))
-        }
-        Command::Acquire { key, wish, lease, queue } => {
-            At::Acquire(push(&mut sorted.acquires, Acquire { key, wish, lease, queue }))
-        }
-        Command::Serve { key } => At::Serve(push(&mut sorted.serves, key)),
-        Command::Leave { lease, attempt, why } => {
-            At::Leave(push(&mut sorted.leaves, Leave { lease, attempt, why }))
-        }
-        Command::Renew { identity, lease } => {
-            At::Renew(push(&mut sorted.renewals, Renew { identity, lease }))
-        }
-        Command::Release { identity, lease, report, account } => {
-            At::Release(push(&mut sorted.releases, Release { identity, lease, report, account }))
-        }
-        Command::Answered { identity, seed_id } => {
-            At::Answered(push(&mut sorted.answers, Answered { identity, seed_id }))
-        }
-        Command::Remove { identity, key } => At::Remove(push(&mut sorted.removals, Remove { identity, key })),
-        Command::Drain { identity, key } => At::Drain(push(&mut sorted.drains, Drain { identity, key })),
-    });
-    let places = places.collect();
-    (sorted, places)
-}
-
-/// The outcomes in the order of the list.
-pub(crate) fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, super::StoreError> {
-    let outcome = |place: &At| {
-        Some(match *place {
-            At::Register(at) => match outcomes.registers.get(at)? {
-                Ok((registration, id)) => Outcome::Registered(*registration, *id),
-                Err(NoRoom) => Outcome::NoRoom,
-            },
-            At::Heartbeat(at) => {
-                let (heard, id) = outcomes.heartbeats.get(at)?;
-                Outcome::Heard(*heard, *id)
-            }
-            At::Acquire(at) => match outcomes.acquires.get(at)? {
-                Acquired::Granted(grant) => Outcome::Acquired(Ok(grant.clone())),
-                Acquired::Refused(refusal) => Outcome::Acquired(Err(*refusal)),
-                Acquired::Queued(end_ms) => Outcome::Queued(*end_ms),
-            },
-            At::Serve(at) => Outcome::Served(*outcomes.serves.get(at)?),
-            At::Leave(at) => Outcome::Left(outcomes.leaves.get(at)?.clone()),
-            At::Renew(at) => Outcome::Renewed(*outcomes.renewals.get(at)?),
-            At::Release(at) => Outcome::Released(*outcomes.releases.get(at)?),
-            At::Answered(at) => Outcome::Noted(*outcomes.answers.get(at)?),
-            At::Remove(at) => Outcome::Removed(*outcomes.removals.get(at)?),
-            At::Drain(at) => Outcome::Drained(*outcomes.drains.get(at)?),
-        })
-    };
-    let all = places.iter().map(outcome);
-    all.collect::<Option<_>>().ok_or_else(|| super::StoreError::Broken("a command has no outcome".into()))
 }

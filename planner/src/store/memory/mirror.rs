@@ -45,6 +45,13 @@ pub(super) struct Source {
     pub(super) used_ms: i64,
 }
 
+impl Source {
+    /// Its memory, in bytes, about, with that of the name that it serves.
+    fn bytes(&self, served: &str) -> usize {
+        4 * size_of::<Self>() + served.len() + self.instance.len()
+    }
+}
+
 /// All rows, and their indexes.
 #[derive(Debug)]
 pub(super) struct Mirror {
@@ -117,14 +124,27 @@ impl Mirror {
         }
         for (served, instance) in changes.sources {
             match instance {
-                Some(instance) => drop(self.sources.insert(served, Source { instance, used_ms: now })),
-                None => drop(self.sources.remove(&served)),
+                Some(instance) => self.insert_source(served, Source { instance, used_ms: now }),
+                None => self.remove_source(&served),
             }
         }
         self.new_seed = self.new_seed.max(changes.next_seed.unwrap_or(0));
         if let Some((planner, until_ms)) = changes.alive {
             let known = self.planners.entry(planner).or_default();
             *known = until_ms.max(*known);
+        }
+    }
+
+    /// An instance is served by another one.
+    pub(super) fn insert_source(&mut self, served: String, source: Source) {
+        self.remove_source(&served);
+        self.bytes = self.bytes.saturating_add(source.bytes(&served));
+        self.sources.insert(served, source);
+    }
+
+    fn remove_source(&mut self, served: &str) {
+        if let Some(source) = self.sources.remove(served) {
+            self.bytes = self.bytes.saturating_sub(source.bytes(served));
         }
     }
 

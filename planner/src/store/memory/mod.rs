@@ -323,9 +323,9 @@ fn mirror_of(loaded: Loaded, before: &Mirror, rules: &Rules, now: i64) -> Mirror
     for row in loaded.requests {
         mirror.insert_request(Arc::new(row));
     }
-    let sources = loaded.sources.into_iter();
-    mirror.sources =
-        sources.map(|(served, instance, used_ms)| (served, Source { instance, used_ms })).collect();
+    for (served, instance, used_ms) in loaded.sources {
+        mirror.insert_source(served, Source { instance, used_ms });
+    }
     mirror.new_seed = mirror.new_seed.max(before.new_seed).max(loaded.new_seed);
     mirror
 }

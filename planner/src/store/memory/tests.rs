@@ -6,9 +6,11 @@ use async_trait::async_trait;
 
 use super::paper::{Failure, Paper};
 use super::{MirrorStore, Own};
+use crate::domain::policy::Wish;
+use crate::domain::seed::Profile;
 use crate::store::conformance::{self, Home, RULES, acquire, register, release};
 use crate::store::simulation::{self, Ground};
-use crate::store::{Clock, Outcome, Registration, Room, Rules, Store, StoreError};
+use crate::store::{Clock, Command, Outcome, Registration, Room, Rules, Store, StoreError};
 
 #[async_trait]
 impl Home for Paper {
@@ -84,4 +86,25 @@ async fn a_planner_that_is_full_takes_nobody_new_and_serves_who_is_there() {
     let outcomes = store.apply(&[register(1, "k"), release(1, 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Registered(Registration::Repeated, _)), "{outcomes:?}");
     assert_eq!(outcomes[1], Outcome::Released(true));
+}
+
+#[tokio::test]
+async fn a_planner_that_is_full_remembers_no_more_instances() {
+    let of = |instance: &str| Some(instance.to_owned());
+    let paper = Paper::default();
+    let store = paper.open(RULES, Clock::System).await;
+    let profile = Box::new(Profile { instance_id: of("old"), ..Profile::default() });
+    let Command::Register { identity, key, age_ms, .. } = register(1, "k") else { unreachable!() };
+    store.apply(&[Command::Register { identity, key, profile, age_ms }]).await.unwrap();
+    for (bytes, number, expected) in [(1 << 20, 1, of("old")), (0, 2, None)] {
+        let room = Room { seeds: 1, bytes };
+        let store = paper.open(Rules { room, ..RULES }, Clock::System).await;
+        let new = format!("new-{number}");
+        let wish = Box::new(Wish { instance_id: of(&new), ..Wish::default() });
+        let Command::Acquire { key, lease, queue, .. } = acquire("k", number) else { unreachable!() };
+        let outcomes = store.apply(&[Command::Acquire { key, wish, lease, queue }]).await.unwrap();
+        assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
+        store.apply(&[release(1, number)]).await.unwrap();
+        assert_eq!(store.source_instance(&new).await.unwrap(), expected);
+    }
 }

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::chunks::MIN_CHUNK_BYTES;
+use crate::chunks::{ChunkPlan, MIN_CHUNK_BYTES};
 use crate::digest::DigestAlgorithm;
 use crate::engine::memory::Content;
 
@@ -123,6 +123,13 @@ fn bytes(memory: &Arc<WeightMemory>) -> Vec<u8> {
         memory.begin_read(chunk).unwrap().visit(|piece| all.extend_from_slice(piece)).unwrap();
     }
     all
+}
+
+/// Ends when a chunk is held.
+async fn begun(memory: &WeightMemory) {
+    while memory.held_bytes() == 0 {
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A listener on loopback that hands each connection to `serve`, and its address.

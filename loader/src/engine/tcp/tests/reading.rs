@@ -6,6 +6,13 @@ use rfork_protocol::frame::{
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+/// How a seed answers a greeting.
+fn welcome(plan: &ChunkPlan, max_chunks_per_read: u32) -> [u8; WELCOME_BYTES] {
+    let (chunk_size, chunk_count) = (plan.chunk_size(), plan.count());
+    let (refusal, version, features) = (None, 1, 0);
+    Welcome { refusal, version, features, chunk_size, chunk_count, max_chunks_per_read }.encode()
+}
+
 /// A byte in the first chunk of a connection.
 const IN_FIRST_CHUNK: usize = WELCOME_BYTES + ANSWER_BYTES + 1_000;
 
@@ -172,21 +179,13 @@ async fn a_seed_that_lies_is_caught_and_memory_stays_empty() {
     ];
     for (expected, lie) in lies {
         let plan = seed.memory.plan();
-        let (chunk_size, chunk_count) = (plan.chunk_size(), plan.count());
+        let welcome = welcome(plan, 1);
         let (liar, _task) = peer(move |mut stream, _| {
             let lie = lie.clone();
             async move {
                 let mut hello = [0; HELLO_BYTES];
                 stream.read_exact(&mut hello).await.unwrap();
-                let welcome = Welcome {
-                    refusal: None,
-                    version: 1,
-                    features: 0,
-                    chunk_size,
-                    chunk_count,
-                    max_chunks_per_read: 1,
-                };
-                stream.write_all(&welcome.encode()).await.unwrap();
+                stream.write_all(&welcome).await.unwrap();
                 let _ = stream.write_all(&lie).await;
                 // Held open until the reader closes.
                 let _ = stream.read_to_end(&mut Vec::new()).await;
@@ -206,21 +205,13 @@ async fn a_seed_that_lies_is_caught_and_memory_stays_empty() {
 async fn two_chunks_are_asked_for_ahead_however_large_they_are() {
     let seed = seed(&[4 * CHUNK], 1, options()).await;
     let plan = seed.memory.plan();
-    let (chunk_size, chunk_count) = (plan.chunk_size(), plan.count());
+    let welcome = welcome(plan, 9);
     let (asked, mut chunks) = tokio::sync::mpsc::unbounded_channel();
     let (slow, _task) = peer(move |mut stream, _| {
         let asked = asked.clone();
         async move {
             stream.read_exact(&mut [0; HELLO_BYTES]).await.unwrap();
-            let welcome = Welcome {
-                refusal: None,
-                version: 1,
-                features: 0,
-                chunk_size,
-                chunk_count,
-                max_chunks_per_read: 9,
-            };
-            stream.write_all(&welcome.encode()).await.unwrap();
+            stream.write_all(&welcome).await.unwrap();
             let mut head = [0; READ_BYTES];
             stream.read_exact(&mut head).await.unwrap();
             let mut ranges = vec![0; Read::decode_head(&head).unwrap() * RANGE_BYTES];
@@ -246,9 +237,7 @@ async fn a_cancelled_read_leaves_no_writer() {
     let reader = options();
     let reading = seed.read_at(&session, &memory, &reader, &cancel);
     let ending = async {
-        while memory.held_bytes() == 0 {
-            tokio::task::yield_now().await;
-        }
+        begun(&memory).await;
         cancel.cancel();
     };
     let (read, ()) = tokio::join!(reading, ending);

@@ -160,9 +160,7 @@ async fn unregistering_ends_readers_and_gives_the_memory_up() {
     let reader = options();
     let reading = seed.read_at(&session, &memory, &reader, &cancel);
     let ending = async {
-        while memory.held_bytes() == 0 {
-            tokio::task::yield_now().await;
-        }
+        begun(&memory).await;
         seed.engine.unregister().await.unwrap();
     };
     let (read, ()) = tokio::join!(reading, ending);

@@ -1,11 +1,13 @@
 """Planners are reached as the rendered Ingress and HTTPRoute say, through a real nginx."""
 
+import http.client
 import re
 import socketserver
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -148,8 +150,37 @@ class Client(threading.Thread):
             self.rounds += 1
 
 
+class Waiter(threading.Thread):
+    """A worker that waits for a seed of a key, and asks again under its idempotency key while it is told to. It asks
+    planners themselves, the one that ends next: nginx would keep its old configuration for as long as somebody waits."""
+
+    def __init__(self, pods: list[Container], name: str) -> None:
+        super().__init__(daemon=True)
+        self._pods, self._headers = pods, HOST | {"Idempotency-Key": name}
+        self.told_again, self.granted = 0, None
+        self.start()
+
+    def run(self) -> None:
+        wish = {"seed_key": "awaited", "wait_ms": 300_000}
+        # Who waits when the test is over is cut off.
+        with suppress(OSError, http.client.HTTPException):
+            while (answer := self._ask(wish)).status == 503:
+                self.told_again += 1
+            self.granted = answer
+
+    def _ask(self, wish: dict[str, Any]) -> Answer:
+        return ask(self._pods[0].port("http"), "POST", "/v2/leases", self._headers, wish)
+
+
+def waiting(pods: list[Container]) -> int:
+    """How many requests wait at planners."""
+    gauge = re.compile(r"^rfork_planner_requests_waiting (\d+)$", re.MULTILINE)
+    return sum(int(gauge.search(ask(pod.port("http"), "GET", "/metrics").body.decode())[1]) for pod in pods)
+
+
 def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
-    """New pods come before old ones drain, as `rollingUpdate` has it, while clients ask through the Ingress."""
+    """New pods come before old ones drain, as `rollingUpdate` has it, while clients ask through the Ingress. Who waits
+    is told to ask again, and has its place in the queue."""
     found = objects(merged(mode("postgres"), {"planner": {"drainSec": 3600}}))
     assert only(found, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
     with ExitStack() as stack:
@@ -164,6 +195,8 @@ def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
         addresses = [one.port("http") for one in pods]
         front = stack.enter_context(nginx(server("ingress"), addresses, tmp_path / "nginx"))
         clients = [Client(front.address, number) for number in range(4)]
+        waiter = Waiter(pods, "waits-first")
+        until("that it waits", lambda: waiting(pods) == 1)
 
         def asked_on() -> None:
             goal = [client.rounds + 3 for client in clients]
@@ -186,7 +219,14 @@ def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
                 # The drain, which was long enough, is over.
                 old.terminate()
                 assert old.ended() == 0
+                until("that it waits again", lambda: waiting(pods) == 1)
             asked_on()
+            assert waiter.told_again >= 2 and waiter.granted is None
+            later = Waiter(pods, "waits-later")
+            until("that both wait", lambda: waiting(pods) == 2)
+            ask(front.address, "POST", "/add_seed", HOST | SEED | {"SEED_IP": "10.9.9.9", "SEED_KEY": "awaited"})
+            waiter.join()
+            assert waiter.granted.status == 200 and later.granted is None, "it was the first to ask"
         finally:
             for client in clients:
                 client.stop.set()

@@ -1,6 +1,7 @@
 """Runs what is rendered as processes here: the container's command, arguments, environment and files, as they stand in
-the manifest. Two things differ from a cluster: a path in the container is one below a directory of the test's, and an
-address of loopback stands for the pod's."""
+the manifest. Three things differ from a cluster: a path in the container is one below a directory of the test's, an
+address of loopback stands for the pod's, and a Service's name for what it leads to. In a network of its own a container
+listens where the manifest says."""
 
 import glob
 import http.client
@@ -89,15 +90,57 @@ def lease(granted: Answer) -> dict[str, str]:
     return {name: told[name] for name in ("SEED_IP", "SEED_PORT", "SEED_RANK", "USER_ID")}
 
 
+class Network:
+    """A network of a test's own: a loopback with these addresses, and nothing else. Only root may make one."""
+
+    def __init__(self, addresses: list[str]) -> None:
+        setup = "ip link set lo up && ip address flush dev lo && "
+        setup += " && ".join(f"ip address add {address} dev lo" for address in addresses)
+        self._holder = subprocess.Popen(
+            ["unshare", "--net", "sh", "-c", f"{setup} && echo up && exec sleep infinity"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={"PATH": "/usr/bin:/bin:/usr/sbin:/sbin"},
+        )
+        assert self._holder.stdout and self._holder.stdout.readline() == b"up\n", "a network needs ip of iproute2"
+
+    def enter(self) -> list[str]:
+        """What a command begins with to be run in it."""
+        return ["nsenter", f"--net=/proc/{self._holder.pid}/ns/net"]
+
+    def remove(self) -> None:
+        """Ends it."""
+        self._holder.kill()
+        self._holder.communicate()
+
+
+@contextmanager
+def network(addresses: list[str]) -> Iterator[Network]:
+    """A network, which is gone afterwards."""
+    made = Network(addresses)
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
 class Container:
     """A container of a pod, as a process. It is ended when the test is over."""
 
     def __init__(
-        self, found: list[Object], pod: Object, root: Path, secrets: dict[str, dict[str, str]], address: str
+        self,
+        found: list[Object],
+        pod: Object,
+        root: Path,
+        secrets: dict[str, dict[str, str]],
+        address: str,
+        services: dict[str, str],
+        network: Network | None,
     ) -> None:
         (container,) = pod["spec"]["containers"]
         self.pod, self.container, self.root = pod, container, root
-        self.address = address
+        self.address, self._services, self._network = address, services, network
+        root.mkdir(parents=True, exist_ok=True)
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
         mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container.get("volumeMounts", [])}
         for path, volume in mounts.items():
@@ -106,15 +149,23 @@ class Container:
         assert "command" not in container, "the image has an entry point"
         # Nothing but what the manifest says, and what the kubelet adds to every container.
         environment = {"PATH": "/usr/bin:/bin", "HOSTNAME": "demo-0", "KUBERNETES_SERVICE_HOST": "10.96.0.1"}
+        for source in container.get("envFrom", []):
+            environment |= taken_from(source, found, secrets)
         environment |= {entry["name"]: self._value(entry) for entry in container.get("env", [])}
         self.log = root / "log"
         with self.log.open("wb") as log:
-            command = [os.environ["RFORK_BIN"], *args]
-            self.process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=log, cwd=root)
+            command = [*(network.enter() if network else []), os.environ["RFORK_BIN"], *args]
+            self.process = subprocess.Popen(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root
+            )
 
     def _here(self, argument: str, mounts: dict[str, Object]) -> str:
         for path in mounts:
             argument = argument.replace(path + "/", f"{self.root}{path}/")
+        for name, address in self._services.items():
+            argument = argument.replace(f"//{name}", f"//{address}")
+        if self._network:
+            return argument
         # The addresses that stand for all of the pod's.
         return re.sub(r"^--host=(0\.0\.0\.0|::)$", f"--host={self.address}", argument)
 
@@ -156,6 +207,14 @@ class Container:
         return self.process.wait(timeout=self.pod["spec"]["terminationGracePeriodSeconds"])
 
 
+def taken_from(source: Object, found: list[Object], secrets: dict[str, dict[str, str]]) -> dict[str, str]:
+    """The variables of an `envFrom`: those of a Secret, or of a ConfigMap of the release or of somebody else's."""
+    told = source.get("secretRef") or source["configMapRef"]
+    made = secrets | {one["metadata"]["name"]: one["data"] for one in of_kind(found, "ConfigMap")}
+    assert told["name"] in made or told.get("optional"), f"{told['name']} is not there"
+    return {source.get("prefix", "") + name: value for name, value in made.get(told["name"], {}).items()}
+
+
 def fill(directory: Path, volume: Object, found: list[Object], secrets: dict[str, dict[str, str]]) -> None:
     """Makes what is mounted."""
     directory.mkdir(parents=True, exist_ok=True)
@@ -179,10 +238,14 @@ def running(
     kind: str = "Deployment",
     secrets: dict[str, dict[str, str]] | None = None,
     address: str | None = None,
+    services: dict[str, str] | None = None,
+    network: Network | None = None,
 ) -> Iterator[Container]:
-    """Runs the pod of the only object of a kind, at this address or at one of its own."""
-    pod = only(found, kind)["spec"]["template"]
-    container = Container(found, pod, root, secrets or {}, address or loopback())
+    """Runs the only object of a kind, which is a pod or makes some, at this address or at one of its own, or in a
+    network. Services have names with ports, and lead to an address and port each."""
+    maker = only(found, kind)
+    pod = maker if kind == "Pod" else maker["spec"]["template"]
+    container = Container(found, pod, root, secrets or {}, address or loopback(), services or {}, network)
     try:
         yield container
     finally:

@@ -1,6 +1,7 @@
 """Renders the chart with Helm's own engine, without a cluster."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ def mode(name: str) -> Object:
 
 
 class UniqueKeys(yaml.CSafeLoader):
-    """Refuses a key that stands twice in a map: Kubernetes would, and YAML's own loader takes the last."""
+    """Reads as Helm and Kubernetes do, who refuse a key that stands twice in a map, where YAML's own loader takes the
+    last, and for whom `1e3` and `0o7` are numbers."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Object:
         keys = [self.construct_object(key, deep) for key, _ in node.value]
@@ -46,9 +48,15 @@ class UniqueKeys(yaml.CSafeLoader):
         return super().construct_mapping(node, deep)
 
 
+UniqueKeys.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+UniqueKeys.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"0o[0-7]+$"), ["0"])
+
+
 def templates(values: Object, name: str = "demo", **more: Any) -> dict[str, str]:
     """Each template's path in the chart, and what it gives, if anything."""
-    rendered = chart().render(values, name=name, namespace="models", **more)
+    rendered = chart().render(values, name=name, **{"namespace": "models"} | more)
     return {path.partition("/templates/")[2]: text for path, text in sorted(rendered.items()) if text.strip()}
 
 

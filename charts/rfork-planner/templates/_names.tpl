@@ -51,8 +51,8 @@ so that two long names that begin alike stay two. */}}
 
 {{/* Labels of every object. */}}
 {{- define "rfork-planner.labels" -}}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/name: {{ include "rfork-planner.chart" . }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" | trunc 63 | trimSuffix "-" | quote }}
+app.kubernetes.io/name: {{ include "rfork-planner.chart" . | quote }}
 app.kubernetes.io/instance: {{ .Release.Name | quote }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
@@ -69,7 +69,7 @@ app.kubernetes.io/part-of: rfork
 
 {{/* What the pods of a component are found by: (list CONTEXT COMPONENT). Only the component `planner` serves. */}}
 {{- define "rfork-planner.selector" -}}
-app.kubernetes.io/name: {{ include "rfork-planner.chart" (index . 0) }}
+app.kubernetes.io/name: {{ include "rfork-planner.chart" (index . 0) | quote }}
 app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}

@@ -92,10 +92,10 @@
 {{- define "rfork-planner.databaseVolume" -}}
 name: database
 secret:
-  secretName: {{ .name }}
+  secretName: {{ .name | quote }}
   defaultMode: 0440
   items:
-    - key: {{ .key }}
+    - key: {{ .key | quote }}
       path: url
 {{- end }}
 
@@ -129,7 +129,7 @@ tolerations:
   {{- toYaml . | nindent 2 }}
 {{- end }}
 {{- with .Values.priorityClassName }}
-priorityClassName: {{ . }}
+priorityClassName: {{ . | quote }}
 {{- end }}
 {{- end }}
 

@@ -90,6 +90,11 @@ def lease(granted: Answer) -> dict[str, str]:
     return {name: told[name] for name in ("SEED_IP", "SEED_PORT", "SEED_RANK", "USER_ID")}
 
 
+def lonely() -> bool:
+    """Whether this user may make networks."""
+    return subprocess.run(["unshare", "--net", "true"], stderr=subprocess.DEVNULL).returncode == 0
+
+
 class Network:
     """A network of a test's own: a loopback with these addresses, and nothing else. Only root may make one."""
 

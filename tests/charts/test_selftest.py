@@ -1,6 +1,5 @@
 """The pod of `helm test`, as it is rendered, says whether the rendered planner works, and if not, what fails."""
 
-import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,14 +9,9 @@ from pathlib import Path
 import pytest
 
 from rendering import Object, at, merged, mode, objects, only
-from running import SEED, Container, Network, ask, loopback, network, postgres, running
+from running import SEED, Container, Network, ask, lonely, loopback, network, postgres, running
 
 WORKS = "the planner works\n"
-
-
-def lonely() -> bool:
-    """Whether this user may make networks."""
-    return subprocess.run(["unshare", "--net", "true"], stderr=subprocess.DEVNULL).returncode == 0
 
 
 def services(found: list[Object], address: str) -> dict[str, str]:

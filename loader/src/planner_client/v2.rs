@@ -141,6 +141,8 @@ impl PlannerClient {
             location: self.topology.location.clone(),
             instance_id: self.topology.instance_id.clone(),
             exclude,
+            loading: None,
+            stalled: None,
         };
         // Unguessable, as it must be: who knows it gets the lease.
         let idempotency_key = uuid::Uuid::new_v4().simple().to_string();
@@ -184,7 +186,7 @@ impl PlannerClient {
     }
 
     pub(super) async fn v2_renew(&self, lease: &LeaseRef) -> Result<Renewal, Failed> {
-        let request = Renew { lease_id: lease.lease.clone(), seed: lease.identity.clone() };
+        let request = Renew { lease_id: lease.lease.clone(), seed: lease.identity.clone(), loading: None };
         let answer = self.v2_send::<Renewed>(v2::RENEW, self.post(v2::RENEW, &request)).await;
         let lives = |renewed: Renewed| Renewal::Lives(Some(Duration::from_millis(renewed.ttl_ms)));
         found(answer.map(lives), Renewal::Gone)
@@ -239,6 +241,7 @@ impl PlannerClient {
             seed: advert.identity.clone(),
             seed_key: advert.key.clone(),
             incarnation: advert.incarnation.clone(),
+            loading: None,
         };
         let request = HeartbeatBatch { seeds: vec![beat] };
         let answer =

@@ -1,18 +1,9 @@
 //! Chunks: what a reader asks for, and what it is answered.
 
 use super::{
-    ANSWER_BYTES, FrameError, MAX_CHUNKS_PER_READ, MAX_RANGES, RANGE_BYTES, READ_BYTES, code_of, named,
-    u16_at, u32_at, u64_at,
+    ANSWER_BYTES, FrameError, MAX_CHUNKS_PER_READ, MAX_RANGES, RANGE_BYTES, READ_BYTES, Range, code_of,
+    named, ranges_from, ranges_of, ranges_to, u16_at, u32_at, u64_at,
 };
-
-/// Chunks that follow each other.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Range {
-    /// The first chunk.
-    pub first: u32,
-    /// How many, at least 1.
-    pub count: u32,
-}
 
 /// A request for chunks, in ranges.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,14 +15,7 @@ impl Read {
     /// # Errors
     /// [`FrameError::BadRead`] for none, or for more than one READ may have.
     pub fn new(chunks: &[u32]) -> Result<Self, FrameError> {
-        let mut ranges: Vec<Range> = Vec::new();
-        for &chunk in chunks {
-            match ranges.last_mut() {
-                Some(last) if last.first.checked_add(last.count) == Some(chunk) => last.count += 1,
-                _ => ranges.push(Range { first: chunk, count: 1 }),
-            }
-        }
-        Self::check(ranges)
+        Self::check(ranges_of(chunks.iter().copied()))
     }
 
     fn check(ranges: Vec<Range>) -> Result<Self, FrameError> {
@@ -47,7 +31,7 @@ impl Read {
 
     /// The chunks, in the order in which they are wanted.
     pub fn chunks(&self) -> impl Iterator<Item = u32> {
-        self.0.iter().flat_map(|range| (0..range.count).map(|more| range.first + more))
+        self.0.iter().flat_map(Range::chunks)
     }
 
     /// The frame's bytes.
@@ -58,10 +42,7 @@ impl Read {
         bytes.extend_from_slice(&[READ_KIND, 0]);
         bytes.extend_from_slice(&count.to_le_bytes());
         bytes.extend_from_slice(&[0; 4]);
-        for range in &self.0 {
-            bytes.extend_from_slice(&range.first.to_le_bytes());
-            bytes.extend_from_slice(&range.count.to_le_bytes());
-        }
+        ranges_to(&mut bytes, &self.0);
         bytes
     }
 
@@ -85,9 +66,7 @@ impl Read {
     /// # Errors
     /// [`FrameError::BadRead`].
     pub fn decode_ranges(bytes: &[u8]) -> Result<Self, FrameError> {
-        let ranges = bytes.chunks_exact(RANGE_BYTES);
-        let ranges = ranges.map(|range| Range { first: u32_at(range, 0), count: u32_at(range, 4) });
-        Self::check(ranges.collect())
+        Self::check(ranges_from(bytes).collect())
     }
 }
 

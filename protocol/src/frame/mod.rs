@@ -25,16 +25,52 @@
 //!
 //! Versions: a seed answers a version that it does not speak with a refusal that carries its own, and closes.
 //! Features are bits that both must have; a reader offers those it knows, the seed's answer is the common
-//! set, and an unknown bit is never set in it. None is defined yet. The identity is an opaque token that
-//! proves who the reader is; seeds without such a check ignore it.
+//! set, and an unknown bit is never set in it. The identity is an opaque token that proves who the reader is; seeds
+//! without such a check ignore it.
+//!
+//! ## Announcements
+//!
+//! With [`ANNOUNCEMENTS`] a reader asks for a connection without chunks, beside those that it reads over: what a seed
+//! says there would queue behind their bytes. A WELCOME without the bit comes from a seed that has no such connections;
+//! this one is then like any other.
+//!
+//! ```text
+//! reader                                             seed
+//!   │  HELLO with the bit; WELCOME with the bit        │
+//!   │                  HELD 8 bytes + 8 a range        │  at once everything that it holds, then what comes
+//!   │◀─────────────────────────────────────────────────┤
+//!   │                  ALIVE 8 bytes                   │  at once, and each second
+//!   │◀─────────────────────────────────────────────────┤
+//!   │  nothing, until it closes                        │
+//! ```
+//!
+//! | frame | bytes |
+//! |---|---|
+//! | HELD | kind u8 = 1, zero u8, range count u16, zero u32; a range: first chunk u32, count u32 |
+//! | ALIVE | kind u8 = 2, has a source u8 (0 or 1), zero u16, milliseconds without a byte u32 |
+//!
+//! - A chunk is announced once it is held and verified, and stays held while the connection lives: a seed that is about to
+//!   give chunks up closes all its connections first. Ranges of one frame, and frames, are in the order in which chunks
+//!   came; the first ones, of what was held at the greeting, ascend. Each chunk is announced once.
+//! - A reader asks over its other connections only for what was announced. For anything else it would be told `NOT_YET`
+//!   again and again, as every reader is that has no such connection: for those nothing has changed.
+//! - ALIVE says for how long no byte has come to the seed itself, and whether it has a source. Who holds everything has
+//!   none, and waits for no byte. A reader that gets nothing can tell by it whether its source hangs, or waits as well.
+//! - Such connections are counted apart from those that carry chunks, up to the same limit; beyond it they are refused
+//!   as busy.
 
+mod announce;
 mod chunks;
 mod greeting;
 #[cfg(test)]
 mod tests;
 
-pub use chunks::{Answer, Failure, Range, Read};
+pub use announce::{Announcement, Head, SignOfLife};
+pub use chunks::{Answer, Failure, Read};
 pub use greeting::{Hello, Refusal, Welcome};
+
+/// The feature bit of a connection for announcements.
+pub const ANNOUNCEMENTS: u32 = 1;
 
 /// First bytes in either direction.
 pub const MAGIC: [u8; 8] = *b"RFORKTCP";
@@ -46,11 +82,13 @@ pub const HELLO_BYTES: usize = 48;
 pub const MAX_IDENTITY_BYTES: usize = 4_096;
 /// Length of [`Welcome`].
 pub const WELCOME_BYTES: usize = 32;
+/// Length of an [`Announcement`] without its ranges.
+pub const ANNOUNCEMENT_BYTES: usize = 8;
 /// Length of a READ without its ranges.
 pub const READ_BYTES: usize = 8;
-/// Length of one range of a READ.
+/// Length of one range of a READ or an announcement.
 pub const RANGE_BYTES: usize = 8;
-/// The most ranges of one READ.
+/// The most ranges of one READ or announcement.
 pub const MAX_RANGES: usize = 256;
 /// The most chunks of one READ.
 pub const MAX_CHUNKS_PER_READ: u32 = 4_096;
@@ -84,6 +122,31 @@ pub enum FrameError {
         /// Its chunks, all together.
         chunks: u64,
     },
+    /// An announcement of chunks that there are not, or of too many ranges, or of none.
+    #[error(
+        "an announcement of {ranges} ranges: 1 to {MAX_RANGES} are accepted, of chunks that the content has"
+    )]
+    BadAnnouncement {
+        /// Its ranges.
+        ranges: usize,
+    },
+}
+
+/// Chunks that follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Range {
+    /// The first chunk.
+    pub first: u32,
+    /// How many, at least 1.
+    pub count: u32,
+}
+
+impl Range {
+    /// The chunks, ascending.
+    pub fn chunks(&self) -> impl Iterator<Item = u32> + use<> {
+        let first = self.first;
+        (0..self.count).map(move |more| first.saturating_add(more))
+    }
 }
 
 /// Whether the first eight bytes are ours; what a seed looks at before it reads on.
@@ -92,6 +155,30 @@ pub enum FrameError {
 /// [`FrameError::ForeignMagic`].
 pub fn check_magic(bytes: &[u8]) -> Result<(), FrameError> {
     if bytes.starts_with(&MAGIC) { Ok(()) } else { Err(FrameError::ForeignMagic) }
+}
+
+/// Ranges of these chunks, in this order; neighbours are put together.
+fn ranges_of(chunks: impl IntoIterator<Item = u32>) -> Vec<Range> {
+    let mut ranges: Vec<Range> = Vec::new();
+    for chunk in chunks {
+        match ranges.last_mut() {
+            Some(last) if last.first.checked_add(last.count) == Some(chunk) => last.count += 1,
+            _ => ranges.push(Range { first: chunk, count: 1 }),
+        }
+    }
+    ranges
+}
+
+fn ranges_to(bytes: &mut Vec<u8>, ranges: &[Range]) {
+    for range in ranges {
+        bytes.extend_from_slice(&range.first.to_le_bytes());
+        bytes.extend_from_slice(&range.count.to_le_bytes());
+    }
+}
+
+fn ranges_from(bytes: &[u8]) -> impl Iterator<Item = Range> {
+    let ranges = bytes.chunks_exact(RANGE_BYTES);
+    ranges.map(|range| Range { first: u32_at(range, 0), count: u32_at(range, 4) })
 }
 
 fn code_of<T: Copy + PartialEq>(codes: &[(u16, T)], value: T) -> u16 {

@@ -49,11 +49,39 @@ proptest! {
     }
 
     #[test]
+    fn announced_chunks_are_read_in_the_order_in_which_they_came(chunks in prop::collection::vec(0u32..5_000, 0..2_000)) {
+        let mut again = Vec::new();
+        for frame in Announcement::held(chunks.iter().copied()) {
+            let bytes = frame.encode();
+            let (head, ranges) = bytes.split_at(ANNOUNCEMENT_BYTES);
+            let Head::Held { ranges_bytes } = Announcement::decode_head(head.try_into().unwrap()).unwrap() else {
+                panic!("{frame:?}")
+            };
+            prop_assert_eq!(ranges.len(), ranges_bytes);
+            let ranges = Announcement::decode_ranges(ranges, 5_000).unwrap();
+            again.extend(ranges.iter().flat_map(Range::chunks));
+            prop_assert_eq!(Announcement::Held(ranges), frame);
+        }
+        prop_assert_eq!(again, chunks);
+    }
+
+    #[test]
+    fn a_sign_of_life_is_read_as_it_was_made(has_source: bool, silent_ms: u32) {
+        let sign = SignOfLife { has_source, silent_ms };
+        let bytes = Announcement::Alive(sign).encode();
+        prop_assert_eq!(Announcement::decode_head(bytes[..].try_into().unwrap()), Ok(Head::Alive(sign)));
+    }
+
+    #[test]
     fn any_bytes_are_read_or_refused(bytes: [u8; 64], ranges in prop::collection::vec(any::<u8>(), 0..80)) {
         let _ = Hello::decode(bytes[..HELLO_BYTES].try_into().unwrap());
         let _ = Welcome::decode(bytes[..WELCOME_BYTES].try_into().unwrap());
         let _ = Read::decode_head(bytes[..READ_BYTES].try_into().unwrap());
         let _ = Answer::decode(bytes[..ANSWER_BYTES].try_into().unwrap());
+        let _ = Announcement::decode_head(bytes[..ANNOUNCEMENT_BYTES].try_into().unwrap());
+        if let Ok(ranges) = Announcement::decode_ranges(&ranges, 1_000) {
+            prop_assert!(ranges.iter().flat_map(Range::chunks).all(|chunk| chunk < 1_000));
+        }
         if let Ok(read) = Read::decode_ranges(&ranges) {
             prop_assert!(read.chunks().count() <= MAX_CHUNKS_PER_READ as usize);
         }
@@ -75,5 +103,15 @@ fn what_passes_a_cap_is_refused() {
     let mut range = u32::MAX.to_le_bytes().to_vec();
     range.extend(2u32.to_le_bytes());
     assert!(matches!(Read::decode_ranges(&range), Err(FrameError::BadRead { .. })), "chunk numbers overflow");
+    for (first, count) in [(0, 0), (0, 11), (10, 1), (u32::MAX, 1), (5, u32::MAX)] {
+        let range = Announcement::Held(vec![Range { first, count }]).encode();
+        let ranges = Announcement::decode_ranges(&range[ANNOUNCEMENT_BYTES..], 10);
+        assert_eq!(ranges, Err(FrameError::BadAnnouncement { ranges: 1 }), "{first} {count}");
+    }
+    for ranges in [0u16, 257, u16::MAX] {
+        let head = [&[1, 0][..], &ranges.to_le_bytes(), &[0; 4]].concat();
+        let head = Announcement::decode_head(head[..].try_into().unwrap());
+        assert_eq!(head, Err(FrameError::BadAnnouncement { ranges: ranges.into() }));
+    }
     assert_eq!(check_magic(b"GET / HTTP/1.1"), Err(FrameError::ForeignMagic));
 }

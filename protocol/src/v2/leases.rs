@@ -4,7 +4,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::query::{Fields, Query, QueryError, Written};
-use super::{Cursor, DEFAULT_PAGE, Location, MAX_EXCLUDED, MAX_WAIT_MS, Name, Reason, body};
+use super::{
+    Advice, Cursor, DEFAULT_PAGE, LoadProgress, LoadingSeed, Location, MAX_EXCLUDED, MAX_WAIT_MS, Name,
+    Reason, Source, Stalled, body,
+};
 use crate::ids::{LeaseId, SeedIdentity, SeedKey};
 
 /// `POST /v2/leases`: a worker wants to read from a seed of this key. With an
@@ -32,12 +35,26 @@ pub struct Acquire {
     )]
     #[schemars(length(max = MAX_EXCLUDED))]
     pub exclude: Vec<SeedIdentity>,
+    /// What it would be as a loading seed, and that it can read from one. Only for planners with that feature.
+    #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
+    pub loading: Option<LoadingSeed>,
+    /// The source that it has, and of which no byte comes. Only with `loading`.
+    #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
+    pub stalled: Option<Stalled>,
 }
 
 impl Acquire {
     /// A request for a seed of `seed_key`, at once, of any.
     pub fn of(seed_key: SeedKey) -> Self {
-        Self { seed_key, wait_ms: 0, location: None, instance_id: None, exclude: Vec::new() }
+        Self {
+            seed_key,
+            wait_ms: 0,
+            location: None,
+            instance_id: None,
+            exclude: Vec::new(),
+            loading: None,
+            stalled: None,
+        }
     }
 }
 
@@ -65,6 +82,9 @@ pub struct Granted {
     pub ttl_ms: u64,
     /// How long the request waited, in milliseconds.
     pub waited_ms: u64,
+    /// What the seed is as a source; told to who told what it would be as a loading seed, and was registered as one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Source>,
 }
 
 /// `POST /v2/leases/renew`: the worker still reads.
@@ -75,6 +95,9 @@ pub struct Renew {
     pub lease_id: LeaseId,
     /// The seed that it is for.
     pub seed: SeedIdentity,
+    /// How far it is, if the grant told of a source.
+    #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
+    pub loading: Option<LoadProgress>,
 }
 
 /// The answer to `Renew`.
@@ -82,6 +105,13 @@ pub struct Renew {
 pub struct Renewed {
     /// How long the lease now lives without another renewal, in milliseconds.
     pub ttl_ms: u64,
+    /// When the next renewal is due, in milliseconds: more seldom when the planner is busy. Told to who tells how far
+    /// it is; others renew at a third of the time to live.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub renew_after_ms: Option<u64>,
+    /// What it should do, beside going on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advice: Option<Advice>,
 }
 
 /// How a transfer went.

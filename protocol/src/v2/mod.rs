@@ -9,6 +9,7 @@ mod body;
 mod history;
 mod keys;
 mod leases;
+mod loading;
 mod query;
 mod seeds;
 mod service;
@@ -26,6 +27,7 @@ pub use keys::{
 pub use leases::{
     Acquire, Granted, LeaseList, LeaseQuery, LeaseSummary, Release, Released, Renew, Renewed, TransferOutcome,
 };
+pub use loading::{Advice, Held, LOADING_SEEDS, LoadProgress, LoadingSeed, SeedPhase, Source, Stalled};
 pub use query::{DEFAULT_PAGE, MAX_PAGE, NoQuery, Query, QueryError};
 pub use seeds::{
     Beat, BeatResult, BeatStatus, Deregister, Deregistered, Deregistration, Drain, Drained, HeartbeatBatch,

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::query::{Fields, Query, QueryError, Written};
-use super::{Cursor, DEFAULT_PAGE, Label, Location, MAX_BEATS, Name, body};
+use super::{Cursor, DEFAULT_PAGE, Label, LoadProgress, Location, MAX_BEATS, Name, body};
 use crate::host::Host;
 use crate::ids::{SeedIdentity, SeedKey};
 
@@ -48,6 +48,8 @@ pub enum Registration {
     New,
     /// It was known and unchanged; its leases live on.
     Repeated,
+    /// It was a loading seed of the same incarnation, and is a complete one now; its leases live on.
+    Completed,
     /// It held something else, or another process did: leases on that end.
     NewHolding,
     /// It was drained, and stays out while its memory is the same; or it was deregistered, and comes back once its last lease
@@ -87,6 +89,9 @@ pub struct Beat {
     /// As it was registered with.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub incarnation: Option<Name>,
+    /// How far it is, if it is a loading seed that has no lease to renew. Only for planners with that feature.
+    #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
+    pub loading: Option<LoadProgress>,
 }
 
 /// The answer to `HeartbeatBatch`.

@@ -3,6 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::LOADING_SEEDS;
+
 /// The answer to `GET /v2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Service {
@@ -16,11 +18,20 @@ pub struct Service {
     pub heartbeat_interval_ms: u64,
     /// The longest that it lets an acquisition wait, in milliseconds; a longer wait is cut to it.
     pub max_wait_ms: u64,
+    /// What it knows beyond the first release of this API, such as `loading_seeds`. Requests carry fields of a feature
+    /// only to planners that name it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub features: Vec<String>,
 }
 
 impl Service {
     /// What [`Service::service`] says.
     pub const NAME: &str = "rfork-planner";
+
+    /// Whether it knows workers that serve while they load.
+    pub fn knows_loading_seeds(&self) -> bool {
+        self.features.iter().any(|feature| feature == LOADING_SEEDS)
+    }
 
     /// Whether it is a planner that speaks this API.
     pub fn speaks_v2(&self) -> bool {

@@ -116,9 +116,50 @@ fn an_answer_may_have_more_fields() {
     let service = json!({"service": "rfork-planner", "version": "9", "api": ["v2", "v3"], "heartbeat_interval_ms": 1,
         "max_wait_ms": 2, "more": {}});
     assert!(serde_json::from_value::<Service>(service.clone()).unwrap().speaks_v2());
+    assert!(!serde_json::from_value::<Service>(service.clone()).unwrap().knows_loading_seeds());
+    let mut chains = service.clone();
+    chains["features"] = json!(["of_a_later_version", LOADING_SEEDS]);
+    assert!(serde_json::from_value::<Service>(chains).unwrap().knows_loading_seeds());
     let mut other = service;
     other["service"] = json!("something");
     assert!(!serde_json::from_value::<Service>(other).unwrap().speaks_v2());
+}
+
+#[test]
+fn what_loading_seeds_are_told_may_be_left_out_and_may_grow() {
+    let seed = "h:1:0";
+    let granted = json!({"lease_id": "l", "seed": seed, "ttl_ms": 1, "waited_ms": 0});
+    assert_eq!(serde_json::from_value::<Granted>(granted.clone()).unwrap().source, None);
+    let renewed: Renewed = serde_json::from_value(json!({"ttl_ms": 1})).unwrap();
+    assert_eq!(renewed, Renewed { ttl_ms: 1, renew_after_ms: None, advice: None });
+    // Without them nothing new is said, so that planners that know nothing of it take the request.
+    let acquire = Acquire::of(SeedKey::from_text("k").unwrap());
+    assert_eq!(serde_json::to_value(&acquire).unwrap(), json!({"seed_key": "k"}));
+    assert_eq!(
+        serde_json::to_value(serde_json::from_value::<Granted>(granted.clone()).unwrap()).unwrap(),
+        granted
+    );
+    let renewed: Renewed =
+        serde_json::from_value(json!({"ttl_ms": 1, "advice": "of_a_later_version"})).unwrap();
+    assert_eq!(renewed.advice, Some(Advice::Unknown));
+    for (body, field, because) in [
+        (json!({"seed": seed}), "loading", "missing field `incarnation`"),
+        (json!([seed, "i", 1]), "loading", "expected an object"),
+        (
+            json!({"seed": seed, "incarnation": "i", "total_bytes": 1, "held": ["r", 1]}),
+            "loading.held",
+            "an object",
+        ),
+        (json!({"seed": seed, "incarnation": "i", "total_bytes": -1}), "loading.total_bytes", "-1"),
+        (
+            json!({"seed": seed, "incarnation": "i", "total_bytes": 1, "root": "r"}),
+            "loading.root",
+            "unknown field",
+        ),
+    ] {
+        let (at, reason) = refusal::<Acquire>(&json!({"seed_key": "k", "loading": body}));
+        assert!(at == field && reason.contains(because), "{at}: {reason}; expected {field}: {because}");
+    }
 }
 
 #[test]
@@ -198,9 +239,43 @@ prop_compose! {
 prop_compose! {
     fn acquires()(
         seed_key in keys(), wait_ms in 0..=MAX_WAIT_MS, location in maybe(locations()), instance_id in maybe(text()),
-        exclude in prop::collection::vec(seeds(), 0..4),
+        exclude in prop::collection::vec(seeds(), 0..4), loading in maybe(loading_seeds()), stalled in maybe(stalls()),
     ) -> Acquire {
-        Acquire { seed_key, wait_ms, location, instance_id, exclude }
+        Acquire { seed_key, wait_ms, location, instance_id, exclude, loading, stalled }
+    }
+}
+
+prop_compose! {
+    fn holdings()(root in text(), bytes: u64) -> Held {
+        Held { root, bytes }
+    }
+}
+
+prop_compose! {
+    fn loading_seeds()(
+        seed in seeds(), incarnation in text(), total_bytes: u64, held in maybe(holdings()), model_url in maybe(text()),
+        deploy_strategy in maybe(text()), is_draft: Option<bool>,
+    ) -> LoadingSeed {
+        LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft }
+    }
+}
+
+prop_compose! {
+    fn stalls()(seed in seeds(), lease in "[!-~]{1,40}", silent_ms: u64) -> Stalled {
+        Stalled { seed, lease_id: LeaseId::new(lease).unwrap(), silent_ms }
+    }
+}
+
+prop_compose! {
+    fn progress()(incarnation in text(), arrived_bytes: u64, held in maybe(holdings())) -> LoadProgress {
+        LoadProgress { incarnation, arrived_bytes, held }
+    }
+}
+
+prop_compose! {
+    fn sources()(loads: bool, depth: u32, root in maybe(text()), renew_after_ms: u64) -> Source {
+        let phase = if loads { SeedPhase::Loading } else { SeedPhase::Complete };
+        Source { phase, depth, root, renew_after_ms }
     }
 }
 
@@ -282,16 +357,18 @@ proptest! {
     #[test]
     fn requests_are_read_as_they_were_written(
         register in registers(), acquire in acquires(), release in releases(), keep_content_id in maybe(text()),
+        loading in maybe(progress()),
     ) {
         kept(&register)?;
         kept(&acquire)?;
         kept(&release)?;
         let Register { seed, seed_key, incarnation, .. } = register;
-        let beat = Beat { seed: seed.clone(), seed_key: seed_key.clone(), incarnation };
+        let beat =
+            Beat { seed: seed.clone(), seed_key: seed_key.clone(), incarnation, loading: loading.clone() };
         kept(&HeartbeatBatch { seeds: vec![beat.clone(), beat] })?;
         kept(&Drain { seed: seed.clone(), seed_key: seed_key.clone() })?;
         kept(&Deregister { seed: seed.clone(), seed_key: seed_key.clone() })?;
-        kept(&Renew { lease_id: release.lease_id, seed })?;
+        kept(&Renew { lease_id: release.lease_id, seed, loading })?;
         kept(&Invalidate { seed_key: seed_key.clone(), keep_content_id })?;
         let Acquire { location, instance_id, exclude, .. } = acquire;
         kept(&Explain { seed_key, location, instance_id, exclude })?;
@@ -299,15 +376,16 @@ proptest! {
 
     #[test]
     fn answers_are_read_as_they_were_written(
-        seed in summaries(), lease in "[0-9a-f]{32}", ttl_ms: u64, waited_ms: u64, next in maybe(prop::collection::vec(any::<u8>(), 1..9)),
+        seed in summaries(), lease in "[0-9a-f]{32}", ttl_ms: u64, waited_ms: u64, source in maybe(sources()), next in maybe(prop::collection::vec(any::<u8>(), 1..9)),
     ) {
         let next = next.map(|bytes| Cursor::of(&bytes));
         kept_with_more(&Registered { registration: Registration::NewHolding, heartbeat_interval_ms: ttl_ms, heartbeat_ttl_ms: ttl_ms })?;
         kept_with_more(&HeartbeatResults { results: vec![BeatResult { seed: seed.seed.clone(), status: BeatStatus::Unknown }] })?;
         kept_with_more(&Drained { active_leases: seed.used })?;
         kept_with_more(&Deregistered { state: Deregistration::Draining })?;
-        kept_with_more(&Granted { lease_id: LeaseId::new(lease).unwrap(), seed: seed.seed.clone(), ttl_ms, waited_ms })?;
-        kept_with_more(&Renewed { ttl_ms })?;
+        kept_with_more(&Granted { lease_id: LeaseId::new(lease).unwrap(), seed: seed.seed.clone(), ttl_ms, waited_ms, source })?;
+        kept_with_more(&Renewed { ttl_ms, renew_after_ms: None, advice: None })?;
+        kept_with_more(&Renewed { ttl_ms, renew_after_ms: Some(waited_ms), advice: Some(Advice::Move) })?;
         kept_with_more(&Released {})?;
         kept_with_more(&Invalidated { drained: ttl_ms })?;
         kept_with_more(&SeedList { seeds: vec![seed.clone()], next: next.clone() })?;

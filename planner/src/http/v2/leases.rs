@@ -30,7 +30,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
     let lease_id = LeaseId::new(lease_id).map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
-    let Acquire { seed_key: key, wait_ms, location, instance_id, exclude } = request;
+    let Acquire { seed_key: key, wait_ms, location, instance_id, exclude, .. } = request;
     let wait_ms = i64::try_from(wait_ms.min(super::millis(MAX_WAIT))).unwrap_or(i64::MAX);
     let address = client.as_ref().map(|client| client.address);
     let ask = Ask {
@@ -53,7 +53,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
             }
             let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
             tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
-            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms })
+            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source: None })
         }
         Err(AcquireError::Refused(refusal)) => Err(refused(refusal)),
         Err(AcquireError::Superseded) => Err(refused(Refusal::LeaseEnded)),
@@ -121,9 +121,11 @@ fn idempotency_key<T>(call: &Call<T>) -> Result<Option<IdempotencyKey>, Refused>
 }
 
 pub(super) async fn renew(call: Call<Renew>) -> Result<Renewed, Refused> {
-    let Call { api, request: Renew { lease_id, seed }, .. } = call;
+    let Call { api, request: Renew { lease_id, seed, .. }, .. } = call;
     match api.writer.submit(Command::Renew { identity: seed, lease: lease_id.hash() }).await? {
-        Outcome::Renewed(Some(ttl_ms)) => Ok(Renewed { ttl_ms: ttl_ms.unsigned_abs() }),
+        Outcome::Renewed(Some(ttl_ms)) => {
+            Ok(Renewed { ttl_ms: ttl_ms.unsigned_abs(), renew_after_ms: None, advice: None })
+        }
         Outcome::Renewed(None) => Err(not_found(&lease_id)),
         outcome => Err(Refused::mismatched(&outcome)),
     }

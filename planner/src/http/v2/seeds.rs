@@ -67,7 +67,7 @@ pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatRes
     Ok(HeartbeatResults { results: try_join_all(beats).await? })
 }
 
-async fn beat(api: &Api, Beat { seed, seed_key: key, incarnation }: Beat) -> Result<BeatResult, Refused> {
+async fn beat(api: &Api, Beat { seed, seed_key: key, incarnation, .. }: Beat) -> Result<BeatResult, Refused> {
     let incarnation = incarnation.map(String::from);
     if api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref()) {
         return Ok(BeatResult { seed, status: BeatStatus::Ok });

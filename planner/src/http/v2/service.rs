@@ -16,6 +16,7 @@ pub(super) async fn service(call: Call<NoQuery>) -> Result<Service, Refused> {
         api: vec!["v1".into(), "v2".into()],
         heartbeat_interval_ms: heartbeat_interval_ms(&call),
         max_wait_ms: super::millis(MAX_WAIT),
+        features: Vec::new(),
     })
 }
 

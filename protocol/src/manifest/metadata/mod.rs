@@ -24,6 +24,12 @@ use wire::{
 
 /// Path of the metadata.
 pub const INFO_PATH: &str = "/get_rfork_transfer_engine_info";
+/// Query parameter of [`INFO_PATH`], beside the key: for how many milliseconds the seed may keep the request until it knows
+/// its chunks' digests, at most [`MAX_WAIT_MS`]. A seed that still loads knows them from its own source, and answers 503
+/// until then; one that is loaded never waits, and seeds of other programs pass this over.
+pub const WAIT_PARAMETER: &str = "wait_ms";
+/// The longest that a request for metadata is kept, in milliseconds; a longer wait is cut to it.
+pub const MAX_WAIT_MS: u64 = 10_000;
 /// Path of the shapes alone, which generations A and B ask for.
 pub const SHAPE_INFO_PATH: &str = "/get_rfork_transfer_engine_shape_info";
 /// Path that says that a process is a seed at all.

@@ -93,9 +93,9 @@ impl SqliteStore {
     ) -> Result<Self, OpenError> {
         let path = &open::prepare(path)?;
         let lock = open::wait_for_lock(path, lock_wait, opening).await?;
+        open::make(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)
-            .create_if_missing(true)
             .journal_mode(SqliteJournalMode::Wal)
             .synchronous(SqliteSynchronous::Normal)
             .busy_timeout(BUSY_TIMEOUT)

@@ -1,6 +1,8 @@
 //! Opening a file: whose it is, and whether it is one of ours.
 
-use std::fs::{File, TryLockError};
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io::ErrorKind;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -64,7 +66,10 @@ pub(super) fn prepare(path: &Path) -> Result<PathBuf, OpenError> {
     let directory = path.parent().filter(|directory| !directory.as_os_str().is_empty());
     let directory = directory.unwrap_or(Path::new("."));
     let name = path.file_name().ok_or_else(|| failed(path, "it names no file".into()))?;
-    std::fs::create_dir_all(directory)
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(directory)
         .and_then(|()| directory.canonicalize())
         .map(|directory| directory.join(name))
         .map_err(|error| failed(directory, error.to_string()))
@@ -118,15 +123,32 @@ pub(super) async fn wait_for_lock(path: &Path, wait: Duration, opening: &Opening
     }
 }
 
+/// How a file is made: for the planner's user alone, whatever the umask. Who leases what is nobody else's.
+fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.write(true).mode(0o600);
+    options
+}
+
+/// Makes an empty file when there is none, which is an empty database. SQLite gives the files beside it the same rights.
+/// A file that is there keeps the rights that somebody gave it.
+pub(super) fn make(path: &Path) -> Result<(), OpenError> {
+    match private().create_new(true).open(path) {
+        Err(error) if error.kind() != ErrorKind::AlreadyExists => {
+            Err(OpenError::Io { path: path.to_owned(), reason: error.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Takes the lock file beside the database. A lock of the system's, so that a crash leaves none behind.
 fn lock(path: &Path) -> Result<File, OpenError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let lock_path = PathBuf::from(name);
-    let file = File::options()
+    let file = private()
         .create(true)
         .truncate(false)
-        .write(true)
         .open(&lock_path)
         .map_err(|error| OpenError::Io { path: lock_path.clone(), reason: error.to_string() })?;
     match file.try_lock() {

@@ -1,5 +1,7 @@
 //! The suite on SQLite, and what only this store promises.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use super::*;
@@ -60,6 +62,31 @@ async fn files_that_cannot_be_used_are_named() {
     assert!(text.starts_with("cannot open ") && text.contains("--database-url"), "{text}");
     let text = refusal(home.0.path()).await;
     assert!(text.contains("is a directory"), "{text}");
+}
+
+#[tokio::test]
+async fn what_is_made_is_for_its_user_alone() {
+    let home = Directory::make().await;
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let directory = home.0.path().join("made/here");
+    let file = directory.join("planner.db");
+    let store = SqliteStore::open(&file, RULES, Clock::System).await.unwrap();
+    store.apply(&[register(1, "k")]).await.unwrap();
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(&directory).unwrap() {
+        let path = entry.unwrap().path();
+        assert_eq!(mode(&path), 0o600, "{}", path.display());
+        names.push(path.file_name().unwrap().to_owned());
+    }
+    names.sort();
+    assert_eq!(names, ["planner.db", "planner.db-shm", "planner.db-wal", "planner.db.lock"]);
+    assert_eq!([mode(&directory), mode(directory.parent().unwrap())], [0o700; 2]);
+    // Rights that somebody gave stay.
+    store.close().await;
+    drop(store);
+    std::fs::set_permissions(&file, Permissions::from_mode(0o640)).unwrap();
+    SqliteStore::open(&file, RULES, Clock::System).await.unwrap();
+    assert_eq!(mode(&file), 0o640);
 }
 
 #[tokio::test]

@@ -1,6 +1,8 @@
 """What operators' scripts ask a planner."""
 
+import base64
 import socket
+import threading
 
 import numpy
 import pytest
@@ -50,3 +52,28 @@ def test_who_is_no_planner_is_told_so(planner):
         assert raised.value.status is None
     with pytest.raises(rfork.PlannerError, match="must begin with http"):
         rfork.PlannerClient("planner:1223")
+
+
+@pytest.mark.parametrize(
+    "url", ["http://u:SECRET@127.0.0.1:9x", "http://u:SECRET@", "ftp://u:SECRET@planner", "u:SECRET@planner:1223"]
+)
+def test_no_message_shows_a_password(url):
+    with pytest.raises(rfork.PlannerError) as raised:
+        rfork.PlannerClient(url, timeout_sec=2).ready()
+    assert "SECRET" not in f"{raised.value}{raised.value.__cause__}"
+
+
+def test_credentials_of_the_url_are_sent():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        heads = []
+
+        def serve():
+            with listener.accept()[0] as reader:
+                heads.append(reader.recv(65536).decode())
+                reader.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+        serving = threading.Thread(target=serve)
+        serving.start()
+        assert rfork.PlannerClient(f"http://team:p%40ss@127.0.0.1:{listener.getsockname()[1]}").ready()
+        serving.join()
+    assert f"Authorization: Basic {base64.b64encode(b'team:p@ss').decode()}" in heads[0]

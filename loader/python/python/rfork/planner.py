@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import http.client
 import json
 import urllib.error
 import urllib.parse
@@ -37,9 +39,16 @@ class PlannerClient:
     """
 
     def __init__(self, url: str, *, timeout_sec: float = 10.0) -> None:
-        if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-            raise PlannerError(f"the planner's URL must begin with http:// or https://, got {url!r}")
-        self._base = url.rstrip("/")
+        # What stands before an @ may be a password: no message shows it.
+        scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
+        credentials, _, place = rest.rpartition("@")
+        self._base = f"{scheme}{slashes}{place.rstrip('/')}"
+        if scheme not in ("http", "https"):
+            raise PlannerError(f"the planner's URL must begin with http:// or https://, got {self._base!r}")
+        self._headers = {"Accept": "application/json"}
+        if credentials:
+            token = base64.b64encode(urllib.parse.unquote_to_bytes(credentials)).decode()
+            self._headers["Authorization"] = f"Basic {token}"
         self._timeout_sec = timeout_sec
         # No proxy of the environment's: a planner is inside the cluster.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
@@ -108,7 +117,7 @@ class PlannerClient:
 
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
-        headers = {"Accept": "application/json"} | ({} if data is None else {"Content-Type": "application/json"})
+        headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
         request = urllib.request.Request(self._base + path, data=data, headers=headers, method=method)
         try:
             with self._opener.open(request, timeout=self._timeout_sec) as answer:
@@ -116,7 +125,7 @@ class PlannerClient:
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal(method, path, error.code, error.read(_MAX_ANSWER_BYTES)) from None
-        except OSError as error:
+        except (OSError, http.client.HTTPException) as error:
             raise PlannerError(f"{self._base} does not answer: {error}") from error
         if len(text) > _MAX_ANSWER_BYTES:
             raise PlannerError(f"{method} {path}: the answer is longer than {_MAX_ANSWER_BYTES} bytes")

@@ -7,6 +7,8 @@
 use std::fmt;
 use std::str::FromStr;
 
+use rfork_protocol::shown::Shown;
+
 /// How chunks are digested. Named on the wire, so that another can be added.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DigestAlgorithm {
@@ -34,7 +36,7 @@ impl FromStr for DigestAlgorithm {
     fn from_str(text: &str) -> Result<Self, UnknownAlgorithm> {
         match text {
             "crc64nvme" => Ok(Self::Crc64Nvme),
-            other => Err(UnknownAlgorithm(other.chars().take(40).collect())),
+            other => Err(UnknownAlgorithm(Shown::within(other, 40).to_string())),
         }
     }
 }

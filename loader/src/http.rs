@@ -28,6 +28,34 @@ pub fn client(timeout: Duration, https: bool) -> reqwest::Result<reqwest::Client
         .build()
 }
 
+/// A body that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// It broke off.
+    #[error("{}", .0)]
+    Broken(String),
+    /// The peer sends more than such an answer may have.
+    #[error("it has more than {0} bytes")]
+    TooLong(usize),
+}
+
+/// An answer's body of at most so many bytes. No more is held, whatever the peer sends.
+///
+/// # Errors
+/// [`BodyError`].
+pub async fn body(mut answer: reqwest::Response, most_bytes: usize) -> Result<Vec<u8>, BodyError> {
+    // As long as it says that it is, within reason: what grows is copied.
+    let length = answer.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
+    let mut body = Vec::with_capacity(length.min(most_bytes));
+    while let Some(piece) = answer.chunk().await.map_err(|error| BodyError::Broken(explain(error)))? {
+        if body.len() + piece.len() > most_bytes {
+            return Err(BodyError::TooLong(most_bytes));
+        }
+        body.extend_from_slice(&piece);
+    }
+    Ok(body)
+}
+
 /// A URL for messages, without its user and password.
 pub fn shown(url: &str) -> String {
     match reqwest::Url::parse(url) {

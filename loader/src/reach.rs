@@ -101,7 +101,7 @@ impl Reach {
         let mut backoff = Backoff::new(first, longest);
         let asking = async {
             loop {
-                let request = self.http.get(&url).query(&[("seed_key", self.key.to_string())]);
+                let request = self.http.get(&url).query(&[("seed_key", self.key.text())]);
                 match request.timeout(timeout).send().await {
                     Ok(answer) if answer.status() != StatusCode::OK => {
                         last = format!("status {}", answer.status());

@@ -4,6 +4,8 @@ use reqwest::Client;
 use rfork_protocol::manifest::metadata::{INFO_PATH, Metadata, MetadataError, SHAPE_INFO_PATH};
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use crate::http::BodyError;
+
 /// The longest metadata that is read; a manifest of 100,000 tensors takes about 15 MB.
 const MAX_METADATA_BYTES: usize = 256 << 20;
 
@@ -80,22 +82,16 @@ async fn get(
         seed: authority.to_owned(),
         reason: crate::http::explain(error),
     };
-    let request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.to_string())]);
-    let mut answer = request.send().await.map_err(unreachable)?;
+    let request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.text())]);
+    let answer = request.send().await.map_err(unreachable)?;
     if answer.status() != reqwest::StatusCode::OK {
         return Err(SeedMetadataError::Status {
             seed: authority.to_owned(),
             status: answer.status().as_u16(),
         });
     }
-    // As long as it says that it is, within reason: what grows is copied.
-    let length = answer.content_length().and_then(|length| usize::try_from(length).ok()).unwrap_or(0);
-    let mut body = Vec::with_capacity(length.min(MAX_METADATA_BYTES));
-    while let Some(piece) = answer.chunk().await.map_err(unreachable)? {
-        if body.len() + piece.len() > MAX_METADATA_BYTES {
-            return Err(SeedMetadataError::TooLarge { seed: authority.to_owned() });
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(body)
+    crate::http::body(answer, MAX_METADATA_BYTES).await.map_err(|error| match error {
+        BodyError::Broken(reason) => SeedMetadataError::Unreachable { seed: authority.to_owned(), reason },
+        BodyError::TooLong(_) => SeedMetadataError::TooLarge { seed: authority.to_owned() },
+    })
 }

@@ -8,6 +8,8 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
+use crate::shown::Shown;
+
 /// The longest host name or address that is accepted, in bytes (DNS allows 253).
 pub const MAX_HOST_BYTES: usize = 255;
 
@@ -22,8 +24,8 @@ pub struct BadHost {
 impl BadHost {
     /// What stands before an `@` may be a password: it is not shown.
     fn new(text: &str, reason: &'static str) -> Self {
-        let shown = text.rsplit('@').next().unwrap_or_default();
-        Self { text: shown.chars().take(80).collect(), reason }
+        let after = text.rsplit('@').next().unwrap_or_default();
+        Self { text: Shown::within(after, 80).to_string(), reason }
     }
 }
 

@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod problem;
 pub mod seed_key;
 pub mod settings;
+pub mod shown;
 pub mod v1;
 pub mod v2;
 

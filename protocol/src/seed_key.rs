@@ -226,7 +226,7 @@ mod tests {
 
     #[test]
     fn readable_keys_are_those_of_the_field() {
-        let key = |parts: ReadableKey| parts.build("$").unwrap().to_string();
+        let key = |parts: ReadableKey| parts.build("$").unwrap().text().into_owned();
         assert_eq!(key(readable()), "/models/dsv4$decode$kv_consumer$0$3");
         assert_eq!(
             key(ReadableKey { pp_rank: Some(0), tp_rank: 0, ep_rank: Some(0), ..readable() }),
@@ -272,7 +272,7 @@ mod tests {
             pp: Option<u32>, ep: Option<u32>, draft: bool) {
             let parts = ReadableKey { model_url: &model, model_deploy_strategy_name: &strategy, node_rank: node,
                 tp_rank: tp, pp_rank: pp, ep_rank: ep, draft, engine: "tcp", mode: KvRole::Both };
-            let key = parts.build("$").unwrap().to_string();
+            let key = parts.build("$").unwrap().text().into_owned();
             let mut read = key.split('$');
             prop_assert_eq!(read.next(), Some(&model[..]));
             prop_assert_eq!(read.next(), Some(&strategy[..]));

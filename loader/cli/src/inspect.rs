@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use rfork_loader::{http, seed_client};
 use rfork_protocol::SeedKey;
+use rfork_protocol::shown::Shown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -155,7 +156,7 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
                 "format": tensor.format})
         });
         let value = json!({
-            "seed_key": key.to_string(),
+            "seed_key": key.text(),
             "session": metadata.session,
             "engine": extension.map(|extension| &extension.engine),
             "content_id": extension.map(|extension| extension.content_id.to_string()),
@@ -166,7 +167,8 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
         println!("{value}");
         return Ok(());
     }
-    println!("transfer engine: {} at {}", extension.map_or("not named", |e| &e.engine), metadata.session);
+    let engine = extension.map_or("not named", |extension| &extension.engine);
+    println!("transfer engine: {} at {}", Shown::new(engine), metadata.session);
     if let Some(extension) = extension {
         println!("content id:      {}", extension.content_id);
         println!(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use comfy_table::{ContentArrangement, Table, presets};
+use rfork_protocol::shown::Shown;
 
 /// Bytes in GiB a second.
 pub(crate) fn gib_per_s(bytes: u64, duration: Duration) -> f64 {
@@ -20,7 +21,8 @@ pub(crate) fn table<const N: usize>(header: [&str; N], rows: impl IntoIterator<I
     table.load_style(presets::UTF8_BORDERS_ONLY).set_content_arrangement(ContentArrangement::Dynamic);
     table.set_header(header);
     for row in rows {
-        table.add_row(row);
+        // What planners and seeds say of others, and of themselves.
+        table.add_row(row.map(|cell| Shown::new(cell).to_string()));
     }
     table
 }

@@ -3,15 +3,14 @@
 //! After a fork only the thread that forked is there. A child therefore starts threads of its own when it uses rfork,
 //! and leaves its parent's runtime alone: dropping it would wait for threads that do not exist.
 
-use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use tokio::runtime::{Builder, Runtime};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::{LevelFilter, Targets};
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
 
 use crate::errors::{RForkError, config};
 
@@ -63,7 +62,7 @@ fn log() -> PyResult<()> {
             })?
         }
     };
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
+    let lines = rfork_cli::logging::lines::text(true);
     let _ = tracing_subscriber::registry().with(lines.with_filter(filter)).try_init();
     Ok(())
 }

@@ -339,7 +339,7 @@ pub(crate) fn seed_key(config: &str, identity: &str, engine: &str) -> PyResult<S
     let config = settings(config)?;
     let engine = Wanted::named(engine)?;
     let key = self::identity(identity)?.seed_key(&config, engine.name()).map_err(as_error(errors::config))?;
-    Ok(key.to_string())
+    Ok(key.text().into_owned())
 }
 
 /// The settings, with the environment behind them; what is odd about them is logged.

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use http::StatusCode;
 use hyper_util::client::legacy::connect::HttpInfo;
 use reqwest::{Client, RequestBuilder, Response, Url};
+use rfork_protocol::shown::Shown;
 use rfork_protocol::v1::{Labels, LeaseRef};
 use rfork_protocol::v2::{DEREGISTER, HEARTBEAT, LEASES, Location, Name, RELEASE, RENEW, SEEDS};
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -20,7 +21,11 @@ mod v2;
 #[cfg(test)]
 mod tests;
 
+use crate::http::BodyError;
 use v2::{Failed, Known};
+
+/// The longest answer that is read: all of them name one seed, or one fault.
+const MAX_ANSWER_BYTES: usize = 64 << 10;
 
 /// A request to the planner that had no usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -330,16 +335,28 @@ impl PlannerClient {
 
     async fn refused(&self, request: &'static str, answer: reqwest::Response) -> PlannerError {
         let status = answer.status();
-        self.refused_with(request, status, &answer.text().await.unwrap_or_default())
+        let body = crate::http::body(answer, MAX_ANSWER_BYTES).await.unwrap_or_default();
+        self.refused_with(request, status, &String::from_utf8_lossy(&body))
     }
 
     fn refused_with(&self, request: &'static str, status: StatusCode, body: &str) -> PlannerError {
-        let reason = body.lines().next().unwrap_or_default().chars().take(200).collect();
+        let reason = Shown::within(body.lines().next().unwrap_or_default(), 200).to_string();
         PlannerError::Refused { planner: self.name(), request, status, reason }
     }
 
+    fn unread(&self, request: &'static str, error: BodyError) -> PlannerError {
+        match error {
+            BodyError::Broken(reason) => PlannerError::Unreachable { planner: self.name(), request, reason },
+            BodyError::TooLong(_) => self.malformed(request, &error),
+        }
+    }
+
     fn malformed(&self, request: &'static str, error: &dyn std::error::Error) -> PlannerError {
-        PlannerError::Malformed { planner: self.name(), request, reason: error.to_string() }
+        PlannerError::Malformed {
+            planner: self.name(),
+            request,
+            reason: Shown::within(error, 200).to_string(),
+        }
     }
 
     /// The planner's URL for messages, without credentials.

@@ -29,6 +29,7 @@ struct Fake {
     hangs: AtomicBool,
     /// Acquisitions that are answered with this code, one after the other, before one is granted.
     refuses: Mutex<Vec<(u16, &'static str)>>,
+    floods: AtomicBool,
     renews: AtomicBool,
     refuses_renewals: AtomicBool,
     asked: Mutex<Vec<String>>,
@@ -47,6 +48,9 @@ impl Fake {
         };
         if path.starts_with("/v2") && !self.speaks_v2.load(Ordering::SeqCst) {
             return StatusCode::NOT_FOUND.into_response();
+        }
+        if self.floods.load(Ordering::SeqCst) {
+            return json(&" ".repeat(1 << 20));
         }
         match path.as_str() {
             "/v2" if self.busy.load(Ordering::SeqCst) => StatusCode::SERVICE_UNAVAILABLE.into_response(),
@@ -151,6 +155,16 @@ async fn a_planner_that_cannot_say_is_asked_again() {
     assert_eq!(acquire(&client).await.reference.identity.host(), "10.0.0.7", "over v1 this time");
     fake.busy.store(false, Ordering::SeqCst);
     assert_eq!(acquire(&client).await.reference.identity.host(), "10.0.0.8");
+}
+
+#[tokio::test]
+async fn no_more_is_read_than_an_answer_may_have() {
+    let (fake, client) = start(true).await;
+    let grant = acquire(&client).await;
+    fake.floods.store(true, Ordering::SeqCst);
+    let error = client.renew(&grant.reference).await.unwrap_err();
+    assert!(matches!(error, PlannerError::Malformed { .. }) && !error.is_passing(), "{error}");
+    assert!(error.to_string().contains("more than 65536 bytes"), "{error}");
 }
 
 #[tokio::test]

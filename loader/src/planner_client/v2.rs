@@ -20,7 +20,9 @@ use rfork_protocol::v2::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Advert, Grant, Heard, PlannerClient, PlannerError, Renewal, TransferReport, Wish};
+use super::{
+    Advert, Grant, Heard, MAX_ANSWER_BYTES, PlannerClient, PlannerError, Renewal, TransferReport, Wish,
+};
 use crate::retry::Backoff;
 
 /// How long it is believed that a planner does not speak this API: it may be replaced by one that does.
@@ -98,8 +100,8 @@ impl PlannerClient {
         if super::is_passing(status) {
             return None;
         }
-        // A body that breaks off says nothing.
-        let body = answer.bytes().await.ok()?;
+        // A body that breaks off, or has no end, says nothing.
+        let body = crate::http::body(answer, MAX_ANSWER_BYTES).await.ok()?;
         let service = serde_json::from_slice::<Service>(&body).ok().filter(Service::speaks_v2);
         match service {
             Some(service) if status == StatusCode::OK => {
@@ -278,7 +280,9 @@ impl PlannerClient {
                 _ => Failed::Other(self.refused(path, answer).await),
             });
         }
-        let body = answer.bytes().await.map_err(|error| Failed::Other(self.unreachable(path, error)))?;
+        let body = crate::http::body(answer, MAX_ANSWER_BYTES)
+            .await
+            .map_err(|error| Failed::Other(self.unread(path, error)))?;
         if status == StatusCode::OK {
             return serde_json::from_slice(&body)
                 .map_err(|error| Failed::Other(self.malformed(path, &error)));

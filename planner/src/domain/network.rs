@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net};
+use rfork_protocol::shown::Shown;
 use serde::Deserialize;
 
 /// The bits before the IPv4 address in an IPv4-mapped one.
@@ -53,7 +54,7 @@ impl FromStr for Network {
     type Err = BadNetwork;
 
     fn from_str(text: &str) -> Result<Self, BadNetwork> {
-        let bad = || BadNetwork(text.chars().take(80).collect());
+        let bad = || BadNetwork(Shown::within(text, 80).to_string());
         let (address, bits) = match text.trim().split_once('/') {
             Some((address, bits)) => (address, Some(bits)),
             None => (text.trim(), None),

@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::str::FromStr;
 
+use rfork_protocol::shown::Shown;
 use rfork_protocol::{Host, SeedKey};
 
 use super::network::Network;
@@ -82,7 +83,7 @@ impl FromStr for Hosts {
     type Err = BadHosts;
 
     fn from_str(text: &str) -> Result<Self, BadHosts> {
-        let bad = || BadHosts(text.chars().take(80).collect());
+        let bad = || BadHosts(Shown::within(text, 80).to_string());
         if let Ok(network) = text.parse() {
             return Ok(Self::Network(network));
         }

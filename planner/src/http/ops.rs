@@ -76,7 +76,7 @@ pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody
     let shown = |ms: i64| if ms > 0 { ms.saturating_sub(ahead_ms) as f64 / 1000.0 } else { 0.0 };
     let seeds = seeds.into_iter().map(|seed: SeedView| {
         let body = SeedBody {
-            seed_key: seed.key.to_string(),
+            seed_key: seed.key.text().into_owned(),
             resource_total: seed.capacity,
             resource_used: seed.used,
             last_heartbeat_ts: shown(seed.last_heartbeat_ms),
@@ -88,7 +88,7 @@ pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody
     let leases = leases.into_iter().map(|lease: LeaseView| {
         let body = LeaseBody {
             seed_identity: lease.seed_identity,
-            seed_key: lease.seed_key.to_string(),
+            seed_key: lease.seed_key.text().into_owned(),
             allocated_points: 1,
         };
         (hash_fingerprint(&lease.lease), body)

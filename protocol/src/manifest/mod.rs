@@ -8,6 +8,8 @@ pub mod agreement;
 pub mod content;
 pub mod metadata;
 
+use crate::shown::Shown;
+
 /// The most tensors a manifest may list; the largest models in the field have about 100,000.
 pub const MAX_TENSORS: usize = 1_000_000;
 
@@ -30,10 +32,10 @@ pub enum ManifestError {
     #[error("the manifest lists {0} tensors; at most {MAX_TENSORS} are accepted")]
     TooManyTensors(usize),
     /// The same name twice.
-    #[error("tensor '{0}' is listed twice")]
+    #[error("tensor '{}' is listed twice", Shown::within(.0, 120))]
     DuplicateName(String),
     /// One entry that contradicts itself.
-    #[error("tensor '{name}': {reason}")]
+    #[error("tensor '{}': {}", Shown::within(name, 120), Shown::new(reason))]
     BadTensor {
         /// Its name, shortened when it is very long.
         name: String,
@@ -71,10 +73,7 @@ impl Tensor {
     }
 
     fn check(&self) -> Result<(), ManifestError> {
-        let bad = |reason: String| {
-            let name: String = self.name.chars().take(120).collect();
-            Err(ManifestError::BadTensor { name, reason })
-        };
+        let bad = |reason: String| Err(ManifestError::BadTensor { name: self.name.clone(), reason });
         if self.name.is_empty() || self.name.len() > MAX_NAME_BYTES {
             return bad(format!(
                 "its name has {} bytes; 1 to {MAX_NAME_BYTES} are accepted",

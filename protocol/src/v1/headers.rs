@@ -9,6 +9,7 @@ use super::{
     SEED_PORT, SEED_RANK, USER_ID,
 };
 use crate::ids::{IdError, LeaseId, SeedIdentity, SeedKey};
+use crate::shown::Shown;
 
 /// The value of the first header of that name that is not empty, the underscore spelling first.
 pub(super) fn value(headers: &HeaderMap, parameter: Parameter) -> Option<&HeaderValue> {
@@ -54,7 +55,7 @@ pub(super) fn optional_integer(
 /// A time in seconds, as Python's `float` reads one, above 0 and at most [`MAX_TTL`].
 pub(super) fn seconds(parameter: Parameter, value: &HeaderValue) -> Result<Duration, HeaderError> {
     let text = String::from_utf8_lossy(value.as_bytes());
-    let shown = || text.chars().take(64).collect::<String>();
+    let shown = || Shown::within(&text, 64).to_string();
     let number = text.trim().parse::<f64>().ok().filter(|number| number.is_finite() && *number > 0.0);
     let number = number.ok_or_else(|| HeaderError::NotSeconds(parameter, shown()))?;
     // Less than a nanosecond is none; it is told like 0.
@@ -73,7 +74,7 @@ pub(super) fn integer(
     most: u64,
 ) -> Result<u64, HeaderError> {
     let text = String::from_utf8_lossy(required(headers, parameter)?.as_bytes()).into_owned();
-    let shown = || text.chars().take(64).collect::<String>();
+    let shown = || Shown::within(&text, 64).to_string();
     let digits = text.trim();
     let (negative, digits) = match digits.strip_prefix('-') {
         Some(digits) => (true, digits),

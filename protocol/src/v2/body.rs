@@ -7,6 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use crate::shown::Shown;
+
 /// A body that is not the request that the route takes.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BodyError {
@@ -40,8 +42,8 @@ pub fn decode<T: DeserializeOwned>(body: &[u8]) -> Result<T, BodyError> {
 
 fn refusal(field: &str, error: &serde_json::Error) -> BodyError {
     // The client's own texts appear in both, and may be long.
-    let field = field.chars().take(200).collect();
-    let reason = error.to_string().chars().take(300).collect();
+    let field = Shown::within(field, 200).to_string();
+    let reason = Shown::within(error, 300).to_string();
     if error.is_data() { BodyError::Invalid { field, reason } } else { BodyError::NotJson { reason } }
 }
 

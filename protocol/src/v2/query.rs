@@ -9,6 +9,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_e
 use super::ValueError;
 use crate::host::Host;
 use crate::ids::{SeedIdentity, SeedKey};
+use crate::shown::Shown;
 
 /// Entries on a page when the query does not say.
 pub const DEFAULT_PAGE: u32 = 100;
@@ -93,7 +94,7 @@ impl Fields {
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let Some(name) = known.iter().copied().find(|known| *known == name) else {
-                return Err(QueryError::Unknown { name: name.chars().take(64).collect(), known });
+                return Err(QueryError::Unknown { name: Shown::within(name, 64).to_string(), known });
             };
             // Forms write a space as a plus sign.
             let value: Vec<u8> = percent_decode_str(&value.replace('+', " ")).collect();

@@ -91,7 +91,8 @@ fn what_is_not_json_is_told_apart_and_nothing_grows_long() {
     assert!(matches!(decode::<Acquire>(b"{"), Err(BodyError::NotJson { .. })));
     let long = json!({"x".repeat(10_000): 1, "seed_key": "k"});
     let (field, reason) = refusal::<Acquire>(&long);
-    assert!(field.len() <= 200 && reason.len() <= 300, "{field}: {reason}");
+    let ellipsis = '…'.len_utf8();
+    assert!(field.len() <= 200 + ellipsis && reason.len() <= 300 + ellipsis, "{field}: {reason}");
     let deep = format!("{{\"location\":{}", "{\"zone\":".repeat(10_000));
     assert!(decode::<Acquire>(deep.as_bytes()).is_err());
     let twice = br#"{"seed_key":"a","seed_key":"b"}"#;

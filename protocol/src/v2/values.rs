@@ -13,12 +13,13 @@ use crate::ids::{
     IdError, LeaseId, MAX_LEASE_ID_BYTES, MAX_SEED_IDENTITY_BYTES, MAX_SEED_KEY_BYTES, SeedIdentity, SeedKey,
     hex,
 };
+use crate::shown::hidden;
 
 /// A value that a field does not take.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ValueError {
     /// Empty, too long, or not printable.
-    #[error("must be 1 to {0} bytes of text without control characters")]
+    #[error("must be 1 to {0} bytes of text without control characters and marks of direction")]
     Text(usize),
     /// Not a [`Reason`].
     #[error("must be 1 to {MAX_REASON_BYTES} characters of a-z, 0-9, '_' and '-'")]
@@ -37,7 +38,7 @@ pub enum ValueError {
     Id(#[from] IdError),
 }
 
-/// A text of 1 to `MOST` bytes without control characters.
+/// A text of 1 to `MOST` bytes without characters that are [`hidden`].
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Text<const MOST: usize>(String);
@@ -56,7 +57,7 @@ impl<const MOST: usize> Text<MOST> {
     /// As much of `text` as is accepted, from its start; `None` when that is nothing.
     pub fn cut(text: &str) -> Option<Self> {
         let mut kept = String::new();
-        for character in text.chars().filter(|character| !character.is_control()) {
+        for character in text.chars().filter(|character| !hidden(*character)) {
             if kept.len() + character.len_utf8() > MOST {
                 break;
             }
@@ -70,7 +71,7 @@ impl<const MOST: usize> TryFrom<String> for Text<MOST> {
     type Error = ValueError;
 
     fn try_from(text: String) -> Result<Self, ValueError> {
-        if text.is_empty() || text.len() > MOST || text.chars().any(char::is_control) {
+        if text.is_empty() || text.len() > MOST || text.chars().any(hidden) {
             return Err(ValueError::Text(MOST));
         }
         Ok(Self(text))

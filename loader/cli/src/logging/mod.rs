@@ -1,16 +1,16 @@
 //! Logs go to standard error; standard output is for results.
 
-use std::io::IsTerminal;
-
 #[cfg(feature = "planner")]
 use rfork_planner::telemetry::{Endpoint, Exporter, ExporterError};
 use rfork_protocol::settings::{Section, Setting, SettingError, Takes};
+use tracing_subscriber::Layer;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
-use tracing_subscriber::{Layer, fmt};
 
 use crate::flags::{Flags, Table};
+
+pub mod lines;
 
 /// What is logged, and how.
 pub const SETTINGS: &[Section] = &[Section {
@@ -98,16 +98,7 @@ impl Traces {
 
 /// Sets logging up for the whole process, and traces, if they are exported.
 pub(crate) fn init(logging: Logging, traces: &Traces) {
-    let lines = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_target(false)
-        .with_ansi(std::io::stderr().is_terminal());
-    let lines = if logging.json {
-        // The list ends with the current one.
-        lines.json().flatten_event(true).with_current_span(false).boxed()
-    } else {
-        lines.boxed()
-    };
+    let lines = if logging.json { lines::json() } else { lines::text(false) };
     let subscriber = tracing_subscriber::registry().with(lines.with_filter(logging.filter));
     #[cfg(feature = "planner")]
     let subscriber = subscriber.with(traces.exporter.as_ref().map(Exporter::layer));

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use super::content::{ChunkDigests, ContentId};
 use super::{Manifest, ManifestError, Tensor};
+use crate::shown::Shown;
 
 mod wire;
 
@@ -46,7 +47,7 @@ pub const PROTOCOL_VERSION: u64 = 1;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum MetadataError {
     /// Not JSON, or not of the expected form.
-    #[error("the seed's metadata is malformed: {0}")]
+    #[error("the seed's metadata is malformed: {}", Shown::new(.0))]
     Malformed(String),
     /// A version that this library does not speak.
     #[error(
@@ -63,7 +64,7 @@ pub enum MetadataError {
     #[error("the seed's manifest is wrong: {0}")]
     Manifest(#[from] ManifestError),
     /// A shape, format or dtype list that does not fit the tensors.
-    #[error("the seed's {what} list does not fit its tensors: {reason}")]
+    #[error("the seed's {what} list does not fit its tensors: {}", Shown::new(reason))]
     List {
         /// `shape`, `format` or `dtype`.
         what: &'static str,
@@ -71,7 +72,7 @@ pub enum MetadataError {
         reason: String,
     },
     /// The extension's digests are not what they should be.
-    #[error("the seed's chunk digests are malformed: {0}")]
+    #[error("the seed's chunk digests are malformed: {}", Shown::new(.0))]
     BadDigests(String),
 }
 
@@ -135,7 +136,7 @@ impl Metadata {
         }
         let InfoIn(session, entries) = wire.rfork_transfer_engine_info.ok_or(MetadataError::OtherKey)?;
         if !is_session(&session) {
-            return Err(MetadataError::BadSession(session.chars().take(120).collect()));
+            return Err(MetadataError::BadSession(Shown::within(session, 120).to_string()));
         }
         let mut manifest = Manifest::new(entries.0)?;
         if let Some(formats) = wire.rfork_transfer_engine_format_info {

@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::heartbeats::Heartbeats;
-use crate::store::{Command, Leaving, Left, MAX_BATCH, Outcome, Report, Store, StoreError};
+use crate::store::{Command, Leaving, Left, MAX_BATCH, Outcome, Report, Store, StoreError, in_order, sort};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
@@ -150,9 +150,11 @@ async fn write(store: Arc<dyn Store>, heartbeats: Arc<Heartbeats>, mut queue: mp
         for waiting in &batch {
             span.follows_from(&waiting.span);
         }
-        match tracing::Instrument::instrument(store.apply(&commands), span).await {
+        let (commands, places) = sort(&commands);
+        let applied = tracing::Instrument::instrument(store.apply(&commands), span).await;
+        heartbeats.learn(&commands, applied.as_ref().ok());
+        match applied.and_then(|outcomes| in_order(&outcomes, &places)) {
             Ok(outcomes) => {
-                heartbeats.learn(commands.iter().zip(outcomes.iter().map(Some)));
                 for (waiting, outcome) in batch.drain(..).zip(outcomes.into_iter().skip(given_back)) {
                     if let Err(Ok(outcome)) = waiting.answer.send(Ok(outcome)) {
                         orphans.extend(orphan(waiting.command, outcome));
@@ -160,7 +162,6 @@ async fn write(store: Arc<dyn Store>, heartbeats: Arc<Heartbeats>, mut queue: mp
                 }
             }
             Err(error) => {
-                heartbeats.learn(commands.iter().map(|command| (command, None)));
                 tracing::warn!(%error, commands = commands.len(), "a batch was not applied");
                 for waiting in batch.drain(..) {
                     // A client that is gone needs no answer.

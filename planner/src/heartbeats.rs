@@ -17,12 +17,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dashmap::DashMap;
-use rfork_protocol::SeedKey;
+use rfork_protocol::{SeedIdentity, SeedKey};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::seed::Profile;
-use crate::store::{Beat, Command, Outcome, Registration, Store};
+use crate::store::commands::{Heartbeat, Register};
+use crate::store::{Beat, Commands, Outcomes, Registration, Store};
 
 /// How long a noted heartbeat waits at most.
 pub const FLUSH_INTERVAL: Duration = Duration::from_secs(1);
@@ -81,46 +82,43 @@ impl Heartbeats {
 
     /// Learns from a batch that the writer has just committed, before anybody is answered. `None` for
     /// outcomes: it is not known whether it was committed.
-    pub fn learn<'a>(&self, batch: impl Iterator<Item = (&'a Command, Option<&'a Outcome>)> + Clone) {
-        for (command, outcome) in batch.clone() {
-            let (Command::Register { identity, key, age_ms, .. }
-            | Command::Beat { identity, key, age_ms, .. }) = command
-            else {
-                continue;
-            };
-            let (told, incarnation) = match command {
-                Command::Register { profile, .. } => {
-                    (Some(digest(key, profile)), profile.incarnation.as_deref())
-                }
-                Command::Beat { incarnation, .. } => (None, incarnation.as_deref()),
-                _ => continue,
-            };
-            match outcome {
-                // One that drains must go on asking whether it may return.
-                None
-                | Some(
-                    Outcome::Registered(Registration::Draining, _)
-                    | Outcome::NoRoom
-                    | Outcome::Heard(_, None),
-                ) => {
-                    self.known.remove(&identity.to_string());
-                }
-                Some(Outcome::Registered(_, seed_id) | Outcome::Heard(_, Some(seed_id))) => {
-                    let age = Duration::from_millis(age_ms.unsigned_abs());
-                    let written = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
-                    let held = holding(key, incarnation);
-                    let known = Known { seed_id: *seed_id, told, held, written, waiting: None };
-                    self.remember(identity.to_string(), known);
-                }
-                Some(_) => {}
-            }
+    pub fn learn(&self, commands: &Commands, outcomes: Option<&Outcomes>) {
+        for (at, Register { identity, key, profile, age_ms }) in commands.registers.iter().enumerate() {
+            let outcome = outcomes.and_then(|outcomes| outcomes.registers.get(at)?.ok());
+            // One that drains must go on asking whether it may return.
+            let offered = outcome.filter(|(registration, _)| *registration != Registration::Draining);
+            let seed_id = offered.map(|(_, seed_id)| seed_id);
+            let told = || (Some(digest(key, profile)), holding(key, profile.incarnation.as_deref()));
+            self.heard(identity, seed_id, *age_ms, told);
+        }
+        for (at, Heartbeat { identity, key, incarnation, age_ms }) in commands.heartbeats.iter().enumerate() {
+            let seed_id = outcomes.and_then(|outcomes| outcomes.heartbeats.get(at)?.1);
+            let told = || (None, holding(key, incarnation.as_deref()));
+            self.heard(identity, seed_id, *age_ms, told);
         }
         // Within a batch a store registers before it removes.
-        for (command, _) in batch {
-            if let Command::Remove { identity, .. } | Command::Drain { identity, .. } = command {
-                self.known.remove(&identity.to_string());
-            }
+        let removed = commands.removals.iter().map(|remove| &remove.identity);
+        for identity in removed.chain(commands.drains.iter().map(|drain| &drain.identity)) {
+            self.known.remove(&identity.to_string());
         }
+    }
+
+    /// A seed was heard of, so many milliseconds ago; without a number it is not offered, or that is not known.
+    fn heard(
+        &self,
+        identity: &SeedIdentity,
+        seed_id: Option<i64>,
+        age_ms: i64,
+        told: impl FnOnce() -> (Option<[u8; 32]>, [u8; 32]),
+    ) {
+        let Some(seed_id) = seed_id else {
+            self.known.remove(&identity.to_string());
+            return;
+        };
+        let age = Duration::from_millis(age_ms.unsigned_abs());
+        let written = Instant::now().checked_sub(age).unwrap_or_else(Instant::now);
+        let (told, held) = told();
+        self.remember(identity.to_string(), Known { seed_id, told, held, written, waiting: None });
     }
 
     fn remember(&self, identity: String, known: Known) {

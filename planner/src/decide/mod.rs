@@ -37,7 +37,7 @@ use std::sync::Arc;
 
 use rfork_protocol::SeedKey;
 
-use crate::store::commands::{Acquire, Acquired, Commands, Outcomes};
+use crate::store::commands::{Acquire, Acquired, Commands, Outcomes, Serve};
 use crate::store::{Refusal, Rules};
 pub use changes::{Changed, Changes};
 use resume::Twins;
@@ -268,7 +268,7 @@ impl Decision {
                 *wait_ms = next_end_ms(key);
             }
         }
-        for (key, wait_ms) in commands.serves.iter().zip(&mut self.outcomes.serves) {
+        for (Serve { key }, wait_ms) in commands.serves.iter().zip(&mut self.outcomes.serves) {
             *wait_ms = next_end_ms(key);
         }
     }

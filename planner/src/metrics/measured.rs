@@ -13,7 +13,7 @@ use super::{Metrics, unix_seconds};
 use crate::store::history::{EndedLease, Event, EventFilter};
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use crate::store::{
-    Beat, Command, Counts, Outcome, PoolView, Snapshot, Store, StoreError, Swept, Told, Woken,
+    Beat, Commands, Counts, Outcomes, PoolView, Snapshot, Store, StoreError, Swept, Told, Woken,
 };
 
 /// A store whose calls are timed and whose outcomes are counted.
@@ -50,12 +50,10 @@ impl MeasuredStore {
 
 #[async_trait]
 impl Store for MeasuredStore {
-    async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+    async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError> {
         let outcomes = self.time("apply", commands.len(), self.inner.apply(commands)).await?;
         self.metrics.calls.batch_commands.observe(commands.len() as f64);
-        for (command, outcome) in commands.iter().zip(&outcomes) {
-            self.metrics.applied(command, outcome);
-        }
+        self.metrics.applied(commands, &outcomes);
         Ok(outcomes)
     }
 

@@ -13,9 +13,10 @@ use std::time::{Duration, Instant};
 
 use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
 
+use crate::store::commands::{Acquired, Release};
 use crate::store::history::End;
 use crate::store::{
-    Command, Counts, Heard, Leaving, Left, Outcome, Refusal, Registration, Removal, Report, Store, Tally,
+    Commands, Counts, Heard, Leaving, Left, Outcomes, Refusal, Registration, Removal, Report, Store, Tally,
 };
 use due::Due;
 use groups::{Calls, Changes, Held, Transfers, Waits};
@@ -165,59 +166,74 @@ impl Metrics {
         self.held.counted_at.set(unix_seconds());
     }
 
-    fn applied(&self, command: &Command, outcome: &Outcome) {
-        let lease = |change| self.changes.leases.with_label_values(&[change]).inc();
-        let seed = |change| self.changes.seeds.with_label_values(&[change]).inc();
-        let released = |outcome| self.changes.releases.with_label_values(&[outcome]).inc();
-        match outcome {
-            Outcome::Registered(Registration::New, _) => seed("new"),
-            Outcome::Registered(Registration::NewHolding, _) => seed("new_holding"),
+    fn applied(&self, commands: &Commands, outcomes: &Outcomes) {
+        let Outcomes { registers, heartbeats, answers: _, renewals, releases, .. } = outcomes;
+        let Outcomes { removals, drains, leaves, acquires, serves: _, .. } = outcomes;
+        let registered = registers.iter().flatten().map(|(registration, _)| match registration {
+            Registration::New => "new",
+            Registration::NewHolding => "new_holding",
             // One that is out of allocation goes on beating.
-            Outcome::Registered(Registration::Repeated | Registration::Draining, _)
-            | Outcome::Heard(Heard::Known | Heard::Draining, _) => seed("repeated"),
-            Outcome::Heard(Heard::Unknown, _) => {}
-            Outcome::Removed(Removal::Draining) => seed("drained"),
-            Outcome::Removed(Removal::Gone) => seed("removed"),
-            Outcome::Removed(Removal::GoneBefore) => seed("forgotten"),
-            Outcome::Removed(Removal::Unknown) => {}
-            Outcome::Acquired(Ok(_)) => lease("granted"),
-            Outcome::Acquired(Err(refusal)) => {
-                let reason = match refusal {
-                    Refusal::UnknownKey => "unknown_key",
-                    Refusal::AllBusy => "all_busy",
-                    Refusal::AllSuspect => "all_suspect",
-                    Refusal::LeaseEnded => "lease_ended",
-                    Refusal::OtherRequest => "other_request",
-                    Refusal::NoRoom => "no_room",
-                };
-                self.changes.refusals.with_label_values(&[reason]).inc();
-            }
-            Outcome::Renewed(Some(_)) => lease("renewed"),
-            Outcome::Renewed(None) => lease("lost"),
-            Outcome::Released(true) => match command {
-                // By the planner, whose question the seed did not answer: no transfer has failed.
-                Command::Release { report: Report::Failed, account: Some(account), .. }
-                    if account.end == End::GivenBack =>
-                {
-                    released("no_answer");
-                }
-                Command::Release { report: Report::Ok, .. } => released("ok"),
-                Command::Release { report: Report::Failed, .. } => released("failed"),
-                Command::Release { report: Report::Aborted, .. } => released("aborted"),
-                _ => released("unknown"),
-            },
-            Outcome::Released(false) => released("late"),
-            Outcome::Noted(_) => {}
-            Outcome::Drained(Some(_)) => seed("drained"),
-            Outcome::Queued(_) => lease("queued"),
-            // The end of a wait in the moment of its grant; of a client that is gone it is given back.
-            Outcome::Left(Left::Granted { .. })
-                if matches!(command, Command::Leave { why: Leaving::TimedOut, .. }) =>
-            {
-                lease("granted");
-            }
-            Outcome::NoRoom | Outcome::Drained(None) | Outcome::Served(_) | Outcome::Left(_) => {}
+            Registration::Repeated | Registration::Draining => "repeated",
+        });
+        let heard = heartbeats.iter().filter(|(heard, _)| *heard != Heard::Unknown).map(|_| "repeated");
+        let removed = removals.iter().filter_map(|removal| match removal {
+            Removal::Draining => Some("drained"),
+            Removal::Gone => Some("removed"),
+            Removal::GoneBefore => Some("forgotten"),
+            Removal::Unknown => None,
+        });
+        let drained = drains.iter().flatten().map(|_| "drained");
+        for change in registered.chain(heard).chain(removed).chain(drained) {
+            self.changes.seeds.with_label_values(&[change]).inc();
         }
+        let renewed = renewals.iter().map(|ttl_ms| if ttl_ms.is_some() { "renewed" } else { "lost" });
+        let left = commands.leaves.iter().zip(leaves).filter_map(|(leave, left)| {
+            // The end of a wait in the moment of its grant; of a client that is gone it is given back.
+            let is_granted = leave.why == Leaving::TimedOut && matches!(left, Left::Granted { .. });
+            is_granted.then_some("granted")
+        });
+        let acquired = acquires.iter().filter_map(|acquired| match acquired {
+            Acquired::Granted(_) => Some("granted"),
+            Acquired::Queued(_) => Some("queued"),
+            Acquired::Refused(_) => None,
+        });
+        for change in renewed.chain(left).chain(acquired) {
+            self.changes.leases.with_label_values(&[change]).inc();
+        }
+        for acquired in acquires {
+            if let Acquired::Refused(refusal) = acquired {
+                self.changes.refusals.with_label_values(&[reason(*refusal)]).inc();
+            }
+        }
+        for (release, lived) in commands.releases.iter().zip(releases) {
+            let outcome = if *lived { how_it_went(release) } else { "late" };
+            self.changes.releases.with_label_values(&[outcome]).inc();
+        }
+    }
+}
+
+/// A refusal's label.
+fn reason(refusal: Refusal) -> &'static str {
+    match refusal {
+        Refusal::UnknownKey => "unknown_key",
+        Refusal::AllBusy => "all_busy",
+        Refusal::AllSuspect => "all_suspect",
+        Refusal::LeaseEnded => "lease_ended",
+        Refusal::OtherRequest => "other_request",
+        Refusal::NoRoom => "no_room",
+    }
+}
+
+/// A release's label.
+fn how_it_went(release: &Release) -> &'static str {
+    let is_given_back = release.account.as_ref().is_some_and(|account| account.end == End::GivenBack);
+    match release.report {
+        // By the planner, whose question the seed did not answer: no transfer has failed.
+        Report::Failed if is_given_back => "no_answer",
+        Report::Failed => "failed",
+        Report::Ok => "ok",
+        Report::Aborted => "aborted",
+        Report::Unknown => "unknown",
     }
 }
 
@@ -250,18 +266,17 @@ mod tests {
     fn every_series_is_named_once_and_shown() {
         let metrics = Metrics::new().unwrap();
         metrics.request("/get_seed", 404, Duration::from_millis(3));
-        let release = Command::Release {
-            identity: rfork_protocol::SeedIdentity::new("h", 1, 0).unwrap(),
-            lease: [0; 32],
-            report: Report::Failed,
-            account: None,
-        };
-        metrics.applied(&release, &Outcome::Acquired(Err(Refusal::AllBusy)));
-        metrics.applied(&release, &Outcome::Released(true));
-        metrics.applied(&release, &Outcome::Released(false));
         let identity = rfork_protocol::SeedIdentity::new("h", 1, 0).unwrap();
-        let silent = Command::give_back(identity, [0; 32], Report::Failed, Some("no-answer"));
-        metrics.applied(&silent, &Outcome::Released(true));
+        let failed =
+            Release { identity: identity.clone(), lease: [0; 32], report: Report::Failed, account: None };
+        let silent = Release::give_back(identity, [0; 32], Report::Failed, Some("no-answer"));
+        let commands = Commands { releases: vec![failed.clone(), failed, silent], ..Commands::default() };
+        let outcomes = Outcomes {
+            releases: vec![true, false, true],
+            acquires: vec![Acquired::Refused(Refusal::AllBusy)],
+            ..Outcomes::default()
+        };
+        metrics.applied(&commands, &outcomes);
         metrics.count(&Counts {
             live: Tally { seeds: 3, capacity: 6, leases: 4 },
             silent: Tally { seeds: 1, capacity: 2, leases: 1 },

@@ -1,131 +1,14 @@
 //! What clients ask of a store, and what became of it.
 
-mod order;
-
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::{Account, End};
 use crate::domain::health::{BackOff, Health};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
-pub(crate) use order::{in_order, sort};
 
 /// SHA-256 of a lease id: all that is stored of it.
 pub type LeaseHash = [u8; 32];
-
-/// One thing that a client asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Command {
-    /// Register a seed, or its heartbeat in v1.
-    Register {
-        /// Where it is.
-        identity: SeedIdentity,
-        /// What it holds.
-        key: SeedKey,
-        /// What it tells of itself beside that.
-        profile: Box<Profile>,
-        /// How long ago the request arrived, in milliseconds. The writer fills it in.
-        age_ms: i64,
-    },
-    /// A heartbeat that registers nothing.
-    Beat {
-        /// Where the seed is.
-        identity: SeedIdentity,
-        /// What it must hold.
-        key: SeedKey,
-        /// Its process, if it tells.
-        incarnation: Option<String>,
-        /// How long ago the request arrived, in milliseconds. The writer fills it in.
-        age_ms: i64,
-    },
-    /// Lease a point of some seed.
-    Acquire {
-        /// What the worker wants.
-        key: SeedKey,
-        /// What it wishes beside that.
-        wish: Box<Wish>,
-        /// The lease to be.
-        lease: LeaseHash,
-        /// How it waits and is told from its repetitions; without it, it is answered at once.
-        queue: Option<Box<Queue>>,
-    },
-    /// Give a key's free points to those who wait for them.
-    Serve {
-        /// The key.
-        key: SeedKey,
-    },
-    /// End an acquisition's wait.
-    Leave {
-        /// The lease that it was to be.
-        lease: LeaseHash,
-        /// Which attempt of it: that of a later one, or of another planner, goes on.
-        attempt: i64,
-        /// Who ends it.
-        why: Leaving,
-    },
-    /// Extend a lease.
-    Renew {
-        /// The seed that it must be for.
-        identity: SeedIdentity,
-        /// The lease.
-        lease: LeaseHash,
-    },
-    /// End a lease.
-    Release {
-        /// The seed that it must be for.
-        identity: SeedIdentity,
-        /// The lease.
-        lease: LeaseHash,
-        /// How the transfer went.
-        report: Report,
-        /// What else is told of its end; `None` for a release by its holder, who tells nothing.
-        account: Option<Box<Account>>,
-    },
-    /// Note that a seed has just answered when it was asked for its health.
-    Answered {
-        /// Where it is.
-        identity: SeedIdentity,
-        /// The store's number of the holding that was asked: a later one has not answered.
-        seed_id: i64,
-    },
-    /// Take a seed out: its owner ends.
-    Remove {
-        /// Where it is.
-        identity: SeedIdentity,
-        /// What it must hold.
-        key: SeedKey,
-    },
-    /// Take a seed out that goes on: it is not offered while its memory is the same, and its leases live on.
-    Drain {
-        /// Where it is.
-        identity: SeedIdentity,
-        /// What it must hold.
-        key: SeedKey,
-    },
-}
-
-impl Command {
-    /// Ends a lease that its client never used; `reason` is a short word for people.
-    pub fn give_back(identity: SeedIdentity, lease: LeaseHash, report: Report, reason: Option<&str>) -> Self {
-        let reason = reason.map(str::to_owned);
-        let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
-        Self::Release { identity, lease, report, account }
-    }
-
-    /// The seed that it names.
-    pub fn identity(&self) -> Option<&SeedIdentity> {
-        match self {
-            Self::Acquire { .. } | Self::Serve { .. } | Self::Leave { .. } => None,
-            Self::Register { identity, .. }
-            | Self::Beat { identity, .. }
-            | Self::Renew { identity, .. }
-            | Self::Release { identity, .. }
-            | Self::Answered { identity, .. }
-            | Self::Remove { identity, .. }
-            | Self::Drain { identity, .. } => Some(identity),
-        }
-    }
-}
 
 /// How an acquisition waits.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -271,37 +154,6 @@ pub struct Woken {
     pub grant: Option<Grant>,
 }
 
-/// What became of a [`Command`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Outcome {
-    /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
-    Registered(Registration, i64),
-    /// Of [`Command::Register`]: there is no room for one more seed.
-    NoRoom,
-    /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
-    Heard(Heard, Option<i64>),
-    /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.
-    Acquired(Result<Grant, Refusal>),
-    /// Of [`Command::Acquire`]: it waits, and [`Store::collect`] gives its lease when its turn comes. A lease on a
-    /// seed of its key ends by itself after so many milliseconds, if any does: [`Command::Serve`] is to be asked
-    /// for then.
-    Queued(Option<i64>),
-    /// Of [`Command::Serve`]: how long it is to the next such end, in milliseconds.
-    Served(Option<i64>),
-    /// Of [`Command::Leave`].
-    Left(Left),
-    /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
-    Renewed(Option<i64>),
-    /// Of [`Command::Release`]: whether the lease lived.
-    Released(bool),
-    /// Of [`Command::Answered`]: whether that holding is still there.
-    Noted(bool),
-    /// Of [`Command::Remove`].
-    Removed(Removal),
-    /// Of [`Command::Drain`]: how many leases the seed has, or `None` when it is not known under the key.
-    Drained(Option<u32>),
-}
-
 /// A heartbeat of a seed that is known.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Beat {
@@ -368,6 +220,15 @@ pub struct Release {
     pub account: Option<Box<Account>>,
 }
 
+impl Release {
+    /// Ends a lease that its client never used; `reason` is a short word for people.
+    pub fn give_back(identity: SeedIdentity, lease: LeaseHash, report: Report, reason: Option<&str>) -> Self {
+        let reason = reason.map(str::to_owned);
+        let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
+        Self { identity, lease, report, account }
+    }
+}
+
 /// Takes a seed out: its owner ends.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Remove {
@@ -410,6 +271,13 @@ pub struct Acquire {
     pub queue: Option<Box<Queue>>,
 }
 
+/// Gives a key's free points to those who wait for them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serve {
+    /// The key.
+    pub key: SeedKey,
+}
+
 /// A batch of commands, each kind by itself. They are all under way at the same time, so any order is a right one; this
 /// one, of the kinds as they stand here and of each as it is listed, refuses least. Waiters of a key come before
 /// acquisitions of it that are new.
@@ -434,10 +302,33 @@ pub struct Commands {
     /// Acquisitions.
     pub acquires: Vec<Acquire>,
     /// Keys of which free points are to be given to those who wait.
-    pub serves: Vec<SeedKey>,
+    pub serves: Vec<Serve>,
 }
 
 impl Commands {
+    /// How many they are.
+    pub fn len(&self) -> usize {
+        let Self {
+            registers,
+            heartbeats,
+            answers,
+            renewals,
+            releases,
+            removals,
+            drains,
+            leaves,
+            acquires,
+            serves,
+        } = self;
+        let of_seeds = registers.len() + heartbeats.len() + answers.len() + removals.len() + drains.len();
+        of_seeds + renewals.len() + releases.len() + leaves.len() + acquires.len() + serves.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The seeds that they name.
     pub fn identities(&self) -> impl Iterator<Item = &SeedIdentity> {
         let heard = self.registers.iter().map(|one| &one.identity);
@@ -456,7 +347,7 @@ impl Commands {
         heard
             .chain(self.heartbeats.iter().map(|one| &one.key))
             .chain(self.acquires.iter().map(|one| &one.key))
-            .chain(&self.serves)
+            .chain(self.serves.iter().map(|one| &one.key))
     }
 }
 

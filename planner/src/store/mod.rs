@@ -13,11 +13,14 @@ use tokio::sync::Notify;
 pub use crate::domain::seed::{Heard, Registration, Removal};
 pub use clock::{Clock, ManualClock};
 pub use commands::{
-    Beat, Command, Grant, Idempotency, LeaseHash, Leaving, Left, Outcome, Queue, Refusal, Report, Told,
+    Beat, Commands, Grant, Idempotency, LeaseHash, Leaving, Left, Outcomes, Queue, Refusal, Report, Told,
     Woken, attempt,
 };
 use history::{EndedLease, Event, EventFilter};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
+#[cfg(test)]
+pub(crate) use listed::ApplyList;
+pub(crate) use listed::{Command, Outcome, in_order, sort};
 pub use opening::Opening;
 pub(crate) use rules::{
     DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, MAX_CALLED, MAX_CALLS, ONCE_MEMORY_MS, REQUEST_MEMORY_MS,
@@ -32,6 +35,7 @@ pub mod commands;
 pub(crate) mod conformance;
 pub mod history;
 pub mod list;
+mod listed;
 pub mod memory;
 mod opening;
 pub mod postgres;
@@ -69,14 +73,12 @@ fn planner_id() -> String {
 /// A store of seeds and leases.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
-    /// Applies up to [`MAX_BATCH`] commands in one transaction: all of them, with an outcome each, or none.
-    /// They are all under way at the same time, so any order is a right one; a store keeps to this one, which
-    /// refuses least: registrations and heartbeats, answers, renewals, releases, removals and drains, ends of waits,
-    /// acquisitions, each kind as listed. Waiters of a key come before acquisitions of it that are new.
+    /// Applies up to [`MAX_BATCH`] commands in one transaction, in the order of [`Commands`]: all of them, each with an
+    /// outcome, or none.
     ///
     /// # Errors
     /// [`StoreError`]; nothing was changed.
-    async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError>;
+    async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError>;
 
     /// Tells when some waiter of this store's may have been served, by whichever planner. A hint: it may come for
     /// nothing, and one may be lost.

@@ -12,8 +12,8 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use super::history::{EndedLease, Event, EventFilter, Keep};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, LeaseHash, ManualClock, Outcome, Refusal, Registration, Removal, Report, Room,
-    Rules, SeedView, Snapshot, Store,
+    ApplyList, Beat, Clock, Command, LeaseHash, ManualClock, Outcome, Refusal, Registration, Removal, Report,
+    Room, Rules, SeedView, Snapshot, Store,
 };
 use crate::domain::health::BackOff;
 use crate::domain::location::Location;
@@ -96,7 +96,7 @@ impl<H: Home> Bench<H> {
     }
 
     pub(crate) async fn apply(&self, commands: &[Command]) -> Vec<Outcome> {
-        let outcomes = self.store.apply(commands).await.unwrap();
+        let outcomes = self.store.apply_list(commands).await.unwrap();
         assert_eq!(outcomes.len(), commands.len());
         outcomes
     }
@@ -188,7 +188,7 @@ struct Closed;
 
 #[async_trait]
 impl Store for Closed {
-    async fn apply(&self, _: &[Command]) -> Result<Vec<Outcome>, super::StoreError> {
+    async fn apply(&self, _: &super::Commands) -> Result<super::Outcomes, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     fn wakes(&self) -> Arc<tokio::sync::Notify> {

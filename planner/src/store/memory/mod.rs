@@ -33,10 +33,7 @@ use super::clock::Own;
 use super::commands::{Commands, Outcomes};
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
-use super::{
-    Beat, Command, Counts, MAX_FLUSH, Outcome, PoolView, Rules, Snapshot, Store, StoreError, Swept, Told,
-    Woken, commands,
-};
+use super::{Beat, Counts, MAX_FLUSH, PoolView, Rules, Snapshot, Store, StoreError, Swept, Told, Woken};
 use crate::decide::place::Place;
 use crate::decide::{Batch, Changes, Decision, adopt, collect, drain, heartbeat, sweep};
 pub use journal::{Journal, Loaded, Record, Version};
@@ -224,20 +221,6 @@ impl<J: Journal> MirrorStore<J> {
         Err(StoreError::Broken("a batch keeps asking for rows".into()))
     }
 
-    /// Applies commands that are sorted by kind.
-    async fn apply_all(&self, commands: &Commands) -> Result<Outcomes, StoreError> {
-        let (tx, now) = self.begin().await?;
-        let mut decision = self.decide(commands, now)?;
-        self.commit(tx, std::mem::take(&mut decision.changes), now).await?;
-        let held = self.held();
-        decision.wait_ms(commands, |key| held.mirror.next_end_ms(key, now));
-        drop(held);
-        if decision.woken.contains(&self.planner) {
-            self.served.notify_one();
-        }
-        Ok(decision.outcomes)
-    }
-
     /// One step of a sweep over seeds, from a number on; gives where the next begins.
     async fn sweep_seeds(&self, from: i64) -> Result<(Swept, Option<i64>), StoreError> {
         self.change(|mirror, now| {
@@ -332,10 +315,17 @@ fn mirror_of(loaded: Loaded, before: &Mirror, rules: &Rules, now: i64) -> Mirror
 
 #[async_trait]
 impl<J: Journal> Store for MirrorStore<J> {
-    async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
-        let (sorted, places) = commands::sort(commands);
-        let outcomes = self.apply_all(&sorted).await?;
-        commands::in_order(&outcomes, &places)
+    async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError> {
+        let (tx, now) = self.begin().await?;
+        let mut decision = self.decide(commands, now)?;
+        self.commit(tx, std::mem::take(&mut decision.changes), now).await?;
+        let held = self.held();
+        decision.wait_ms(commands, |key| held.mirror.next_end_ms(key, now));
+        drop(held);
+        if decision.woken.contains(&self.planner) {
+            self.served.notify_one();
+        }
+        Ok(decision.outcomes)
     }
 
     fn wakes(&self) -> Arc<Notify> {

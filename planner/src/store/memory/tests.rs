@@ -10,7 +10,7 @@ use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::conformance::{self, Home, RULES, acquire, register, release};
 use crate::store::simulation::{self, Ground};
-use crate::store::{Clock, Command, Outcome, Registration, Room, Rules, Store, StoreError};
+use crate::store::{ApplyList, Clock, Command, Outcome, Registration, Room, Rules, Store, StoreError};
 
 #[async_trait]
 impl Home for Paper {
@@ -53,12 +53,12 @@ async fn what_became_of_a_commit_that_failed_is_found_out() {
     for (fails, is_there) in [(Failure::Done, true), (Failure::Undone, false)] {
         let paper = Paper::default();
         let store = paper.open(RULES, Clock::System).await;
-        store.apply(&[register(1, "k")]).await.unwrap();
+        store.apply_list(&[register(1, "k")]).await.unwrap();
         paper.0.lock().await.fails = Some(fails);
-        let error = store.apply(&[acquire("k", 1), register(2, "k")]).await.unwrap_err();
+        let error = store.apply_list(&[acquire("k", 1), register(2, "k")]).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
         assert_eq!(store.snapshot().await.unwrap().seed_count, 1, "nobody hears of it before it is known");
-        let outcomes = store.apply(&[release(1, 1), register(2, "k")]).await.unwrap();
+        let outcomes = store.apply_list(&[release(1, 1), register(2, "k")]).await.unwrap();
         assert_eq!(outcomes[0], Outcome::Released(is_there), "{fails:?}");
         let expected = if is_there { Registration::Repeated } else { Registration::New };
         assert!(matches!(outcomes[1], Outcome::Registered(found, _) if found == expected), "{outcomes:?}");
@@ -69,9 +69,9 @@ async fn what_became_of_a_commit_that_failed_is_found_out() {
 async fn what_somebody_else_has_written_is_noticed() {
     let paper = Paper::default();
     let store = paper.open(RULES, Clock::System).await;
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     paper.0.lock().await.clear();
-    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Err(_))), "{outcomes:?}");
     assert_eq!(store.snapshot().await.unwrap().seed_count, 0);
 }
@@ -80,10 +80,10 @@ async fn what_somebody_else_has_written_is_noticed() {
 async fn a_planner_that_is_full_takes_nobody_new_and_serves_who_is_there() {
     let room = Room { seeds: 1, bytes: 1 << 20 };
     let store = Paper::default().open(Rules { room, ..RULES }, Clock::System).await;
-    let outcomes = store.apply(&[register(1, "k"), register(2, "k"), acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[register(1, "k"), register(2, "k"), acquire("k", 1)]).await.unwrap();
     assert_eq!(outcomes[1], Outcome::NoRoom);
     assert!(matches!(outcomes[2], Outcome::Acquired(Ok(_))), "{outcomes:?}");
-    let outcomes = store.apply(&[register(1, "k"), release(1, 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[register(1, "k"), release(1, 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Registered(Registration::Repeated, _)), "{outcomes:?}");
     assert_eq!(outcomes[1], Outcome::Released(true));
 }
@@ -95,16 +95,16 @@ async fn a_planner_that_is_full_remembers_no_more_instances() {
     let store = paper.open(RULES, Clock::System).await;
     let profile = Box::new(Profile { instance_id: of("old"), ..Profile::default() });
     let Command::Register { identity, key, age_ms, .. } = register(1, "k") else { unreachable!() };
-    store.apply(&[Command::Register { identity, key, profile, age_ms }]).await.unwrap();
+    store.apply_list(&[Command::Register { identity, key, profile, age_ms }]).await.unwrap();
     for (bytes, number, expected) in [(1 << 20, 1, of("old")), (0, 2, None)] {
         let room = Room { seeds: 1, bytes };
         let store = paper.open(Rules { room, ..RULES }, Clock::System).await;
         let new = format!("new-{number}");
         let wish = Box::new(Wish { instance_id: of(&new), ..Wish::default() });
         let Command::Acquire { key, lease, queue, .. } = acquire("k", number) else { unreachable!() };
-        let outcomes = store.apply(&[Command::Acquire { key, wish, lease, queue }]).await.unwrap();
+        let outcomes = store.apply_list(&[Command::Acquire { key, wish, lease, queue }]).await.unwrap();
         assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
-        store.apply(&[release(1, number)]).await.unwrap();
+        store.apply_list(&[release(1, number)]).await.unwrap();
         assert_eq!(store.source_instance(&new).await.unwrap(), expected);
     }
 }

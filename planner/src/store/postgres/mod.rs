@@ -39,6 +39,7 @@ mod history;
 mod instances;
 mod leases;
 mod list;
+mod listed;
 mod listen;
 mod offer;
 mod pool;
@@ -74,8 +75,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcome, PoolView, Rules, Snapshot, Store,
-    StoreError, Swept, Told, Woken, pool_view,
+    Beat, Clock, Command, Commands, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcome, Outcomes, PoolView,
+    Rules, Snapshot, Store, StoreError, Swept, Told, Woken, pool_view,
 };
 use time::Time;
 use transaction::{Begin, SET_READ_ONLY, Stopped, run};
@@ -294,9 +295,10 @@ fn small<T: TryFrom<i64>>(number: i64) -> Result<T, Stopped> {
 
 #[async_trait]
 impl Store for PostgresStore {
-    async fn apply(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+    async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError> {
+        let commands = listed::list(commands);
         let applied =
-            run(&self.database.pool, Begin::Write, batch::Batch::new(&self.database, commands)).await?;
+            run(&self.database.pool, Begin::Write, batch::Batch::new(&self.database, &commands)).await?;
         if applied.woke {
             self.database.served.notify_one();
         }
@@ -307,7 +309,7 @@ impl Store for PostgresStore {
         if matters && !applied.touched.is_empty() {
             self.database.look_again(applied.touched);
         }
-        Ok(applied.outcomes)
+        Ok(listed::by_kind(applied.outcomes))
     }
 
     fn wakes(&self) -> Arc<Notify> {

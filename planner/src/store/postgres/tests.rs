@@ -13,7 +13,7 @@ use crate::store::conformance::waiting::{attempt, leave_attempt};
 use crate::store::conformance::{
     self, Home, RULES, acquire, identity, key, register, release, remove, renew,
 };
-use crate::store::{Leaving, Left};
+use crate::store::{ApplyList, Leaving, Left, Outcome};
 use cluster::Cluster;
 
 #[path = "../../../../tests/src/cluster.rs"]
@@ -90,7 +90,7 @@ async fn storm(store: &PostgresStore, planner: u32, rounds: u32) -> i64 {
                 }
             });
         }
-        let outcomes = store.apply(&commands).await.unwrap();
+        let outcomes = store.apply_list(&commands).await.unwrap();
         for (command, outcome) in commands.iter().zip(outcomes) {
             match (command, outcome) {
                 (Command::Acquire { lease, .. }, Outcome::Acquired(Ok(grant))) => {
@@ -166,8 +166,8 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
     let all_new = async {
         // Seeds that drain return once their leases have ended, of themselves.
         loop {
-            stores[0].apply(&gone).await.unwrap();
-            let outcomes = stores[1].apply(&registrations).await.unwrap();
+            stores[0].apply_list(&gone).await.unwrap();
+            let outcomes = stores[1].apply_list(&registrations).await.unwrap();
             let new = |outcome: &Outcome| !matches!(outcome, Outcome::Registered(Registration::Draining, _));
             tried += 1;
             if outcomes.iter().all(new) {
@@ -180,7 +180,7 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
     check_history(&url, all_granted).await;
     let all = u32::from(SEEDS) * CAPACITY;
     let wanted: Vec<Command> = (0..all + 5).map(|number| acquire(KEYS[0], 9_000_000 + number)).collect();
-    let outcomes = stores[2].apply(&wanted).await.unwrap();
+    let outcomes = stores[2].apply_list(&wanted).await.unwrap();
     let granted = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Acquired(Ok(_)))).count();
     assert_eq!(granted, all as usize, "after {tried} tries");
     check_capacity(&stores[0]).await;
@@ -194,7 +194,7 @@ async fn one_seed_that_two_planners_register_at_once_is_one() {
     for round in 0..20u8 {
         let some = [register(round * 2, "k"), register(round * 2 + 1, "k")];
         let reversed = [some[1].clone(), some[0].clone()];
-        let (one, other) = tokio::join!(first.apply(&some), second.apply(&reversed));
+        let (one, other) = tokio::join!(first.apply_list(&some), second.apply_list(&reversed));
         let new = one.unwrap().into_iter().chain(other.unwrap());
         let new = new.filter(|outcome| matches!(outcome, Outcome::Registered(Registration::New, _)));
         assert_eq!(new.count(), 2);
@@ -208,12 +208,12 @@ async fn one_request_that_two_planners_are_asked_at_once_has_one_lease() {
     let first = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     let second = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
     for number in 0..20u8 {
-        first.apply(&[register(number * 2, "k"), register(number * 2 + 1, "k")]).await.unwrap();
+        first.apply_list(&[register(number * 2, "k"), register(number * 2 + 1, "k")]).await.unwrap();
         let (one, other) = (attempt(number, 1, 0, 1), attempt(number, 1, 0, 2));
         // Beside others, of which none may fail with it.
         let beside = |at: u32| acquire("k", 1_000 + 10 * u32::from(number) + at);
         let (one, other) = ([one, beside(1)], [other, beside(2)]);
-        let (one, other) = tokio::join!(first.apply(&one), second.apply(&other));
+        let (one, other) = tokio::join!(first.apply_list(&one), second.apply_list(&other));
         let (one, other) = (one.unwrap(), other.unwrap());
         let seed = |outcomes: &[Outcome]| conformance::granted(&outcomes[0]);
         assert!(seed(&one).is_some() && seed(&one) == seed(&other), "{one:?} {other:?}");
@@ -229,15 +229,15 @@ async fn the_end_of_a_wait_at_one_planner_leaves_its_repetition_at_another() {
         let text = "k";
         let lease = conformance::lease(number.into());
         for (store, at) in [(&first, 1), (&second, 2)] {
-            let outcomes = store.apply(&[attempt(number, 1, 60_000, at)]).await.unwrap();
+            let outcomes = store.apply_list(&[attempt(number, 1, 60_000, at)]).await.unwrap();
             assert!(matches!(outcomes[0], Outcome::Queued(_)), "{outcomes:?}");
         }
         // What the first says of its own attempt, and what it would say of the other's.
         for at in [1, 2] {
-            let outcomes = first.apply(&[leave_attempt(number.into(), at, why)]).await.unwrap();
+            let outcomes = first.apply_list(&[leave_attempt(number.into(), at, why)]).await.unwrap();
             assert_eq!(outcomes, [Outcome::Left(Left::Superseded)]);
         }
-        first.apply(&[register(number, text)]).await.unwrap();
+        first.apply_list(&[register(number, text)]).await.unwrap();
         assert_eq!(first.collect(&[]).await.unwrap(), []);
         let woken = second.collect(&[]).await.unwrap();
         assert_eq!(woken.iter().map(|woken| (woken.lease, woken.attempt)).collect::<Vec<_>>(), [(lease, 2)]);
@@ -267,8 +267,8 @@ async fn a_column_that_the_next_version_adds_is_not_noticed() {
     let one = ConnectSettings { pool_size: 1, ..few() };
     let store = PostgresStore::open(&url, one, RULES, Clock::System).await.unwrap();
     let everything = async |number: u32| {
-        store.apply(&[register(1, "k"), acquire("k", number)]).await.unwrap();
-        assert_eq!(store.apply(&[release(1, number)]).await.unwrap(), [Outcome::Released(true)]);
+        store.apply_list(&[register(1, "k"), acquire("k", number)]).await.unwrap();
+        assert_eq!(store.apply_list(&[release(1, number)]).await.unwrap(), [Outcome::Released(true)]);
         assert_eq!(store.snapshot().await.unwrap().seed_count, 1);
         let part = Part { after: None, limit: 10 };
         assert_eq!(store.list_seeds(&SeedFilter::default(), &part).await.unwrap().entries.len(), 1);
@@ -325,18 +325,18 @@ async fn a_lock_that_is_held_is_an_outage_that_passes() {
     let Database(url) = Database::make().await;
     let quick = ConnectSettings { statement_timeout: std::time::Duration::from_millis(200), ..few() };
     let store = PostgresStore::open(&url, quick, RULES, Clock::System).await.unwrap();
-    let outcomes = store.apply(&[register(1, "k")]).await.unwrap();
+    let outcomes = store.apply_list(&[register(1, "k")]).await.unwrap();
     let Outcome::Registered(_, id) = outcomes[0] else { panic!("{outcomes:?}") };
     let mut foreign = url.options().connect().await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT 1 FROM seeds FOR UPDATE").execute(&mut foreign).await.unwrap();
     for command in [acquire("k", 1), register(1, "k")] {
-        let error = store.apply(&[command]).await.unwrap_err();
+        let error = store.apply_list(&[command]).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
     }
     // Heartbeats need no lock of a seed.
     assert!(store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().is_empty());
     sqlx::raw_sql("ROLLBACK").execute(&mut foreign).await.unwrap();
-    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
 }
 
@@ -344,12 +344,12 @@ async fn a_lock_that_is_held_is_an_outage_that_passes() {
 async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
     let Database(url) = Database::make().await;
     let store = PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     let mut flushing = url.options().connect().await.unwrap();
     sqlx::raw_sql("BEGIN; UPDATE heartbeats SET last_ms = last_ms").execute(&mut flushing).await.unwrap();
-    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
-    assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+    assert_eq!(store.apply_list(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -365,13 +365,13 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     };
     let open = async || PostgresStore::open(&url, few(), rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];
-    stores[0].apply(&[on_host(1, "k"), on_host(2, "l")]).await.unwrap();
+    stores[0].apply_list(&[on_host(1, "k"), on_host(2, "l")]).await.unwrap();
     // Whoever has seen room on the host, and would take it, is held up before it does.
     let mut foreign = url.options().connect().await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT 1 FROM seeds FOR UPDATE").execute(&mut foreign).await.unwrap();
     let mut claims = tokio::task::JoinSet::new();
     for (store, (text, lease)) in stores.into_iter().zip([("k", 1), ("l", 2)]) {
-        claims.spawn(async move { store.apply(&[acquire(text, lease)]).await.unwrap() });
+        claims.spawn(async move { store.apply_list(&[acquire(text, lease)]).await.unwrap() });
     }
     let waiting = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";
@@ -390,7 +390,7 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
 async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outcome>, Snapshot) {
     let Database(url) = Database::make().await;
     let store = std::sync::Arc::new(PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap());
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     let mut other = url.options().connect().await.unwrap();
     let renewed = format!(
         "BEGIN;
@@ -403,7 +403,7 @@ async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outc
     sqlx::raw_sql(sqlx::AssertSqlSafe(renewed)).execute(&mut other).await.unwrap();
     let batch = tokio::spawn({
         let (store, batch) = (store.clone(), batch.to_vec());
-        async move { store.apply(&batch).await }
+        async move { store.apply_list(&batch).await }
     });
     let waiting = "SELECT count(*) FROM pg_stat_activity
                    WHERE datname = current_database() AND wait_event_type = 'Lock'";

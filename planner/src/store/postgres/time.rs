@@ -144,8 +144,8 @@ mod tests {
     use super::super::PostgresStore;
     use super::super::tests::{Database, few};
     use super::*;
-    use crate::store::ManualClock;
     use crate::store::conformance::{Home, RULES, acquire, register, renew};
+    use crate::store::{ApplyList, ManualClock};
 
     const HOUR_MS: i64 = 3_600_000;
 
@@ -185,8 +185,11 @@ mod tests {
             planners.clocks[0].step(step);
             let commands: Vec<_> = (0..3).map(|seed| [register(seed, "k")]).collect();
             let [one, two, three] = &planners.stores[..] else { unreachable!() };
-            let (one, two, three) =
-                tokio::join!(one.apply(&commands[0]), two.apply(&commands[1]), three.apply(&commands[2]));
+            let (one, two, three) = tokio::join!(
+                one.apply_list(&commands[0]),
+                two.apply_list(&commands[1]),
+                three.apply_list(&commands[2])
+            );
             assert!([one, two, three].iter().all(Result::is_ok));
             for planner in 0..3 {
                 assert_eq!(planners.ahead(planner).await, -step);
@@ -197,10 +200,10 @@ mod tests {
     #[tokio::test]
     async fn a_step_within_a_look_that_took_long_is_found() {
         let planners = Planners::new(1).await;
-        planners.stores[0].apply(&[register(1, "k")]).await.unwrap();
+        planners.stores[0].apply_list(&[register(1, "k")]).await.unwrap();
         // The question was under way for 5 s, after which the clock was put back by 2: that could be 3 s and no step.
         planners.clocks[0].delay_next_look(5_000, -2_000);
-        planners.stores[0].apply(&[acquire("k", 1)]).await.unwrap();
+        planners.stores[0].apply_list(&[acquire("k", 1)]).await.unwrap();
         assert_eq!(planners.ahead(0).await, 2_000);
     }
 
@@ -208,9 +211,9 @@ mod tests {
     async fn a_planner_that_was_stopped_puts_time_back_for_nobody() {
         let planners = Planners::new(2).await;
         planners.clocks[1].pass(HOUR_MS);
-        planners.stores[1].apply(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
+        planners.stores[1].apply_list(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
         for planner in [0, 1, 0] {
-            planners.stores[planner].apply(&[renew(1, 1)]).await.unwrap();
+            planners.stores[planner].apply_list(&[renew(1, 1)]).await.unwrap();
             assert_eq!(planners.ahead(planner).await, 0);
         }
     }
@@ -218,7 +221,7 @@ mod tests {
     #[tokio::test]
     async fn a_planner_that_comes_goes_on_from_what_others_have_seen() {
         let mut planners = Planners::new(2).await;
-        planners.stores[0].apply(&[register(1, "k")]).await.unwrap();
+        planners.stores[0].apply_list(&[register(1, "k")]).await.unwrap();
         planners.clocks[0].step(-HOUR_MS);
         // The first one has not seen it.
         planners.stores[1] = planners.start(1).await;

@@ -7,7 +7,9 @@ mod tally;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
-use super::super::{Beat, Clock, Command, ManualClock, Outcome, Snapshot, Store, StoreError, Swept};
+use super::super::{
+    ApplyList, Beat, Clock, Command, ManualClock, Outcome, Snapshot, Store, StoreError, Swept,
+};
 use super::Ground;
 use super::commands::{told, woken};
 use super::history::{Cut, History, Step, Work};
@@ -418,7 +420,7 @@ impl<G: Ground> Play<'_, G> {
 
 async fn work(store: Arc<dyn Store>, begun: &Begun) -> Done {
     if !begun.commands.is_empty() {
-        Done::Batch(store.apply(&begun.commands).await)
+        Done::Batch(store.apply_list(&begun.commands).await)
     } else if matches!(begun.events.first(), Some(Event::Sweep { .. })) {
         Done::Sweep(store.sweep().await)
     } else {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use super::*;
 use crate::store::conformance::waiting::queue;
 use crate::store::conformance::{self, Bench, Home, RULES, acquire, register};
-use crate::store::{Outcome, Store};
+use crate::store::{ApplyList, Outcome, Store};
 
 /// A file in a directory of its own.
 pub(super) struct Directory(tempfile::TempDir);
@@ -71,7 +71,7 @@ async fn what_is_made_is_for_its_user_alone() {
     let directory = home.0.path().join("made/here");
     let file = directory.join("planner.db");
     let store = SqliteStore::open(&file, RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     let mut names = Vec::new();
     for entry in std::fs::read_dir(&directory).unwrap() {
         let path = entry.unwrap().path();
@@ -104,7 +104,7 @@ async fn a_database_of_another_program_is_left_alone() {
 async fn a_file_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     sqlx::query("UPDATE _sqlx_migrations SET checksum = x'00'").execute(&store.journal.writer).await.unwrap();
     store.close().await;
     drop(store);
@@ -125,7 +125,7 @@ async fn a_file_of_an_unreleased_planner_is_refused_by_name_and_says_what_to_do(
 async fn a_file_of_a_newer_planner_is_taken_over() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     let newer = "INSERT INTO _sqlx_migrations (version, description, success, checksum, execution_time)
                  VALUES (9999, 'of the next version', TRUE, x'', 0);
                  ALTER TABLE seeds ADD COLUMN of_the_next_version TEXT";
@@ -133,7 +133,7 @@ async fn a_file_of_a_newer_planner_is_taken_over() {
     store.close().await;
     drop(store);
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
-    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
 }
 
@@ -141,16 +141,16 @@ async fn a_file_of_a_newer_planner_is_taken_over() {
 async fn a_locked_file_is_an_outage_that_passes() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     let foreign = SqlitePool::connect_with(SqliteConnectOptions::new().filename(home.file())).await.unwrap();
     let tx = foreign.begin_with("BEGIN IMMEDIATE").await.unwrap();
-    let error = store.apply(&[acquire("k", 1)]).await.unwrap_err();
+    let error = store.apply_list(&[acquire("k", 1)]).await.unwrap_err();
     assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
     assert!(store.check().await.is_err());
     assert_eq!(store.snapshot().await.unwrap().seed_count, 1, "readers go on");
     tx.rollback().await.unwrap();
     store.check().await.unwrap();
-    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
 }
 
@@ -175,7 +175,7 @@ async fn a_check_writes_as_any_change_does() {
 async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     // What a full disk makes it do at the commit, behind the driver's back.
     let (mut tx, _) = store.begin().await.unwrap();
     sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
@@ -185,7 +185,7 @@ async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
     let (mut tx, _) = store.begin().await.unwrap();
     sqlx::query("ROLLBACK").execute(&mut *tx).await.unwrap();
     drop(tx);
-    let outcomes = store.apply(&[acquire("k", 1)]).await.unwrap();
+    let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");
 }
 
@@ -193,7 +193,7 @@ async fn a_transaction_that_sqlite_rolled_back_is_an_outage_that_passes() {
 async fn the_database_s_clock_is_the_time_of_day() {
     let home = Directory::make().await;
     let store = SqliteStore::open(&home.file(), RULES, Clock::System).await.unwrap();
-    store.apply(&[register(1, "k")]).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let heard = store.snapshot().await.unwrap().seeds[0].last_heartbeat_ms;
     assert!(since.as_millis().abs_diff(u128::from(heard.unsigned_abs())) < 60_000);
@@ -217,7 +217,7 @@ async fn what_is_written_reaches_its_place_while_the_writer_goes_on() {
     let reached = async {
         while !is_there().await {
             number = (number + 1) % 100;
-            store.apply(&[register(number, "k")]).await.unwrap();
+            store.apply_list(&[register(number, "k")]).await.unwrap();
         }
     };
     tokio::time::timeout(Duration::from_secs(30), reached).await.expect("a checkpoint beside the writer");

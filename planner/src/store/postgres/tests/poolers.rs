@@ -4,8 +4,8 @@ use sqlx::AssertSqlSafe;
 
 use super::pooler::Pooler as Bouncer;
 use super::*;
-use crate::store::ManualClock;
 use crate::store::postgres::connect::Pooler;
+use crate::store::{ApplyList, ManualClock};
 
 async fn are_shared(url: &str) -> bool {
     session::are_shared(url_of(url).servers()[0].options(true)).await.unwrap()
@@ -71,9 +71,9 @@ async fn nothing_outlives_a_transaction_in_a_session_that_is_lent() {
         let settings = ConnectSettings { pool_size: 1, pooler, ..few() };
         let store = PostgresStore::open(&url, settings, RULES, Clock::System).await.unwrap();
         assert_eq!(store.database.pool.is_shared(), pooler == Pooler::Yes);
-        store.apply(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
-        assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
-        store.apply(&[acquire("none", 1)]).await.unwrap();
+        store.apply_list(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
+        assert_eq!(store.apply_list(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+        store.apply_list(&[acquire("none", 1)]).await.unwrap();
         store.sweep().await.unwrap();
         store.check().await.unwrap();
         store.snapshot().await.unwrap();
@@ -111,11 +111,11 @@ async fn a_session_that_turns_out_to_be_lent_is_used_as_such() {
     let store = PostgresStore::open(&url_of(&through), settings, RULES, Clock::System).await.unwrap();
     // Of two sessions it can only have the one that nobody holds: first one, then the other.
     let first = Holder::take(&through).await;
-    store.apply(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
+    store.apply_list(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
     let _second = Holder::take(&through).await;
     first.give_back().await;
-    assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
-    store.apply(&[register(1, "k"), acquire("k", 2)]).await.unwrap();
+    assert_eq!(store.apply_list(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+    store.apply_list(&[register(1, "k"), acquire("k", 2)]).await.unwrap();
     assert!(store.database.pool.is_shared());
 }
 
@@ -139,7 +139,7 @@ async fn a_planner_that_starts_in_a_session_from_before_heeds_who_set_it_read_on
         // The pooler has its one session from now on.
         if has_tables {
             let store = PostgresStore::open(&through, settings, RULES, Clock::System).await.unwrap();
-            store.apply(&[register(1, "k")]).await.unwrap();
+            store.apply_list(&[register(1, "k")]).await.unwrap();
             store.close().await;
         } else {
             Holder::take(&bouncer.url(&url)).await.give_back().await;
@@ -189,13 +189,13 @@ async fn a_clock_is_put_right_behind_a_pooler() {
     let clock = std::sync::Arc::new(ManualClock::new(1_000_000));
     let through = url_of(&bouncer.url(&url));
     let store = PostgresStore::open(&through, settings, RULES, Clock::Manual(clock.clone())).await.unwrap();
-    store.apply(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
+    store.apply_list(&[register(1, "k"), acquire("k", 1)]).await.unwrap();
     for (step, ahead) in [(3_600_000, -3_600_000), (-7_200_000, 3_600_000)] {
         clock.step(step);
-        store.apply(&[renew(1, 1)]).await.unwrap();
+        store.apply_list(&[renew(1, 1)]).await.unwrap();
         assert_eq!(store.snapshot().await.unwrap().ahead_ms, ahead);
     }
-    assert_eq!(store.apply(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
+    assert_eq!(store.apply_list(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
     let left = "SELECT count(*) FROM pg_prepared_statements";
     assert_eq!(direct::<i64>(&bouncer.url(&url), left).await, 0);
 }
@@ -210,7 +210,7 @@ async fn settings_of_the_url_hold_in_every_session() {
     let options = "options=-c%20search_path%3Delsewhere%2C%5C%20public";
     for url in [format!("{direct}&{options}"), format!("{}?{options}", bouncer.url(&direct))] {
         let store = PostgresStore::open(&url_of(&url), few(), RULES, Clock::System).await.unwrap();
-        store.apply(&[register(1, "k")]).await.unwrap();
+        store.apply_list(&[register(1, "k")]).await.unwrap();
         assert_eq!(store.snapshot().await.unwrap().seed_count, 1);
         let count = "SELECT count(*) FROM elsewhere.seeds";
         let count: i64 = sqlx::query_scalar(count).fetch_one(&mut connection).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::super::Store;
+use super::super::super::{Commands, Store};
 use super::super::Ground;
 use super::{Play, Stage};
 
@@ -85,5 +85,5 @@ impl<G: Ground> Play<'_, G> {
 
 /// Has a planner work, though there is nothing to do but to see what time it is.
 async fn look(store: &Arc<dyn Store>) -> Result<(), String> {
-    store.apply(&[]).await.map(drop).map_err(|error| error.to_string())
+    store.apply(&Commands::default()).await.map(drop).map_err(|error| error.to_string())
 }

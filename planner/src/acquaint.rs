@@ -15,9 +15,10 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::allocate::Writer;
 use crate::probe::{Prober, Verdict};
-use crate::store::{Command, Grant};
+use crate::store::Grant;
+use crate::store::commands::Answered;
+use crate::writer::Writer;
 
 /// Seeds that are asked at once; beyond them a seed is asked beside a later grant. It leaves the prober room for those
 /// that are doubted, for which somebody waits.
@@ -62,7 +63,7 @@ impl Acquaintance {
     async fn ask(&self, key: SeedKey, identity: SeedIdentity, seed_id: i64) {
         if self.prober.ask(&identity, &key).await == Verdict::Well {
             // Whatever becomes of it: where it is not noted the next grant asks again.
-            let _ = self.writer.submit(Command::Answered { identity, seed_id }).await;
+            let _ = self.writer.submit(Answered { identity, seed_id }).await;
             self.asked().forget(seed_id);
         }
     }

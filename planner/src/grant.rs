@@ -1,305 +1,323 @@
-//! Leasing a seed that lives: acquire, and ask a seed that was quiet for long whether it is there before its lease
-//! is given away. Others are asked, too, until they have answered once, but nobody waits for it: see
-//! [`crate::acquaint`].
+//! What an acquisition has, as owned values: a lease, or a place in the queue. Dropped, it is given back.
 //!
-//! Nothing of this is within a transaction. A lease on a seed that does not answer is ended, and its seed suspect,
-//! before another is acquired. On cancel the lease that is being looked at is given back.
+//! A lease is held from the commit that granted it until its client is told: in the writer's answer, by the request that
+//! asked, by a waiter's seat, by the connection that writes the answer. Wherever its way ends, the value is dropped there,
+//! and the lease ends with the writer's next batch. There is one way out: [`GrantedLease::delivered`], where the answer
+//! left the socket. A lease whose request may be repeated is kept ([`GrantedLease::keep`]): its client comes back for it,
+//! and until then it lives as long as any that is not renewed.
+//!
+//! On kill -9, and where the queue of the writer is full, the lease ends by its time to live.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use crate::store::commands::{Acquire, Acquired, Leave, Release};
+use crate::store::{Grant, LeaseHash, Leaving, Left, Refusal, Report};
+use crate::writer::Writer;
 
-use crate::acquaint::Acquaintance;
-use crate::allocate::{WriteError, Writer};
-use crate::probe::{Prober, Verdict};
-use crate::store::{Command, Grant, Leaving, Outcome, Report, attempt};
-use crate::waiting::{AcquireError, Ask, WaitingRoom};
-
-/// The most seeds that are found dead for one request, each in 300 ms: the answer must come in time.
-const MAX_DEAD: usize = 16;
-/// What a heartbeat may be late by, on its way and until it is written, in milliseconds.
-const LATE_MS: i64 = 3_000;
-/// Why the lease on a seed that does not answer ends.
-const NO_ANSWER: &str = "no-answer";
-
-/// How seeds are asked for their health.
+/// What became of an acquisition.
 #[derive(Debug)]
-pub struct Liveness {
-    /// Asks.
-    pub prober: Arc<Prober>,
-    /// Asks those that are not doubted and have not answered yet.
-    pub acquaintance: Arc<Acquaintance>,
-    /// How often seeds send heartbeats.
-    pub heartbeat_interval: Duration,
+pub enum Acquisition {
+    /// It has a lease.
+    Granted(GrantedLease),
+    /// It has none.
+    Refused(Refusal),
+    /// It waits. A lease on a seed of its key ends by itself after so many milliseconds, if any does: its key is to be
+    /// served then.
+    Queued(Place, Option<i64>),
 }
 
-/// Leases seeds.
-#[derive(Debug, Clone)]
-pub struct Granter {
-    /// Applies commands.
-    pub writer: Writer,
-    /// Where requests wait.
-    pub room: Arc<WaitingRoom>,
-    /// How seeds are asked; without it none is.
-    pub liveness: Option<Arc<Liveness>>,
+impl Acquisition {
+    /// What a store decided, owned by whoever has this.
+    pub(crate) fn of(asked: &Acquire, acquired: Acquired, writer: &Writer) -> Self {
+        match acquired {
+            Acquired::Granted(grant) => {
+                let may_be_repeated = asked.queue.as_ref().is_some_and(|queue| queue.idempotency.is_some());
+                Self::Granted(GrantedLease::new(grant, asked.lease, may_be_repeated, writer))
+            }
+            Acquired::Refused(refusal) => Self::Refused(refusal),
+            Acquired::Queued(next_end_ms) => {
+                let attempt = asked.queue.as_ref().map_or(0, |queue| queue.attempt);
+                Self::Queued(Place { leave: Some((writer.clone(), asked.lease, attempt)) }, next_end_ms)
+            }
+        }
+    }
 }
 
-/// A lease that is given back when it is dropped.
-struct Held<'a> {
-    writer: &'a Writer,
-    release: Option<Command>,
+/// What the end of a wait found.
+#[derive(Debug)]
+pub enum EndOfWait {
+    /// It had been given nothing.
+    Nothing,
+    /// It had been given this.
+    Granted(GrantedLease),
+    /// It had been given a lease that is over.
+    Over,
+    /// A later attempt has its place.
+    Superseded,
 }
 
-impl Drop for Held<'_> {
+impl EndOfWait {
+    /// What a store found, owned by whoever has this.
+    pub(crate) fn of(leave: &Leave, left: Left, writer: &Writer) -> Self {
+        match left {
+            Left::Nothing => Self::Nothing,
+            Left::Granted { grant, kept } => {
+                // What a client that is gone had been given, the store has given back itself.
+                let stays = kept || leave.why != Leaving::TimedOut;
+                Self::Granted(GrantedLease::new(grant, leave.lease, stays, writer))
+            }
+            Left::Over => Self::Over,
+            Left::Superseded => Self::Superseded,
+        }
+    }
+}
+
+/// A lease of which its client was not told yet. Dropped, it is given back.
+#[derive(Debug)]
+pub struct GrantedLease {
+    grant: Grant,
+    lease: LeaseHash,
+    writer: Writer,
+    stays: bool,
+}
+
+impl GrantedLease {
+    /// A lease that was granted just now, and is kept if its request may be repeated.
+    pub(crate) fn new(grant: Grant, lease: LeaseHash, may_be_repeated: bool, writer: &Writer) -> Self {
+        let mut granted = Self { grant, lease, writer: writer.clone(), stays: false };
+        if may_be_repeated {
+            granted.keep();
+        }
+        granted
+    }
+
+    /// The point that is leased.
+    pub fn grant(&self) -> &Grant {
+        &self.grant
+    }
+
+    /// Whether it stays, whoever drops it.
+    pub fn is_kept(&self) -> bool {
+        self.stays
+    }
+
+    /// Its request may be repeated: it stays, whoever drops it.
+    pub fn keep(&mut self) {
+        self.stays = true;
+    }
+
+    /// Its client was told: it is the client's.
+    pub fn delivered(mut self) {
+        self.stays = true;
+    }
+
+    /// Ends it because its seed failed, which makes that suspect; `reason` is a short word for people.
+    pub fn failed(mut self, reason: &str) {
+        self.stays = true;
+        self.give_back(Report::Failed, Some(reason));
+    }
+
+    fn give_back(&self, report: Report, reason: Option<&str>) {
+        let identity = self.grant.identity.clone();
+        self.writer.tell(Release::give_back(identity, self.lease, report, reason));
+    }
+}
+
+impl Drop for GrantedLease {
     fn drop(&mut self) {
-        if let Some(release) = self.release.take() {
-            self.writer.tell(release);
+        if !self.stays {
+            tracing::debug!(seed = %self.grant.identity, "a lease whose client was not told of it is given back");
+            self.give_back(Report::Unknown, None);
         }
     }
 }
 
-impl Granter {
-    /// Leases a point of a seed that lives, as far as can be told.
-    ///
-    /// # Errors
-    /// [`AcquireError`].
-    pub async fn acquire(&self, ask: &Ask) -> Result<Grant, AcquireError> {
-        let (begun, mut ask) = (Instant::now(), ask.clone());
-        let wait_ms = ask.queue.wait_ms;
-        for _ in 0..MAX_DEAD {
-            let grant = match self.lease(&ask).await {
-                Ok(grant) => grant,
-                Err(error) => {
-                    // If nothing came of asking once more, a repetition is not told of the lease that is over.
-                    if let Some(before) = ask.queue.again {
-                        self.void(&ask, before);
-                    }
-                    return Err(error);
-                }
-            };
-            let Some(liveness) = self.liveness.as_ref().filter(|liveness| liveness.doubts(&grant)) else {
-                self.acquaint(&ask, &grant);
-                return Ok(grant);
-            };
-            let (identity, lease) = (grant.identity.clone(), ask.lease);
-            let release = |report, reason| Command::give_back(identity.clone(), lease, report, reason);
-            // One that may be repeated is kept for its repetition.
-            let kept = ask.queue.idempotency.is_some();
-            let mut held =
-                Held { writer: &self.writer, release: (!kept).then(|| release(Report::Unknown, None)) };
-            let verdict = liveness.prober.ask(&grant.identity, &ask.key).await;
-            if verdict == Verdict::Silent && grant.answers {
-                held.release = None;
-                tracing::info!(seed = %grant.identity, "a seed does not answer; it is left out for a while");
-                // Before what follows, which asks for another one: from its place in the queue, for the rest of its
-                // time.
-                self.writer.tell(release(Report::Failed, Some(NO_ANSWER)));
-                let waited_ms = i64::try_from(begun.elapsed().as_millis()).unwrap_or(i64::MAX);
-                ask.queue.again = Some(std::mem::replace(&mut ask.queue.attempt, attempt()));
-                ask.queue.wait_ms = wait_ms.saturating_sub(waited_ms).max(0);
-                continue;
-            }
-            if verdict == Verdict::Well {
-                self.writer.tell(Command::Answered { identity, seed_id: grant.seed_id });
-            }
-            held.release = None;
-            return Ok(grant);
-        }
-        if let Some(before) = ask.queue.again {
-            self.void(&ask, before);
-        }
-        Err(AcquireError::Write(WriteError::TimedOut(Duration::from_millis(300) * 16)))
-    }
+/// A place among those who wait. Dropped, it is left, and what it was given in that moment is given back.
+#[derive(Debug)]
+pub struct Place {
+    /// The lease that it waits for, and which attempt of it does.
+    leave: Option<(Writer, LeaseHash, i64)>,
+}
 
-    /// Ends what an attempt was granted whose seed did not answer.
-    fn void(&self, ask: &Ask, attempt: i64) {
-        self.writer.tell(Command::Leave { lease: ask.lease, attempt, why: Leaving::Void });
-    }
-
-    /// Has a seed asked that nobody doubts, so that it is known to answer once somebody does.
-    fn acquaint(&self, ask: &Ask, grant: &Grant) {
-        if let Some(liveness) = self.liveness.as_ref().filter(|_| !grant.answers) {
-            liveness.acquaintance.make(&ask.key, grant);
-        }
-    }
-
-    async fn lease(&self, ask: &Ask) -> Result<Grant, AcquireError> {
-        if ask.queue.wait_ms > 0 || ask.queue.idempotency.is_some() || ask.queue.again.is_some() {
-            return self.room.acquire(ask).await;
-        }
-        let Ask { key, wish, lease, .. } = ask.clone();
-        match self.writer.submit(Command::Acquire { key, wish, lease, queue: None }).await? {
-            Outcome::Acquired(granted) => granted.map_err(AcquireError::Refused),
-            _ => Err(AcquireError::Mismatched),
-        }
+impl Place {
+    /// It has ended otherwise.
+    pub fn ended(mut self) {
+        self.leave = None;
     }
 }
 
-impl Liveness {
-    /// Whether a seed was quiet for longer than its heartbeats explain.
-    fn doubts(&self, grant: &Grant) -> bool {
-        let interval = i64::try_from(self.heartbeat_interval.as_millis()).unwrap_or(i64::MAX);
-        grant.quiet_ms > interval.saturating_add(LATE_MS)
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some((writer, lease, attempt)) = self.leave.take() {
+            writer.tell(Leave { lease, attempt, why: Leaving::Gone });
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::Arc;
+    use std::time::Duration;
 
     use rfork_protocol::{SeedIdentity, SeedKey};
     use tempfile::TempDir;
-    use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
-    use tokio_util::sync::CancellationToken;
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
     use crate::heartbeats::Heartbeats;
-    use crate::metrics::Metrics;
-    use crate::shutdown::Stop;
+    use crate::store::commands::{Register, Serve};
     use crate::store::sqlite::SqliteStore;
-    use crate::store::{Clock, ManualClock, Queue, Refusal, Store};
+    use crate::store::{Clock, Idempotency, Queue, Store};
 
-    /// A worker's health service, until it is dropped: it answers, or only hangs up.
-    struct Worker {
-        identity: SeedIdentity,
-        asked: Arc<AtomicUsize>,
-        _serving: AbortOnDropHandle<()>,
-    }
-
-    impl Worker {
-        async fn start(answers: bool) -> Self {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let identity = SeedIdentity::new("127.0.0.1", listener.local_addr().unwrap().port(), 0).unwrap();
-            let asked = Arc::new(AtomicUsize::new(0));
-            let count = asked.clone();
-            let serving = tokio::spawn(async move {
-                loop {
-                    let (mut stream, _) = listener.accept().await.unwrap();
-                    let _ = stream.read(&mut [0; 4096]).await;
-                    if answers {
-                        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
-                    }
-                    count.fetch_add(1, Ordering::SeqCst);
-                }
-            });
-            Self { identity, asked, _serving: AbortOnDropHandle::new(serving) }
-        }
-
-        fn asked(&self) -> usize {
-            self.asked.load(Ordering::SeqCst)
-        }
-    }
-
-    struct Bench {
-        granter: Granter,
-        clock: Arc<ManualClock>,
-        leases: u16,
-        _writing: AbortOnDropHandle<()>,
+    /// A writer over a store with one seed of one point, and the end of the writer.
+    struct Scene {
+        store: Arc<dyn Store>,
+        writer: Writer,
+        writing: AbortOnDropHandle<()>,
         _directory: TempDir,
     }
 
-    impl Bench {
-        /// With the usual settings, but for a seed's capacity, on a clock that the test steps.
+    fn key() -> SeedKey {
+        SeedKey::new(*b"k").unwrap()
+    }
+
+    impl Scene {
         async fn new() -> Self {
             let directory = TempDir::new().unwrap();
             let path = directory.path().join("p.db");
-            let settings = Settings {
-                default_resource_points: 1_000,
-                ..Settings::of(DatabaseUrl::Sqlite(path.clone()))
-            };
-            let clock = Arc::new(ManualClock::new(1_000_000));
-            let time = Clock::Manual(clock.clone());
-            let store = SqliteStore::open(&path, settings.rules(), time).await.unwrap();
-            let store: Arc<dyn Store> = Arc::new(store);
-            let heartbeats = Arc::new(Heartbeats::new(settings.heartbeat_ttl));
+            let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
+            let store: Arc<dyn Store> =
+                Arc::new(SqliteStore::open(&path, rules, Clock::System).await.unwrap());
+            let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
-            let stop = CancellationToken::new();
-            let metrics = Arc::new(Metrics::new().unwrap());
-            let room = Arc::new(WaitingRoom::new(writer.clone(), store, metrics, Stop::from(stop.clone())));
-            let prober = Arc::new(Prober::new(vec!["127.0.0.0/8".parse().unwrap()]));
-            let acquaintance = Acquaintance::new(prober.clone(), writer.clone(), stop.clone());
-            let liveness = Liveness {
-                prober,
-                acquaintance: Arc::new(acquaintance),
-                heartbeat_interval: settings.heartbeat_interval,
-            };
-            let granter = Granter { writer, room, liveness: Some(Arc::new(liveness)) };
-            Self { granter, clock, leases: 0, _writing: writing, _directory: directory }
+            let identity = SeedIdentity::new("h", 1, 0).unwrap();
+            let register = Register { identity, key: key(), profile: Box::default(), age_ms: 0 };
+            writer.submit(register).await.unwrap().unwrap();
+            Self { store, writer, writing, _directory: directory }
         }
 
-        fn key() -> SeedKey {
-            SeedKey::new(*b"k").unwrap()
+        async fn acquire(&self, number: u8, queue: Option<Queue>) -> Acquisition {
+            let (wish, lease) = (Box::default(), [number; 32]);
+            let acquire = Acquire { key: key(), wish, lease, queue: queue.map(Box::new) };
+            self.writer.submit(acquire).await.unwrap()
         }
 
-        /// A heartbeat of the worker, after so long.
-        async fn beat(&self, worker: &Worker, after_ms: i64) {
-            self.clock.pass(after_ms);
-            let command = Command::Register {
-                identity: worker.identity.clone(),
-                key: Self::key(),
-                profile: Box::default(),
-                age_ms: 0,
-            };
-            self.granter.writer.submit(command).await.unwrap();
-        }
-
-        async fn acquire(&mut self) -> Result<Grant, Refusal> {
-            self.leases += 1;
-            let mut lease = [0; 32];
-            lease[..2].copy_from_slice(&self.leases.to_be_bytes());
-            let ask = Ask { key: Self::key(), wish: Box::default(), lease, queue: Queue::default() };
-            match self.granter.acquire(&ask).await {
-                Ok(grant) => Ok(grant),
-                Err(AcquireError::Refused(refusal)) => Err(refusal),
-                Err(error) => panic!("{error}"),
+        async fn lease(&self, queue: Option<Queue>) -> GrantedLease {
+            match self.acquire(1, queue).await {
+                Acquisition::Granted(granted) => granted,
+                other => panic!("{other:?}"),
             }
+        }
+
+        /// How many leases there are once all is done that was told before.
+        async fn leases(&self) -> u64 {
+            self.writer.submit(Serve { key: key() }).await.unwrap();
+            self.store.snapshot().await.unwrap().lease_count
         }
     }
 
-    /// Waits until it is so.
-    async fn until(mut is_so: impl AsyncFnMut() -> bool) {
-        let waiting = async {
-            while !is_so().await {
+    fn repeatable() -> Queue {
+        let idempotency = Some(Idempotency { key: [1; 32], request: [2; 32] });
+        Queue { idempotency, ..Queue::default() }
+    }
+
+    #[tokio::test]
+    async fn a_lease_that_is_dropped_before_its_client_was_told_is_given_back() {
+        let scene = Scene::new().await;
+        let granted = scene.lease(None).await;
+        assert_eq!(scene.leases().await, 1, "while it is held");
+        drop(granted);
+        assert_eq!(scene.leases().await, 0);
+    }
+
+    #[tokio::test]
+    async fn a_lease_of_which_its_client_was_told_is_the_clients() {
+        let scene = Scene::new().await;
+        scene.lease(None).await.delivered();
+        assert_eq!(scene.leases().await, 1);
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_request_may_be_repeated_is_kept_for_that() {
+        let scene = Scene::new().await;
+        let granted = scene.lease(Some(repeatable())).await;
+        assert!(granted.is_kept());
+        drop(granted);
+        assert_eq!(scene.leases().await, 1);
+        assert!(matches!(scene.acquire(1, Some(repeatable())).await, Acquisition::Granted(_)));
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_seed_failed_ends_though_its_request_may_be_repeated() {
+        let scene = Scene::new().await;
+        scene.lease(Some(repeatable())).await.failed("no-answer");
+        assert_eq!(scene.leases().await, 0);
+        let refused = scene.acquire(2, None).await;
+        assert!(matches!(refused, Acquisition::Refused(Refusal::AllSuspect)), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_place_that_is_dropped_takes_no_lease_from_who_comes_later() {
+        let scene = Scene::new().await;
+        let granted = scene.lease(None).await;
+        let queue = Queue { wait_ms: 60_000, attempt: 7, ..Queue::default() };
+        let waiting = scene.acquire(2, Some(queue)).await;
+        assert!(matches!(waiting, Acquisition::Queued(..)), "{waiting:?}");
+        drop(waiting);
+        drop(granted);
+        assert_eq!(scene.leases().await, 0, "nobody waits any more");
+    }
+
+    #[tokio::test]
+    async fn the_end_of_a_wait_owns_what_it_was_given() {
+        let scene = Scene::new().await;
+        let granted = scene.lease(None).await;
+        let queue = Queue { wait_ms: 60_000, attempt: 7, ..Queue::default() };
+        let Acquisition::Queued(place, _) = scene.acquire(2, Some(queue)).await else { panic!("it waits") };
+        drop(granted);
+        assert_eq!(scene.leases().await, 1, "it was the waiter's turn");
+        let leave = Leave { lease: [2; 32], attempt: 7, why: Leaving::TimedOut };
+        let left = scene.writer.submit(leave).await.unwrap();
+        assert!(matches!(left, EndOfWait::Granted(_)), "{left:?}");
+        place.ended();
+        assert_eq!(scene.leases().await, 1, "while it is held");
+        drop(left);
+        assert_eq!(scene.leases().await, 0);
+    }
+
+    #[tokio::test]
+    async fn what_is_given_back_while_the_planner_stops_reaches_the_store_before_the_writer_ends() {
+        let scene = Scene::new().await;
+        let granted = scene.lease(None).await;
+        let Scene { store, writer, writing, _directory } = scene;
+        drop(writer);
+        // The last that has the writer is the lease.
+        drop(granted);
+        tokio::time::timeout(Duration::from_secs(30), writing).await.expect("the writer ends").unwrap();
+        assert_eq!(store.snapshot().await.unwrap().lease_count, 0);
+    }
+
+    #[tokio::test]
+    async fn what_gives_itself_back_finds_room_when_requests_fill_the_queue() {
+        let scene = Scene::new().await;
+        let granted = scene.lease(None).await;
+        // Nothing is awaited before the queue is full: the writer, on this thread too, takes nothing.
+        let mut waiting: Vec<_> =
+            (0..2 * 8_192).map(|_| Box::pin(scene.writer.submit(Serve { key: key() }))).collect();
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let refused = waiting.iter_mut().filter_map(|one| match one.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(answer) => Some(answer),
+            std::task::Poll::Pending => None,
+        });
+        let refused: Vec<_> = refused.collect();
+        assert_eq!(refused.len(), 8_192);
+        assert!(refused.iter().all(|answer| matches!(answer, Err(crate::writer::WriteError::Overloaded))));
+        drop(granted);
+        drop(waiting);
+        let emptied = async {
+            while scene.store.snapshot().await.unwrap().lease_count != 0 {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it does not happen");
-    }
-
-    #[tokio::test]
-    async fn a_seed_that_was_always_heard_in_time_and_dies_is_suspect_at_once() {
-        let mut bench = Bench::new().await;
-        let worker = Worker::start(true).await;
-        bench.beat(&worker, 0).await;
-        assert!(!bench.acquire().await.unwrap().answers);
-        for _ in 0..3 {
-            bench.beat(&worker, 30_000).await;
-        }
-        until(async || worker.asked() == 1).await;
-        until(async || bench.acquire().await.unwrap().answers).await;
-        bench.beat(&worker, 30_000).await;
-        drop(worker);
-        // It is quiet for longer than between two heartbeats, and not yet for its time to live.
-        bench.clock.pass(34_000);
-        assert_eq!(bench.acquire().await.err(), Some(Refusal::AllSuspect));
-    }
-
-    #[tokio::test]
-    async fn a_seed_that_never_answers_is_asked_seldom_and_not_blamed() {
-        let mut bench = Bench::new().await;
-        let worker = Worker::start(false).await;
-        bench.beat(&worker, 0).await;
-        assert!(bench.acquire().await.is_ok());
-        until(async || worker.asked() == 1).await;
-        for _ in 0..3 {
-            bench.beat(&worker, 30_000).await;
-            assert!(bench.acquire().await.is_ok());
-        }
-        assert_eq!(worker.asked(), 1, "what does not answer is left alone");
-        bench.clock.pass(34_000);
-        assert!(bench.acquire().await.is_ok(), "it is doubted, but may be out of reach");
-        until(async || worker.asked() == 2).await;
+        tokio::time::timeout(Duration::from_secs(30), emptied).await.expect("the lease is given back");
     }
 }

@@ -1,6 +1,6 @@
 //! The RFork planner: which running worker a new worker may read its weights from.
 //!
-//! Requests come in over [`http`], become [`store::Command`]s, and are applied by the writer ([`allocate`])
+//! Requests come in over [`http`], become [`store::commands`], and are applied by the [`writer`]
 //! in one transaction for all that wait. What a command means is decided by pure functions ([`domain`]);
 //! what is true is in the database ([`store`]).
 
@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub mod acquaint;
-pub mod allocate;
+pub mod acquire;
 pub mod config;
 pub mod decide;
 pub mod domain;
@@ -30,6 +30,7 @@ pub mod store;
 pub mod sweeper;
 pub mod telemetry;
 pub mod waiting;
+pub mod writer;
 
 use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
 use shutdown::Stop;
@@ -116,7 +117,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         );
     }
     let heartbeats = Arc::new(heartbeats::Heartbeats::new(settings.heartbeat_ttl));
-    let (writer, writing) = allocate::Writer::start(store.clone(), heartbeats.clone(), REQUEST_DEADLINE);
+    let (writer, writing) = writer::Writer::start(store.clone(), heartbeats.clone(), REQUEST_DEADLINE);
     // These two end after the requests do, so that no heartbeat that was answered is lost.
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
@@ -129,9 +130,9 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         let acquaintance =
             Arc::new(acquaint::Acquaintance::new(prober.clone(), writer.clone(), requests_done.clone()));
         let heartbeat_interval = settings.heartbeat_interval;
-        Arc::new(grant::Liveness { prober, acquaintance, heartbeat_interval })
+        Arc::new(acquire::Liveness { prober, acquaintance, heartbeat_interval })
     });
-    let granter = grant::Granter { writer: writer.clone(), room, liveness };
+    let granter = acquire::Granter { writer: writer.clone(), room, liveness };
     let api = http::Parts {
         granter,
         deadline: settings.bounds.deadline,

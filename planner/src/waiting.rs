@@ -21,14 +21,13 @@ use rfork_protocol::SeedKey;
 use tokio::sync::{Notify, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use crate::allocate::{WriteError, Writer};
 use crate::domain::policy::Wish;
+use crate::grant::{Acquisition, EndOfWait, GrantedLease, Place};
 use crate::metrics::Metrics;
 use crate::shutdown::Stop;
-use crate::store::{
-    Command, Grant, LeaseHash, Leaving, Left, Outcome, PLANNER_TTL_MS, Queue, Refusal, Report, Store, Told,
-    Woken,
-};
+use crate::store::commands::{Acquire, Leave, Serve};
+use crate::store::{LeaseHash, Leaving, PLANNER_TTL_MS, Queue, Refusal, Store, Told, Woken};
+use crate::writer::{WriteError, Writer};
 
 /// The longest that a request may wait; one that asks for more waits so long.
 pub const MAX_WAIT: Duration = Duration::from_secs(300);
@@ -51,9 +50,6 @@ pub enum AcquireError {
     /// It could not be decided.
     #[error(transparent)]
     Write(#[from] WriteError),
-    /// An outcome of another command: a fault of ours.
-    #[error("internal error")]
-    Mismatched,
 }
 
 /// A client that waits.
@@ -62,7 +58,8 @@ struct Seat {
     /// Tells it from a later one of the same lease.
     attempt: i64,
     key: SeedKey,
-    tell: oneshot::Sender<Option<Grant>>,
+    may_be_repeated: bool,
+    tell: oneshot::Sender<Option<GrantedLease>>,
 }
 
 /// What the room knows of a key for which somebody waits here.
@@ -137,37 +134,25 @@ struct Sitting<'a> {
     room: &'a WaitingRoom,
     lease: LeaseHash,
     attempt: i64,
-    /// Whether a lease that it does not take is kept for a repetition.
-    kept: bool,
-    told: oneshot::Receiver<Option<Grant>>,
-    /// Whether the database has a place that is to be ended, too.
-    queued: bool,
+    told: oneshot::Receiver<Option<GrantedLease>>,
+    /// The place that it has in the database.
+    place: Option<Place>,
 }
 
 impl Drop for Sitting<'_> {
     fn drop(&mut self) {
-        // Closing comes first: a grant is then either here, or still with the room, which sees that nobody waits.
+        // Closing comes first: a lease is then either here, and dropped with this, or still with the room, which sees that
+        // nobody waits.
         self.told.close();
         let mut seats = self.room.seats();
-        let seated = seats.by_lease.get(&self.lease).is_some_and(|seat| seat.attempt == self.attempt);
-        if seated {
+        let is_seated = seats.by_lease.get(&self.lease).is_some_and(|seat| seat.attempt == self.attempt);
+        if is_seated {
             seats.give_up(&self.lease);
         }
         drop(seats);
-        if !self.queued {
-            return;
-        }
-        if let Ok(Some(grant)) = self.told.try_recv() {
-            if !self.kept {
-                let release = Command::give_back(grant.identity, self.lease, Report::Unknown, None);
-                self.room.writer.tell(release);
-            }
-        } else if seated {
-            self.room.writer.tell(Command::Leave {
-                lease: self.lease,
-                attempt: self.attempt,
-                why: Leaving::Gone,
-            });
+        // Without a seat it was told, or a later attempt has its place.
+        if let Some(place) = self.place.take().filter(|_| !is_seated) {
+            place.ended();
         }
     }
 }
@@ -192,7 +177,7 @@ impl WaitingRoom {
     ///
     /// # Errors
     /// [`AcquireError`].
-    pub async fn acquire(&self, ask: &Ask) -> Result<Grant, AcquireError> {
+    pub async fn acquire(&self, ask: &Ask) -> Result<GrantedLease, AcquireError> {
         let begun = Instant::now();
         let granted = self.acquire_in_turn(ask).await;
         if ask.queue.wait_ms > 0 {
@@ -201,56 +186,57 @@ impl WaitingRoom {
         granted
     }
 
-    async fn acquire_in_turn(&self, ask: &Ask) -> Result<Grant, AcquireError> {
-        // The seat comes first: the grant may be collected before the answer to the command is here.
+    async fn acquire_in_turn(&self, ask: &Ask) -> Result<GrantedLease, AcquireError> {
+        // The seat comes first: the lease may be collected before the answer to the command is here.
         let mut sitting = self.sit(ask)?;
         let begun = Instant::now();
         match self.ask(ask, ask.queue.clone()).await? {
-            Outcome::Acquired(granted) => return granted.map_err(AcquireError::Refused),
-            Outcome::Queued(next_end_ms) => {
-                sitting.queued = true;
+            Acquisition::Granted(granted) => return Ok(granted),
+            Acquisition::Refused(refusal) => return Err(AcquireError::Refused(refusal)),
+            Acquisition::Queued(place, next_end_ms) => {
+                sitting.place = Some(place);
                 self.due(&ask.key, next_end_ms);
             }
-            _ => return Err(AcquireError::Mismatched),
         }
         let _waiting = self.metrics.waiting();
         let wait = Duration::from_millis(ask.queue.wait_ms.unsigned_abs()).saturating_sub(begun.elapsed());
         let closing = tokio::select! {
-            told = &mut sitting.told => {
-                return told.map_or(Err(AcquireError::Superseded), |told| sitting.heard(told));
-            }
+            told = &mut sitting.told => return told.map_or(Err(AcquireError::Superseded), heard),
             () = tokio::time::sleep(wait) => false,
             () = self.stop.closing() => true,
         };
-        if closing && sitting.kept {
+        if closing && ask.queue.idempotency.is_some() {
             // It keeps its place, which the end of `sitting` leaves, for a repetition to another planner.
             return Err(WriteError::Stopping.into());
         }
         let Sitting { lease, attempt, .. } = sitting;
-        let left = self.writer.submit(Command::Leave { lease, attempt, why: Leaving::TimedOut }).await?;
+        let left = self.writer.submit(Leave { lease, attempt, why: Leaving::TimedOut }).await?;
         if let Ok(told) = sitting.told.try_recv() {
-            return sitting.heard(told);
+            return heard(told);
         }
-        sitting.queued = false;
+        if let Some(place) = sitting.place.take() {
+            place.ended();
+        }
         match left {
-            Outcome::Left(Left::Granted { grant, .. }) => return Ok(grant),
-            Outcome::Left(Left::Over) => return Err(AcquireError::Refused(Refusal::LeaseEnded)),
-            Outcome::Left(Left::Superseded) => return Err(AcquireError::Superseded),
-            Outcome::Left(Left::Nothing) => {}
-            _ => return Err(AcquireError::Mismatched),
+            EndOfWait::Granted(granted) => return Ok(granted),
+            EndOfWait::Over => return Err(AcquireError::Refused(Refusal::LeaseEnded)),
+            EndOfWait::Superseded => return Err(AcquireError::Superseded),
+            EndOfWait::Nothing => {}
         }
         // Once more, at the end: for the reason, and for what was freed just now.
         let queue = Queue { wait_ms: 0, again: None, ..ask.queue.clone() };
         match self.ask(ask, queue).await? {
-            Outcome::Acquired(Err(_)) if closing => Err(WriteError::Stopping.into()),
-            Outcome::Acquired(granted) => granted.map_err(AcquireError::Refused),
-            _ => Err(AcquireError::Mismatched),
+            Acquisition::Granted(granted) => Ok(granted),
+            _ if closing => Err(WriteError::Stopping.into()),
+            Acquisition::Refused(refusal) => Err(AcquireError::Refused(refusal)),
+            // Its place goes at once: a later attempt is about to take it.
+            Acquisition::Queued(..) => Err(AcquireError::Superseded),
         }
     }
 
-    async fn ask(&self, ask: &Ask, queue: Queue) -> Result<Outcome, WriteError> {
+    async fn ask(&self, ask: &Ask, queue: Queue) -> Result<Acquisition, WriteError> {
         let Ask { key, wish, lease, .. } = ask.clone();
-        self.writer.submit(Command::Acquire { key, wish, lease, queue: Some(Box::new(queue)) }).await
+        self.writer.submit(Acquire { key, wish, lease, queue: Some(Box::new(queue)) }).await
     }
 
     fn sit(&self, ask: &Ask) -> Result<Sitting<'_>, AcquireError> {
@@ -259,11 +245,10 @@ impl WaitingRoom {
         if seats.by_lease.len() >= MAX_SEATS {
             return Err(WriteError::Overloaded.into());
         }
-        let attempt = ask.queue.attempt;
-        seats.take(ask.lease, Seat { attempt, key: ask.key.clone(), tell });
+        let (attempt, may_be_repeated) = (ask.queue.attempt, ask.queue.idempotency.is_some());
+        seats.take(ask.lease, Seat { attempt, key: ask.key.clone(), may_be_repeated, tell });
         drop(seats);
-        let kept = ask.queue.idempotency.is_some();
-        Ok(Sitting { room: self, lease: ask.lease, attempt, kept, told, queued: false })
+        Ok(Sitting { room: self, lease: ask.lease, attempt, told, place: None })
     }
 
     /// Notes when something of a key ends by itself, if somebody waits for it here.
@@ -345,15 +330,12 @@ impl WaitingRoom {
                 })
                 .collect()
         };
-        let serve = |key: SeedKey| async move {
-            (self.writer.submit(Command::Serve { key: key.clone() }).await, key)
-        };
+        let serve = |key: SeedKey| async move { (self.writer.submit(Serve { key: key.clone() }).await, key) };
         let any = !keys.is_empty();
         for (outcome, key) in join_all(keys.into_iter().map(serve)).await {
             match outcome {
                 // Something that ends at once would be asked for in a loop if the store did not see it end.
-                Ok(Outcome::Served(next_end_ms)) => self.due(&key, next_end_ms.map(|ms| ms.max(10))),
-                Ok(_) => {}
+                Ok(next_end_ms) => self.due(&key, next_end_ms.map(|ms| ms.max(10))),
                 // The next sweep makes up for it.
                 Err(error) => tracing::warn!(%error, "those who wait were not looked for"),
             }
@@ -381,22 +363,22 @@ impl WaitingRoom {
             if seated == Some(false) {
                 continue;
             }
-            let seat = seats.give_up(&lease);
-            if seat.is_some_and(|seat| seat.tell.send(grant).is_ok()) {
+            let is_told = seats.give_up(&lease).is_some_and(|seat| {
+                let granted =
+                    grant.map(|grant| GrantedLease::new(grant, lease, seat.may_be_repeated, &self.writer));
+                seat.tell.send(granted).is_ok()
+            });
+            if is_told {
                 seats.told.insert((lease, attempt));
             } else {
-                // Gone in this moment: what it did not take is given back.
-                self.writer.tell(Command::Leave { lease, attempt, why: Leaving::Gone });
+                // Gone in this moment: its place ends, and what it did not take is given back.
+                self.writer.tell(Leave { lease, attempt, why: Leaving::Gone });
             }
         }
     }
 }
 
-impl Sitting<'_> {
-    /// What it was told.
-    fn heard(mut self, told: Option<Grant>) -> Result<Grant, AcquireError> {
-        self.queued = false;
-        // Without one it ended before it could be told.
-        told.ok_or(AcquireError::Refused(Refusal::LeaseEnded))
-    }
+/// What a waiter was told; without a lease that ended before it could be told.
+fn heard(told: Option<GrantedLease>) -> Result<GrantedLease, AcquireError> {
+    told.ok_or(AcquireError::Refused(Refusal::LeaseEnded))
 }

@@ -7,6 +7,7 @@ use axum::http::HeaderMap;
 use super::delivery::Delivery;
 use super::forwarded::spoken_for;
 use crate::domain::network::Network;
+use crate::grant::GrantedLease;
 
 /// The most proxies in a row that are believed.
 const MAX_PROXIES: usize = 16;
@@ -18,6 +19,14 @@ pub struct Client {
     pub address: IpAddr,
     /// How it is told of a lease.
     pub delivery: Delivery,
+}
+
+/// Leaves a lease with the connection that tells of it. Who asks without one, from this process, has it with the answer.
+pub(super) fn tell_of(client: Option<Client>, granted: GrantedLease) {
+    match client {
+        Some(client) => client.delivery.of_next_answer(granted),
+        None => granted.delivered(),
+    }
 }
 
 /// The client's address: that of the connection's `peer`, or, when this is a trusted proxy, the last address for which

@@ -19,18 +19,11 @@ use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::allocate::Writer;
-use crate::store::Command;
-
-/// A lease whose answer is not written yet.
-struct Owed {
-    writer: Writer,
-    release: Command,
-}
+use crate::grant::GrantedLease;
 
 /// What a connection is about to tell. Cheap to clone; no lock of it is held across an await.
 #[derive(Clone, Default)]
-pub struct Delivery(Arc<Mutex<Option<Owed>>>);
+pub struct Delivery(Arc<Mutex<Option<GrantedLease>>>);
 
 impl std::fmt::Debug for Delivery {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -39,12 +32,15 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Delivery {
-    /// Has a lease released by `release`, unless the answer that is given next is written.
-    pub fn of_next_answer(&self, writer: &Writer, release: Command) {
-        *self.owed() = Some(Owed { writer: writer.clone(), release });
+    /// Holds a lease until the answer that is given next is written, or is not. One that is kept whatever happens is
+    /// the client's already.
+    pub fn of_next_answer(&self, granted: GrantedLease) {
+        if !granted.is_kept() {
+            *self.owed() = Some(granted);
+        }
     }
 
-    fn owed(&self) -> std::sync::MutexGuard<'_, Option<Owed>> {
+    fn owed(&self) -> std::sync::MutexGuard<'_, Option<GrantedLease>> {
         // What is in it is whole, whoever panicked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -54,16 +50,15 @@ impl Delivery {
     }
 
     fn delivered(&self) {
-        *self.owed() = None;
+        if let Some(granted) = self.owed().take() {
+            granted.delivered();
+        }
     }
 
+    /// Its lease, if it has one, gives itself back.
     fn failed(&self) {
         let owed = self.owed().take();
-        if let Some(Owed { writer, release }) = owed {
-            tracing::debug!("a client was gone when it was told of its lease, which is released");
-            // Nobody waits for this. If the queue is full, the lease ends by its time to live.
-            writer.tell(release);
-        }
+        drop(owed);
     }
 }
 
@@ -169,9 +164,12 @@ mod tests {
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
+    use crate::grant::Acquisition;
     use crate::heartbeats::Heartbeats;
+    use crate::store::commands::{Acquire, Register, Serve};
     use crate::store::sqlite::SqliteStore;
-    use crate::store::{Clock, Outcome, Report, Store};
+    use crate::store::{Clock, Store};
+    use crate::writer::Writer;
 
     const LEASE: [u8; 32] = [7; 32];
 
@@ -196,18 +194,18 @@ mod tests {
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
             let (key, identity) = (SeedKey::new(*b"k").unwrap(), SeedIdentity::new("h", 1, 0).unwrap());
             let (profile, wish) = Default::default();
-            let register =
-                Command::Register { identity: identity.clone(), key: key.clone(), profile, age_ms: 0 };
-            writer.submit(register).await.unwrap();
-            let acquire = Command::Acquire { key, wish, lease: LEASE, queue: None };
-            let granted = writer.submit(acquire).await.unwrap();
-            assert!(matches!(granted, Outcome::Acquired(Ok(_))), "{granted:?}");
+            writer
+                .submit(Register { identity, key: key.clone(), profile, age_ms: 0 })
+                .await
+                .unwrap()
+                .unwrap();
+            let acquired = writer.submit(Acquire { key, wish, lease: LEASE, queue: None }).await.unwrap();
+            let Acquisition::Granted(granted) = acquired else { panic!("{acquired:?}") };
 
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let delivery = Delivery::default();
-            let release = Command::Release { identity, lease: LEASE, report: Report::Unknown, account: None };
-            delivery.of_next_answer(&writer, release);
+            delivery.of_next_answer(granted);
             let watched = Watched::new(listener.accept().await.unwrap().0, delivery);
             Self { _directory: directory, store, writer, _writing: writing, watched, client }
         }
@@ -242,7 +240,7 @@ mod tests {
         drop((client, watched));
         // Commands are applied in order: what was told before this would have been done.
         let key = SeedKey::new(*b"k").unwrap();
-        writer.submit(Command::Serve { key }).await.unwrap();
+        writer.submit(Serve { key }).await.unwrap();
         assert_eq!(store.snapshot().await.unwrap().lease_count, 1);
     }
 

@@ -4,8 +4,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rfork_protocol::v1::HeaderError;
 
-use crate::allocate::WriteError;
 use crate::store::StoreError;
+use crate::writer::WriteError;
 
 /// Why a planner that is full takes no more.
 const FULL: &str = "the planner holds as many seeds or requests as it may";

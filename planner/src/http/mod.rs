@@ -16,15 +16,15 @@ use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_L
 use tokio::sync::watch;
 use tower::ServiceExt;
 
-use crate::allocate::Writer;
+use crate::acquire::Granter;
 use crate::config::Bounds;
 use crate::domain::policy::Policy;
-use crate::grant::Granter;
 use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
 use crate::settings_file::FileSettings;
 use crate::shutdown::Stop;
 use crate::store::{Opening, Store};
+use crate::writer::{Submit, WriteError, Writer};
 
 mod attend;
 pub mod bounds;
@@ -90,6 +90,13 @@ impl Deref for Api {
 
     fn deref(&self) -> &Parts {
         &self.0
+    }
+}
+
+impl Api {
+    /// Has a command applied.
+    async fn submit<C: Submit>(&self, command: C) -> Result<C::Answer, WriteError> {
+        self.writer.submit(command).await
     }
 }
 

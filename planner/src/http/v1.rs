@@ -11,18 +11,13 @@ use rfork_protocol::v1::{
 };
 
 use super::Api;
-use super::client::Client;
+use super::client::{Client, tell_of};
 use super::error::ApiError;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
-use crate::store::{Command, Grant, Outcome, Queue, Refusal, Report, attempt};
+use crate::store::commands::{NoRoom, Register, Release, Remove, Renew};
+use crate::store::{Grant, Queue, Refusal, Report, attempt};
 use crate::waiting::{AcquireError, Ask};
-
-/// An outcome that does not belong to its command: a fault of ours, told as one.
-fn mismatched(outcome: &Outcome) -> ApiError {
-    tracing::error!(?outcome, "an outcome of another command");
-    ApiError::Unavailable("internal error".into())
-}
 
 pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let AddSeed { key, identity, labels, .. } = AddSeed::decode(&headers)?;
@@ -32,19 +27,14 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     if api.heartbeats.note(&name, &key, &profile) {
         return Ok(StatusCode::OK);
     }
-    let command = Command::Register { identity, key: key.clone(), profile, age_ms: 0 };
-    match api.writer.submit(command).await? {
-        Outcome::Registered(registration, _) => {
-            if matches!(registration, Registration::New | Registration::NewHolding) {
-                tracing::info!(seed = %name, %key, "a seed registered");
-            }
-            // A seed that was removed and still has leases is told 200 as well: its heartbeat is right, and
-            // one that comes after its last lease registers it anew.
-            Ok(StatusCode::OK)
-        }
-        Outcome::NoRoom => Err(ApiError::Full),
-        outcome => Err(mismatched(&outcome)),
+    let register = Register { identity, key: key.clone(), profile, age_ms: 0 };
+    let (registration, _) = api.submit(register).await?.map_err(|NoRoom| ApiError::Full)?;
+    if matches!(registration, Registration::New | Registration::NewHolding) {
+        tracing::info!(seed = %name, %key, "a seed registered");
     }
+    // A seed that was removed and still has leases is told 200 as well: its heartbeat is right, and
+    // one that comes after its last lease registers it anew.
+    Ok(StatusCode::OK)
 }
 
 pub(super) async fn get_seed(
@@ -66,14 +56,10 @@ pub(super) async fn get_seed(
         queue: Queue { wait_ms, attempt: attempt(), ..Queue::default() },
     };
     match api.granter.acquire(&ask).await {
-        Ok(Grant { identity, lease_ttl_ms, .. }) => {
+        Ok(granted) => {
+            let Grant { identity, lease_ttl_ms, .. } = granted.grant().clone();
             tracing::debug!(seed = %identity, %key, %lease, "granted");
-            if let Some(Extension(client)) = client {
-                client.delivery.of_next_answer(
-                    &api.writer,
-                    Command::give_back(identity.clone(), ask.lease, Report::Unknown, None),
-                );
-            }
+            tell_of(client.map(|Extension(client)| client), granted);
             let lease_ttl = Some(Duration::from_secs(whole_seconds(lease_ttl_ms)));
             let granted = Granted { identity, lease, lease_ttl };
             Ok((StatusCode::OK, granted.encode()).into_response())
@@ -95,45 +81,35 @@ pub(super) async fn renew_seed_lease(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
-    match api.writer.submit(Command::Renew { identity, lease: lease.hash() }).await? {
-        Outcome::Renewed(Some(_)) => Ok(StatusCode::OK),
-        Outcome::Renewed(None) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
-        outcome => Err(mismatched(&outcome)),
+    match api.submit(Renew { identity, lease: lease.hash() }).await? {
+        Some(_) => Ok(StatusCode::OK),
+        None => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
     }
 }
 
 pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
-    let command = Command::Release {
-        identity: identity.clone(),
-        lease: lease.hash(),
-        report: Report::Unknown,
-        account: None,
-    };
-    match api.writer.submit(command).await? {
-        Outcome::Released(true) => {
-            tracing::debug!(seed = %identity, %lease, "released");
-            Ok(StatusCode::OK)
-        }
-        Outcome::Released(false) => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
-        outcome => Err(mismatched(&outcome)),
+    let (seed, report) = (identity.clone(), Report::Unknown);
+    if !api.submit(Release { identity, lease: lease.hash(), report, account: None }).await? {
+        return Err(ApiError::NotFound(LEASE_NOT_FOUND));
     }
+    tracing::debug!(%seed, %lease, "released");
+    Ok(StatusCode::OK)
 }
 
 pub(super) async fn remove_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
     let RemoveSeed { key, identity, .. } = RemoveSeed::decode(&headers)?;
     let name = identity.to_string();
-    match api.writer.submit(Command::Remove { identity, key }).await? {
-        Outcome::Removed(Removal::Gone) => {
+    match api.submit(Remove { identity, key }).await? {
+        Removal::Gone => {
             tracing::info!(seed = %name, "a seed was removed");
             Ok(StatusCode::OK)
         }
-        Outcome::Removed(Removal::Draining) => {
+        Removal::Draining => {
             tracing::info!(seed = %name, "a seed was removed and goes with its last lease");
             Err(ApiError::Conflict("the seed still has active leases; it is offered no more"))
         }
-        Outcome::Removed(Removal::Unknown | Removal::GoneBefore) => Err(ApiError::NotFound("seed not found")),
-        outcome => Err(mismatched(&outcome)),
+        Removal::Unknown | Removal::GoneBefore => Err(ApiError::NotFound("seed not found")),
     }
 }
 

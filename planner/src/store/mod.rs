@@ -20,7 +20,7 @@ use history::{EndedLease, Event, EventFilter};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 #[cfg(test)]
 pub(crate) use listed::ApplyList;
-pub(crate) use listed::{Command, Outcome, in_order, sort};
+pub(crate) use listed::{Command, Outcome};
 pub use opening::Opening;
 pub(crate) use rules::{
     DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, MAX_CALLED, MAX_CALLS, ONCE_MEMORY_MS, REQUEST_MEMORY_MS,

@@ -12,12 +12,13 @@ use rfork_protocol::v2::{
 use rfork_protocol::{LeaseId, SeedIdentity};
 use sha2::{Digest, Sha256};
 
+use super::super::client::tell_of;
 use super::refused::Refused;
 use super::route::Call;
 use crate::domain::location::Location;
 use crate::domain::policy::Wish;
 use crate::store::history::{Account, End};
-use crate::store::{Command, Grant, Idempotency, Outcome, Queue, Refusal, Report, attempt};
+use crate::store::{Grant, Idempotency, Queue, Refusal, Report, attempt, commands};
 use crate::waiting::{AcquireError, Ask, MAX_WAIT};
 
 pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
@@ -45,12 +46,9 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
         queue: Queue { wait_ms, idempotency, attempt: attempt(), again: None },
     };
     match api.granter.acquire(&ask).await {
-        Ok(Grant { identity: seed, lease_ttl_ms, .. }) => {
-            // One that may be repeated is kept for its repetition.
-            if let (Some(client), None) = (client, &ask.queue.idempotency) {
-                let release = Command::give_back(seed.clone(), ask.lease, Report::Unknown, None);
-                client.delivery.of_next_answer(&api.writer, release);
-            }
+        Ok(granted) => {
+            let Grant { identity: seed, lease_ttl_ms, .. } = granted.grant().clone();
+            tell_of(client, granted);
             let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
             tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
             Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source: None })
@@ -58,7 +56,6 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
         Err(AcquireError::Refused(refusal)) => Err(refused(refusal)),
         Err(AcquireError::Superseded) => Err(refused(Refusal::LeaseEnded)),
         Err(AcquireError::Write(error)) => Err(error.into()),
-        Err(AcquireError::Mismatched) => Err(Refused::new(Code::Internal, "internal error")),
     }
 }
 
@@ -122,13 +119,9 @@ fn idempotency_key<T>(call: &Call<T>) -> Result<Option<IdempotencyKey>, Refused>
 
 pub(super) async fn renew(call: Call<Renew>) -> Result<Renewed, Refused> {
     let Call { api, request: Renew { lease_id, seed, .. }, .. } = call;
-    match api.writer.submit(Command::Renew { identity: seed, lease: lease_id.hash() }).await? {
-        Outcome::Renewed(Some(ttl_ms)) => {
-            Ok(Renewed { ttl_ms: ttl_ms.unsigned_abs(), renew_after_ms: None, advice: None })
-        }
-        Outcome::Renewed(None) => Err(not_found(&lease_id)),
-        outcome => Err(Refused::mismatched(&outcome)),
-    }
+    let renewed = api.submit(commands::Renew { identity: seed, lease: lease_id.hash() }).await?;
+    let ttl_ms = renewed.ok_or_else(|| not_found(&lease_id))?;
+    Ok(Renewed { ttl_ms: ttl_ms.unsigned_abs(), renew_after_ms: None, advice: None })
 }
 
 pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
@@ -140,21 +133,18 @@ pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
     };
     let account =
         Account { end: End::Released, reason: reason.clone().map(String::from), bytes, duration_ms };
-    let command = Command::Release {
+    let release = commands::Release {
         identity: seed.clone(),
         lease: lease_id.hash(),
         report,
         account: Some(Box::new(account)),
     };
-    match api.writer.submit(command).await? {
-        Outcome::Released(true) => {
-            tracing::debug!(%seed, lease = %lease_id, ?outcome, ?reason, "released");
-            api.metrics.transfer(bytes, duration_ms);
-            Ok(Released {})
-        }
-        Outcome::Released(false) => Err(not_found(&lease_id)),
-        outcome => Err(Refused::mismatched(&outcome)),
+    if !api.submit(release).await? {
+        return Err(not_found(&lease_id));
     }
+    tracing::debug!(%seed, lease = %lease_id, ?outcome, ?reason, "released");
+    api.metrics.transfer(bytes, duration_ms);
+    Ok(Released {})
 }
 
 fn not_found(lease: &LeaseId) -> Refused {

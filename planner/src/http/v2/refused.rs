@@ -7,8 +7,8 @@ use rfork_protocol::problem::{Code, MEDIA_TYPE, Problem};
 use rfork_protocol::v2::{BodyError, QueryError};
 
 use super::super::bounds::Refusal;
-use crate::allocate::WriteError;
-use crate::store::{Outcome, StoreError};
+use crate::store::StoreError;
+use crate::writer::WriteError;
 
 /// When a client may come back that met an overloaded planner or a database that is away, in milliseconds.
 const COME_BACK_MS: u64 = 1_000;
@@ -44,12 +44,6 @@ impl Refused {
     pub(super) fn method(allow: &str) -> Self {
         let refused = Self::new(Code::MethodNotAllowed, format!("this route takes {allow}"));
         Self { header: Some((header::ALLOW, allow.to_owned())), ..refused }
-    }
-
-    /// An outcome that does not belong to its command: a fault of ours, told as one.
-    pub(super) fn mismatched(outcome: &Outcome) -> Self {
-        tracing::error!(?outcome, "an outcome of another command");
-        Self::new(Code::Internal, "the planner met an outcome that it does not expect here")
     }
 }
 

@@ -15,7 +15,7 @@ use super::service::heartbeat_interval_ms;
 use super::{location, millis};
 use crate::domain::location::Location;
 use crate::domain::seed::{self, Profile};
-use crate::store::{Command, Outcome};
+use crate::store::commands::{self, Heartbeat};
 
 pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused> {
     let heartbeat_interval_ms = heartbeat_interval_ms(&call);
@@ -23,14 +23,11 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     let (seed, key) = (request.seed.clone(), request.seed_key.clone());
     let located = api.file.networks.locate_seed(&seed);
     let profile = Box::new(profile(request, &located));
-    let command = Command::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
-    let registration = match api.writer.submit(command).await? {
-        Outcome::Registered(registration, _) => told(registration),
-        Outcome::NoRoom => {
-            return Err(Refused::new(Code::PlannerFull, "the planner holds as many seeds as it may"));
-        }
-        outcome => return Err(Refused::mismatched(&outcome)),
-    };
+    let register = commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
+    let registered = api.submit(register).await?.map_err(|commands::NoRoom| {
+        Refused::new(Code::PlannerFull, "the planner holds as many seeds as it may")
+    });
+    let registration = told(registered?.0);
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(%seed, %key, "a seed registered");
     }
@@ -72,11 +69,8 @@ async fn beat(api: &Api, Beat { seed, seed_key: key, incarnation, .. }: Beat) ->
     if api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref()) {
         return Ok(BeatResult { seed, status: BeatStatus::Ok });
     }
-    let command = Command::Beat { identity: seed.clone(), key, incarnation, age_ms: 0 };
-    match api.writer.submit(command).await? {
-        Outcome::Heard(status, _) => Ok(BeatResult { seed, status: heard(status) }),
-        outcome => Err(Refused::mismatched(&outcome)),
-    }
+    let (status, _) = api.submit(Heartbeat { identity: seed.clone(), key, incarnation, age_ms: 0 }).await?;
+    Ok(BeatResult { seed, status: heard(status) })
 }
 
 fn heard(heard: seed::Heard) -> BeatStatus {
@@ -90,25 +84,18 @@ fn heard(heard: seed::Heard) -> BeatStatus {
 /// The seed goes on and may come back with other memory; [`deregister`] is for one that ends.
 pub(super) async fn drain(call: Call<Drain>) -> Result<Drained, Refused> {
     let Call { api, request: Drain { seed, seed_key: key }, .. } = call;
-    match api.writer.submit(Command::Drain { identity: seed.clone(), key }).await? {
-        Outcome::Drained(Some(active_leases)) => {
-            tracing::info!(%seed, active_leases, "a seed was drained");
-            Ok(Drained { active_leases })
-        }
-        Outcome::Drained(None) => Err(not_found(&seed.to_string())),
-        outcome => Err(Refused::mismatched(&outcome)),
-    }
+    let drained = api.submit(commands::Drain { identity: seed.clone(), key }).await?;
+    let active_leases = drained.ok_or_else(|| not_found(&seed.to_string()))?;
+    tracing::info!(%seed, active_leases, "a seed was drained");
+    Ok(Drained { active_leases })
 }
 
 pub(super) async fn deregister(call: Call<Deregister>) -> Result<Deregistered, Refused> {
     let Call { api, request: Deregister { seed, seed_key: key }, .. } = call;
-    let state = match api.writer.submit(Command::Remove { identity: seed.clone(), key }).await? {
-        Outcome::Removed(seed::Removal::Gone) => Deregistration::Gone,
-        Outcome::Removed(seed::Removal::Draining) => Deregistration::Draining,
-        Outcome::Removed(seed::Removal::Unknown | seed::Removal::GoneBefore) => {
-            return Err(not_found(&seed.to_string()));
-        }
-        outcome => return Err(Refused::mismatched(&outcome)),
+    let state = match api.submit(commands::Remove { identity: seed.clone(), key }).await? {
+        seed::Removal::Gone => Deregistration::Gone,
+        seed::Removal::Draining => Deregistration::Draining,
+        seed::Removal::Unknown | seed::Removal::GoneBefore => return Err(not_found(&seed.to_string())),
     };
     tracing::info!(%seed, ?state, "a seed was deregistered");
     Ok(Deregistered { state })

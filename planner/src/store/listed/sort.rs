@@ -1,0 +1,106 @@
+//! A list of commands as [`Commands`], which has each kind by itself, and what became of them in the order of the list.
+
+use super::{Command, Outcome};
+use crate::store::commands::{
+    Acquire, Acquired, Answered, Commands, Drain, Heartbeat, Leave, NoRoom, Outcomes, Register, Release,
+    Remove, Renew, Serve,
+};
+use crate::store::{Store, StoreError};
+
+/// Applies lists.
+pub(crate) trait ApplyList {
+    /// As [`Store::apply`](Store::apply), with an outcome for each command of the list, in its order.
+    fn apply_list(
+        &self,
+        commands: &[Command],
+    ) -> impl Future<Output = Result<Vec<Outcome>, StoreError>> + Send;
+}
+
+impl<S: Store + ?Sized> ApplyList for S {
+    async fn apply_list(&self, commands: &[Command]) -> Result<Vec<Outcome>, StoreError> {
+        let (sorted, places) = sort(commands);
+        in_order(&self.apply(&sorted).await?, &places)
+    }
+}
+
+/// Where a command of a list stands among those of its kind.
+#[derive(Debug, Clone, Copy)]
+enum At {
+    Register(usize),
+    Heartbeat(usize),
+    Acquire(usize),
+    Serve(usize),
+    Leave(usize),
+    Renew(usize),
+    Release(usize),
+    Answered(usize),
+    Remove(usize),
+    Drain(usize),
+}
+
+/// Sorts a list by kind; gives the places, too.
+fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
+    fn push<T>(all: &mut Vec<T>, one: T) -> usize {
+        all.push(one);
+        all.len() - 1
+    }
+    let mut sorted = Commands::default();
+    let places = commands.iter().cloned().map(|command| match command {
+        Command::Register { identity, key, profile, age_ms } => {
+            At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms }))
+        }
+        Command::Beat { identity, key, incarnation, age_ms } => {
+            At::Heartbeat(push(&mut sorted.heartbeats, Heartbeat { identity, key, incarnation, age_ms }))
+        }
+        Command::Acquire { key, wish, lease, queue } => {
+            At::Acquire(push(&mut sorted.acquires, Acquire { key, wish, lease, queue }))
+        }
+        Command::Serve { key } => At::Serve(push(&mut sorted.serves, Serve { key })),
+        Command::Leave { lease, attempt, why } => {
+            At::Leave(push(&mut sorted.leaves, Leave { lease, attempt, why }))
+        }
+        Command::Renew { identity, lease } => {
+            At::Renew(push(&mut sorted.renewals, Renew { identity, lease }))
+        }
+        Command::Release { identity, lease, report, account } => {
+            At::Release(push(&mut sorted.releases, Release { identity, lease, report, account }))
+        }
+        Command::Answered { identity, seed_id } => {
+            At::Answered(push(&mut sorted.answers, Answered { identity, seed_id }))
+        }
+        Command::Remove { identity, key } => At::Remove(push(&mut sorted.removals, Remove { identity, key })),
+        Command::Drain { identity, key } => At::Drain(push(&mut sorted.drains, Drain { identity, key })),
+    });
+    let places = places.collect();
+    (sorted, places)
+}
+
+/// The outcomes in the order of the list.
+fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, StoreError> {
+    let outcome = |place: &At| {
+        Some(match *place {
+            At::Register(at) => match outcomes.registers.get(at)? {
+                Ok((registration, id)) => Outcome::Registered(*registration, *id),
+                Err(NoRoom) => Outcome::NoRoom,
+            },
+            At::Heartbeat(at) => {
+                let (heard, id) = outcomes.heartbeats.get(at)?;
+                Outcome::Heard(*heard, *id)
+            }
+            At::Acquire(at) => match outcomes.acquires.get(at)? {
+                Acquired::Granted(grant) => Outcome::Acquired(Ok(grant.clone())),
+                Acquired::Refused(refusal) => Outcome::Acquired(Err(*refusal)),
+                Acquired::Queued(end_ms) => Outcome::Queued(*end_ms),
+            },
+            At::Serve(at) => Outcome::Served(*outcomes.serves.get(at)?),
+            At::Leave(at) => Outcome::Left(outcomes.leaves.get(at)?.clone()),
+            At::Renew(at) => Outcome::Renewed(*outcomes.renewals.get(at)?),
+            At::Release(at) => Outcome::Released(*outcomes.releases.get(at)?),
+            At::Answered(at) => Outcome::Noted(*outcomes.answers.get(at)?),
+            At::Remove(at) => Outcome::Removed(*outcomes.removals.get(at)?),
+            At::Drain(at) => Outcome::Drained(*outcomes.drains.get(at)?),
+        })
+    };
+    let all = places.iter().map(outcome);
+    all.collect::<Option<_>>().ok_or_else(|| StoreError::Broken("a command has no outcome".into()))
+}

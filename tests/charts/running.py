@@ -141,6 +141,7 @@ class Container:
         address: str,
         services: dict[str, str],
         network: Network | None,
+        program: str | None,
     ) -> None:
         (container,) = pod["spec"]["containers"]
         self.pod, self.container, self.root = pod, container, root
@@ -159,7 +160,7 @@ class Container:
         environment |= {entry["name"]: self._value(entry) for entry in container.get("env", [])}
         self.log = root / "log"
         with self.log.open("wb") as log:
-            command = [*(network.enter() if network else []), os.environ["RFORK_BIN"], *args]
+            command = [*(network.enter() if network else []), program or os.environ["RFORK_BIN"], *args]
             self.process = subprocess.Popen(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=root
             )
@@ -245,12 +246,14 @@ def running(
     address: str | None = None,
     services: dict[str, str] | None = None,
     network: Network | None = None,
+    program: str | None = None,
 ) -> Iterator[Container]:
     """Runs the only object of a kind, which is a pod or makes some, at this address or at one of its own, or in a
-    network. Services have names with ports, and lead to an address and port each."""
+    network. Services have names with ports, and lead to an address and port each. The image has this program, or the
+    one that is tested."""
     maker = only(found, kind)
     pod = maker if kind == "Pod" else maker["spec"]["template"]
-    container = Container(found, pod, root, secrets or {}, address or loopback(), services or {}, network)
+    container = Container(found, pod, root, secrets or {}, address or loopback(), services or {}, network, program)
     try:
         yield container
     finally:

@@ -1,11 +1,13 @@
 """Planners are reached as the rendered Ingress and HTTPRoute say, through a real nginx."""
 
 import http.client
+import os
 import re
 import socketserver
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -178,20 +180,36 @@ def waiting(pods: list[Container]) -> int:
     return sum(int(gauge.search(ask(pod.port("http"), "GET", "/metrics").body.decode())[1]) for pod in pods)
 
 
-def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
-    """New pods come before old ones drain, as `rollingUpdate` has it, while clients ask through the Ingress. Who waits
-    is told to ask again, and has its place in the queue."""
-    found = objects(merged(mode("postgres"), {"planner": {"drainSec": 3600}}))
-    assert only(found, "Deployment")["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+# What an upgrade changes, beside the program.
+BEFORE = merged(mode("postgres"), {"planner": {"drainSec": 3600}})
+AFTER = merged(
+    BEFORE,
+    {
+        "planner": {"leaseTtlSec": 90, "allocPolicy": "fifo", "databasePoolSize": 4, "logFormat": "text"},
+        "rules": {"capacity": [{"key": "ruled", "leases": 3}]},
+    },
+)
+
+
+def test_neither_an_upgrade_nor_a_roll_back_refuses_anybody(tmp_path: Path) -> None:
+    """New pods come before old ones drain, as `rollingUpdate` has it, while clients ask through the Ingress; and back.
+    Who waits is told to ask again, and has its place in the queue. Before the upgrade and after the roll back it is the
+    program of the last release, if there is one (`RFORK_TEST_RELEASED`)."""
+    revisions = {1: objects(BEFORE), 2: objects(AFTER, is_upgrade=True, revision=2)}
+    strategies = [only(found, "Deployment")["spec"]["strategy"]["rollingUpdate"] for found in revisions.values()]
+    assert strategies == [{"maxSurge": 1, "maxUnavailable": 0}] * 2
+    programs = {1: os.environ.get("RFORK_TEST_RELEASED"), 2: None}
     with ExitStack() as stack:
         secrets = {"planner-database": {"url": stack.enter_context(postgres()).url("root", "postgres")}}
+        names = count()
 
-        def pod(name: str) -> Container:
-            started = stack.enter_context(running(found, tmp_path / name, secrets=secrets))
+        def pod(revision: int) -> Container:
+            root, program = tmp_path / f"pod-{next(names)}", programs[revision]
+            started = stack.enter_context(running(revisions[revision], root, secrets=secrets, program=program))
             started.until_ready()
             return started
 
-        pods = [pod("old-1"), pod("old-2")]
+        pods = [pod(1), pod(1)]
         addresses = [one.port("http") for one in pods]
         front = stack.enter_context(nginx(server("ingress"), addresses, tmp_path / "nginx"))
         clients = [Client(front.address, number) for number in range(4)]
@@ -207,10 +225,10 @@ def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
 
             until("more rounds", reached)
 
-        try:
-            for number in (1, 2):
+        def roll_to(revision: int) -> None:
+            for _ in range(2):
                 asked_on()
-                pods.append(pod(f"new-{number}"))
+                pods.append(pod(revision))
                 old = pods.pop(0)
                 # The pod is told to end and taken out of the endpoints at the same time; who balances hears it later.
                 old.terminate()
@@ -221,7 +239,26 @@ def test_an_upgrade_refuses_nobody(tmp_path: Path) -> None:
                 assert old.ended() == 0
                 until("that it waits again", lambda: waiting(pods) == 1)
             asked_on()
-            assert waiter.told_again >= 2 and waiter.granted is None
+
+        def points() -> int:
+            """How many leases a seed may have that a rule of the later revision is about."""
+            assert ask(front.address, "POST", "/add_seed", HOST | ruled).status == 200
+            seeds = ask(front.address, "GET", "/debug/snapshot", HOST).json()["seeds"]
+            return seeds["10.9.9.8:8000:0"]["resource_total"]
+
+        ruled = SEED | {"SEED_IP": "10.9.9.8", "SEED_KEY": "ruled"}
+        try:
+            assert points() == 1
+            held = [lease(ask(front.address, "GET", "/get_seed", HOST | {"SEED_KEY": "ruled"}))]
+            roll_to(2)
+            assert points() == 3
+            held.append(lease(ask(front.address, "GET", "/get_seed", HOST | {"SEED_KEY": "ruled"})))
+            roll_to(1)
+            assert points() == 1
+            # What either granted lives on.
+            for one in held:
+                assert ask(front.address, "POST", "/renew_seed_lease", HOST | one).status == 200
+            assert waiter.told_again >= 4 and waiter.granted is None
             later = Waiter(pods, "waits-later")
             until("that both wait", lambda: waiting(pods) == 2)
             ask(front.address, "POST", "/add_seed", HOST | SEED | {"SEED_IP": "10.9.9.9", "SEED_KEY": "awaited"})

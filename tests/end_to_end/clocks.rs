@@ -80,6 +80,7 @@ fn nothing_is_lost_while_the_clock_is_set(
     let faults = std::mem::take(&mut victims.faults);
     let exchanges = recorder.exchanges();
     let terms = Terms { slack_us: slack_us(&exchanges), ..TERMS };
+    let terms = terms.where_threads_are_late(recorder.late_us());
     let history = History { terms, seeds: seeds.clone(), exchanges, faults };
     let summary = history.summary();
     println!(

@@ -18,9 +18,8 @@ const SWEEP: Duration = Duration::from_secs(1);
 const PHASES: [Duration; 3] = [Duration::from_millis(1_500), Duration::from_secs(7), Duration::from_secs(7)];
 /// Workers that ask at the same time.
 const WORKERS: usize = 8;
-/// How much longer than it must something may take on a slow machine: a lease that leaks lives on for ever.
-const SLOW: Duration = Duration::from_secs(60);
 
+/// On a machine on which no thread is ever late.
 pub(crate) const TERMS: Terms = Terms {
     lease_ttl_us: micros(LEASE_TTL),
     heartbeat_ttl_us: micros(HEARTBEAT_TTL),
@@ -150,6 +149,7 @@ pub(crate) fn under_load<V>(
     let [no_more_work, calm, no_more_heartbeats] = [const { AtomicBool::new(false) }; 3];
     std::thread::scope(|scope| {
         let _stop = [&no_more_work, &calm, &no_more_heartbeats].map(Stop);
+        scope.spawn(|| recorder.watch(&no_more_heartbeats));
         let working: Vec<_> = (0..WORKERS)
             .map(|_| {
                 let (random, no_more_work) = (random.fork(), &no_more_work);
@@ -170,10 +170,10 @@ pub(crate) fn under_load<V>(
             worker.join().unwrap();
         }
 
-        let (ended, planners) = (Instant::now(), planners(victims));
+        let planners = planners(victims);
         let planner = |number: usize| &planners[number % planners.len()];
+        // One that leaks lives on for ever.
         until("the end of every lease", || (planner(0).snapshot()["lease_count"] == 0).then_some(()));
-        assert!(ended.elapsed() < LEASE_TTL + SWEEP + SLOW, "a lease lives on: {:?}", ended.elapsed());
         until("that every seed is offered", || {
             let snapshot = planner(1).snapshot();
             let known = snapshot["seeds"].as_object().unwrap();
@@ -241,9 +241,11 @@ fn nothing_is_lost_while_replicas_and_postgres_are_killed(kind: Kind) {
     });
 
     let faults = std::mem::take(&mut victims.faults);
-    let history = History { terms: TERMS, seeds: seeds.clone(), exchanges: recorder.exchanges(), faults };
+    let terms = TERMS.where_threads_are_late(recorder.late_us());
+    let history = History { terms, seeds: seeds.clone(), exchanges: recorder.exchanges(), faults };
     let summary = history.summary();
     let [repeated, waited] = recorder.waits();
+    println!("slack: {} us", terms.slack_us);
     println!("{} requests: {summary:?}; {} planners were killed", history.exchanges.len(), victims.kills);
     println!(
         "{waited} leases were waited for; {repeated} requests were repeated under their idempotency key"

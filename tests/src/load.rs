@@ -2,7 +2,7 @@
 //! that wait for a seed, who ask over v2.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use fastrand::Rng;
@@ -15,6 +15,9 @@ use crate::http;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two heartbeats of a seed.
 const HEARTBEAT: Duration = Duration::from_millis(500);
+
+/// Between two looks at how late threads are.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// As long as a worker waits for a seed at most: a request that was given up has no effect after this.
 const MAX_WAIT: Duration = Duration::from_millis(800);
@@ -40,6 +43,7 @@ pub struct Recorder {
     exchanges: Mutex<Vec<Exchange>>,
     repeated: AtomicUsize,
     waited: AtomicUsize,
+    late_us: AtomicU64,
 }
 
 impl Recorder {
@@ -48,7 +52,8 @@ impl Recorder {
         let exchanges = Mutex::new(Vec::new());
         let address = address.to_owned();
         let [repeated, waited] = [const { AtomicUsize::new(0) }; 2];
-        Self { address, seeds, lease_ttl, begun: Instant::now(), exchanges, repeated, waited }
+        let (begun, late_us) = (Instant::now(), AtomicU64::new(0));
+        Self { address, seeds, lease_ttl, begun, exchanges, repeated, waited, late_us }
     }
 
     /// Microseconds since the beginning.
@@ -65,6 +70,22 @@ impl Recorder {
     /// waited for.
     pub fn waits(&self) -> [usize; 2] {
         [&self.repeated, &self.waited].map(|counter| counter.load(Ordering::SeqCst))
+    }
+
+    /// Looks until `stop` how late the machine lets a thread go on that was due: for what a fault does not explain, a
+    /// planner or its database may be as late.
+    pub fn watch(&self, stop: &AtomicBool) {
+        while !stop.load(Ordering::SeqCst) {
+            let due = Instant::now() + LOOK;
+            std::thread::sleep(LOOK);
+            let late_us = u64::try_from(due.elapsed().as_micros()).unwrap();
+            self.late_us.fetch_max(late_us, Ordering::SeqCst);
+        }
+    }
+
+    /// The latest that a thread was, in microseconds, while [`Recorder::watch`] looked.
+    pub fn late_us(&self) -> u64 {
+        self.late_us.load(Ordering::SeqCst)
     }
 
     /// Registers a seed, or sends its heartbeat.

@@ -32,6 +32,25 @@ pub struct Terms {
     pub recovery_us: u64,
 }
 
+/// Threads that are waited for until something has its effect: of the client, the balancer, the planner and the database,
+/// some of them twice.
+const WAITED_FOR: u64 = 10;
+
+impl Terms {
+    /// The same on a machine on which a thread may be this late: so a verdict does not depend on its speed.
+    #[must_use]
+    pub fn where_threads_are_late(self, late_us: u64) -> Self {
+        let more_us = late_us.saturating_mul(WAITED_FOR);
+        Self {
+            flush_us: self.flush_us.saturating_add(more_us),
+            settle_us: self.settle_us.saturating_add(more_us),
+            slack_us: self.slack_us.saturating_add(more_us),
+            recovery_us: self.recovery_us.saturating_add(more_us),
+            ..self
+        }
+    }
+}
+
 /// A seed that offers its points.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Seed {

@@ -46,6 +46,19 @@ fn last(history: &History) -> Exchange {
 }
 
 #[test]
+fn what_late_threads_explain_is_no_violation_and_the_rest_is() {
+    let mut history = history(1);
+    grant(&mut history, 100, "a");
+    // 200 ms before its end.
+    add(&mut history, 2_890, Asked::Renew(name("a")), Answer::NoLease);
+    assert_eq!(history.violations(), [Violation::Lost(last(&history))]);
+    history.terms = TERMS.where_threads_are_late(10 * MS);
+    assert_eq!(history.violations(), [Violation::Lost(last(&history))]);
+    history.terms = TERMS.where_threads_are_late(20 * MS);
+    assert_eq!(history.violations(), []);
+}
+
+#[test]
 fn a_point_that_is_leased_twice_is_found() {
     let mut one = history(1);
     grant(&mut one, 100, "a");

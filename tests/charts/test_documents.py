@@ -86,8 +86,8 @@ def cargo(words: Words) -> None:
 
 def helm(words: Words) -> None:
     """The chart has the values, and the release the name by which documents know it."""
-    assert [word for word in words if word in ("install", "upgrade", "test")] and "planner" in words, words
-    assert "test" in words or CHART.relative_to(ROOT).as_posix() in words
+    (does,) = {"install", "upgrade", "test", "uninstall"} & {*words}
+    assert "planner" in words and (does in ("test", "uninstall") or CHART.relative_to(ROOT).as_posix() in words), words
     values: Object = {}
     for setting in (words[number + 1] for number, word in enumerate(words) if word == "--set"):
         path, _, value = setting.partition("=")

@@ -237,6 +237,20 @@ def test_every_pod_has_what_keeps_a_sidecar_away() -> None:
         assert container["env"] == more["extraEnv"]
 
 
+def test_planners_and_their_migration_have_what_the_url_of_the_database_may_name() -> None:
+    more = {
+        "extraEnvFrom": [{"configMapRef": {"name": "certificates"}}],
+        "extraVolumes": [{"name": "certificates", "configMap": {"name": "certificates"}}],
+        "extraVolumeMounts": [{"name": "certificates", "mountPath": "/etc/certificates", "readOnly": True}],
+    }
+    found = objects(merged(mode("postgres-migration"), more))
+    for kind in ("Deployment", "Job"):
+        pod = only(found, kind)["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        assert container["envFrom"] == more["extraEnvFrom"], kind
+        assert more["extraVolumes"][0] in pod["volumes"] and more["extraVolumeMounts"][0] in container["volumeMounts"]
+
+
 def test_labels_and_annotations_of_an_object_win_and_stand_once() -> None:
     own = {"labels": {"team": "own"}}
     values = {

@@ -1,4 +1,5 @@
-"""Compares objects with the schemas of Kubernetes, and with those of custom resources that stand in `resources`."""
+"""Compares objects with the schemas of Kubernetes, and with those of custom resources: the operators' own definitions,
+where they are, and the parts that the chart uses, with bounds and patterns, which stand in `resources`."""
 
 from functools import cache
 
@@ -8,6 +9,7 @@ import yaml
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
+import operators
 from rendering import HERE, Object
 
 # The oldest that Chart.yaml allows, one between, and the newest that there are schemas of.
@@ -41,6 +43,7 @@ def check(found: Object) -> None:
     group = found["apiVersion"].partition("/")[0]
     if group in CUSTOM:
         custom()[CUSTOM[group][found["kind"]]].validate(found)
+        operators.check(found)
         return
     for version in KUBERNETES:
         kubernetes_validate.validate(found, version, strict=True)

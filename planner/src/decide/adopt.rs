@@ -28,3 +28,46 @@ pub fn abandon(tables: &mut Tables) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::super::rows::{RequestRow, SeedRow};
+    use super::super::testing::{any_requests, any_seeds, rules, tables};
+    use super::*;
+    use crate::domain::policy::Policy;
+
+    proptest! {
+        #[test]
+        fn a_seed_is_lent_on_the_terms_of_now_and_keeps_all_else(seeds in any_seeds(), capacity in 1u32..4) {
+            let rules = Rules { capacity, ..rules(Policy::Balanced) };
+            let mut tables = tables(&seeds);
+            adopt(&mut tables, &rules);
+            for before in &seeds {
+                let terms = rules.terms(&before.identity, &before.key, &before.profile);
+                prop_assert_eq!(tables.seed(before.id).unwrap().as_ref(), &SeedRow { terms, ..before.clone() });
+            }
+            let changed = seeds.iter().filter(|row| row.terms.capacity != capacity).count();
+            prop_assert_eq!(tables.into_changes().seeds.len(), changed, "others are not written");
+        }
+
+        #[test]
+        fn nobody_answers_who_waited_for_a_process_that_is_gone(requests in any_requests()) {
+            let mut tables = tables(&[]);
+            for row in &requests {
+                tables.put_request(Arc::new(row.clone()));
+            }
+            abandon(&mut tables);
+            for before in &requests {
+                let kept = before.idempotency.is_some();
+                let expected = kept.then(|| RequestRow { planner: None, ..before.clone() });
+                prop_assert_eq!(tables.request(before.id).map(AsRef::as_ref), expected.as_ref());
+            }
+            let changed = requests.iter().filter(|row| row.idempotency.is_none() || row.planner.is_some()).count();
+            prop_assert_eq!(tables.into_changes().requests.len(), changed, "others are not written");
+        }
+    }
+}

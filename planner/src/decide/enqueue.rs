@@ -51,3 +51,72 @@ pub(super) fn enqueue(
         changed_ms: now,
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::testing::{NOW, any_requests, key, lease, tables};
+    use super::*;
+    use crate::store::{Grant, Idempotency, Queue};
+
+    fn any_answer() -> impl Strategy<Value = Acquired> {
+        let identity = super::super::testing::identity(0);
+        let grant = Grant { identity, seed_id: 1, lease_ttl_ms: 1, quiet_ms: 0, answers: false };
+        prop_oneof![
+            Just(Acquired::Granted(grant)),
+            Just(Acquired::Queued(None)),
+            prop::sample::select(vec![
+                Refusal::UnknownKey,
+                Refusal::AllBusy,
+                Refusal::AllSuspect,
+                Refusal::LeaseEnded,
+                Refusal::OtherRequest,
+            ])
+            .prop_map(Acquired::Refused),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn who_may_wait_waits_and_who_may_be_repeated_is_remembered(
+            requests in any_requests(), number in 0u32..6, wait_ms in 0i64..2, name in prop::option::of(0u8..2),
+            has_room in prop::bool::weighted(0.8), decided in any_answer(),
+        ) {
+            let mut tables = tables(&[]);
+            for row in &requests {
+                tables.put_request(Arc::new(row.clone()));
+            }
+            tables.room.bytes = if has_room { 1 << 20 } else { 0 };
+            let idempotency = name.map(|name| Idempotency { key: [name + 100; 32], request: [1; 32] });
+            let queue = Queue { wait_ms, idempotency: idempotency.clone(), attempt: 9, again: None };
+            let command = Acquire { key: key("k"), wish: Box::default(), lease: lease(number), queue: Some(Box::new(queue)) };
+            let mut answer = decided.clone();
+            enqueue(&mut tables, NOW, &"mine".into(), (0, &command), &Twins::default(), &mut answer);
+            let has_row = requests.iter().any(|row| row.lease == lease(number));
+            let new: Vec<_> = tables.requests().filter(|row| row.id >= 1_000).cloned().collect();
+            let nothing_there = matches!(
+                decided,
+                Acquired::Refused(Refusal::UnknownKey | Refusal::AllBusy | Refusal::AllSuspect)
+            );
+            if nothing_there && wait_ms > 0 && !has_room {
+                prop_assert_eq!((answer, new.len()), (Acquired::Refused(Refusal::NoRoom), 0));
+            } else if nothing_there && wait_ms > 0 {
+                prop_assert_eq!(answer, Acquired::Queued(None));
+                prop_assert_eq!(new.len(), 1);
+                prop_assert_eq!((new[0].waits_until_ms, new[0].planner.as_deref()), (Some(NOW + wait_ms), Some("mine")));
+                prop_assert!(tables.answers(new[0].planner.as_ref(), NOW), "its planner answers");
+            } else {
+                let is_granted = matches!(decided, Acquired::Granted(_));
+                prop_assert_eq!(&answer, &decided);
+                prop_assert_eq!(new.len(), usize::from(is_granted && name.is_some() && !has_row));
+                prop_assert!(new.iter().all(|row| (&row.waits_until_ms, &row.planner) == (&None, &None)));
+            }
+            for row in &new {
+                let told = (row.lease, row.attempt, row.changed_ms, &row.idempotency);
+                prop_assert_eq!(told, (lease(number), 9, NOW, &idempotency));
+            }
+            prop_assert_eq!(tables.requests().count(), requests.len() + new.len());
+        }
+    }
+}

@@ -18,3 +18,36 @@ pub(super) fn reason(tables: &Tables, now: i64, rules: &Rules, key: &SeedKey) ->
     }
     reason
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::super::rows::SeedRow;
+    use super::super::testing::{NOW, any_seeds, key, rules, tables};
+    use super::*;
+    use crate::domain::policy::Policy;
+
+    proptest! {
+        #[test]
+        fn a_reason_is_that_of_the_best_seed_of_the_key(
+            seeds in any_seeds(), others in prop::collection::vec(any::<bool>(), 6),
+        ) {
+            let rules = rules(Policy::Balanced);
+            let of_key = |(row, other): (SeedRow, &bool)| match other {
+                true => SeedRow { key: Arc::new(key("other")), ..row },
+                false => row,
+            };
+            let seeds: Vec<SeedRow> = seeds.into_iter().zip(&others).map(of_key).collect();
+            let is_there = |state| seeds.iter().any(|row| *row.key == key("k") && row.state(NOW, &rules) == state);
+            let expected = match (is_there(State::Live), is_there(State::Suspect)) {
+                (true, _) => Refusal::AllBusy,
+                (false, true) => Refusal::AllSuspect,
+                (false, false) => Refusal::UnknownKey,
+            };
+            prop_assert_eq!(reason(&tables(&seeds), NOW, &rules, &key("k")), expected);
+        }
+    }
+}

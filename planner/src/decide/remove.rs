@@ -29,3 +29,44 @@ pub(super) fn remove(tables: &mut Tables, now: i64, rules: &Rules, command: &Rem
     }
     removal
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::rows::SeedRow;
+    use super::super::testing::{self, NOW, any_seeds, identity, rules, tables};
+    use super::*;
+    use crate::domain::policy::Policy;
+
+    proptest! {
+        #[test]
+        fn a_seed_goes_with_its_last_lease_and_touches_no_other(
+            seeds in any_seeds(), number in 0u8..6, right_key in prop::bool::weighted(0.8),
+        ) {
+            let rules = rules(Policy::Balanced);
+            let mut tables = tables(&seeds);
+            let key = testing::key(if right_key { "k" } else { "other" });
+            let removal = remove(&mut tables, NOW, &rules, &Remove { identity: identity(number), key });
+            for before in &seeds {
+                let after = tables.seed(before.id).map(AsRef::as_ref);
+                if before.identity != identity(number) || !right_key {
+                    prop_assert_eq!(after, Some(before));
+                } else if before.live_leases(NOW) > 0 {
+                    prop_assert_eq!(removal, Removal::Draining);
+                    prop_assert_eq!(after, Some(&SeedRow { removed: true, ..before.clone() }), "its leases live on");
+                } else {
+                    let gone = if before.is_shown(NOW, &rules) { Removal::Gone } else { Removal::GoneBefore };
+                    prop_assert_eq!((removal, after), (gone, None));
+                }
+            }
+            let asked = seeds.iter().find(|row| row.identity == identity(number) && right_key);
+            prop_assert_eq!(removal == Removal::Unknown, asked.is_none());
+            // It is told once that a seed was taken out, and of each lease once that it ended.
+            let changes = tables.into_changes();
+            prop_assert_eq!(changes.events.len(), usize::from(asked.is_some_and(|row| !row.removed)));
+            let gone = asked.filter(|_| removal != Removal::Draining);
+            prop_assert_eq!(changes.ended.len(), gone.map_or(0, |row| row.leases.len()));
+        }
+    }
+}

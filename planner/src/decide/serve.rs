@@ -192,3 +192,63 @@ impl Serving {
         tables.change_request(id, |row| (row.waits_until_ms, row.changed_ms) = (None, now));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::rows::SeedRow;
+    use super::super::testing::{self, NOW, any_requests, any_seeds, key, lease, rules};
+    use super::*;
+    use crate::domain::policy::Policy;
+    use crate::domain::seed::State;
+    use crate::store::commands::{Commands, Serve};
+
+    fn free(seeds: &[SeedRow], rules: &Rules) -> usize {
+        let live = seeds.iter().filter(|row| row.state(NOW, rules) == State::Live);
+        live.map(|row| row.free_points(NOW).len()).sum()
+    }
+
+    proptest! {
+        #[test]
+        fn those_who_wait_are_served_in_turn_each_once_and_before_who_is_new(
+            seeds in any_seeds(), requests in any_requests(), new in 0u32..4,
+        ) {
+            let rules = rules(Policy::Fifo);
+            let acquires = (0..new).map(|number| {
+                Acquire { key: key("k"), wish: Box::default(), lease: lease(10_000 + number), queue: None }
+            });
+            let serves = vec![Serve { key: key("k") }];
+            let commands = Commands { acquires: acquires.collect(), serves, ..Commands::default() };
+            let decision = testing::decide_with(&seeds, &requests, &commands, &rules);
+            // Of the planners of these tests one answers.
+            let called = requests.iter().filter(|row| {
+                row.waits_until_ms.is_some_and(|until_ms| until_ms > NOW) && row.planner.as_deref() == Some("mine")
+            });
+            let points = free(&seeds, &rules);
+            let turn: Vec<i64> = called.map(|row| row.id).take(points).collect();
+            let served = decision.changes.requests.iter().map(|changed| changed.after.as_ref().unwrap());
+            prop_assert_eq!(served.clone().map(|row| row.id).collect::<Vec<_>>(), turn.clone());
+            for row in served {
+                prop_assert_eq!((row.waits_until_ms, row.changed_ms), (None, NOW));
+            }
+            let granted = decision.outcomes.acquires.iter().map(|answer| matches!(answer, Acquired::Granted(_)));
+            let left = points - turn.len();
+            prop_assert_eq!(granted.collect::<Vec<_>>(), (0..new as usize).map(|at| at < left).collect::<Vec<_>>());
+            prop_assert_eq!(decision.woken.len(), usize::from(!turn.is_empty()));
+            // Each has one point, and none is anybody else's.
+            let mut leased = Vec::new();
+            for changed in &decision.changes.seeds {
+                let (before, after) = (changed.before.as_ref().unwrap(), changed.after.as_ref().unwrap());
+                prop_assert!(before.leases.iter().filter(|lease| lease.lives(NOW)).all(|lease| after.leases.contains(lease)));
+                let new = after.leases.iter().filter(|lease| !before.leases.contains(lease));
+                leased.extend(new.map(|lease| lease.lease));
+            }
+            let ids = requests.iter().filter(|row| turn.contains(&row.id)).map(|row| row.lease);
+            let mut expected: Vec<_> = ids.chain((0..).map(|number| lease(10_000 + number)).take(left.min(new as usize))).collect();
+            leased.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(leased, expected);
+        }
+    }
+}

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::place::{HostUse, place};
-use super::rows::{LeaseRow, SeedRow};
+use super::rows::{LeaseRow, RequestRow, SeedRow};
 use super::{Batch, Decision, Near, Tables, Wants};
 use crate::domain::health::Health;
 use crate::domain::policy::Policy;
@@ -14,7 +14,7 @@ use crate::domain::seed::{Profile, State};
 use crate::domain::terms::Terms;
 use crate::store::commands::Commands;
 use crate::store::conformance::{self, RULES};
-use crate::store::{LeaseHash, Room, Rules};
+use crate::store::{Idempotency, LeaseHash, PLANNER_TTL_MS, Room, Rules};
 
 /// What time it is.
 pub(super) const NOW: i64 = 1_000_000;
@@ -93,6 +93,37 @@ pub(super) fn any_seeds() -> impl Strategy<Value = Vec<SeedRow>> {
         .prop_map(|(a, b, c, d, e, most)| [a, b, c, d, e].into_iter().take(most).collect())
 }
 
+prop_compose! {
+    /// A request of the key `k` that waits, or waited, or was granted; of the planner `mine`, which answers, or of another
+    /// one, which does not, or of none.
+    fn any_request(number: u8)(
+        may_be_repeated in any::<bool>(),
+        attempt in 0i64..3,
+        planner in prop::option::weighted(0.8, prop_oneof![3 => Just("mine"), 1 => Just("other")]),
+        left_ms in prop::option::weighted(0.7, prop_oneof![1 => -1i64..1, 4 => 1i64..3]),
+    ) -> RequestRow {
+        let idempotency = may_be_repeated.then_some(Idempotency { key: [number; 32], request: [1; 32] });
+        RequestRow {
+            id: i64::from(number) + 1,
+            key: Arc::new(key("k")),
+            // Some have a lease on one of `any_seeds`.
+            lease: lease(u32::from(number)),
+            idempotency,
+            attempt,
+            wish: Arc::default(),
+            planner: planner.map(Into::into),
+            waits_until_ms: left_ms.map(|left_ms| NOW + left_ms),
+            changed_ms: NOW - 1,
+        }
+    }
+}
+
+/// Up to five requests, in the order in which they came.
+pub(super) fn any_requests() -> impl Strategy<Value = Vec<RequestRow>> {
+    (any_request(0), any_request(1), any_request(2), any_request(3), any_request(4), 0usize..6)
+        .prop_map(|(a, b, c, d, e, most)| [a, b, c, d, e].into_iter().take(most).collect())
+}
+
 /// Tables in which these were put.
 pub(super) fn tables(seeds: &[SeedRow]) -> Tables {
     let mut tables = Tables::new(1_000, 1_000, Room::AMPLE);
@@ -104,10 +135,20 @@ pub(super) fn tables(seeds: &[SeedRow]) -> Tables {
 
 /// Decides over a list of seeds, with pages that are as short as may be.
 pub(super) fn decide(seeds: &[SeedRow], commands: &Commands, rules: &Rules) -> Decision {
+    decide_with(seeds, &[], commands, rules)
+}
+
+/// The same, with requests.
+pub(super) fn decide_with(
+    seeds: &[SeedRow],
+    requests: &[RequestRow],
+    commands: &Commands,
+    rules: &Rules,
+) -> Decision {
     let mut wants = Batch::first_wants(commands, rules);
     wants.offers.values_mut().for_each(|limit| *limit = 1);
     let mut tables = Tables::new(1_000, 1_000, Room::AMPLE);
-    answer(seeds, &wants, &mut tables, rules);
+    answer((seeds, requests), &wants, &mut tables, rules);
     let planner = "planner".into();
     let mut batch = Batch::new(commands, rules, &planner, NOW, tables);
     loop {
@@ -115,11 +156,11 @@ pub(super) fn decide(seeds: &[SeedRow], commands: &Commands, rules: &Rules) -> D
         if wants.is_empty() {
             return batch.finish();
         }
-        answer(seeds, &wants, batch.tables(), rules);
+        answer((seeds, requests), &wants, batch.tables(), rules);
     }
 }
 
-fn answer(seeds: &[SeedRow], wants: &Wants, tables: &mut Tables, rules: &Rules) {
+fn answer((seeds, requests): (&[SeedRow], &[RequestRow]), wants: &Wants, tables: &mut Tables, rules: &Rules) {
     let put = |tables: &mut Tables, fits: &dyn Fn(&SeedRow) -> bool| {
         for row in seeds.iter().filter(|row| fits(row)) {
             tables.put_seed(Arc::new(row.clone()));
@@ -127,8 +168,12 @@ fn answer(seeds: &[SeedRow], wants: &Wants, tables: &mut Tables, rules: &Rules) 
     };
     put(tables, &|row| wants.identities.contains(&row.identity));
     put(tables, &|row| row.leases.iter().any(|lease| wants.leases.contains(&lease.lease)));
-    for key in wants.waiting.keys() {
-        tables.put_waiting(key, Vec::new(), false);
+    for (key, after) in &wants.waiting {
+        let waiting = requests.iter().filter(|row| row.waits_until_ms.is_some() && row.id > *after);
+        let rows: Vec<_> = waiting.clone().take(1).cloned().map(Arc::new).collect();
+        tables.put_waiting(key, rows, waiting.count() > 1);
+        tables.put_planner(&"mine".into(), NOW + PLANNER_TTL_MS);
+        tables.put_planner(&"other".into(), NOW);
     }
     for ((key, near), limit) in &wants.offers {
         let is_near = |row: &SeedRow| match near {

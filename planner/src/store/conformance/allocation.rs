@@ -3,6 +3,7 @@
 use std::collections::{HashMap, HashSet};
 
 use super::*;
+use crate::domain::policy::Policy;
 
 fn granted(outcomes: &[Outcome]) -> Vec<String> {
     outcomes.iter().filter_map(super::granted).map(|seed| seed.to_string()).collect()

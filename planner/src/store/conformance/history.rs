@@ -2,8 +2,8 @@
 
 use super::*;
 use crate::domain::seed::Profile;
-use crate::store::history::{Account, End, EventKind, Forgotten};
-use crate::store::{Idempotency, Leaving, Queue};
+use crate::store::history::{Account, End, EventKind, Forgotten, Keep};
+use crate::store::{Idempotency, LeaseHash, Leaving, Queue};
 
 const ALL: Part = Part { limit: 1_000, after: None };
 

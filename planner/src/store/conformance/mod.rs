@@ -9,16 +9,16 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
-use super::history::{EndedLease, Event, EventFilter, Keep};
+use super::history::{EndedLease, Event, EventFilter};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    ApplyList, Beat, Clock, Command, LeaseHash, ManualClock, Outcome, Refusal, Registration, Removal, Report,
-    Room, Rules, SeedView, Snapshot, Store,
+    ApplyList, Beat, Clock, Command, ManualClock, Outcome, Refusal, Registration, Removal, Report, Rules,
+    SeedView, Snapshot, Store,
 };
-use crate::domain::health::BackOff;
 use crate::domain::location::Location;
-use crate::domain::policy::{Policy, Wish};
+use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
+pub(crate) use values::{RULES, identity, key, lease};
 
 pub(crate) mod allocation;
 pub(crate) mod clock;
@@ -28,6 +28,7 @@ pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;
+mod values;
 pub(crate) mod waiting;
 
 /// A database that a test has for itself.
@@ -38,18 +39,6 @@ pub(crate) trait Home: Send + Sync + Sized {
     /// Opens it, again after a store on it was closed.
     async fn open(&self, rules: Rules, clock: Clock) -> Arc<dyn Store>;
 }
-
-/// The rules of most tests.
-pub(crate) const RULES: Rules = Rules {
-    heartbeat_ttl_ms: 60_000,
-    lease_ttl_ms: 10_000,
-    capacity: 1,
-    policy: Policy::Balanced,
-    back_off: BackOff { first_ms: 1_000, most_ms: 4_000 },
-    overrides: None,
-    history: Keep::of(3_600_000),
-    room: Room::AMPLE,
-};
 
 /// A store under test, on a clock that the test steps.
 pub(crate) struct Bench<H: Home> {
@@ -142,20 +131,6 @@ impl<H: Home> Bench<H> {
         let name = identity(seed).to_string();
         self.snapshot().await.seeds.into_iter().find(|view| view.identity == name)
     }
-}
-
-pub(crate) fn identity(seed: u8) -> SeedIdentity {
-    SeedIdentity::new(format!("10.0.0.{seed}"), 8000, 0).unwrap()
-}
-
-pub(crate) fn key(text: &str) -> SeedKey {
-    SeedKey::new(text).unwrap()
-}
-
-pub(crate) fn lease(number: u32) -> LeaseHash {
-    let mut hash = [0; 32];
-    hash[..4].copy_from_slice(&number.to_be_bytes());
-    hash
 }
 
 pub(crate) fn register(seed: u8, text: &str) -> Command {

@@ -4,7 +4,7 @@
 //! over seeds and no seed is asked for more than its capacity. Hard conditions first (a point must be free),
 //! then a score, read from top to bottom, whose last part makes the choice deterministic.
 
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
@@ -108,10 +108,26 @@ struct Score<'a> {
     /// Longer unused first. Not `fifo`.
     last_used_ms: i64,
     /// Decides between equals.
-    identity: &'a str,
+    name: Name<'a>,
 }
 
-fn score<'a>(policy: Policy, candidate: &Candidate, identity: &'a str, wish: &Wish) -> Score<'a> {
+/// An identity in the order of its text, which is spelt only where all before it is equal.
+#[derive(PartialEq, Eq)]
+struct Name<'a>(&'a SeedIdentity);
+
+impl Ord for Name<'_> {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.0.to_string().cmp(&other.0.to_string())
+    }
+}
+
+impl PartialOrd for Name<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+fn score<'a>(policy: Policy, candidate: &'a Candidate, wish: &Wish) -> Score<'a> {
     let balanced = policy == Policy::Balanced;
     let free_share = (candidate.free_points.len() as u64) << 32;
     let free_share = free_share / u64::from(candidate.capacity.max(1));
@@ -123,7 +139,7 @@ fn score<'a>(policy: Policy, candidate: &Candidate, identity: &'a str, wish: &Wi
         free_share: Reverse(if balanced { free_share } else { 0 }),
         last_heartbeat_ms: if policy == Policy::Fifo { candidate.last_heartbeat_ms } else { 0 },
         last_used_ms: if policy == Policy::Fifo { 0 } else { candidate.last_used_ms },
-        identity,
+        name: Name(&candidate.identity),
     }
 }
 
@@ -152,19 +168,21 @@ pub fn obstacle(candidate: &Candidate, wish: &Wish, hosts: &HostRoom) -> Option<
     }
 }
 
+/// The places of those candidates that can be chosen.
+fn free<'a>(
+    candidates: &'a [Candidate],
+    wish: &'a Wish,
+    hosts: &'a HostRoom,
+) -> impl Iterator<Item = usize> + use<'a> {
+    let can_be = move |at: &usize| obstacle(&candidates[*at], wish, hosts).is_none();
+    (0..candidates.len()).filter(can_be)
+}
+
 /// The candidates that can be chosen, as places in `candidates`, best first.
 pub fn rank(policy: Policy, candidates: &[Candidate], wish: &Wish, hosts: &HostRoom) -> Vec<usize> {
-    // Spelt once a candidate, not once a comparison.
-    let mut free: Vec<(usize, String)> = candidates
-        .iter()
-        .enumerate()
-        .filter(|(_, candidate)| obstacle(candidate, wish, hosts).is_none())
-        .map(|(at, candidate)| (at, candidate.identity.to_string()))
-        .collect();
-    free.sort_by(|(a, a_name), (b, b_name)| {
-        score(policy, &candidates[*a], a_name, wish).cmp(&score(policy, &candidates[*b], b_name, wish))
-    });
-    free.into_iter().map(|(at, _)| at).collect()
+    let mut ranked: Vec<usize> = free(candidates, wish, hosts).collect();
+    ranked.sort_by(|a, b| score(policy, &candidates[*a], wish).cmp(&score(policy, &candidates[*b], wish)));
+    ranked
 }
 
 /// Chooses the best candidate that can be chosen: its place in `candidates`, and its first free point.
@@ -174,10 +192,7 @@ pub fn choose(
     wish: &Wish,
     hosts: &HostRoom,
 ) -> Option<(usize, u32)> {
-    let at = match candidates {
-        [only] => obstacle(only, wish, hosts).is_none().then_some(0)?,
-        _ => rank(policy, candidates, wish, hosts).first().copied()?,
-    };
+    let at = free(candidates, wish, hosts).min_by_key(|at| score(policy, &candidates[*at], wish))?;
     candidates[at].free_points.iter().min().map(|point| (at, *point))
 }
 
@@ -312,6 +327,13 @@ mod tests {
                     prop_assert!(point < candidates[at].capacity);
                 }
             }
+        }
+
+        #[test]
+        fn the_chosen_one_is_the_first_of_all_in_their_order(candidates in candidates(), policy in 0usize..3) {
+            let policy = Policy::NAMES[policy].1;
+            let first = rank(policy, &candidates, &Wish::default(), &HostRoom::new()).first().copied();
+            prop_assert_eq!(chosen(policy, &candidates), first.map(|at| candidates[at].id));
         }
 
         #[test]

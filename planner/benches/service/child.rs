@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -107,9 +108,29 @@ fn wait_for_the_parent() {
     let _ = std::io::stdin().lock().read_to_end(&mut Vec::new());
 }
 
+/// Where a planner is from.
+#[derive(Debug, Clone)]
+pub(crate) enum Program {
+    /// This program.
+    Own,
+    /// An `rfork` command, of another commit maybe.
+    Command(PathBuf),
+}
+
+impl Program {
+    /// Starts a planner of seeds that send no heartbeats but in rows of their own, and waits until it is ready.
+    pub(crate) fn planner(&self, database: &str) -> Result<Server> {
+        match self {
+            Self::Own => Server::start(&Role::Planner(database.into())),
+            Self::Command(rfork) => Server::command(rfork, database),
+        }
+    }
+}
+
 /// A process that serves. Dropped, it is told to end, and waited for.
 pub(crate) struct Server {
     process: std::process::Child,
+    /// Closed, it tells this program's own processes to end; a command is sent a signal.
     stdin: Option<ChildStdin>,
     pub(crate) address: SocketAddr,
 }
@@ -139,6 +160,30 @@ impl Server {
         Ok(server)
     }
 
+    /// A planner of the command `rfork`, with the settings of [`plan`].
+    fn command(rfork: &Path, database: &str) -> Result<Self> {
+        // Free until the planner takes it, but for a moment.
+        let address = TcpListener::bind("127.0.0.1:0")?.local_addr()?;
+        let process = Command::new(rfork)
+            .args(["planner", "--host", "127.0.0.1", "--port", &address.port().to_string()])
+            .args(["--database-url", database, "--no-liveness-probe"])
+            .args(["--heartbeat-ttl-sec", &HEARTBEAT_TTL.as_secs().to_string()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|error| format!("{}: {error}", rfork.display()))?;
+        let mut server = Self { process, stdin: None, address };
+        while TcpStream::connect(address).is_err() {
+            if let Some(status) = server.process.try_wait()? {
+                return Err(format!("{} planner ended with {status}", rfork.display()).into());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        opened(address)?;
+        Ok(server)
+    }
+
     pub(crate) fn id(&self) -> u32 {
         self.process.id()
     }
@@ -160,7 +205,11 @@ fn opened(address: SocketAddr) -> Result<()> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        drop(self.stdin.take());
+        if self.stdin.take().is_none() {
+            let process = i32::try_from(self.process.id()).ok().and_then(rustix::process::Pid::from_raw);
+            let _ =
+                process.map(|process| rustix::process::kill_process(process, rustix::process::Signal::TERM));
+        }
         // It has nobody else to tell.
         let _ = self.process.wait();
     }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::child::{Role, Server};
 use crate::cluster::{self, Cluster};
-use crate::fleet_report::{Row, Times};
+use crate::fleet_report::{Ask, Row, Times};
 use crate::machine::{self, Processes, Used};
 use crate::options::Options;
 use crate::population::{self, Population};
@@ -155,16 +155,6 @@ struct Fleet {
     end: Instant,
     room: Semaphore,
     times: Mutex<Times>,
-}
-
-/// What a request is for.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ask {
-    /// Registers or says that it lives.
-    Heartbeat,
-    Seed,
-    /// Renews or gives back.
-    Lease,
 }
 
 /// One rank of a worker.

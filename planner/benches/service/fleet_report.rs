@@ -5,8 +5,17 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::fleet::Ask;
 use crate::rows::StoreKind;
+
+/// What a request is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ask {
+    /// Registers or says that it lives.
+    Heartbeat,
+    Seed,
+    /// Renews or gives back.
+    Lease,
+}
 
 /// How long requests took, in microseconds, by what they were for.
 #[derive(Debug, Default)]

@@ -11,6 +11,7 @@ use clap::Parser;
 mod answer;
 mod bars;
 mod child;
+mod compare;
 mod fleet;
 mod fleet_report;
 mod load;
@@ -38,6 +39,15 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&rows)?);
         } else {
             print!("{}", fleet_report::Table(&rows));
+        }
+        return Ok(());
+    }
+    if let Some(against) = &options.against {
+        let comparison = compare::all(&options, against)?;
+        if options.json {
+            println!("{}", serde_json::to_string_pretty(&comparison)?);
+        } else {
+            print!("{comparison}");
         }
         return Ok(());
     }

@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::child::{Role, Server};
+use crate::child::{Program, Role, Server};
 use crate::cluster::Cluster;
-use crate::load::{Load, Outcome};
-use crate::machine::{self, Processes, Used};
+use crate::load::Load;
+use crate::machine::{self, Processes};
 use crate::options::Options;
 use crate::population::Population;
-use crate::report::{Figure, OwnCost, Registration, Report};
+use crate::report::{Figure, OwnCost, Registration, Report, Run};
 use crate::rows::{CLIENTS, Connections, Row, StoreKind, Work};
 use crate::{Result, bars};
 
@@ -25,19 +25,13 @@ const AT_REST: f64 = 0.1;
 const REST_STEP: Duration = Duration::from_millis(250);
 const REST_DEADLINE: Duration = Duration::from_secs(10);
 
-/// One run of a row.
-pub(crate) struct Run {
-    pub(crate) outcome: Outcome,
-    /// Meanwhile.
-    pub(crate) used: Used,
-}
-
 /// A planner with its seeds.
-struct Setup {
-    seeds: u32,
+pub(crate) struct Setup {
+    database: String,
+    pub(crate) seeds: u32,
     keys: u32,
-    population: Population,
-    planner: Server,
+    pub(crate) population: Population,
+    pub(crate) planner: Server,
     processes: Processes,
 }
 
@@ -115,7 +109,9 @@ fn measure_store(
         if setups.iter().any(|setup| setup.is_of(row)) {
             continue;
         }
-        let (setup, registration) = Setup::make(directory, cluster.as_ref(), row)?;
+        let Row { seeds, keys, .. } = *row;
+        let (setup, seconds) = Setup::make(&Program::Own, directory, cluster.as_ref(), seeds, keys)?;
+        let registration = Registration { store, seeds, keys, seconds };
         setups.push(setup);
         report.registrations.push(registration);
     }
@@ -135,14 +131,19 @@ fn measure_store(
 }
 
 impl Setup {
-    /// Starts the row's planner on an empty database, and registers its seeds.
-    fn make(directory: &Path, cluster: Option<&Cluster>, row: &Row) -> Result<(Self, Registration)> {
-        let Row { store, seeds, keys, .. } = *row;
+    /// Starts a planner on an empty database, and registers its seeds; gives the seconds that this took, too.
+    pub(crate) fn make(
+        program: &Program,
+        directory: &Path,
+        cluster: Option<&Cluster>,
+        seeds: u32,
+        keys: u32,
+    ) -> Result<(Self, f64)> {
         let database = match cluster {
             Some(cluster) => cluster.database(),
             None => format!("sqlite://{}/{seeds}-{keys}.db", directory.display()),
         };
-        let planner = Server::start(&Role::Planner(database))?;
+        let planner = program.planner(&database)?;
         let processes = Processes { planner: planner.id(), database: cluster.map(Cluster::process) };
         let population = Population::new(seeds, keys);
         let register = Load {
@@ -154,19 +155,31 @@ impl Setup {
         };
         let seconds = register.once()?;
         eprintln!(
-            "{store}: {seeds} seeds of {keys} keys registered in {seconds:.1} s; planner is process {}",
+            "{seeds} seeds of {keys} keys registered in {seconds:.1} s; planner is process {}",
             planner.id()
         );
-        let setup = Self { seeds, keys, population, planner, processes };
+        let setup = Self { database, seeds, keys, population, planner, processes };
         setup.rest()?;
-        Ok((setup, Registration { store, seeds, keys, seconds }))
+        Ok((setup, seconds))
+    }
+
+    /// Stops the planner and starts it again on its database; gives the seconds until it was ready.
+    pub(crate) fn restart(self, program: &Program) -> Result<(Self, f64)> {
+        let Self { database, seeds, keys, population, planner, .. } = self;
+        drop(planner);
+        let begun = Instant::now();
+        let planner = program.planner(&database)?;
+        let seconds = begun.elapsed().as_secs_f64();
+        // A SQLite file alone is opened twice.
+        let processes = Processes { planner: planner.id(), database: None };
+        Ok((Self { database, seeds, keys, population, planner, processes }, seconds))
     }
 
     fn is_of(&self, row: &Row) -> bool {
         (self.seeds, self.keys) == (row.seeds, row.keys)
     }
 
-    fn run(&self, options: &Options, row: &Row) -> Result<Run> {
+    pub(crate) fn run(&self, options: &Options, row: &Row) -> Result<Run> {
         let load = Load {
             server: self.planner.address,
             population: &self.population,
@@ -180,7 +193,7 @@ impl Setup {
     }
 
     /// Waits until what was begun is done: heartbeats are written after they were answered.
-    fn rest(&self) -> Result<()> {
+    pub(crate) fn rest(&self) -> Result<()> {
         let begun = Instant::now();
         let mut before = self.processes.used()?;
         while begun.elapsed() < REST_DEADLINE {

@@ -1,7 +1,10 @@
 //! What is measured, and how long.
 
+use std::path::PathBuf;
+
 use clap::{Parser, ValueEnum};
 
+use crate::bars::{FEW, MANY};
 use crate::rows::{Connections, Row, StoreKind, Work};
 
 /// How fast the planner is, on this machine.
@@ -23,8 +26,8 @@ pub(crate) struct Options {
     #[arg(long)]
     seconds: Option<f64>,
 
-    /// How many seeds there are
-    #[arg(long, value_delimiter = ',', default_value = "1000,10000,100000",
+    /// How many seeds there are [default: 1000,10000,100000]
+    #[arg(long, value_delimiter = ',',
         value_parser = clap::value_parser!(u32).range(64..=1_000_000))]
     seeds: Vec<u32>,
 
@@ -48,6 +51,14 @@ pub(crate) struct Options {
     /// How many planners a fleet has, on Postgres
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) replicas: u32,
+
+    /// Instead of all this: compares with another planner, side by side in turns; the path of its `rfork` command
+    #[arg(long, value_name = "RFORK")]
+    pub(crate) against: Option<PathBuf>,
+
+    /// The `rfork` command of the planner that is compared, instead of the planner in this program
+    #[arg(long, value_name = "RFORK", requires = "against")]
+    pub(crate) planner: Option<PathBuf>,
 
     /// Prints JSON instead of a table
     #[arg(long)]
@@ -80,6 +91,10 @@ impl Options {
         if !self.bench {
             (self.store, self.seeds, self.keys) = (Stores::Sqlite, vec![200], vec![1]);
         }
+        if self.seeds.is_empty() {
+            // Compared are the sizes that there is a bar for.
+            self.seeds = if self.against.is_some() { vec![FEW, MANY] } else { vec![FEW, 10_000, MANY] };
+        }
         self.runs.get_or_insert(runs);
         self.seconds.get_or_insert(seconds);
         self
@@ -88,6 +103,11 @@ impl Options {
     /// Whether the ranks of a fleet keep their connections: as vLLM Ascend's workers they do not, unless told to.
     pub(crate) fn fleet_keeps_connections(&self) -> bool {
         self.connections == [Connections::KeepAlive]
+    }
+
+    /// How many seeds there are, each number by itself.
+    pub(crate) fn seeds(&self) -> &[u32] {
+        &self.seeds
     }
 
     /// How often each row is measured.

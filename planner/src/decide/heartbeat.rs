@@ -30,11 +30,16 @@ pub fn flush(tables: &mut Tables, now: i64, beats: &[Beat]) -> HashSet<i64> {
     let mut gone = HashSet::new();
     for beat in beats {
         note(tables, now, *beat);
-        if tables.seed(beat.seed_id).is_none_or(|row| row.removed || row.drained) {
+        if tables.seed(beat.seed_id).is_none_or(|row| !is_gathered(row.removed, row.drained)) {
             gone.insert(beat.seed_id);
         }
     }
     gone
+}
+
+/// Whether heartbeats of a seed may be gathered: its worker need not be told anything.
+pub fn is_gathered(removed: bool, drained: bool) -> bool {
+    !removed && !drained
 }
 
 /// Heartbeats may arrive out of order: the latest counts.

@@ -24,9 +24,9 @@
 //!
 //! # When it must load again
 //!
-//! A store that is alone with its rows never does. One that loads offers without locks must make sure, before it
-//! writes, that the seeds which [`Changes`] changes are as they were ([`changes::Changed::before`]), and those of a host
-//! that is bounded: it locks them, reads them again, and if one is another it begins at 2 with what it has locked.
+//! A store that is alone with its rows never does. One that loads without locks must make sure, before it writes, that the
+//! rows which [`Changes`] changes are as they were ([`changes::Changed::before`]): it locks and compares them, and if one is
+//! another it begins at 2. Of a host that is bounded it holds a lock before it loads any seed.
 //! `Tables` is used up by a decision; nothing of it is kept.
 //!
 //! The other functions here ([`heartbeat::flush`], [`drain::invalidate`], [`collect`], [`sweep`], [`adopt`]) take

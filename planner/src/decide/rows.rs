@@ -6,7 +6,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use crate::domain::health::Health;
 use crate::domain::policy::Wish;
-use crate::domain::seed::{Known, Profile, State};
+use crate::domain::seed::{Known, Profile, Standing, State};
 use crate::domain::terms::Terms;
 use crate::store::history::{End, Happened};
 use crate::store::{Idempotency, LeaseHash, Report, Rules};
@@ -87,17 +87,20 @@ impl SeedRow {
         self.heard_ms <= now.saturating_sub(rules.heartbeat_ttl_ms)
     }
 
+    /// What its state follows from.
+    pub fn standing(&self, now: i64, rules: &Rules) -> Standing {
+        Standing {
+            removed: self.removed,
+            drained: self.drained,
+            silent: self.is_silent(now, rules),
+            suspect: self.health.is_suspect(now),
+            leased: self.live_leases(now) > 0,
+        }
+    }
+
     /// What it is to the planner.
     pub fn state(&self, now: i64, rules: &Rules) -> State {
-        if self.removed || self.drained {
-            State::Draining
-        } else if self.is_silent(now, rules) {
-            State::Silent
-        } else if self.health.is_suspect(now) {
-            State::Suspect
-        } else {
-            State::Live
-        }
+        self.standing(now, rules).state()
     }
 
     /// What the rules of registering and removing look at.
@@ -114,8 +117,7 @@ impl SeedRow {
 
     /// Whether it is not gone for everybody who looks.
     pub fn is_shown(&self, now: i64, rules: &Rules) -> bool {
-        let out = self.removed || (self.is_silent(now, rules) && !self.drained);
-        !out || self.live_leases(now) > 0
+        !self.standing(now, rules).is_gone()
     }
 
     /// Its host, if what seeds of that lend together is bounded.

@@ -151,6 +151,11 @@ impl Tables {
         self.seeds.contains_key(&id)
     }
 
+    /// The last number of a seed that was put.
+    pub fn last_seed(&self) -> Option<i64> {
+        self.seeds.keys().next_back().copied()
+    }
+
     /// A seed as it is now.
     pub(super) fn seed(&self, id: i64) -> Option<&Arc<SeedRow>> {
         self.seeds.get(&id)?.after.as_ref()

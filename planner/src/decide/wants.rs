@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use crate::domain::location::Location;
+use crate::domain::seed::Profile;
 use crate::store::LeaseHash;
 
 /// Seeds of a key that a worker prefers to others.
@@ -19,6 +21,17 @@ pub enum Near {
     Rack(Option<String>, String),
     /// Those in a zone.
     Zone(String),
+}
+
+impl Near {
+    /// Where else than among all of its key a seed that told this is looked for.
+    pub fn of(told: &Profile) -> impl Iterator<Item = Self> {
+        let Location { zone, rack, host } = &told.location;
+        let instance = told.instance_id.clone().map(Self::Instance);
+        let node = host.clone().map(Self::Node);
+        let rack = rack.clone().map(|rack| Self::Rack(zone.clone(), rack));
+        [instance, node, rack, zone.clone().map(Self::Zone)].into_iter().flatten()
+    }
 }
 
 /// What is to be loaded next. Empty parts ask for nothing.

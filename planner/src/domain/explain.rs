@@ -65,7 +65,10 @@ mod tests {
                         instance_id: None,
                         capped_host: host.map(|host| host.to_string()),
                     };
-                    (candidate, State::of_number(state).unwrap())
+                    (
+                        candidate,
+                        [State::Live, State::Suspect, State::Draining, State::Silent][usize::from(state)],
+                    )
                 })
                 .collect()
         })

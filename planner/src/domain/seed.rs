@@ -74,29 +74,58 @@ impl Known {
     /// Whether it is gone for everybody who looks, although a row of it may be left until the sweep: it has no lease,
     /// and was removed or fell silent. A seed that an operator took out is remembered while it is silent, and shown.
     pub fn is_gone(&self) -> bool {
-        self.live_leases == 0 && (self.removed || (self.silent && !self.drained))
+        let Self { removed, drained, silent, live_leases, .. } = *self;
+        Standing { removed, drained, silent, suspect: false, leased: live_leases > 0 }.is_gone()
     }
 }
 
-/// What a seed is to the planner at a moment. The numbers stand in statements.
+/// What a seed is to the planner at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// It is offered.
-    Live = 0,
+    Live,
     /// It failed lately, and is not offered for a while.
-    Suspect = 1,
+    Suspect,
     /// It was removed or drained, and is not offered.
-    Draining = 2,
+    Draining,
     /// It was not heard of for its time to live, and is not offered until it is.
-    Silent = 3,
+    Silent,
 }
 
-impl State {
-    /// The state of this number.
-    pub fn of_number(number: u8) -> Option<Self> {
-        [Self::Live, Self::Suspect, Self::Draining, Self::Silent]
-            .into_iter()
-            .find(|state| *state as u8 == number)
+/// What of a seed its state follows from, at a moment.
+// Five facts that do not depend on each other.
+#[allow(clippy::struct_excessive_bools)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether its owner took it out.
+    pub removed: bool,
+    /// Whether an operator took it out.
+    pub drained: bool,
+    /// Whether it was not heard of for its time to live.
+    pub silent: bool,
+    /// Whether it failed lately.
+    pub suspect: bool,
+    /// Whether a lease on it lives.
+    pub leased: bool,
+}
+
+impl Standing {
+    /// What it is to the planner.
+    pub fn state(self) -> State {
+        if self.removed || self.drained {
+            State::Draining
+        } else if self.silent {
+            State::Silent
+        } else if self.suspect {
+            State::Suspect
+        } else {
+            State::Live
+        }
+    }
+
+    /// Whether it is gone for everybody who looks: [`Known::is_gone`].
+    pub fn is_gone(self) -> bool {
+        !self.leased && (self.removed || (self.silent && !self.drained))
     }
 }
 

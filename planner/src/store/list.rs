@@ -2,7 +2,8 @@
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
-use super::LeaseHash;
+use super::{Counts, LeaseHash, Rules};
+use crate::decide::rows::{LeaseRow, SeedRow};
 use crate::domain::seed::{Profile, State};
 
 /// Part of a list.
@@ -90,21 +91,35 @@ pub struct SeedEntry {
     pub host_room: Option<(String, u32)>,
 }
 
-/// The times of a seed as a row has them, Unix milliseconds.
-#[expect(clippy::struct_field_names, reason = "each tells its unit")]
-pub(super) struct Times {
-    pub(super) heard_ms: i64,
-    pub(super) used_ms: i64,
-    pub(super) suspect_until_ms: i64,
+impl SeedEntry {
+    /// A seed at `now`, with the room on its host where that is bounded.
+    pub(super) fn of(row: &SeedRow, now: i64, rules: &Rules, host_room: Option<(String, u32)>) -> Self {
+        let suspect_until_ms = row.health.suspect_until_ms;
+        Self {
+            identity: row.identity.clone(),
+            key: SeedKey::clone(&row.key),
+            state: row.state(now, rules),
+            capacity: row.terms.capacity,
+            used: row.live_leases(now),
+            free: u32::try_from(row.free_points(now).len()).unwrap_or(u32::MAX),
+            quiet_ms: now.saturating_sub(row.heard_ms).max(0),
+            unused_ms: (row.used_ms > 0).then(|| now.saturating_sub(row.used_ms).max(0)),
+            suspect_ms: (suspect_until_ms > now).then(|| suspect_until_ms.saturating_sub(now)),
+            failures: row.health.failures,
+            profile: row.profile.as_ref().clone(),
+            host_room,
+        }
+    }
 }
 
-impl SeedEntry {
-    /// Counts the times from `now`.
-    pub(super) fn aged(mut self, now: i64, times: &Times) -> Self {
-        self.quiet_ms = now.saturating_sub(times.heard_ms).max(0);
-        self.unused_ms = (times.used_ms > 0).then(|| now.saturating_sub(times.used_ms).max(0));
-        self.suspect_ms = (times.suspect_until_ms > now).then(|| times.suspect_until_ms.saturating_sub(now));
-        self
+impl SeedFilter {
+    /// Whether a seed is shown in a list of these.
+    pub(super) fn fits(&self, row: &SeedRow, now: i64, rules: &Rules) -> bool {
+        row.is_shown(now, rules)
+            && self.key.as_ref().is_none_or(|key| *row.key == *key)
+            && self.model_url.as_ref().is_none_or(|url| row.profile.labels.model_url.as_ref() == Some(url))
+            && self.host.as_ref().is_none_or(|host| row.identity.host() == host)
+            && self.state.is_none_or(|state| row.state(now, rules) == state)
     }
 }
 
@@ -135,6 +150,18 @@ pub struct LeaseEntry {
 }
 
 impl LeaseEntry {
+    /// A lease on a seed, at `now`.
+    pub(super) fn of(row: &SeedRow, lease: &LeaseRow, now: i64) -> Self {
+        Self {
+            lease: lease.lease,
+            point: lease.point,
+            identity: row.identity.clone(),
+            key: SeedKey::clone(&row.key),
+            ttl_ms: lease.ends_ms.saturating_sub(now),
+            age_ms: now.saturating_sub(lease.granted_ms).max(0),
+        }
+    }
+
     /// Its place in the list of leases.
     pub(super) fn place(&self) -> Vec<u8> {
         format!("{} {}", self.identity, self.point).into_bytes()
@@ -169,24 +196,20 @@ pub struct KeyEntry {
     pub waiting: u64,
 }
 
-/// Whether a seed is not gone, as statements spell [`crate::domain::seed::Known::is_gone`]; the parameters are those
-/// of [`state_sql`].
-pub(super) fn shown_sql(now: &str, silent: &str) -> String {
-    format!(
-        "NOT ((s.removed OR (NOT s.drained AND h.last_ms <= {silent}))
-              AND NOT EXISTS (SELECT 1 FROM points l WHERE l.seed_id = s.id AND l.busy_until_ms > {now}))"
-    )
-}
-
-/// A seed's [`State`] as statements spell it. `now` and `silent` name the parameters that hold the time,
-/// and the time at or before which those were last heard of that are silent now.
-pub(super) fn state_sql(now: &str, silent: &str) -> String {
-    format!(
-        "(CASE WHEN s.removed OR s.drained THEN {} WHEN h.last_ms <= {silent} THEN {}
-               WHEN s.suspect_until_ms > {now} THEN {} ELSE {} END)",
-        State::Draining as u8,
-        State::Silent as u8,
-        State::Suspect as u8,
-        State::Live as u8,
-    )
+impl KeyEntry {
+    /// Of a key whose seeds these are; `None` if there are none.
+    pub(super) fn of(key: &SeedKey, counts: &Counts, waiting: u64) -> Option<Self> {
+        let Counts { live, suspect, draining, silent } = *counts;
+        let all = [live, suspect, draining, silent];
+        (all.iter().map(|tally| tally.seeds).sum::<u64>() > 0).then(|| Self {
+            key: key.clone(),
+            live: live.seeds,
+            suspect: suspect.seeds,
+            draining: draining.seeds,
+            silent: silent.seeds,
+            capacity: live.capacity,
+            used: all.iter().map(|tally| tally.leases).sum(),
+            waiting,
+        })
+    }
 }

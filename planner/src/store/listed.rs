@@ -1,7 +1,5 @@
-//! Commands of all kinds in one list, and outcomes in its order: what tests play, and what the store on Postgres still
-//! decides.
+//! Commands of all kinds in one list, and outcomes in its order: what tests play.
 
-#[cfg(test)]
 mod sort;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -10,7 +8,6 @@ use super::history::Account;
 use super::{Grant, LeaseHash, Leaving, Left, Queue, Refusal, Report};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
-#[cfg(test)]
 pub(crate) use sort::ApplyList;
 
 /// One thing that a client asked for.
@@ -104,29 +101,12 @@ pub(crate) enum Command {
     },
 }
 
-impl Command {
-    /// The seed that it names.
-    pub(crate) fn identity(&self) -> Option<&SeedIdentity> {
-        match self {
-            Self::Acquire { .. } | Self::Serve { .. } | Self::Leave { .. } => None,
-            Self::Register { identity, .. }
-            | Self::Beat { identity, .. }
-            | Self::Renew { identity, .. }
-            | Self::Release { identity, .. }
-            | Self::Answered { identity, .. }
-            | Self::Remove { identity, .. }
-            | Self::Drain { identity, .. } => Some(identity),
-        }
-    }
-}
-
 /// What became of a [`Command`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
     Registered(Registration, i64),
     /// Of [`Command::Register`]: there is no room for one more seed.
-    #[cfg_attr(not(test), expect(dead_code, reason = "Postgres has room"))]
     NoRoom,
     /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
     Heard(Heard, Option<i64>),

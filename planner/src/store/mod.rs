@@ -19,8 +19,7 @@ pub use commands::{
 use history::{EndedLease, Event, EventFilter};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 #[cfg(test)]
-pub(crate) use listed::ApplyList;
-pub(crate) use listed::{Command, Outcome};
+pub(crate) use listed::{ApplyList, Command, Outcome};
 pub use opening::Opening;
 pub(crate) use rules::{
     DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, MAX_CALLED, MAX_CALLS, ONCE_MEMORY_MS, REQUEST_MEMORY_MS,
@@ -35,6 +34,7 @@ pub mod commands;
 pub(crate) mod conformance;
 pub mod history;
 pub mod list;
+#[cfg(test)]
 mod listed;
 pub mod memory;
 mod opening;
@@ -44,7 +44,6 @@ mod schema;
 #[cfg(test)]
 pub(crate) mod simulation;
 pub mod sqlite;
-mod twins;
 mod views;
 mod wish;
 

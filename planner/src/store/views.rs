@@ -2,9 +2,10 @@
 
 use rfork_protocol::SeedKey;
 
-use super::StoreError;
+use super::Rules;
 use super::commands::LeaseHash;
 use super::history::Forgotten;
+use crate::decide::rows::SeedRow;
 use crate::domain::seed::{Profile, State};
 
 /// What a sweep tidied up.
@@ -43,6 +44,24 @@ pub struct SeedView {
     pub failures: u32,
     /// What it told of itself.
     pub profile: Profile,
+}
+
+impl SeedView {
+    /// A seed at `now`.
+    pub(super) fn of(row: &SeedRow, now: i64, rules: &Rules) -> Self {
+        Self {
+            identity: row.name.to_string(),
+            key: SeedKey::clone(&row.key),
+            capacity: row.terms.capacity,
+            used: row.live_leases(now),
+            last_heartbeat_ms: row.heard_ms,
+            last_used_ms: row.used_ms,
+            draining: matches!(row.state(now, rules), State::Draining | State::Silent),
+            suspect_until_ms: row.health.suspect_until_ms,
+            failures: row.health.failures,
+            profile: row.profile.as_ref().clone(),
+        }
+    }
 }
 
 /// A lease, for people.
@@ -99,24 +118,17 @@ pub struct Counts {
 }
 
 impl Counts {
-    /// From rows of a state's number, seeds, capacity, leases.
-    pub(crate) fn from_rows(rows: Vec<(i32, i64, i64, i64)>) -> Result<Self, StoreError> {
-        let mut counts = Self::default();
-        for (state, seeds, capacity, leases) in rows {
-            let tally = match u8::try_from(state).ok().and_then(State::of_number) {
-                Some(State::Live) => &mut counts.live,
-                Some(State::Suspect) => &mut counts.suspect,
-                Some(State::Draining) => &mut counts.draining,
-                Some(State::Silent) => &mut counts.silent,
-                None => return Err(StoreError::Broken(format!("{state} is no seed's state"))),
-            };
-            *tally = Tally {
-                seeds: seeds.unsigned_abs(),
-                capacity: capacity.unsigned_abs(),
-                leases: leases.unsigned_abs(),
-            };
-        }
-        Ok(counts)
+    /// More seeds in a state.
+    pub(super) fn add(&mut self, state: State, more: Tally) {
+        let tally = match state {
+            State::Live => &mut self.live,
+            State::Suspect => &mut self.suspect,
+            State::Draining => &mut self.draining,
+            State::Silent => &mut self.silent,
+        };
+        tally.seeds += more.seeds;
+        tally.capacity += more.capacity;
+        tally.leases += more.leases;
     }
 }
 

@@ -8,10 +8,7 @@ use rfork_protocol::SeedKey;
 use super::mirror::{Mirror, OfKey};
 use crate::decide::place::host_room;
 use crate::decide::rows::SeedRow;
-use crate::domain::seed::State;
-use crate::store::list::{
-    KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place,
-};
+use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, lease_place};
 use crate::store::{Counts, LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, Tally};
 
 impl Mirror {
@@ -32,18 +29,7 @@ impl Mirror {
 
     pub(super) fn snapshot(&self, now: i64, rules: &Rules) -> Snapshot {
         let most = usize::try_from(MAX_SNAPSHOT).unwrap_or(usize::MAX);
-        let seeds = self.shown(now, rules).take(most).map(|row| SeedView {
-            identity: row.name.to_string(),
-            key: SeedKey::clone(&row.key),
-            capacity: row.terms.capacity,
-            used: row.live_leases(now),
-            last_heartbeat_ms: row.heard_ms,
-            last_used_ms: row.used_ms,
-            draining: row.removed || row.drained || row.is_silent(now, rules),
-            suspect_until_ms: row.health.suspect_until_ms,
-            failures: row.health.failures,
-            profile: row.profile.as_ref().clone(),
-        });
+        let seeds = self.shown(now, rules).take(most).map(|row| SeedView::of(row, now, rules));
         let leases = self.by_name(None, String::new()).flat_map(|row| {
             let live = row.leases.iter().filter(|lease| lease.lives(now));
             live.map(|lease| LeaseView {
@@ -71,14 +57,7 @@ impl Mirror {
         let after = part.after_text();
         let rows = self.by_name(filter.key.as_ref(), after.clone().unwrap_or_default());
         let fits = |row: &&Arc<SeedRow>| {
-            after.as_deref().is_none_or(|after| *row.name > *after)
-                && row.is_shown(now, rules)
-                && filter
-                    .model_url
-                    .as_ref()
-                    .is_none_or(|url| row.profile.labels.model_url.as_ref() == Some(url))
-                && filter.host.as_ref().is_none_or(|host| row.identity.host() == host)
-                && filter.state.is_none_or(|state| row.state(now, rules) == state)
+            after.as_deref().is_none_or(|after| *row.name > *after) && filter.fits(row, now, rules)
         };
         let entries = rows.filter(fits).take(rows_of(part)).map(|row| self.seed_entry(row, now, rules));
         Page::of(entries.collect(), part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes())
@@ -90,26 +69,7 @@ impl Mirror {
             let rows = beside.filter_map(|id| self.seeds.get(id)).map(|seed| seed.row.as_ref());
             (host.to_owned(), host_room(rows, now))
         });
-        let entry = SeedEntry {
-            identity: row.identity.clone(),
-            key: SeedKey::clone(&row.key),
-            state: row.state(now, rules),
-            capacity: row.terms.capacity,
-            used: row.live_leases(now),
-            free: u32::try_from(row.free_points(now).len()).unwrap_or(u32::MAX),
-            quiet_ms: 0,
-            unused_ms: None,
-            suspect_ms: None,
-            failures: row.health.failures,
-            profile: row.profile.as_ref().clone(),
-            host_room,
-        };
-        let times = Times {
-            heard_ms: row.heard_ms,
-            used_ms: row.used_ms,
-            suspect_until_ms: row.health.suspect_until_ms,
-        };
-        entry.aged(now, &times)
+        SeedEntry::of(row, now, rules, host_room)
     }
 
     pub(super) fn list_leases(&self, now: i64, filter: &LeaseFilter, part: &Part) -> Page<LeaseEntry> {
@@ -120,16 +80,8 @@ impl Mirror {
         let entries = rows.flat_map(|row| {
             let is_first = *row.name == *after;
             let live = row.leases.iter().filter(|lease| lease.lives(now));
-            live.filter(move |lease| !is_first || i64::from(lease.point) > after_point).map(|lease| {
-                LeaseEntry {
-                    lease: lease.lease,
-                    point: lease.point,
-                    identity: row.identity.clone(),
-                    key: SeedKey::clone(&row.key),
-                    ttl_ms: lease.ends_ms.saturating_sub(now),
-                    age_ms: now.saturating_sub(lease.granted_ms).max(0),
-                }
-            })
+            live.filter(move |lease| !is_first || i64::from(lease.point) > after_point)
+                .map(|lease| LeaseEntry::of(row, lease, now))
         });
         Page::of(entries.take(rows_of(part)).collect(), part.limit, LeaseEntry::place)
     }
@@ -147,21 +99,10 @@ impl Mirror {
     fn key_entry(&self, now: i64, rules: &Rules, key: &SeedKey, of_key: &OfKey) -> Option<KeyEntry> {
         let rows = of_key.seeds.values().filter_map(|id| Some(&self.seeds.get(id)?.row));
         let counts = counts(rows.filter(|row| row.is_shown(now, rules)), now, rules);
-        let Counts { live, suspect, draining, silent } = counts;
-        let all = [live, suspect, draining, silent];
         let waits = |id: &&i64| {
             self.requests.get(id).and_then(|row| row.waits_until_ms).is_some_and(|until_ms| until_ms > now)
         };
-        (all.iter().map(|tally| tally.seeds).sum::<u64>() > 0).then(|| KeyEntry {
-            key: key.clone(),
-            live: live.seeds,
-            suspect: suspect.seeds,
-            draining: draining.seeds,
-            silent: silent.seeds,
-            capacity: live.capacity,
-            used: all.iter().map(|tally| tally.leases).sum(),
-            waiting: of_key.waiting.iter().filter(waits).count() as u64,
-        })
+        KeyEntry::of(key, &counts, of_key.waiting.iter().filter(waits).count() as u64)
     }
 
     pub(super) fn counts(&self, now: i64, rules: &Rules) -> Counts {
@@ -177,15 +118,10 @@ fn rows_of(part: &Part) -> usize {
 fn counts<'a>(rows: impl Iterator<Item = &'a Arc<SeedRow>>, now: i64, rules: &Rules) -> Counts {
     let mut counts = Counts::default();
     for row in rows {
-        let tally: &mut Tally = match row.state(now, rules) {
-            State::Live => &mut counts.live,
-            State::Suspect => &mut counts.suspect,
-            State::Draining => &mut counts.draining,
-            State::Silent => &mut counts.silent,
-        };
-        tally.seeds += 1;
-        tally.capacity += u64::from(row.terms.capacity);
-        tally.leases += u64::from(row.live_leases(now));
+        counts.add(
+            row.state(now, rules),
+            Tally { seeds: 1, capacity: row.terms.capacity.into(), leases: row.live_leases(now).into() },
+        );
     }
     counts
 }

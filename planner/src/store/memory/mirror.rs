@@ -347,10 +347,5 @@ impl Mirror {
 /// Where else than among all of its key a seed is looked for. Only `balanced` looks at places and instances.
 fn nears(row: &SeedRow, policy: Policy) -> impl Iterator<Item = Near> {
     let told = Some(&row.profile).filter(|_| policy == Policy::Balanced);
-    let location = told.map(|profile| &profile.location);
-    let instance = told.and_then(|profile| profile.instance_id.clone()).map(Near::Instance);
-    let node = location.and_then(|location| location.host.clone()).map(Near::Node);
-    let rack = location.and_then(|location| Some(Near::Rack(location.zone.clone(), location.rack.clone()?)));
-    let zone = location.and_then(|location| location.zone.clone()).map(Near::Zone);
-    [instance, node, rack, zone].into_iter().flatten()
+    told.into_iter().flat_map(|profile| Near::of(profile))
 }

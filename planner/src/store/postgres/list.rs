@@ -1,18 +1,24 @@
 //! Lists for people, a page at a time. The statements of a list see one moment.
 
-use async_trait::async_trait;
-use sqlx::postgres::PgRow;
-use sqlx::{AssertSqlSafe, Row};
+use std::collections::HashMap;
 
-use super::super::list::{
-    KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, Times, lease_place, shown_sql,
-    state_sql,
-};
-use super::seeds::profile;
+use async_trait::async_trait;
+use rfork_protocol::{SeedIdentity, SeedKey};
+use sqlx::Row;
+
+use super::super::Rules;
+use super::super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, lease_place};
+use super::Database;
+use super::places::key_hash;
+use super::rows::{self, of_seeds};
 use super::session::Connection;
 use super::transaction::{Stopped, Work};
-use super::{Database, identity, key_hash, lease_hash, seed_key, small};
-use crate::domain::seed::State;
+use super::view::{counts, of_standing, standing};
+use crate::decide::place::host_room;
+use crate::decide::rows::SeedRow;
+
+/// The most seeds that are looked at at a time for a list.
+const STEP_ROWS: i64 = 1_000;
 
 /// The work of [`super::super::Store::list_seeds`].
 pub(super) struct Seeds<'a> {
@@ -28,61 +34,83 @@ impl Work for Seeds<'_> {
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<SeedEntry>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now_to_read(connection).await?;
-        let (columns, state, shown) = (of_seed!(), state_sql("$1", "$2"), shown_sql("$1", "$2"));
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {columns}, h.last_ms, {state} AS state,
-                    (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used,
-                    s.capacity - (SELECT count(*) FROM points p
-                        WHERE p.seed_id = s.id AND p.n < s.capacity AND p.busy_until_ms > $1) AS free,
-                    CASE WHEN s.capped_host IS NOT NULL THEN s.host_capacity - (
-                        SELECT count(*) FROM seeds o JOIN points q ON q.seed_id = o.id
-                        WHERE o.capped_host = s.capped_host AND q.busy_until_ms > $1) END AS host_room
-             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
-             WHERE ($3::bytea IS NULL OR h.key_hash = $3) AND ($4::text IS NULL OR s.model_url = $4)
-               AND ($5::text IS NULL OR s.host = $5) AND ($6::int IS NULL OR {state} = $6)
-               AND ($7::text IS NULL OR s.identity > $7) AND {shown}
-             ORDER BY s.identity LIMIT $8",
-        )))
-        .bind(now)
-        .bind(now.saturating_sub(store.rules.heartbeat_ttl_ms))
-        .bind(filter.key.as_ref().map(|key| key_hash(key).to_vec()))
-        .bind(&filter.model_url)
-        .bind(&filter.host)
-        .bind(filter.state.map(|state| i32::from(state as u8)))
-        .bind(part.after_text())
-        .bind(part.rows())
-        .fetch_all(connection)
-        .await?;
-        let entries = rows.iter().map(|row| seed(row, now)).collect::<Result<_, _>>()?;
-        Ok(Page::of(entries, part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes()))
+        let found = seeds(connection, (now, &store.rules), filter, part).await?;
+        let rooms = host_rooms(connection, &found, now).await?;
+        let entries = found.iter().map(|row| {
+            let room = row.capped_host().and_then(|host| Some((host.to_owned(), *rooms.get(host)?)));
+            SeedEntry::of(row, now, &store.rules, room)
+        });
+        Ok(Page::of(entries.collect(), part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes()))
     }
 }
 
-fn seed(row: &PgRow, now: i64) -> Result<SeedEntry, Stopped> {
-    let state: u8 = small(row.try_get::<i32, _>("state")?.into())?;
-    let entry = SeedEntry {
-        identity: identity(row)?,
-        key: seed_key(row.try_get("seed_key")?)?,
-        state: State::of_number(state).ok_or_else(|| Stopped::Broken(format!("state {state}")))?,
-        capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
-        used: small(row.try_get("used")?)?,
-        free: small(row.try_get("free")?)?,
-        quiet_ms: 0,
-        unused_ms: None,
-        suspect_ms: None,
-        failures: small(row.try_get::<i32, _>("failures")?.into())?,
-        profile: profile(row)?,
-        host_room: row
-            .try_get::<Option<String>, _>("capped_host")?
-            .zip(row.try_get::<Option<i64>, _>("host_room")?)
-            .map(|(host, room)| (host, u32::try_from(room).unwrap_or(0))),
-    };
-    let times = Times {
-        heard_ms: row.try_get("last_ms")?,
-        used_ms: row.try_get("last_used_ms")?,
-        suspect_until_ms: row.try_get("suspect_until_ms")?,
-    };
-    Ok(entry.aged(now, &times))
+/// One seed more than is wanted, in the order of their identities.
+pub(super) async fn seeds(
+    connection: &mut Connection,
+    (now, rules): (i64, &Rules),
+    filter: &SeedFilter,
+    part: &Part,
+) -> Result<Vec<SeedRow>, Stopped> {
+    let wanted = usize::try_from(part.rows()).unwrap_or(usize::MAX);
+    let (mut found, mut after) = (Vec::new(), part.after_text().unwrap_or_default());
+    while found.len() < wanted {
+        let rows = sqlx::query(concat!(
+            "/* list seeds */ SELECT ",
+            rows::seed_columns!(),
+            " FROM ",
+            of_seeds!(),
+            " WHERE s.identity > $1 AND ($2::bytea IS NULL OR h.key_hash = $2)
+                AND ($3::text IS NULL OR s.model_url = $3) AND ($4::text IS NULL OR s.host = $4)
+              ORDER BY s.identity LIMIT $5",
+        ))
+        .bind(&after)
+        .bind(filter.key.as_ref().map(key_hash))
+        .bind(&filter.model_url)
+        .bind(&filter.host)
+        .bind(part.rows().min(STEP_ROWS))
+        .fetch_all(&mut *connection)
+        .await?;
+        let Some(last) = rows.last() else { break };
+        last.try_get::<&str, _>("identity")?.clone_into(&mut after);
+        for row in &rows {
+            let seed = rows::seed(row)?;
+            if filter.fits(&seed, now, rules) {
+                found.push(seed);
+            }
+        }
+    }
+    found.truncate(wanted);
+    Ok(found)
+}
+
+/// Leases that seeds of the hosts of these may still be given together, where that is bounded.
+async fn host_rooms(
+    connection: &mut Connection,
+    seeds: &[SeedRow],
+    now: i64,
+) -> Result<HashMap<String, u32>, Stopped> {
+    let hosts: Vec<&str> = seeds.iter().filter_map(SeedRow::capped_host).collect();
+    if hosts.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows = sqlx::query(concat!(
+        "/* list seeds of hosts */ SELECT ",
+        rows::seed_columns!(),
+        " FROM ",
+        of_seeds!(),
+        " WHERE s.capped_host = ANY($1)"
+    ))
+    .bind(&hosts)
+    .fetch_all(connection)
+    .await?;
+    let mut of_hosts: HashMap<String, Vec<SeedRow>> = HashMap::new();
+    for row in &rows {
+        let seed = rows::seed(row)?;
+        if let Some(host) = seed.capped_host().map(str::to_owned) {
+            of_hosts.entry(host).or_default().push(seed);
+        }
+    }
+    Ok(of_hosts.into_iter().map(|(host, seeds)| (host, host_room(seeds.iter(), now))).collect())
 }
 
 /// The work of [`super::super::Store::list_leases`].
@@ -101,15 +129,16 @@ impl Work for Leases<'_> {
         let now = store.now_to_read(connection).await?;
         let (after, after_point) = lease_place(part);
         let rows = sqlx::query(
-            "SELECT p.lease_hash, p.n, p.busy_until_ms, p.granted_ms, s.host, s.port, s.rank, s.seed_key
+            "/* list leases */
+             SELECT p.lease_hash, p.n, p.ends_ms, p.granted_ms, s.host, s.port, s.rank, s.seed_key
              FROM seeds s JOIN points p ON p.seed_id = s.id
              WHERE ($2::bytea IS NULL OR s.key_hash = $2) AND ($3::text IS NULL OR s.identity = $3)
-               AND p.busy_until_ms > $1 AND s.identity >= $4 AND (s.identity > $4 OR p.n > $5)
+               AND p.ends_ms > $1 AND s.identity >= $4 AND (s.identity > $4 OR p.n > $5)
              ORDER BY s.identity, p.n LIMIT $6",
         )
         .bind(now)
-        .bind(filter.key.as_ref().map(|key| key_hash(key).to_vec()))
-        .bind(filter.seed.as_ref().map(ToString::to_string))
+        .bind(filter.key.as_ref().map(key_hash))
+        .bind(filter.seed.as_ref().map(SeedIdentity::to_string))
         .bind(after)
         .bind(after_point)
         .bind(part.rows())
@@ -118,11 +147,11 @@ impl Work for Leases<'_> {
         let mut entries = Vec::with_capacity(rows.len());
         for row in &rows {
             entries.push(LeaseEntry {
-                lease: lease_hash(row.try_get("lease_hash")?)?,
-                point: small(row.try_get::<i32, _>("n")?.into())?,
-                identity: identity(row)?,
-                key: seed_key(row.try_get("seed_key")?)?,
-                ttl_ms: row.try_get::<i64, _>("busy_until_ms")?.saturating_sub(now),
+                lease: rows::hash(row.try_get("lease_hash")?)?,
+                point: rows::small(row.try_get::<i32, _>("n")?.into())?,
+                identity: rows::identity(row)?,
+                key: rows::seed_key(row.try_get("seed_key")?)?,
+                ttl_ms: row.try_get::<i64, _>("ends_ms")?.saturating_sub(now),
                 age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
             });
         }
@@ -143,44 +172,42 @@ impl Work for Keys<'_> {
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<KeyEntry>, Stopped> {
         let Self { store, part } = self;
         let now = store.now_to_read(connection).await?;
-        let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT (array_agg(s.seed_key))[1] AS seed_key, count(*) FILTER (WHERE {state} = $5) AS live,
-                    count(*) FILTER (WHERE {state} = $6) AS suspect,
-                    count(*) FILTER (WHERE {state} = $7) AS draining,
-                    count(*) FILTER (WHERE {state} = $8) AS silent,
-                    coalesce(sum(s.capacity) FILTER (WHERE {state} = $5), 0)::bigint AS capacity,
-                    sum((SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1))::bigint
-                        AS used,
-                    (SELECT count(*) FROM requests r WHERE r.key_hash = h.key_hash
-                       AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > $1) AS waiting
-             FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
-             WHERE h.key_hash > $3 AND {shown} GROUP BY h.key_hash ORDER BY h.key_hash LIMIT $4",
-        )))
-        .bind(now)
-        .bind(now.saturating_sub(store.rules.heartbeat_ttl_ms))
-        .bind(part.after.clone().unwrap_or_default())
-        .bind(part.rows())
-        .bind(i32::from(State::Live as u8))
-        .bind(i32::from(State::Suspect as u8))
-        .bind(i32::from(State::Draining as u8))
-        .bind(i32::from(State::Silent as u8))
-        .fetch_all(connection)
-        .await?;
-        let mut entries = Vec::with_capacity(rows.len());
-        for row in rows {
-            let count = |name| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(name)?.unsigned_abs());
-            entries.push(KeyEntry {
-                key: seed_key(row.try_get("seed_key")?)?,
-                live: count("live")?,
-                suspect: count("suspect")?,
-                draining: count("draining")?,
-                silent: count("silent")?,
-                capacity: count("capacity")?,
-                used: count("used")?,
-                waiting: count("waiting")?,
-            });
+        let wanted = usize::try_from(part.rows()).unwrap_or(usize::MAX);
+        let (mut entries, mut after) = (Vec::new(), part.after.clone().unwrap_or_default());
+        while entries.len() < wanted {
+            let rows = sqlx::query(concat!(
+                "/* list keys */
+                 SELECT k.key_hash, f.*, (SELECT s.seed_key FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+                                          WHERE h.key_hash = k.key_hash LIMIT 1) AS seed_key,
+                        (SELECT count(*) FROM requests r WHERE r.key_hash = k.key_hash
+                           AND r.waits_until_ms IS NOT NULL AND r.waits_until_ms > $1) AS waiting
+                 FROM (SELECT DISTINCT key_hash FROM heartbeats WHERE key_hash > $3 ORDER BY key_hash LIMIT $4) AS k
+                 CROSS JOIN LATERAL (SELECT ",
+                standing!(),
+                " WHERE h.key_hash = k.key_hash ",
+                of_standing!(),
+                ") AS f ORDER BY k.key_hash"
+            ))
+            .bind(now)
+            .bind(now.saturating_sub(store.rules.heartbeat_ttl_ms))
+            .bind(&after)
+            .bind(part.rows())
+            .fetch_all(&mut *connection)
+            .await?;
+            let Some(last) = rows.last() else { break };
+            after = last.try_get("key_hash")?;
+            for of_key in rows.chunk_by(is_of_one_key) {
+                let key: SeedKey = rows::seed_key(of_key[0].try_get("seed_key")?)?;
+                let waiting = of_key[0].try_get::<i64, _>("waiting")?.unsigned_abs();
+                entries.extend(KeyEntry::of(&key, &counts(of_key)?, waiting));
+            }
         }
-        Ok(Page::of(entries, part.limit, |entry: &KeyEntry| key_hash(&entry.key).to_vec()))
+        entries.truncate(wanted);
+        Ok(Page::of(entries, part.limit, |entry: &KeyEntry| key_hash(&entry.key)))
     }
+}
+
+fn is_of_one_key(one: &sqlx::postgres::PgRow, other: &sqlx::postgres::PgRow) -> bool {
+    let key = |row: &sqlx::postgres::PgRow| row.try_get::<Vec<u8>, _>("key_hash").ok();
+    key(one) == key(other)
 }

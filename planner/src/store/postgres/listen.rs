@@ -7,7 +7,7 @@ use sqlx::postgres::{PgListener, PgPoolOptions};
 use tokio::sync::Notify;
 
 use super::pool::{ACQUIRE_TIMEOUT, Pool};
-use super::requests;
+use super::waiters::CHANNEL;
 
 /// Pause between two attempts to listen.
 const LISTEN_PAUSE: Duration = Duration::from_secs(1);
@@ -18,7 +18,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(250);
 /// Tells `served` when waiters of `planner` may have been served elsewhere: when another planner says so, on a
 /// connection of its own, or now and then. While neither is possible nothing is lost but time: waiters ask for
 /// themselves.
-pub(super) async fn run(pool: Arc<Pool>, planner: String, served: Arc<Notify>) {
+pub(super) async fn run(pool: Arc<Pool>, planner: Arc<str>, served: Arc<Notify>) {
     tokio::select! {
         () = pool.becomes_shared() => {}
         () = listen(&pool, &planner, &served) => {}
@@ -51,7 +51,7 @@ async fn listen(pool: &Pool, planner: &str, served: &Notify) {
 async fn hear(pool: &Pool, planner: &str, served: &Notify, told: &mut bool) -> Result<(), sqlx::Error> {
     let own = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
     let mut listener = PgListener::connect_with(&own.connect_lazy_with(pool.options())).await?;
-    let listening = listener.listen(requests::CHANNEL);
+    let listening = listener.listen(CHANNEL);
     let late = |_| sqlx::Error::Io(std::io::ErrorKind::TimedOut.into());
     tokio::time::timeout(ACQUIRE_TIMEOUT, listening).await.map_err(late)??;
     *told = false;

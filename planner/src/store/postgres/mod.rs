@@ -1,50 +1,36 @@
 //! The store on Postgres: any number of planner processes over one database, all equal.
 //!
-//! Transactions are READ COMMITTED: each statement sees what was committed when it began, and a row that it
-//! locks as it is after the wait. What makes concurrency right is who holds which lock, in which order:
+//! Decisions are taken by [`crate::decide`]; here is how rows are found, read and written. Transactions are READ COMMITTED:
+//! each statement sees what was committed when it began, and a row that it locks as it is after the wait. Rows are read
+//! without locks and compared under them before anything is written ([`write`]):
 //!
-//! 1. Whoever changes a seed or its points holds the row lock of the seed. Locks of seeds are waited for in the
-//!    order of their primary key, all in one statement, and before any other lock. What follows sees everything
-//!    that earlier holders did, because it begins after the wait.
-//! 2. Rows of heartbeats come next, in the same order. A flush takes only these and claims take none, so the
-//!    two never wait for each other.
-//! 3. Identities that are new come last, in their order: the unique index makes one of two planners wait that
-//!    register the same seed, and the one that waited begins again and finds it.
-//! 4. A seed that is chosen while locks are held already is out of this order, so nobody waits for it: when
-//!    somebody has it, the transaction begins again and takes it at the start (1).
-//!
-//! Rows of [`history`] are only added, and whoever deletes them passes over what another planner deletes.
+//! 1. Whoever changes a seed, its points or its places has the row lock of the seed, and gives the row its next version.
+//!    So when the version is as it was read, nobody has changed the seed since, and nobody does before the commit. If
+//!    two planners choose one point, the later one finds another version, and decides anew.
+//! 2. Whoever changes a seed of a host whose leases are bounded together has the host's lock, and has looked at all its
+//!    seeds after taking it. If two planners choose different seeds of one host, the later one sees what the former did.
+//! 3. Locks are waited for in one order: hosts by number, seeds by number, heartbeats by number, new identities by name,
+//!    requests by number, planners. Each kind is locked in one statement. What was met in an attempt is held from the start
+//!    of the next one; whoever holds seeds so waits for no further ones, but begins again with these, too. A flush takes
+//!    heartbeats alone and claims take none, so the two never wait for each other.
+//! 4. A refusal needs no lock: it is said by a look, one statement and so one moment, at which no point was free. A
+//!    heartbeat or a claim that is under way elsewhere hides no seed.
 //!
 //! So no two transactions wait for each other. Should Postgres report a deadlock all the same, the transaction
 //! is repeated, as it is when its connection broke before the commit. After a commit was asked for nothing is
-//! repeated.
+//! repeated, and nothing is kept of what it was about: whether it took place is seen by whoever reads next.
 //!
 //! On cancel and kill -9 the connection closes and Postgres undoes what was not committed.
 
-/// What is read of a row of `seeds s`. By name: a statement that was prepared for `*` fails once a planner of the next
-/// version has added a column.
-macro_rules! of_seed {
-    () => {
-        "s.id, s.identity, s.host, s.port, s.rank, s.seed_key, s.capacity, s.lease_ttl_ms, s.capped_host,
-         s.host_capacity, s.removed, s.drained, s.last_used_ms, s.model_url, s.deploy_strategy, s.is_draft, s.zone,
-         s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.failures, s.suspect_until_ms, s.answered_ms"
-    };
-}
-
-mod allocate;
 mod batch;
-mod candidates;
 mod connect;
 mod history;
-mod instances;
-mod leases;
 mod list;
-mod listed;
 mod listen;
-mod offer;
+mod load;
+mod places;
 mod pool;
-mod requests;
-mod seeds;
+mod rows;
 mod session;
 #[cfg(test)]
 mod simulation;
@@ -55,6 +41,8 @@ mod time;
 mod transaction;
 mod url;
 mod view;
+mod waiters;
+mod write;
 
 use std::collections::{BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -64,20 +52,20 @@ use async_trait::async_trait;
 pub use connect::{ConnectError, ConnectSettings, Pooler, migrate};
 use connect::{Patience, Refusal};
 use pool::Pool;
-use rfork_protocol::{SeedIdentity, SeedKey};
+use rfork_protocol::SeedKey;
 use session::Connection;
-use sha2::{Digest, Sha256};
-use sqlx::Row;
-use sqlx::postgres::PgRow;
 use tokio::sync::Notify;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::commands::Serve;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Command, Commands, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcome, Outcomes, PoolView,
-    Rules, Snapshot, Store, StoreError, Swept, Told, Woken, pool_view,
+    Beat, Clock, Commands, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcomes, PoolView, Rules, Snapshot, Store,
+    StoreError, Swept, Told, Woken, pool_view,
 };
+use crate::decide::{self, Tables, adopt, collect, drain};
+use batch::{Apply, Change};
 use time::Time;
 use transaction::{Begin, SET_READ_ONLY, Stopped, run};
 pub use url::PostgresUrl;
@@ -116,7 +104,7 @@ struct Database {
     rules: Rules,
     time: Time,
     /// This process, for those who wait for its answers.
-    planner: String,
+    planner: Arc<str>,
     /// Told when some of those were served.
     served: Arc<Notify>,
     /// Keys to be looked at once more.
@@ -184,7 +172,7 @@ impl Database {
             pool: Arc::new(connect::reach(url, settings).await?),
             rules: rules.clone(),
             time: Time::new(clock.clone()),
-            planner: super::planner_id(),
+            planner: super::planner_id().into(),
             served: Arc::new(Notify::new()),
             again: Mutex::default(),
             look: Notify::new(),
@@ -208,7 +196,7 @@ impl Database {
         if read_only { Err(StoreError::Unavailable(SET_READ_ONLY.into())) } else { Ok(()) }
     }
 
-    /// Has these keys looked at once more, after a commit: see [`requests`]. Nobody's answer waits for it.
+    /// Has these keys looked at once more, after a commit: see [`waiters`]. Nobody's answer waits for it.
     fn look_again(&self, keys: BTreeSet<SeedKey>) {
         let mut again = self.again.lock().unwrap_or_else(PoisonError::into_inner);
         if again.len() + keys.len() <= MAX_AGAIN {
@@ -239,77 +227,47 @@ impl Database {
         if keys.is_empty() {
             return Ok(woke);
         }
-        let keys = run(&self.pool, Begin::Single, requests::WaitedFor { store: self, keys }).await?;
-        let serve: Vec<Command> = keys.into_iter().map(|key| Command::Serve { key }).collect();
-        for serve in serve.chunks(MAX_BATCH) {
-            woke |= run(&self.pool, Begin::Write, batch::Batch::new(self, serve)).await?.woke;
+        let keys = run(&self.pool, Begin::Single, waiters::WaitedFor { store: self, keys }).await?;
+        for serves in keys.chunks(MAX_BATCH) {
+            let serves = serves.iter().map(|key| Serve { key: key.clone() }).collect();
+            let commands = Commands { serves, ..Commands::default() };
+            woke |= run(&self.pool, Begin::Write, Apply::new(self, &commands)).await?.woke;
         }
         Ok(woke)
     }
 
     /// Leases on points that are no longer offered go on until they end.
     async fn adopt_rules(&self) -> Result<(), StoreError> {
-        let mut after = 0;
-        while let Some(last) = run(&self.pool, Begin::Write, seeds::Adopt { store: self, after }).await? {
-            after = last;
+        let mut after = Some(0);
+        while let Some(last) = after {
+            let step = Change::new(self, sweep::After(last), |tables: &mut Tables, _| {
+                let last = tables.last_seed();
+                adopt::adopt(tables, &self.rules);
+                last
+            });
+            after = run(&self.pool, Begin::Write, step).await?;
         }
         Ok(())
     }
 
-    /// The time, Unix milliseconds. Asked for after locks were waited for: it is then no earlier than anything
-    /// that their last holders wrote.
-    async fn now(&self, connection: &mut Connection) -> Result<i64, Stopped> {
-        self.time.now(connection).await
-    }
-
-    /// The same for a transaction that only reads.
+    /// The time for a transaction that only reads, Unix milliseconds.
     async fn now_to_read(&self, connection: &mut Connection) -> Result<i64, Stopped> {
         Ok(self.time.look(connection).await?.0)
     }
 }
 
-/// By what a key is found.
-fn key_hash(key: &SeedKey) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
-}
-
-/// The identity that a row spells; rows hold only what was checked when it came in.
-fn identity(row: &PgRow) -> Result<SeedIdentity, Stopped> {
-    let port = small(row.try_get::<i32, _>("port")?.into())?;
-    SeedIdentity::new(row.try_get::<String, _>("host")?, port, small(row.try_get("rank")?)?)
-        .map_err(|error| Stopped::Broken(error.to_string()))
-}
-
-fn seed_key(bytes: Vec<u8>) -> Result<SeedKey, Stopped> {
-    SeedKey::new(bytes).map_err(|error| Stopped::Broken(error.to_string()))
-}
-
-fn lease_hash(bytes: Vec<u8>) -> Result<super::LeaseHash, Stopped> {
-    bytes.try_into().map_err(|_| Stopped::Broken("a lease hash is not 32 bytes".into()))
-}
-
-/// A number that the schema keeps within bounds.
-fn small<T: TryFrom<i64>>(number: i64) -> Result<T, Stopped> {
-    T::try_from(number).map_err(|_| Stopped::Broken(format!("{number} is out of bounds")))
-}
-
 #[async_trait]
 impl Store for PostgresStore {
     async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError> {
-        let commands = listed::list(commands);
-        let applied =
-            run(&self.database.pool, Begin::Write, batch::Batch::new(&self.database, &commands)).await?;
+        let store = self.database.as_ref();
+        let applied = run(&store.pool, Begin::Write, Apply::new(store, commands)).await?;
         if applied.woke {
-            self.database.served.notify_one();
+            store.served.notify_one();
         }
-        // A batch of acquisitions that were all answered neither frees nor waits.
-        let matters = commands.iter().zip(&applied.outcomes).any(|(command, outcome)| {
-            !matches!((command, outcome), (Command::Acquire { .. }, Outcome::Acquired(_)))
-        });
-        if matters && !applied.touched.is_empty() {
-            self.database.look_again(applied.touched);
+        if !applied.touched.is_empty() {
+            store.look_again(applied.touched);
         }
-        Ok(listed::by_kind(applied.outcomes))
+        Ok(applied.outcomes)
     }
 
     fn wakes(&self) -> Arc<Notify> {
@@ -318,25 +276,24 @@ impl Store for PostgresStore {
 
     async fn collect(&self, told: &[Told]) -> Result<Vec<Woken>, StoreError> {
         let store = self.database.as_ref();
-        run(&store.pool, Begin::Write, requests::Collect { store, told }).await
+        let decide = |tables: &mut Tables, now| collect::collect(tables, now, &store.planner, told);
+        run(&store.pool, Begin::Write, Change::new(store, sweep::Served, decide)).await
     }
 
     async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError> {
-        run(&self.database.pool, Begin::View, instances::Source { store: &self.database, instance }).await
+        run(&self.database.pool, Begin::View, view::Source(instance)).await
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
-        let mut drained = 0;
+        let store = self.database.as_ref();
+        let mut all = 0;
         loop {
-            match run(
-                &self.database.pool,
-                Begin::Write,
-                seeds::Invalidate { store: &self.database, key, keep },
-            )
-            .await?
+            let decide = |tables: &mut Tables, now| drain::invalidate(tables, now, &store.rules, key, keep);
+            match run(&store.pool, Begin::Write, Change::new(store, sweep::Outdated { key, keep }, decide))
+                .await?
             {
-                0 => return Ok(drained),
-                step => drained += step,
+                0 => return Ok(all),
+                drained => all += drained,
             }
         }
     }
@@ -347,7 +304,7 @@ impl Store for PostgresStore {
         let mut gone = HashSet::new();
         for beats in sorted.chunks(MAX_FLUSH) {
             gone.extend(
-                run(&self.database.pool, Begin::Write, seeds::Flush { store: &self.database, beats }).await?,
+                run(&self.database.pool, Begin::Write, sweep::Flush { store: &self.database, beats }).await?,
             );
         }
         Ok(gone)
@@ -356,19 +313,23 @@ impl Store for PostgresStore {
     async fn sweep(&self) -> Result<Swept, StoreError> {
         // Also for planners that nobody asks whether they are ready.
         self.database.heed_decisions().await?;
+        let store = self.database.as_ref();
         let mut swept = Swept::default();
         for _ in 0..MAX_SWEEP_STEPS {
-            let step = run(&self.database.pool, Begin::Write, sweep::Step(&self.database)).await?;
-            swept.leases += step.swept.leases;
-            swept.seeds += step.swept.seeds;
-            if !step.more {
+            let decide = |tables: &mut Tables, now| decide::sweep::sweep(tables, now, &store.rules);
+            let ended = run(&store.pool, Begin::Write, Change::new(store, sweep::Ended, decide)).await?;
+            if ended == decide::sweep::Ended::default() {
                 break;
             }
+            swept.leases += ended.leases;
+            swept.seeds += ended.seeds;
         }
-        run(&self.database.pool, Begin::Write, instances::Forget(&self.database)).await?;
+        run(&store.pool, Begin::Write, sweep::ForgetUnused(store)).await?;
         for _ in 0..MAX_STEPS {
-            let mut step = run(&self.database.pool, Begin::Write, history::Forget(&self.database)).await?;
-            step.requests = run(&self.database.pool, Begin::Write, requests::Forget(&self.database)).await?;
+            let mut step = run(&store.pool, Begin::Write, history::Forget(store)).await?;
+            let decide = |tables: &mut Tables, now| decide::sweep::forget(tables, now, &store.rules);
+            step.requests =
+                run(&store.pool, Begin::Write, Change::new(store, sweep::Forgettable, decide)).await?;
             if step == Forgotten::default() {
                 break;
             }
@@ -408,7 +369,7 @@ impl Store for PostgresStore {
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {
-        Counts::from_rows(run(&self.database.pool, Begin::View, view::Count(&self.database)).await?)
+        run(&self.database.pool, Begin::View, view::Count(&self.database)).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

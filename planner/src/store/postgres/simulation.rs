@@ -64,117 +64,90 @@ impl Ground for Scene {
 
 simulation_suite! {
     Scene,
-    an_allocation_skips_the_expiry_of_leases {
-        "WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS busy" => "WHERE p.seed_id = s.id) AS busy",
+    a_planner_overwrites_what_another_has_changed {
+        "WHERE s.version = t.version" => "WHERE TRUE",
     }
-    an_allocation_skips_the_expiry_of_heartbeats {
-        "AND b.last_ms > $2" => "AND b.last_ms > $2 - 1000",
+    what_is_written_gives_a_seed_no_other_version {
+        "SET version = s.version + 1," => "SET version = s.version,",
+    }
+    a_place_that_has_grown_old_is_not_looked_at {
+        "p.due_ms <= t.now_ms" => "FALSE",
+    }
+    it_is_not_known_when_a_place_grows_old {
+        ", due_ms = excluded.due_ms" => "",
     }
     a_lease_lives_one_millisecond_too_long {
-        "p.busy_until_ms > $1" => "p.busy_until_ms >= $1",
+        "array_agg(p.ends_ms)" => "array_agg(p.ends_ms + 1)",
     }
-    a_claim_takes_points_that_another_planner_has_leased {
-        "WHERE points.busy_until_ms <= $1" => "",
-    }
-    releases_and_renewals_act_on_ended_leases {
-        "seed_id, n, lease_hash, busy_until_ms FROM"
-            => "seed_id, n, lease_hash, busy_until_ms + 1000 AS busy_until_ms FROM",
-    }
-    releases_and_renewals_lack_the_fence_of_the_seed {
-        "requester, seed_id, n, lease_hash, busy_until_ms FROM points WHERE seed_id = ANY($1)"
-            => "requester, ($1::bigint[])[1] AS seed_id, n, lease_hash, busy_until_ms FROM points",
+    a_renewal_is_one_millisecond_short {
+        "ends_ms = excluded.ends_ms" => "ends_ms = excluded.ends_ms - 1",
     }
     a_release_gives_back_every_point_of_the_seed {
-        "AS t (seed_id, n) WHERE p.seed_id = t.seed_id AND p.n = t.n"
-            => "AS t (seed_id, n) WHERE p.seed_id = t.seed_id",
+        "WHERE p.seed_id = t.seed_id AND p.n = t.n" => "WHERE p.seed_id = t.seed_id",
+    }
+    a_released_point_is_not_freed {
+        "WHERE p.seed_id = t.seed_id AND p.n = t.n" => "WHERE FALSE",
     }
     the_capacity_is_one_too_large {
-        "s.rank, s.capacity," => "s.rank, s.capacity + 1 AS capacity,",
-        "count(*) < s.capacity" => "count(*) < s.capacity + 1",
-        "p.n < s.capacity" => "p.n < s.capacity + 1",
-        "t.n < locked.capacity" => "t.n < locked.capacity + 1",
+        "s.seed_key, s.capacity," => "s.seed_key, s.capacity + 1 AS capacity,",
     }
     the_capacity_is_one_too_small {
-        "count(*) < s.capacity" => "count(*) < s.capacity - 1",
-    }
-    a_sweep_frees_points_that_were_leased_anew_meanwhile {
-        "AND p.n = t.n AND p.busy_until_ms <= $3" => "AND p.n = t.n",
-    }
-    a_sweep_forgets_seeds_that_were_heard_of_meanwhile {
-        "AND (s.removed OR h.last_ms <= CASE WHEN s.drained THEN $3 ELSE $2 END)" => "",
-    }
-    a_sweep_forgets_that_silent_seeds_were_drained {
-        "(NOT s.drained OR h.last_ms <= $3)" => "(TRUE OR h.last_ms <= $3)",
-        "CASE WHEN s.drained THEN $3" => "CASE WHEN s.drained THEN greatest($2, $3)",
+        "s.seed_key, s.capacity," => "s.seed_key, s.capacity - 1 AS capacity,",
     }
     heartbeats_renew_leases {
         "WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms)"
             => "WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms),
-             renewed AS (UPDATE points p SET busy_until_ms = p.busy_until_ms + 10
-                         FROM beat WHERE p.seed_id = beat.seed_id)",
+             renewed AS (UPDATE points p SET ends_ms = p.ends_ms + 10 FROM beat WHERE p.seed_id = beat.seed_id)",
     }
     an_older_heartbeat_counts_more_than_a_later_one {
-        "AND h.last_ms < t.last_ms" => "",
+        "AND h.last_ms < beat.last_ms" => "",
     }
     a_removed_seed_is_offered_on {
-        "WHEN NOT s.removed AND NOT s.drained AND" => "WHEN NOT s.drained AND",
-        "s.removed OR s.drained OR" => "s.drained OR",
-    }
-    a_renewal_is_one_millisecond_short {
-        "SET busy_until_ms = t.ends_ms" => "SET busy_until_ms = t.ends_ms - 1",
+        "removed = t.removed," => "",
     }
     a_drained_seed_is_offered_on {
-        "WHEN NOT s.removed AND NOT s.drained AND" => "WHEN NOT s.removed AND",
-        "s.removed OR s.drained OR" => "s.removed OR",
+        ", drained = t.drained" => "",
     }
     a_suspect_seed_is_offered_on {
-        "AND s.suspect_until_ms <= $1 AND count(*)" => "AND count(*)",
-        "OR s.suspect_until_ms > $1 AS out" => "AS out",
-        "AND c.suspect_until_ms <= $1" => "",
+        "suspect_until_ms = t.suspect_until_ms," => "",
     }
-    a_host_lends_one_lease_more_than_it_may {
-        "s.host_capacity - (" => "s.host_capacity + 1 - (",
-        "< s.host_capacity" => "< s.host_capacity + 1",
-        "< c.host_capacity" => "< c.host_capacity + 1",
+    when_a_seed_was_used_is_forgotten {
+        "used_ms = t.used_ms, answered_ms" => "answered_ms",
     }
-    who_came_last_is_called_up_first {
-        "AND planner IS NOT NULL ORDER BY id" => "AND planner IS NOT NULL ORDER BY id DESC",
+    that_a_seed_answered_is_forgotten {
+        "answered_ms = t.answered_ms," => "",
+    }
+    what_others_lend_on_a_host_is_not_seen {
+        "s.capped_host = ANY($6)" => "FALSE",
+    }
+    planners_claim_on_one_host_at_once {
+        "SELECT pg_advisory_xact_lock(t.number)" => "SELECT t.number",
     }
     who_waits_at_a_silent_planner_is_called_up {
-        "OR p.alive_until_ms > $3)" => "OR r.planner IS NOT NULL)",
-    }
-    who_waited_for_long_enough_is_called_up {
-        "AND r.waits_until_ms > $3" => "",
+        "SELECT p.alive_until_ms, r.id" => "SELECT p.alive_until_ms + 1000000 AS alive_until_ms, r.id",
     }
     a_waiter_is_served_twice {
-        "SET waits_until_ms = NULL, changed_ms = $1" => "SET changed_ms = $1",
+        "waits_until_ms = excluded.waits_until_ms, changed_ms" => "changed_ms",
     }
-    a_waiter_that_was_served_is_named_once {
-        "SELECT lease_hash, attempt FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id"
-            => "UPDATE requests SET planner = NULL WHERE planner = $1 AND waits_until_ms IS NULL RETURNING lease_hash, attempt",
-    }
-    a_planner_ends_what_waits_at_another {
-        "attempt, planner, idempotency IS NOT NULL" => "attempt, NULL AS planner, idempotency IS NOT NULL",
+    whose_answer_a_request_waits_for_is_not_written {
+        "planner = excluded.planner, waits_until_ms" => "waits_until_ms",
     }
     a_repetition_leaves_its_place_to_the_attempt_before {
-        "attempt = $3, waits_until_ms" => "attempt = least(attempt, $3), waits_until_ms",
+        "SET attempt = excluded.attempt, planner" => "SET planner",
     }
     what_is_asked_for_under_a_key_does_not_count {
-        "SELECT id, idempotency, request_hash,"
-            => "SELECT id, idempotency, decode(repeat('00', 32), 'hex') AS request_hash,",
-    }
-    a_lease_whose_client_is_gone_is_not_given_back {
-        "SELECT seed_id FROM points WHERE lease_hash = $1"
-            => "SELECT seed_id FROM points WHERE lease_hash = $1 AND FALSE",
+        "r.idempotency, r.request_hash," => "r.idempotency, decode(repeat('00', 32), 'hex') AS request_hash,",
     }
     the_offset_of_time_does_not_count {
         "+ offset_ms, offset_ms, seen_ms FROM clock" => "+ 0, offset_ms, seen_ms FROM clock",
+        "+ offset_ms) AS now_ms" => "+ 0) AS now_ms",
     }
     a_clock_that_was_set_is_made_up_for_twice {
         "SET offset_ms = offset_ms + $2" => "SET offset_ms = offset_ms + 2 * $2",
     }
     a_planner_takes_no_notice_of_what_others_have_seen {
         "offset_ms, seen_ms FROM clock" => "offset_ms, 0::bigint AS seen_ms FROM clock",
+        "offset_ms, seen_ms, CASE" => "offset_ms, 0::bigint AS seen_ms, CASE",
     }
     it_is_not_noted_what_time_it_is {
         "UPDATE clock SET seen_ms = $1" => "UPDATE clock SET seen_ms = seen_ms + 0 * $1",

@@ -1,115 +1,221 @@
-//! Tidying up, in bounded steps. Planners that sweep at the same time wait for each other's locks, and the later
-//! one finds less to do.
-
-use std::collections::BTreeSet;
+//! Rows that are found by an index because something is to be done with them: ended by a sweep, told, taken out, or given
+//! other terms. What is done is decided ([`crate::decide`]); here is only where to look.
 
 use async_trait::async_trait;
-use sqlx::Row;
+use rfork_protocol::SeedKey;
 
-use super::super::history::{EventKind, Happened};
-use super::super::{DRAIN_MEMORY_MS, Swept};
-use super::history::{Log, freeing};
+use super::super::{
+    Beat, DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, ONCE_MEMORY_MS, PLANNER_TTL_MS, REQUEST_MEMORY_MS,
+};
+use super::Database;
+use super::batch::Find;
+use super::places::key_hash;
 use super::session::Connection;
 use super::transaction::{Stopped, Work};
-use super::{Database, identity, offer, seed_key, seeds};
+use crate::decide::heartbeat::is_gathered;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
-/// The most rows of a kind that one step ends: claims of the same seeds wait for it.
+/// The most rows of a kind that one step finds: claims of the same seeds wait for it.
 const STEP_ROWS: i64 = 500;
 
-/// What a step did.
-pub(super) struct Ended {
-    pub(super) swept: Swept,
-    /// Whether another step may have something to do.
-    pub(super) more: bool,
-}
-
-/// One step: what has ended is looked for, locked in the usual order, and judged once more.
-pub(super) struct Step<'a>(pub(super) &'a Database);
+/// Seeds of which a lease has ended by itself, and those without leases that may be over.
+pub(super) struct Ended;
 
 #[async_trait]
-impl Work for Step<'_> {
-    type Done = Ended;
-
-    async fn attempt(&mut self, connection: &mut Connection) -> Result<Ended, Stopped> {
-        let now = self.0.now(connection).await?;
-        let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
-        let drained_since = silent_since.min(now.saturating_sub(DRAIN_MEMORY_MS));
-        let ended: Vec<(i64, i32)> = sqlx::query_as(
-            "SELECT seed_id, n FROM points WHERE busy_until_ms <= $1 ORDER BY busy_until_ms LIMIT $2",
-        )
-        .bind(now)
-        .bind(STEP_ROWS)
-        .fetch_all(&mut *connection)
-        .await?;
-        // Only seeds without a row of points: what goes with a seed is bounded.
-        let over: Vec<i64> = sqlx::query_scalar(
-            "(SELECT s.id FROM seeds s WHERE s.removed
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id) LIMIT $2)
+impl Find for Ended {
+    async fn find(
+        &self,
+        connection: &mut Connection,
+        store: &Database,
+        now: i64,
+    ) -> Result<(Vec<i64>, Vec<i64>), Stopped> {
+        let silent_since = now.saturating_sub(store.rules.heartbeat_ttl_ms);
+        let seeds = sqlx::query_scalar(
+            "/* find ended */
+             (SELECT seed_id FROM points WHERE ends_ms <= $1 ORDER BY ends_ms LIMIT $4)
+             UNION
+             (SELECT s.id FROM seeds s WHERE s.removed
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id) LIMIT $4)
              UNION
              (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
-              WHERE h.last_ms <= $1 AND (NOT s.drained OR h.last_ms <= $3)
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id) LIMIT $2)",
+              WHERE h.last_ms <= $2 AND (NOT s.drained OR h.last_ms <= $3)
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id) LIMIT $4)",
         )
-        .bind(silent_since)
-        .bind(STEP_ROWS)
-        .bind(drained_since)
-        .fetch_all(&mut *connection)
-        .await?;
-        let limit = usize::try_from(STEP_ROWS).unwrap_or(usize::MAX);
-        let more = ended.len() >= limit || over.len() >= limit;
-        let mut swept = Swept::default();
-        let ids: BTreeSet<i64> = ended.iter().map(|(seed_id, _)| *seed_id).chain(over).collect();
-        if ids.is_empty() {
-            return Ok(Ended { swept, more });
-        }
-        let locked: Vec<i64> =
-            sqlx::query_scalar("SELECT id FROM seeds WHERE id = ANY($1) ORDER BY id FOR UPDATE")
-                .bind(ids.into_iter().collect::<Vec<_>>())
-                .fetch_all(&mut *connection)
-                .await?;
-        // A lease that was renewed meanwhile, or a point that was leased anew, is not freed.
-        let freed: Vec<i64> = sqlx::query_scalar(freeing!(
-            "DELETE FROM points p USING unnest($1::bigint[], $2::int[]) AS t (seed_id, n)
-             WHERE p.seed_id = t.seed_id AND p.n = t.n AND p.busy_until_ms <= $3",
-            "$3",
-            "$4"
-        ))
-        .bind(ended.iter().map(|(seed_id, _)| *seed_id).collect::<Vec<_>>())
-        .bind(ended.iter().map(|(_, n)| *n).collect::<Vec<_>>())
         .bind(now)
-        .bind(self.0.rules.keeps_history())
-        .fetch_all(&mut *connection)
-        .await?;
-        swept.leases = freed.len() as u64;
-        let freed: BTreeSet<i64> = freed.into_iter().collect();
-        offer::refresh(connection, now, &self.0.rules, &freed.into_iter().collect::<Vec<_>>()).await?;
-        // A seed that was heard of meanwhile, or leased, stays.
-        seeds::lock_heartbeats(connection, &locked).await?;
-        let rows = sqlx::query(
-            "SELECT s.id, s.removed, s.host, s.port, s.rank, s.seed_key FROM seeds s JOIN heartbeats h ON h.seed_id = s.id
-             WHERE s.id = ANY($1) AND (s.removed OR h.last_ms <= CASE WHEN s.drained THEN $3 ELSE $2 END)
-               AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id)",
-        )
-        .bind(&locked)
         .bind(silent_since)
-        .bind(drained_since)
-        .fetch_all(&mut *connection)
+        .bind(silent_since.min(now.saturating_sub(DRAIN_MEMORY_MS)))
+        .bind(STEP_ROWS)
+        .fetch_all(connection)
         .await?;
-        let mut log = Log::new(&self.0.rules);
-        let mut gone: Vec<i64> = Vec::with_capacity(rows.len());
-        for row in &rows {
-            gone.push(row.try_get("id")?);
-            // That it was removed is told already.
-            if !row.try_get::<bool, _>("removed")? {
-                let key = seed_key(row.try_get("seed_key")?)?;
-                log.note(Happened::to(&identity(row)?, &key, EventKind::Silent));
+        Ok((seeds, Vec::new()))
+    }
+}
+
+/// Requests that may be forgotten.
+pub(super) struct Forgettable;
+
+#[async_trait]
+impl Find for Forgettable {
+    async fn find(
+        &self,
+        connection: &mut Connection,
+        store: &Database,
+        now: i64,
+    ) -> Result<(Vec<i64>, Vec<i64>), Stopped> {
+        let requests = sqlx::query_scalar(
+            "/* find forgettable requests */
+             (SELECT r.id FROM requests r WHERE r.waits_until_ms IS NULL AND r.changed_ms <= $1
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.lease_hash = r.lease_hash)
+              ORDER BY r.changed_ms LIMIT $4)
+             UNION
+             (SELECT r.id FROM requests r WHERE r.idempotency IS NULL AND r.changed_ms <= $2 AND r.planner IS NULL
+                AND r.waits_until_ms IS NULL ORDER BY r.changed_ms LIMIT $4)
+             UNION
+             (SELECT r.id FROM requests r WHERE r.waits_until_ms <= $3 ORDER BY r.waits_until_ms LIMIT $4)",
+        )
+        .bind(now.saturating_sub(store.rules.request_memory_ms()))
+        .bind(now.saturating_sub(ONCE_MEMORY_MS))
+        .bind(now.saturating_sub(PLANNER_TTL_MS))
+        .bind(STEP_ROWS)
+        .fetch_all(connection)
+        .await?;
+        Ok((Vec::new(), requests))
+    }
+}
+
+/// Requests of this planner's that were granted and are to be told.
+pub(super) struct Served;
+
+#[async_trait]
+impl Find for Served {
+    async fn find(
+        &self,
+        connection: &mut Connection,
+        store: &Database,
+        _: i64,
+    ) -> Result<(Vec<i64>, Vec<i64>), Stopped> {
+        let requests = sqlx::query_scalar(
+            "/* find served */ SELECT id FROM requests WHERE planner = $1 AND waits_until_ms IS NULL ORDER BY id",
+        )
+        .bind(store.planner.as_ref())
+        .fetch_all(connection)
+        .await?;
+        Ok((Vec::new(), requests))
+    }
+}
+
+/// Seeds of a key that an operator has not taken out and that do not hold this.
+pub(super) struct Outdated<'a> {
+    pub(super) key: &'a SeedKey,
+    pub(super) keep: Option<&'a str>,
+}
+
+#[async_trait]
+impl Find for Outdated<'_> {
+    async fn find(
+        &self,
+        connection: &mut Connection,
+        _: &Database,
+        _: i64,
+    ) -> Result<(Vec<i64>, Vec<i64>), Stopped> {
+        let seeds = sqlx::query_scalar(
+            "/* find outdated */
+             SELECT s.id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
+             WHERE h.key_hash = $1 AND NOT s.drained AND ($2::text IS NULL OR s.content_id IS DISTINCT FROM $2) LIMIT $3",
+        )
+        .bind(key_hash(self.key))
+        .bind(self.keep)
+        .bind(STEP_ROWS)
+        .fetch_all(connection)
+        .await?;
+        Ok((seeds, Vec::new()))
+    }
+}
+
+/// Seeds after a number.
+pub(super) struct After(pub(super) i64);
+
+#[async_trait]
+impl Find for After {
+    async fn find(
+        &self,
+        connection: &mut Connection,
+        _: &Database,
+        _: i64,
+    ) -> Result<(Vec<i64>, Vec<i64>), Stopped> {
+        let seeds =
+            sqlx::query_scalar("/* find seeds */ SELECT id FROM seeds WHERE id > $1 ORDER BY id LIMIT $2")
+                .bind(self.0)
+                .bind(STEP_ROWS)
+                .fetch_all(connection)
+                .await?;
+        Ok((seeds, Vec::new()))
+    }
+}
+
+/// Writes heartbeats, of which the last counts; gives the seeds of which no more are to be gathered. It changes nothing
+/// that a claim locks.
+pub(super) struct Flush<'a> {
+    pub(super) store: &'a Database,
+    /// In the order of their seeds' numbers.
+    pub(super) beats: &'a [Beat],
+}
+
+#[async_trait]
+impl Work for Flush<'_> {
+    type Done = std::collections::HashSet<i64>;
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Self::Done, Stopped> {
+        let now = self.store.time.now(connection).await?;
+        let found: Vec<(i64, bool, bool)> = sqlx::query_as(
+            "/* flush heartbeats */
+             WITH beat AS (SELECT * FROM unnest($1::bigint[], $2::bigint[]) AS t (seed_id, last_ms)),
+                  locked AS MATERIALIZED (
+                      SELECT h.seed_id FROM heartbeats h WHERE h.seed_id = ANY($1) ORDER BY h.seed_id FOR UPDATE),
+                  written AS (
+                      UPDATE heartbeats h SET last_ms = beat.last_ms
+                      FROM beat JOIN locked ON locked.seed_id = beat.seed_id
+                      WHERE h.seed_id = beat.seed_id AND h.last_ms < beat.last_ms)
+             SELECT s.id, s.removed, s.drained FROM locked JOIN seeds s ON s.id = locked.seed_id",
+        )
+        .bind(self.beats.iter().map(|beat| beat.seed_id).collect::<Vec<_>>())
+        .bind(self.beats.iter().map(|beat| now.saturating_sub(beat.age_ms)).collect::<Vec<_>>())
+        .fetch_all(connection)
+        .await?;
+        let mut gone: Self::Done = self.beats.iter().map(|beat| beat.seed_id).collect();
+        for (id, removed, drained) in found {
+            if is_gathered(removed, drained) {
+                gone.remove(&id);
             }
         }
-        seeds::delete(connection, &gone).await?;
-        log.write(connection, now).await?;
-        swept.seeds = gone.len() as u64;
-        Ok(Ended { swept, more })
+        Ok(gone)
+    }
+}
+
+/// Forgets sources and planners that were not used for long, a bounded number of the former.
+pub(super) struct ForgetUnused<'a>(pub(super) &'a Database);
+
+#[async_trait]
+impl Work for ForgetUnused<'_> {
+    type Done = ();
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<(), Stopped> {
+        let now = self.0.time.now(connection).await?;
+        sqlx::query(
+            "/* forget sources */
+             DELETE FROM instances WHERE instance_id IN (
+                 SELECT instance_id FROM instances WHERE used_ms <= $1
+                 ORDER BY instance_id COLLATE \"C\" LIMIT $2 FOR UPDATE)",
+        )
+        .bind(now.saturating_sub(INSTANCE_MEMORY_MS))
+        .bind(STEP_ROWS)
+        .execute(&mut *connection)
+        .await?;
+        sqlx::query("/* forget planners */ DELETE FROM planners WHERE alive_until_ms <= $1")
+            .bind(now.saturating_sub(REQUEST_MEMORY_MS))
+            .execute(connection)
+            .await?;
+        Ok(())
     }
 }

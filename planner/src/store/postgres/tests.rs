@@ -2,7 +2,7 @@
 
 use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
-use sqlx::ConnectOptions;
+use sqlx::{ConnectOptions, Row};
 
 use super::*;
 use crate::config::DatabaseUrl;
@@ -13,7 +13,7 @@ use crate::store::conformance::waiting::{attempt, leave_attempt};
 use crate::store::conformance::{
     self, Home, RULES, acquire, identity, key, register, release, remove, renew,
 };
-use crate::store::{ApplyList, Leaving, Left, Outcome};
+use crate::store::{ApplyList, Command, Leaving, Left, Outcome};
 use cluster::Cluster;
 
 #[path = "../../../../tests/src/cluster.rs"]
@@ -277,9 +277,17 @@ async fn a_column_that_the_next_version_adds_is_not_noticed() {
     };
     everything(1).await;
     let mut connection = url.options().connect().await.unwrap();
-    for table in
-        ["seeds", "heartbeats", "points", "requests", "ended_leases", "events", "instances", "planners"]
-    {
+    for table in [
+        "seeds",
+        "places",
+        "heartbeats",
+        "points",
+        "requests",
+        "ended_leases",
+        "events",
+        "instances",
+        "planners",
+    ] {
         let add = format!("ALTER TABLE {table} ADD COLUMN of_the_next_version TEXT");
         sqlx::query(sqlx::AssertSqlSafe(add)).execute(&mut connection).await.unwrap();
     }
@@ -363,7 +371,9 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
         let profile = Box::new(Profile { location, ..Profile::default() });
         Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
     };
-    let open = async || PostgresStore::open(&url, few(), rules.clone(), Clock::System).await.unwrap();
+    // Whoever waits is patient: both have to be seen doing so.
+    let patient = ConnectSettings { statement_timeout: std::time::Duration::from_secs(4), ..few() };
+    let open = async || PostgresStore::open(&url, patient, rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];
     stores[0].apply_list(&[on_host(1, "k"), on_host(2, "l")]).await.unwrap();
     // Whoever has seen room on the host, and would take it, is held up before it does.
@@ -396,7 +406,7 @@ async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outc
         "BEGIN;
          CREATE TEMP TABLE held AS SELECT * FROM seeds;
          DELETE FROM seeds;
-         UPDATE held SET id = nextval('seeds_id_seq'), seed_key = '{key}', key_hash = sha256('{key}');
+         UPDATE held SET id = nextval('numbers'), seed_key = '{key}', key_hash = sha256('{key}');
          INSERT INTO seeds SELECT * FROM held;
          INSERT INTO heartbeats SELECT id, key_hash, extract(epoch FROM clock_timestamp()) * 1000 FROM held"
     );

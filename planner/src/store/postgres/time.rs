@@ -53,17 +53,29 @@ impl Time {
 
     /// What time it is, and how far ahead of the clock that is, for somebody who only reads.
     pub(super) async fn look(&self, connection: &mut Connection) -> Result<(i64, i64), Stopped> {
-        let (now_ms, offset_ms, _) = self.even(connection).await?;
+        let asked = self.ask(&mut *connection).await?;
+        let (now_ms, offset_ms, _) = self.even(connection, asked).await?;
         Ok((now_ms, offset_ms))
     }
 
     /// What time it is, for somebody who writes.
     pub(super) async fn now(&self, connection: &mut Connection) -> Result<i64, Stopped> {
-        let (now_ms, _, seen_ms) = self.even(&mut *connection).await?;
+        let asked = self.ask(&mut *connection).await?;
+        self.now_of(connection, asked).await
+    }
+
+    /// The same, by a look that was taken already.
+    pub(super) async fn now_of(
+        &self,
+        connection: &mut Connection,
+        asked: (Look, i64, i64),
+    ) -> Result<i64, Stopped> {
+        let (now_ms, _, seen_ms) = self.even(&mut *connection, asked).await?;
         if self.clock.is_news(now_ms, seen_ms) {
             // Somebody who has it locked notes nearly the same.
             sqlx::query(
-                "UPDATE clock SET seen_ms = $1 WHERE id IN (
+                "/* note time */
+                 UPDATE clock SET seen_ms = $1 WHERE id IN (
                      SELECT id FROM clock WHERE seen_ms < $1 FOR UPDATE SKIP LOCKED)",
             )
             .bind(now_ms)
@@ -74,8 +86,11 @@ impl Time {
     }
 
     /// The time, the offset, and a time that was.
-    async fn even(&self, connection: &mut Connection) -> Result<(i64, i64, i64), Stopped> {
-        let (mut look, mut offset_ms, mut seen_ms) = self.ask(&mut *connection).await?;
+    async fn even(
+        &self,
+        connection: &mut Connection,
+        (mut look, mut offset_ms, mut seen_ms): (Look, i64, i64),
+    ) -> Result<(i64, i64, i64), Stopped> {
         for _ in 1..LOOKS {
             if look.is_close(&self.clock) {
                 break;
@@ -98,7 +113,7 @@ impl Time {
     async fn ask(&self, connection: &mut Connection) -> Result<(Look, i64, i64), Stopped> {
         let from_ms = self.clock.passed_ms();
         let (now_ms, offset_ms, seen_ms): (i64, i64, i64) = sqlx::query_as(concat!(
-            "SELECT ",
+            "/* load time */ SELECT ",
             clock_ms!("$1"),
             " + offset_ms, offset_ms, seen_ms FROM clock"
         ))

@@ -1,15 +1,68 @@
 //! What is there, for people; and whether anything can be done with it.
 
 use async_trait::async_trait;
-use sqlx::{AssertSqlSafe, Row};
+use sqlx::Row;
+use sqlx::postgres::PgRow;
 
-use super::super::list::{shown_sql, state_sql};
+use super::super::list::{Part, SeedFilter};
 use super::super::schema::Schema;
-use super::super::{LeaseView, MAX_SNAPSHOT, SeedView, Snapshot};
+use super::super::{Counts, LeaseView, MAX_SNAPSHOT, PLANNER_TTL_MS, Rules, SeedView, Snapshot, Tally};
 use super::connect::{is_set_read_only, schema};
 use super::session::Connection;
 use super::transaction::{Stopped, Work, has_code};
-use super::{Database, lease_hash, requests, seed_key, small};
+use super::{Database, list, load, rows, write};
+use crate::domain::seed::Standing;
+
+/// How many seeds there are, what they may lend and have lent, by what their state follows from: what is read from
+/// `seeds s`, `heartbeats h` and the count `u` of their leases that live at `$1`. Those are silent that were last heard of
+/// at or before `$2`.
+macro_rules! standing {
+    () => {
+        "s.removed, s.drained, h.last_ms <= $2 AS silent, s.suspect_until_ms > $1 AS suspect, u.leases > 0 AS leased,
+         count(*) AS seeds, sum(s.capacity)::bigint AS capacity, sum(u.leases)::bigint AS leases
+         FROM heartbeats h JOIN seeds s ON s.id = h.seed_id CROSS JOIN LATERAL (
+             SELECT count(*) AS leases FROM points p WHERE p.seed_id = s.id AND p.ends_ms > $1) AS u"
+    };
+}
+
+/// The end of such a statement.
+macro_rules! of_standing {
+    () => {
+        "GROUP BY 1, 2, 3, 4, 5"
+    };
+}
+pub(super) use {of_standing, standing};
+
+/// Seeds that are shown, by rows of [`standing`].
+pub(super) fn counts(rows: &[PgRow]) -> Result<Counts, Stopped> {
+    let mut all = Counts::default();
+    for row in rows {
+        let standing = Standing {
+            removed: row.try_get("removed")?,
+            drained: row.try_get("drained")?,
+            silent: row.try_get("silent")?,
+            suspect: row.try_get("suspect")?,
+            leased: row.try_get("leased")?,
+        };
+        let count = |name| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(name)?.unsigned_abs());
+        if !standing.is_gone() {
+            let more =
+                Tally { seeds: count("seeds")?, capacity: count("capacity")?, leases: count("leases")? };
+            all.add(standing.state(), more);
+        }
+    }
+    Ok(all)
+}
+
+/// Of all seeds, at `now`.
+async fn all_counts(connection: &mut Connection, now: i64, rules: &Rules) -> Result<Counts, Stopped> {
+    let rows = sqlx::query(concat!("/* count seeds */ SELECT ", standing!(), " ", of_standing!()))
+        .bind(now)
+        .bind(now.saturating_sub(rules.heartbeat_ttl_ms))
+        .fetch_all(connection)
+        .await?;
+    counts(&rows)
+}
 
 /// The work of [`super::super::Store::snapshot`]; its statements see one moment.
 pub(super) struct View<'a>(pub(super) &'a Database);
@@ -19,45 +72,16 @@ impl Work for View<'_> {
     type Done = Snapshot;
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Snapshot, Stopped> {
+        let rules = &self.0.rules;
         let (now, ahead_ms) = self.0.time.look(connection).await?;
-        let silent_since = now.saturating_sub(self.0.rules.heartbeat_ttl_ms);
-        let (columns, shown) = (of_seed!(), shown_sql("$1", "$2"));
-        let (seed_count, lease_count): (i64, i64) = sqlx::query_as(AssertSqlSafe(format!(
-            "SELECT (SELECT count(*) FROM seeds s JOIN heartbeats h ON h.seed_id = s.id WHERE {shown}),
-                    (SELECT count(*) FROM points WHERE busy_until_ms > $1)",
-        )))
-        .bind(now)
-        .bind(silent_since)
-        .fetch_one(&mut *connection)
-        .await?;
-        let rows = sqlx::query(AssertSqlSafe(format!(
-            "SELECT {columns}, h.last_ms, (s.removed OR s.drained OR h.last_ms <= $2) AS draining,
-                    (SELECT count(*) FROM points p WHERE p.seed_id = s.id AND p.busy_until_ms > $1) AS used
-             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id WHERE {shown} ORDER BY s.identity LIMIT $3",
-        )))
-        .bind(now)
-        .bind(silent_since)
-        .bind(i64::from(MAX_SNAPSHOT))
-        .fetch_all(&mut *connection)
-        .await?;
-        let mut seeds = Vec::with_capacity(rows.len());
-        for row in rows {
-            seeds.push(SeedView {
-                identity: row.try_get("identity")?,
-                key: seed_key(row.try_get("seed_key")?)?,
-                capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
-                used: small(row.try_get("used")?)?,
-                last_heartbeat_ms: row.try_get("last_ms")?,
-                last_used_ms: row.try_get("last_used_ms")?,
-                draining: row.try_get("draining")?,
-                suspect_until_ms: row.try_get("suspect_until_ms")?,
-                failures: small(row.try_get::<i32, _>("failures")?.into())?,
-                profile: super::seeds::profile(&row)?,
-            });
-        }
+        let Counts { live, suspect, draining, silent } = all_counts(connection, now, rules).await?;
+        let all = [live, suspect, draining, silent];
+        let part = Part { limit: MAX_SNAPSHOT, after: None };
+        let seeds = list::seeds(connection, (now, rules), &SeedFilter::default(), &part).await?;
         let rows = sqlx::query(
-            "SELECT p.lease_hash, s.identity, s.seed_key FROM points p JOIN seeds s ON s.id = p.seed_id
-             WHERE p.busy_until_ms > $1 ORDER BY s.identity, p.n LIMIT $2",
+            "/* list leases */
+             SELECT p.lease_hash, s.identity, s.seed_key FROM points p JOIN seeds s ON s.id = p.seed_id
+             WHERE p.ends_ms > $1 ORDER BY s.identity, p.n LIMIT $2",
         )
         .bind(now)
         .bind(i64::from(MAX_SNAPSHOT))
@@ -66,42 +90,45 @@ impl Work for View<'_> {
         let mut leases = Vec::with_capacity(rows.len());
         for row in rows {
             leases.push(LeaseView {
-                lease: lease_hash(row.try_get("lease_hash")?)?,
+                lease: rows::hash(row.try_get("lease_hash")?)?,
                 seed_identity: row.try_get("identity")?,
-                seed_key: seed_key(row.try_get("seed_key")?)?,
+                seed_key: rows::seed_key(row.try_get("seed_key")?)?,
             });
         }
+        let most = usize::try_from(MAX_SNAPSHOT).unwrap_or(usize::MAX);
         Ok(Snapshot {
             ahead_ms,
-            seed_count: seed_count.unsigned_abs(),
-            lease_count: lease_count.unsigned_abs(),
-            seeds,
+            seed_count: all.iter().map(|tally| tally.seeds).sum(),
+            lease_count: all.iter().map(|tally| tally.leases).sum(),
+            seeds: seeds.iter().take(most).map(|row| SeedView::of(row, now, rules)).collect(),
             leases,
         })
     }
 }
 
-/// The work of [`super::super::Store::counts`]: rows of a state's number, seeds, capacity, leases.
+/// The work of [`super::super::Store::counts`].
 pub(super) struct Count<'a>(pub(super) &'a Database);
 
 #[async_trait]
 impl Work for Count<'_> {
-    type Done = Vec<(i32, i64, i64, i64)>;
+    type Done = Counts;
 
-    async fn attempt(&mut self, connection: &mut Connection) -> Result<Self::Done, Stopped> {
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Counts, Stopped> {
         let now = self.0.now_to_read(connection).await?;
-        let (state, shown) = (state_sql("$1", "$2"), shown_sql("$1", "$2"));
-        let rows = sqlx::query_as(AssertSqlSafe(format!(
-            "WITH used AS (SELECT seed_id, count(*) AS n FROM points WHERE busy_until_ms > $1 GROUP BY seed_id)
-             SELECT {state} AS state, count(*), sum(s.capacity)::bigint, coalesce(sum(u.n), 0)::bigint
-             FROM seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN used u ON u.seed_id = s.id
-             WHERE {shown} GROUP BY state",
-        )))
-        .bind(now)
-        .bind(now.saturating_sub(self.0.rules.heartbeat_ttl_ms))
-        .fetch_all(connection)
-        .await?;
-        Ok(rows)
+        all_counts(connection, now, &self.0.rules).await
+    }
+}
+
+/// The work of [`super::super::Store::source_instance`].
+pub(super) struct Source<'a>(pub(super) &'a str);
+
+#[async_trait]
+impl Work for Source<'_> {
+    type Done = Option<String>;
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Option<String>, Stopped> {
+        let served = self.0.to_owned();
+        Ok(load::sources(connection, &[&served]).await?.remove(&served))
     }
 }
 
@@ -147,8 +174,9 @@ impl Work for Written<'_> {
     type Done = ();
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<(), Stopped> {
-        let now = self.0.now(connection).await?;
-        requests::alive(connection, now, &self.0.planner).await
+        let now = self.0.time.now(connection).await?;
+        let until_ms = now.saturating_add(PLANNER_TTL_MS);
+        write::alive(connection, Some(&(self.0.planner.clone(), until_ms))).await
     }
 }
 

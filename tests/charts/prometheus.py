@@ -20,6 +20,8 @@ DASHBOARD = json.loads((CHART / "files" / "dashboard.json").read_text())
 PANELS = [panel for panel in DASHBOARD["panels"] if panel["type"] != "row"]
 
 NAMESPACE = "models"
+# How often it scrapes, how long it waits for an answer, and how often it judges.
+SCRAPE_MS = 250
 
 
 def promtool(*args: str) -> None:
@@ -42,7 +44,7 @@ class Prometheus:
         ]
         (root / "alerts.yaml").write_text(yaml.safe_dump({"groups": groups}))
         config = {
-            "global": {"scrape_interval": "250ms", "scrape_timeout": "250ms", "evaluation_interval": "250ms"},
+            "global": dict.fromkeys(("scrape_interval", "scrape_timeout", "evaluation_interval"), f"{SCRAPE_MS}ms"),
             "rule_files": ["alerts.yaml"],
             "scrape_configs": [{"job_name": "planners", "static_configs": targets}],
         }
@@ -84,9 +86,16 @@ class Prometheus:
 
     def fired(self, job: str, since: float) -> set[str]:
         """The alerts of this job that fired at any moment since then."""
-        age_ms = math.ceil((self.now() - since) * 1000)
-        found = self.values(f'count_over_time(ALERTS{{alertstate="firing", job="{job}"}}[{age_ms}ms])')
+        found = self.values(f'count_over_time(ALERTS{{alertstate="firing", job="{job}"}}[{self._age(since)}])')
         return {labels["alertname"] for labels, _ in found}
+
+    def gave_up(self, job: str, since: float) -> bool:
+        """Whether a scrape of this job took as long as it may since then: for Prometheus the planner is away then."""
+        most = f'max_over_time(scrape_duration_seconds{{job="{job}"}}[{self._age(since)}])'
+        return bool(self.values(f"{most} >= {SCRAPE_MS / 1000}"))
+
+    def _age(self, since: float) -> str:
+        return f"{math.ceil((self.now() - since) * 1000)}ms"
 
     def judged(self) -> list[tuple[str, str]]:
         """Each group of rules, and when it was judged last."""

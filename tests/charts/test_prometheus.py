@@ -366,7 +366,9 @@ def test_no_alert_fires_for_a_planner_that_is_well(
             until("many requests", lambda: server.values(granted))
             judged = server.judged()
             until("that all rules are judged anew", lambda: not set(judged) & set(server.judged()))
-        assert server.fired(job, begun) <= STORE_IS_SLOW
+        # A machine on which an answer takes longer than a scrape may is no reason to accuse the planner.
+        missed = {"PlannerIsAway"} if server.gave_up(job, begun) else set()
+        assert server.fired(job, begun) <= STORE_IS_SLOW | missed
 
 
 # Of alerts that are not made to fire, what they compare.

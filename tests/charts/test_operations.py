@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rendering import ROOT, merged, mode, objects
+from rendering import CHART, ROOT, merged, mode, objects
 from running import SEED, Answer, Container, Postgres, ask, lease, postgres, running, until
 
 PAGE = (ROOT / "docs" / "operations.md").read_text()
@@ -88,6 +88,13 @@ def psql(cluster: Postgres, statement: str) -> str:
     """What a statement of the planners' role is told."""
     command = [cluster.binaries / "psql", "-qc", statement, cluster.url("rfork_planner", "rfork")]
     return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True).stderr
+
+
+def test_the_role_of_the_chart_s_first_steps_is_enough(cluster: Postgres, tmp_path: Path) -> None:
+    (role,) = re.findall(r"postgres://(\w+):PASSWORD@", (CHART / "README.md").read_text())
+    secrets = {"planner-database": {"url": cluster.url(role, "rfork")}}
+    with running(objects(mode("postgres")), tmp_path, secrets=secrets) as container:
+        assert ask(container.until_ready(), "POST", "/add_seed", SEED).status == 200
 
 
 def test_a_copy_brings_back_what_was_decided(cluster: Postgres, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@
 use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
@@ -19,14 +19,25 @@ const DOCUMENTED: &str = include_str!("../../docs/pgbouncer.ini");
 /// How long it may take to start.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The pgbouncer that `RFORK_TEST_PGBOUNCER` names, or else the installed one: Debian keeps it out of most users' PATH.
-pub fn program() -> PathBuf {
+/// The first version that keeps prepared statements.
+const KEEPS_STATEMENTS: (u32, u32) = (1, 21);
+
+/// The installed pgbouncer: Debian keeps it out of most users' PATH.
+fn installed() -> PathBuf {
     let debian = Path::new("/usr/sbin/pgbouncer");
+    if debian.exists() { debian } else { Path::new("pgbouncer") }.to_owned()
+}
+
+/// A pgbouncer that keeps prepared statements: the one that `RFORK_TEST_PGBOUNCER` names, or the installed one, if it is
+/// new enough.
+pub fn that_keeps_statements() -> Option<PathBuf> {
     let named = std::env::var_os("RFORK_TEST_PGBOUNCER").filter(|path| !path.is_empty());
-    named.map_or_else(
-        || if debian.exists() { debian } else { Path::new("pgbouncer") }.to_owned(),
-        PathBuf::from,
-    )
+    let program = named.map_or_else(installed, PathBuf::from);
+    let told = Command::new(&program).arg("--version").output().ok()?;
+    let told = String::from_utf8_lossy(&told.stdout).into_owned();
+    let number = told.lines().next()?.split(' ').nth(1)?;
+    let mut parts = number.split('.').map_while(|part| part.parse().ok());
+    (parts.next()?, parts.next()?).ge(&KEEPS_STATEMENTS).then_some(program)
 }
 
 /// A pooler. Killed when dropped.
@@ -38,8 +49,14 @@ pub struct Pooler {
 }
 
 impl Pooler {
-    /// Starts one before the cluster, with settings that differ from the documented ones: lines of its section.
+    /// Starts the installed one before the cluster, with settings that differ from the documented ones: lines of its
+    /// section.
     pub fn before(cluster: &Cluster, settings: &str) -> Self {
+        Self::of(&installed(), cluster, settings)
+    }
+
+    /// The same with this program.
+    pub fn of(program: &Path, cluster: &Cluster, settings: &str) -> Self {
         let address = format!("127.{}.{}.{}", fastrand::u8(1..=254), fastrand::u8(..), fastrand::u8(1..=254));
         let mut text = DOCUMENTED.to_owned();
         for (documented, ours) in [
@@ -55,6 +72,13 @@ impl Pooler {
             text = text.replace(documented, &ours);
         }
         let directory = TempDir::with_prefix("rfork-test-pooler-").unwrap();
+        // The other user need not come where it was built.
+        let mut program = program.to_owned();
+        if program != installed() {
+            let copy = directory.path().join("pgbouncer");
+            std::fs::copy(&program, &copy).unwrap();
+            program = copy;
+        }
         let file = directory.path().join("pgbouncer.ini");
         // The last of two lines about one setting counts.
         std::fs::write(&file, format!("{text}\n{settings}\n")).unwrap();
@@ -63,7 +87,7 @@ impl Pooler {
                 chown(path, Some(user), Some(group)).unwrap();
             }
         }
-        let mut command = as_user(&program());
+        let mut command = as_user(&program);
         command.arg("--quiet").arg(&file).stdout(Stdio::null()).stderr(Stdio::null());
         let process =
             command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}; tests/run installs it"));

@@ -30,6 +30,10 @@ pub struct Terms {
     pub slack_us: u64,
     /// After this from the end of a fault, requests are served again.
     pub recovery_us: u64,
+    /// A planner that has waited this long for its database may say so.
+    pub gives_up_us: u64,
+    /// How long the machine alone may keep something waiting.
+    pub late_us: u64,
 }
 
 /// Threads that are waited for until something has its effect: of the client, the balancer, the planner and the database,
@@ -46,6 +50,7 @@ impl Terms {
             settle_us: self.settle_us.saturating_add(more_us),
             slack_us: self.slack_us.saturating_add(more_us),
             recovery_us: self.recovery_us.saturating_add(more_us),
+            late_us: more_us,
             ..self
         }
     }
@@ -259,8 +264,12 @@ impl History {
         found
     }
 
-    /// Whether a fault explains that a request was not served.
+    /// Whether a fault explains that a request was not served, or a machine that is slower than planners are patient.
     fn is_explained(&self, span: Span) -> bool {
+        let gives_up_us = self.terms.gives_up_us;
+        if self.terms.late_us >= gives_up_us && span.until_us - span.from_us >= gives_up_us {
+            return true;
+        }
         self.faults.iter().any(|fault| {
             let until_us = fault.until_us + self.terms.recovery_us;
             span.meets(Span { from_us: fault.from_us, until_us })

@@ -12,6 +12,8 @@ const TERMS: Terms = Terms {
     settle_us: 1_000 * MS,
     slack_us: 20 * MS,
     recovery_us: 1_000 * MS,
+    gives_up_us: 1_500 * MS,
+    late_us: 0,
 };
 
 /// A seed `s` of the key `k` with this capacity, registered at the beginning.
@@ -56,6 +58,22 @@ fn what_late_threads_explain_is_no_violation_and_the_rest_is() {
     assert_eq!(history.violations(), [Violation::Lost(last(&history))]);
     history.terms = TERMS.where_threads_are_late(20 * MS);
     assert_eq!(history.violations(), []);
+}
+
+#[test]
+fn a_planner_may_give_up_where_the_machine_alone_takes_as_long() {
+    let mut history = history(1);
+    let span = Span { from_us: 3_000 * MS, until_us: 4_500 * MS };
+    let (asked, answer) = (Asked::Acquire("k".into()), Answer::Unclear(String::new()));
+    history.exchanges.push(Exchange { span, asked, answer });
+    for (late_ms, is_explained) in [(0, false), (149, false), (150, true)] {
+        history.terms = TERMS.where_threads_are_late(late_ms * MS);
+        let expected = if is_explained { vec![] } else { vec![Violation::Unexplained(last(&history))] };
+        assert_eq!(history.violations(), expected, "{late_ms} ms");
+    }
+    // One that gave up at once did not wait for anything.
+    history.exchanges.last_mut().unwrap().span.until_us -= MS;
+    assert_eq!(history.violations(), [Violation::Unexplained(last(&history))]);
 }
 
 #[test]

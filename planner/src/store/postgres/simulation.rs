@@ -120,9 +120,6 @@ simulation_suite! {
     what_others_lend_on_a_host_is_not_seen {
         "s.capped_host = ANY($6)" => "FALSE",
     }
-    planners_claim_on_one_host_at_once {
-        "SELECT pg_advisory_xact_lock(t.number)" => "SELECT t.number",
-    }
     who_waits_at_a_silent_planner_is_called_up {
         "SELECT p.alive_until_ms, r.id" => "SELECT p.alive_until_ms + 1000000 AS alive_until_ms, r.id",
     }

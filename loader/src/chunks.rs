@@ -155,6 +155,15 @@ impl ChunkSet {
         }
     }
 
+    /// Takes a chunk out; tells whether it was in the set.
+    pub fn remove(&mut self, chunk: u32) -> bool {
+        let was_there = self.contains(chunk);
+        if was_there {
+            self.words[chunk as usize / 64] &= !(1 << (chunk % 64));
+        }
+        was_there
+    }
+
     /// Whether the chunk is in the set.
     pub fn contains(&self, chunk: u32) -> bool {
         chunk < self.count && self.words[chunk as usize / 64] & (1 << (chunk % 64)) != 0
@@ -266,6 +275,11 @@ mod tests {
             prop_assert_eq!(set.len() as usize, expected.len());
             prop_assert_eq!(set.is_empty(), expected.is_empty());
             prop_assert_eq!(ChunkSet::all(count).len(), count);
+            for chunk in 0..320 {
+                prop_assert_eq!(set.remove(chunk), expected.contains(&chunk));
+                prop_assert!(!set.contains(chunk) && !set.remove(chunk));
+            }
+            prop_assert!(set.is_empty());
         }
     }
 }

@@ -60,6 +60,7 @@ pub mod tensors;
 
 mod advertise;
 mod heartbeat;
+mod held;
 mod lease;
 mod listen;
 mod reach;

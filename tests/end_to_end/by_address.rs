@@ -68,7 +68,7 @@ impl TransferEngine for ByAddress {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: false }
+        Capabilities { verifies: false, serves_while_loading: false }
     }
 
     async fn register(&self, _memory: Arc<WeightMemory>) -> Result<(), EngineError> {

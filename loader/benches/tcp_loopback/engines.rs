@@ -53,7 +53,7 @@ impl Engines {
             seed: &self.seed,
             content: Some(&self.content),
             memory,
-            arrived_bytes: &Arc::default(),
+            loading: None,
             cancel: &CancellationToken::new(),
         };
         let begun = Instant::now();

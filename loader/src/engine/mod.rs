@@ -4,12 +4,13 @@
 //! address and sees no bytes; [`Capabilities`] is how a session tells them apart.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 use rfork_protocol::Host;
+use rfork_protocol::frame::SignOfLife;
 use rfork_protocol::manifest::content::ContentId;
 use rfork_protocol::manifest::metadata::Metadata;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub mod device;
@@ -27,6 +28,8 @@ pub struct Capabilities {
     /// It sees the bytes that it moves, so it compares each chunk's digest. Without, equality is the peers'
     /// promise.
     pub verifies: bool,
+    /// Peers may read what is held while the rest still loads.
+    pub serves_while_loading: bool,
 }
 
 /// A batch of chunks to be read from a seed.
@@ -37,12 +40,22 @@ pub struct ReadRequest<'a> {
     /// What its bytes are: each chunk is compared with its digest. `None` for a seed that has no digests, which only
     /// an engine that reads by address can read.
     pub content: Option<&'a Content>,
-    /// Where they go: every chunk that is not held yet is read.
+    /// Where they go: every chunk that is not held yet is read. It counts what arrives.
     pub memory: &'a Arc<WeightMemory>,
-    /// Counts bytes as they arrive, for progress; also those that are later thrown away.
-    pub arrived_bytes: &'a Arc<AtomicU64>,
+    /// The seed may still load: it is asked only for what it announces, and what it says of itself is told here. `None`
+    /// for a seed that holds everything.
+    pub loading: Option<&'a Arc<watch::Sender<SourceState>>>,
     /// Ends the read early.
     pub cancel: &'a CancellationToken,
+}
+
+/// What a reader knows of a source that still loads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SourceState {
+    /// What it said of itself last.
+    pub sign: SignOfLife,
+    /// Whether it was asked for something that it has announced, and that has not come yet.
+    pub owes: bool,
 }
 
 /// What a read did.

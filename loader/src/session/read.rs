@@ -1,7 +1,5 @@
 //! Reading the missing chunks from a seed.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -35,7 +33,7 @@ impl Load<'_> {
             seed: metadata,
             content: content.as_ref(),
             memory: self.memory,
-            arrived_bytes: &Arc::new(AtomicU64::new(0)),
+            loading: None,
             cancel: &stop,
         };
         let mut reading = self.engine.read(request);

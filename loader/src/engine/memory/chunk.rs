@@ -164,6 +164,7 @@ impl ChunkWriter {
     /// # Errors
     /// `UnexpectedEof` when the file ends before; else what the system says.
     pub fn read_file_at(&mut self, file: &File, file_offset: u64, at: usize, len: usize) -> io::Result<()> {
+        self.bytes.memory.arrivals().arrived(len as u64);
         if self.bytes.device().is_some() {
             return self.read_file_to_device(file, file_offset, at, len);
         }
@@ -219,6 +220,8 @@ impl ChunkWriter {
     pub fn commit(self) {
         self.bytes.memory.held_bytes.fetch_add(self.bytes.len as u64, Ordering::Relaxed);
         self.bytes.state().store(HELD, Ordering::Release);
+        // Excluded: a chunk is announced before it can be read. Who reads the log reads it after this.
+        self.bytes.memory.log().push(self.bytes.chunk);
         self.bytes.memory.commits.send_modify(|commits| *commits += 1);
     }
 }

@@ -11,20 +11,23 @@
 
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
 use super::device::{Device, DeviceError};
 use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
+use crate::held::{HeldCursor, HeldLog};
 
 mod ahead;
+mod arrivals;
 mod backing;
 mod chunk;
 mod content;
 mod regions;
 
 pub use ahead::PagesAhead;
+pub use arrivals::Arrivals;
 pub use backing::CallersMemory;
 use backing::{Backing, Mapping};
 use chunk::ChunkBytes;
@@ -105,6 +108,9 @@ pub struct WeightMemory {
     plan: ChunkPlan,
     states: Box<[AtomicU32]>,
     held_bytes: AtomicU64,
+    /// In which order chunks came to be held. No guard is held across an await.
+    held: Mutex<HeldLog>,
+    arrivals: Arrivals,
     /// Counts commits, for those who wait for a chunk.
     commits: watch::Sender<u64>,
     content: RwLock<Option<Arc<Content>>>,
@@ -200,6 +206,8 @@ impl WeightMemory {
             states: (0..plan.count()).map(|_| AtomicU32::new(EMPTY)).collect(),
             plan,
             held_bytes: AtomicU64::new(0),
+            held: Mutex::default(),
+            arrivals: Arrivals::begin(),
             commits: watch::Sender::new(0),
             content: RwLock::new(None),
         }
@@ -313,6 +321,25 @@ impl WeightMemory {
         self.held_bytes.load(Ordering::Relaxed)
     }
 
+    /// Before everything that is held, for [`WeightMemory::held_since`].
+    pub(crate) fn held_cursor(&self) -> HeldCursor {
+        self.log().begin()
+    }
+
+    /// The chunks that came to be held since the cursor was here last, in that order; `None` once all was forgotten.
+    pub(crate) fn held_since(&self, cursor: &mut HeldCursor) -> Option<Vec<u32>> {
+        self.log().next(cursor)
+    }
+
+    /// Changes whenever a chunk comes to be held.
+    pub(crate) fn commits(&self) -> watch::Receiver<u64> {
+        self.commits.subscribe()
+    }
+
+    fn log(&self) -> std::sync::MutexGuard<'_, HeldLog> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Forgets every chunk and the content, to start over with other bytes.
     ///
     /// # Errors
@@ -330,6 +357,7 @@ impl WeightMemory {
         if in_use.is_none() {
             *self.content.write().unwrap_or_else(PoisonError::into_inner) = None;
             self.held_bytes.store(0, Ordering::Relaxed);
+            self.log().forget();
         }
         for state in &self.states[..in_use.unwrap_or(self.states.len())] {
             let was_held = state.load(Ordering::Relaxed) == FORGETTING;

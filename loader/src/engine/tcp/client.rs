@@ -4,6 +4,9 @@
 //! All of them are one task's children: [`read`] returns only when none is left, and dropping it stops them
 //! between two system calls, so nothing writes to the memory afterwards. The thread that makes pages ahead of them
 //! is ended by the last of them.
+//!
+//! A seed that still loads is asked only for what it announces. It does that on a connection of its own, which is
+//! [`follow`]ed beside the others and ends with them.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -11,20 +14,24 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use rfork_protocol::frame::{
-    ANSWER_BYTES, Answer, Failure, FrameError, Hello, MAX_CHUNKS_PER_READ, MAX_RANGES, Read, Refusal,
-    VERSION, WELCOME_BYTES, Welcome,
+    ANNOUNCEMENT_BYTES, ANNOUNCEMENTS, ANSWER_BYTES, Announcement, Answer, Failure, FrameError, Head, Hello,
+    MAX_CHUNKS_PER_READ, MAX_RANGES, Range, Read, Refusal, VERSION, WELCOME_BYTES, Welcome,
 };
 use rfork_protocol::manifest::content::ContentId;
+use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::TcpOptions;
 use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
 use crate::digest::DigestAlgorithm;
 use crate::engine::memory::{ChunkWriter, Content, PagesAhead, WeightMemory};
-use crate::engine::{ReadError, ReadReport, ReadRequest};
+use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
+use crate::held::Offers;
 
 /// Chunks that a connection asks for ahead at least.
 const MIN_AHEAD: usize = 2;
@@ -36,15 +43,18 @@ struct Shared {
     memory: Arc<WeightMemory>,
     content: Content,
     algorithm: Option<DigestAlgorithm>,
-    /// Chunks that nobody has asked for yet, the next one last.
-    queue: Mutex<Vec<u32>>,
+    /// Chunks that nobody has asked for yet. No guard is held across an await.
+    offers: Mutex<Offers>,
+    /// Counts announcements, for those who wait for one.
+    announced: watch::Sender<u64>,
+    /// What is known of a seed that still loads.
+    source: Option<Arc<watch::Sender<SourceState>>>,
     /// How many chunks there were in it.
     wanted: usize,
     /// Makes the pages of what is next in it.
     pages: PagesAhead,
     /// Chunks that came corrupt once.
     suspect: Mutex<HashSet<u32>>,
-    arrived_bytes: Arc<AtomicU64>,
     chunks: AtomicU32,
     bytes: AtomicU64,
     corrected: AtomicU32,
@@ -64,25 +74,32 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
     }
     let algorithm = content.chunks.algorithm.parse::<DigestAlgorithm>();
     let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
-    let mut missing: Vec<u32> = request.memory.missing().iter().collect();
-    let pages =
-        if options.pages_ahead { request.memory.pages_ahead(missing.clone()) } else { PagesAhead::none() };
-    missing.reverse();
+    let missing = request.memory.missing();
+    let wanted = missing.len() as usize;
+    let pages = if options.pages_ahead {
+        request.memory.pages_ahead(missing.iter().collect())
+    } else {
+        PagesAhead::none()
+    };
     // A connection for less than a window of work is not worth its greeting.
-    let missing_bytes = missing.len() as u64 * plan.chunk_size();
+    let missing_bytes = u64::from(missing.len()) * plan.chunk_size();
     let useful = usize::try_from(missing_bytes.div_ceil(options.window_bytes.max(1))).unwrap_or(usize::MAX);
     let streams = options.streams.min(useful).max(1);
+    // What a seed that still loads gets in is soon sent on over one.
+    let streams = if request.loading.is_some() { 1 } else { streams };
+    let offers = if request.loading.is_some() { Offers::awaiting(missing) } else { Offers::of_all(missing) };
     let shared = Arc::new(Shared {
         options: options.clone(),
         peer,
         memory: request.memory.clone(),
         content,
         algorithm: options.verify.then_some(algorithm),
-        wanted: missing.len(),
+        wanted,
         pages,
-        queue: Mutex::new(missing),
+        offers: Mutex::new(offers),
+        announced: watch::Sender::new(0),
+        source: request.loading.cloned(),
         suspect: Mutex::new(HashSet::new()),
-        arrived_bytes: request.arrived_bytes.clone(),
         chunks: AtomicU32::new(0),
         bytes: AtomicU64::new(0),
         corrected: AtomicU32::new(0),
@@ -91,15 +108,24 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
     for _ in 0..streams {
         connections.spawn(run(shared.clone(), request.cancel.clone()));
     }
+    let mut following = request.loading.map(|_| AbortOnDropHandle::new(tokio::spawn(follow(shared.clone()))));
     let (mut first_error, mut refusal) = (None, None);
-    while let Some(ended) = connections.join_next().await {
+    loop {
+        let (ended, may_be_spared) = tokio::select! {
+            ended = connections.join_next() => match ended {
+                Some(ended) => (ended, !connections.is_empty()),
+                None => break,
+            },
+            // Without announcements nothing more is asked for.
+            ended = followed(&mut following) => (ended, false),
+        };
         let error = match ended {
             Ok(Ok(())) => continue,
             Ok(Err(error)) => error,
             Err(join) if join.is_cancelled() => continue,
             Err(join) => ReadError::Unusable { peer: shared.peer.clone(), reason: join.to_string() },
         };
-        if matches!(error, ReadError::Refused { .. }) && !connections.is_empty() {
+        if may_be_spared && matches!(error, ReadError::Refused { .. }) {
             // A seed with room for one connection only is read over one.
             refusal = Some(error);
             continue;
@@ -124,9 +150,10 @@ async fn run(shared: Arc<Shared>, cancel: CancellationToken) -> Result<(), ReadE
     let reading = async {
         // A corrupt chunk costs its connection; it is bounded by the chunks, as each may be corrupt once.
         while !shared.is_done() {
+            shared.ready().await;
             match connection(&shared).await? {
                 After::Done => break,
-                After::Corrupt => {}
+                After::Corrupt | After::Idle => {}
             }
         }
         Ok(())
@@ -140,6 +167,8 @@ enum After {
     Done,
     /// A chunk was corrupt for the first time: what else is in flight is asked for again, elsewhere.
     Corrupt,
+    /// Nothing was offered for so long that the seed is about to close it.
+    Idle,
 }
 
 /// One connection, from greeting to end.
@@ -149,14 +178,29 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
     let mut window = Window { shared, asked: VecDeque::new(), bytes: 0 };
     let mut last_chunk = Instant::now();
     loop {
+        let owed = !window.asked.is_empty();
         let wanted = window.fill();
         if !wanted.is_empty() {
+            if !owed {
+                // No byte was due until now.
+                shared.memory.arrivals().source(true);
+                shared.know(|source| source.owes = true);
+            }
             let read = Read::new(&wanted).map_err(|error| shared.protocol(&error))?;
             write_all(&mut stream, options.progress_timeout, &read.encode())
                 .await
                 .map_err(|e| shared.lost(&e))?;
         }
-        let Some(expected) = window.asked.front().map(ChunkWriter::chunk) else { return Ok(After::Done) };
+        let Some(expected) = window.asked.front().map(ChunkWriter::chunk) else {
+            if shared.is_done() {
+                return Ok(After::Done);
+            }
+            shared.know(|source| source.owes = false);
+            match tokio::time::timeout(options.idle_timeout / 2, shared.ready()).await {
+                Ok(()) => continue,
+                Err(_) => return Ok(After::Idle),
+            }
+        };
         let head = read_exact::<ANSWER_BYTES>(&mut stream, options.progress_timeout).await;
         let answer =
             Answer::decode(&head.map_err(|error| shared.lost(&error))?).map_err(|e| shared.protocol(&e))?;
@@ -173,7 +217,7 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
                     )));
                 }
                 let arrived = |bytes: usize| {
-                    shared.arrived_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+                    shared.memory.arrivals().arrived(bytes as u64);
                 };
                 let stall = options.progress_timeout;
                 let digest = receive_chunk(&stream, &mut writer, shared.algorithm, stall, arrived);
@@ -202,7 +246,13 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
 
 /// Connects, and is welcome to read the chunks that are missing.
 async fn greeted(shared: &Shared) -> Result<TcpStream, ReadError> {
-    let (stream, welcome) = greet(&shared.options, &shared.peer, shared.content.id).await?;
+    let (stream, _) = welcomed(shared, 0).await?;
+    Ok(stream)
+}
+
+/// Connects with these features, and is welcome. Gives those that the seed has, too.
+async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStream, u32), ReadError> {
+    let (stream, welcome) = greet(&shared.options, &shared.peer, shared.content.id, features).await?;
     if let Some(reason) = refused(&welcome) {
         return Err(ReadError::Refused { peer: shared.peer.clone(), reason });
     }
@@ -210,12 +260,52 @@ async fn greeted(shared: &Shared) -> Result<TcpStream, ReadError> {
     if (welcome.chunk_size, welcome.chunk_count) != (plan.chunk_size(), plan.count()) {
         return Err(shared.breaks("it serves other chunks than its metadata says".into()));
     }
-    Ok(stream)
+    Ok((stream, welcome.features))
+}
+
+/// The end of [`follow`], once; never, where nobody is followed.
+async fn followed(
+    following: &mut Option<AbortOnDropHandle<Result<(), ReadError>>>,
+) -> Result<Result<(), ReadError>, tokio::task::JoinError> {
+    match following {
+        Some(handle) => {
+            let ended = handle.await;
+            *following = None;
+            ended
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// Takes in what a seed that still loads announces, until the read ends. A seed that announces nothing is read as one
+/// that holds everything: it answers for what it does not hold.
+async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
+    let (mut stream, features) = welcomed(&shared, ANNOUNCEMENTS).await?;
+    if features & ANNOUNCEMENTS == 0 {
+        shared.offer(Offers::offer_all);
+        return Ok(());
+    }
+    let deadline = shared.options.progress_timeout;
+    loop {
+        let head = read_exact::<ANNOUNCEMENT_BYTES>(&mut stream, deadline).await;
+        let head = head.map_err(|error| shared.lost(&error))?;
+        match Announcement::decode_head(&head).map_err(|error| shared.protocol(&error))? {
+            Head::Alive(sign) => shared.know(|source| source.sign = sign),
+            Head::Held { ranges_bytes } => {
+                let mut ranges = vec![0; ranges_bytes];
+                let read = within(deadline, stream.read_exact(&mut ranges)).await;
+                read.map_err(|error| shared.lost(&error))?;
+                let ranges = Announcement::decode_ranges(&ranges, shared.memory.plan().count());
+                let ranges = ranges.map_err(|error| shared.protocol(&error))?;
+                shared.offer(|offers| offers.offer(ranges.iter().flat_map(Range::chunks)));
+            }
+        }
+    }
 }
 
 /// Whether somebody with this content is there. One that has no room for a reader just now is.
 pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId) -> Result<(), ReadError> {
-    let (_, welcome) = greet(options, peer, content).await?;
+    let (_, welcome) = greet(options, peer, content, 0).await?;
     match refused(&welcome) {
         Some(reason) if welcome.refusal != Some(Refusal::Busy) => {
             Err(ReadError::Refused { peer: peer.to_owned(), reason })
@@ -229,13 +319,14 @@ async fn greet(
     options: &TcpOptions,
     peer: &str,
     content: ContentId,
+    features: u32,
 ) -> Result<(TcpStream, Welcome), ReadError> {
     let (lost, protocol) =
         (|error: io::Error| lost(peer, &error), |error: FrameError| breaks(peer, error.to_string()));
     let deadline = options.connect_timeout;
     let mut stream = within(deadline, TcpStream::connect(peer)).await.map_err(lost)?;
     prepare(&stream).map_err(lost)?;
-    let hello = Hello { version: VERSION, features: 0, content, identity: Vec::new() };
+    let hello = Hello { version: VERSION, features, content, identity: Vec::new() };
     write_all(&mut stream, deadline, &hello.encode().map_err(protocol)?).await.map_err(lost)?;
     let welcome = read_exact::<WELCOME_BYTES>(&mut stream, deadline).await.map_err(lost)?;
     Ok((stream, Welcome::decode(&welcome).map_err(protocol)?))
@@ -284,14 +375,14 @@ impl Window<'_> {
         while (self.asked.len() < MIN_AHEAD || self.bytes < options.window_bytes)
             && wanted.len() < MAX_RANGES.min(MAX_CHUNKS_PER_READ as usize)
         {
-            let Some(chunk) = self.shared.queue().pop() else { break };
+            let Some(chunk) = self.shared.offers().take() else { break };
             // Somebody else may have filled it; then it is not missing any more.
             let Some(writer) = self.shared.memory.begin_write(chunk) else { continue };
             self.bytes += writer.len() as u64;
             self.asked.push_back(writer);
             wanted.push(chunk);
         }
-        let left = self.shared.queue().len();
+        let left = self.shared.offers().left();
         self.shared.pages.reached(self.shared.wanted.saturating_sub(left));
         wanted
     }
@@ -309,19 +400,42 @@ impl Drop for Window<'_> {
             let chunk = writer.chunk();
             // First it must be free again, or the next who takes it from the queue would pass it over.
             drop(writer);
-            self.shared.queue().push(chunk);
+            self.shared.offers().put_back(chunk);
         }
     }
 }
 
 impl Shared {
-    fn queue(&self) -> std::sync::MutexGuard<'_, Vec<u32>> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    fn offers(&self) -> std::sync::MutexGuard<'_, Offers> {
+        self.offers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes what the seed holds, and tells those who wait for it.
+    fn offer(&self, note: impl FnOnce(&mut Offers)) {
+        note(&mut self.offers());
+        self.announced.send_modify(|announced| *announced += 1);
+    }
+
+    /// Notes what is known of a seed that still loads.
+    fn know(&self, note: impl FnOnce(&mut SourceState)) {
+        if let Some(source) = &self.source {
+            source.send_modify(note);
+        }
+    }
+
+    /// Waits until a chunk can be asked for, or none is left.
+    async fn ready(&self) {
+        // Excluded: an announcement between the look and the wait is missed. The subscription begins before the look.
+        let mut announced = self.announced.subscribe();
+        while !self.offers().is_ready() && !self.is_done() {
+            // The sender lives in `self`, which lives while this future does.
+            let _ = announced.changed().await;
+        }
     }
 
     /// Whether nothing is left to ask for.
     fn is_done(&self) -> bool {
-        self.queue().is_empty()
+        self.offers().is_done()
     }
 
     /// Holds a chunk whose digest is right. `false`: it is corrupt for the first time and asked for again.
@@ -337,7 +451,7 @@ impl Shared {
             if !suspect.insert(chunk) {
                 return Err(ReadError::Corrupt { peer: self.peer.clone(), chunk, got, expected });
             }
-            self.queue().push(chunk);
+            self.offers().put_back(chunk);
             return Ok(false);
         }
         if suspect.contains(&chunk) {

@@ -47,6 +47,8 @@ pub struct TcpOptions {
     pub not_yet_timeout: Duration,
     /// How often a seed says "not yet" for a chunk that it waits for.
     pub not_yet_interval: Duration,
+    /// How often a seed says how it fares to who it announces chunks to.
+    pub sign_interval: Duration,
     /// How long a seed waits for a chunk before it gives up on the reader.
     pub held_timeout: Duration,
     /// How long an idle reader is kept.
@@ -73,6 +75,7 @@ impl TcpOptions {
             progress_timeout: Duration::from_secs(10),
             not_yet_timeout: Duration::from_mins(5),
             not_yet_interval: Duration::from_secs(1),
+            sign_interval: Duration::from_secs(1),
             held_timeout: Duration::from_mins(10),
             idle_timeout: Duration::from_mins(1),
             max_readers: 16,
@@ -123,7 +126,7 @@ impl TransferEngine for TcpEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: self.options.verify }
+        Capabilities { verifies: self.options.verify, serves_while_loading: self.options.verify }
     }
 
     async fn register(&self, memory: Arc<WeightMemory>) -> Result<(), EngineError> {

@@ -12,11 +12,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rfork_protocol::frame::{
-    Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ, RANGE_BYTES, READ_BYTES,
-    Read, Refusal, VERSION, Welcome, check_magic,
+    ANNOUNCEMENTS, Announcement, Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ,
+    RANGE_BYTES, READ_BYTES, Read, Refusal, VERSION, Welcome, check_magic,
 };
 use rfork_protocol::manifest::content::ContentId;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::WriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -49,6 +50,8 @@ struct Shared {
     throttle: Throttle,
     greetings: Arc<Semaphore>,
     readers: Arc<Semaphore>,
+    /// Readers that are told what is held, apart from their connections for chunks.
+    followers: Arc<Semaphore>,
     served_bytes: AtomicU64,
     /// `None` while nothing is registered.
     service: Mutex<Option<Arc<Service>>>,
@@ -75,6 +78,7 @@ impl Server {
             throttle: Throttle::new(options.max_bytes_per_sec),
             greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
             readers: Arc::new(Semaphore::new(options.max_readers as usize)),
+            followers: Arc::new(Semaphore::new(options.max_readers as usize)),
             served_bytes: AtomicU64::new(0),
             service: Mutex::new(None),
             options: options.clone(),
@@ -228,7 +232,9 @@ async fn serve(
     prepare(&stream)?;
     let options = &shared.options;
     let hello = hello(&mut stream, options.connect_timeout).await?;
-    let permit = shared.readers.clone().try_acquire_owned();
+    let announces = hello.features & ANNOUNCEMENTS != 0;
+    let places = if announces { &shared.followers } else { &shared.readers };
+    let permit = places.clone().try_acquire_owned();
     let refusal = if hello.version != VERSION {
         Some(Refusal::Version)
     } else if !holds(&service.memory, hello.content) {
@@ -242,7 +248,7 @@ async fn serve(
         None => Welcome {
             refusal: None,
             version: VERSION,
-            features: 0,
+            features: hello.features & ANNOUNCEMENTS,
             chunk_size: plan.chunk_size(),
             chunk_count: plan.count(),
             max_chunks_per_read: MAX_CHUNKS_PER_READ,
@@ -252,6 +258,9 @@ async fn serve(
     drop(greeting);
     if refusal.is_some() {
         return Ok(());
+    }
+    if announces {
+        return announce(stream, options, &service.memory, hello.content).await;
     }
     loop {
         let head = match read_exact::<READ_BYTES>(&mut stream, options.idle_timeout).await {
@@ -283,6 +292,45 @@ async fn serve(
             let sent = send_chunk(&stream, &head, &reader, &shared.throttle, stall).await?;
             *sent_bytes += sent as u64;
             shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Tells a reader what is held, as it comes, and that this seed lives, until the reader goes away.
+async fn announce(
+    mut stream: TcpStream,
+    options: &TcpOptions,
+    memory: &WeightMemory,
+    content: ContentId,
+) -> Result<(), Ended> {
+    // Excluded: a chunk comes between the look and the wait, and is announced only with the next. The subscription begins
+    // before the first look.
+    let (mut commits, mut cursor) = (memory.commits(), memory.held_cursor());
+    let mut signs = tokio::time::interval(options.sign_interval);
+    let (mut reader, mut writer) = stream.split();
+    let write = async |writer: &mut WriteHalf<'_>, frame: &Announcement| {
+        within(options.progress_timeout, writer.write_all(&frame.encode())).await
+    };
+    let (mut first, mut byte) = (true, [0]);
+    loop {
+        // Excluded: a chunk of other bytes is announced. What was forgotten is seen here, and the name of what came
+        // instead is another, or the cursor is of before.
+        let Some(mut chunks) = memory.held_since(&mut cursor).filter(|_| holds(memory, content)) else {
+            return Ok(());
+        };
+        if first {
+            chunks.sort_unstable();
+            first = false;
+        }
+        for frame in Announcement::held(chunks) {
+            write(&mut writer, &frame).await?;
+        }
+        tokio::select! {
+            // The sender lives in the memory.
+            _ = commits.changed() => {}
+            _ = signs.tick() => write(&mut writer, &Announcement::Alive(memory.sign_of_life())).await?,
+            // It has nothing to say: it has gone, or speaks something else.
+            _ = reader.read(&mut byte) => return Ok(()),
         }
     }
 }

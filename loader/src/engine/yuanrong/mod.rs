@@ -290,7 +290,7 @@ impl TransferEngine for YuanRongEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: false }
+        Capabilities { verifies: false, serves_while_loading: false }
     }
 
     async fn register(&self, memory: Arc<WeightMemory>) -> Result<(), EngineError> {
@@ -344,7 +344,7 @@ impl TransferEngine for YuanRongEngine {
                     return Err(ReadError::Hung { peer: peer.clone(), waited_ms });
                 }
             };
-            request.arrived_bytes.fetch_add(bytes, Ordering::Relaxed);
+            request.memory.arrivals().arrived(bytes);
             // Chunks are completed in the order in which they were begun.
             for writer in open.drain(..completed) {
                 report.chunks += 1;

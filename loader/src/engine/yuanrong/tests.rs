@@ -1,7 +1,6 @@
 //! The engine over a library that pretends: what is tested is who owns what while calls wait, fail or hang.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError, mpsc};
 
 use rfork_protocol::manifest::metadata::Metadata;
@@ -134,8 +133,8 @@ async fn read(
     seed: &Metadata,
     memory: &Arc<WeightMemory>,
 ) -> Result<ReadReport, ReadError> {
-    let (arrived_bytes, cancel) = (Arc::new(AtomicU64::new(0)), CancellationToken::new());
-    let request = ReadRequest { seed, content: None, memory, arrived_bytes: &arrived_bytes, cancel: &cancel };
+    let cancel = CancellationToken::new();
+    let request = ReadRequest { seed, content: None, memory, loading: None, cancel: &cancel };
     engine.read(request).await
 }
 

@@ -19,6 +19,7 @@ use crate::chunks::{ChunkPlan, MIN_CHUNK_BYTES};
 use crate::digest::DigestAlgorithm;
 use crate::engine::memory::Content;
 
+mod chain;
 mod reading;
 mod serving;
 
@@ -32,6 +33,7 @@ fn options() -> TcpOptions {
     options.connect_timeout = Duration::from_secs(2);
     options.progress_timeout = Duration::from_secs(2);
     options.not_yet_interval = Duration::from_millis(20);
+    options.sign_interval = Duration::from_millis(20);
     options
 }
 
@@ -98,13 +100,8 @@ impl Seed {
         cancel: &CancellationToken,
     ) -> Result<ReadReport, ReadError> {
         let metadata = Metadata { session: session.to_owned(), ..self.metadata.clone() };
-        let request = ReadRequest {
-            seed: &metadata,
-            content: Some(&self.content),
-            memory,
-            arrived_bytes: &Arc::default(),
-            cancel,
-        };
+        let request =
+            ReadRequest { seed: &metadata, content: Some(&self.content), memory, loading: None, cancel };
         client::read(options, request).await
     }
 

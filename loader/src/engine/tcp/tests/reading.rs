@@ -259,14 +259,14 @@ async fn ipv6_peers_are_reached() {
 #[tokio::test]
 async fn progress_counts_every_byte_that_arrives() {
     let seed = seed(&[5 * CHUNK], 1, options()).await;
-    let (memory, arrived) = (seed.empty_memory(), Arc::default());
+    let memory = seed.empty_memory();
     let request = ReadRequest {
         seed: &seed.metadata,
         content: Some(&seed.content),
         memory: &memory,
-        arrived_bytes: &arrived,
+        loading: None,
         cancel: &CancellationToken::new(),
     };
     seed.engine.read(request).await.unwrap();
-    assert_eq!(arrived.load(std::sync::atomic::Ordering::Relaxed), 5 * CHUNK);
+    assert_eq!(memory.arrivals().bytes(), 5 * CHUNK);
 }

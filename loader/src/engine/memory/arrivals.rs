@@ -1,0 +1,74 @@
+//! What comes to a memory, and since when nothing has.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use rfork_protocol::frame::SignOfLife;
+
+use super::WeightMemory;
+
+/// Counts bytes as they come, within chunks as well, and those that are thrown away.
+#[derive(Debug)]
+pub struct Arrivals {
+    begun: Instant,
+    bytes: AtomicU64,
+    /// When the last byte came, in milliseconds since `begun`.
+    last_ms: AtomicU64,
+    has_source: AtomicBool,
+}
+
+impl Arrivals {
+    pub(super) fn begin() -> Self {
+        Self {
+            begun: Instant::now(),
+            bytes: AtomicU64::new(0),
+            last_ms: AtomicU64::new(0),
+            has_source: AtomicBool::new(false),
+        }
+    }
+
+    /// Some bytes came.
+    pub fn arrived(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.touch();
+    }
+
+    /// How many have come.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// There is a source from now on, from which no byte was due before; or there is none any more.
+    pub fn source(&self, has_source: bool) {
+        if has_source {
+            self.touch();
+        }
+        self.has_source.store(has_source, Ordering::Relaxed);
+    }
+
+    /// For how long no byte has come.
+    pub fn silent(&self) -> Duration {
+        self.begun.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
+    }
+
+    fn touch(&self) {
+        let now_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last_ms.fetch_max(now_ms, Ordering::Relaxed);
+    }
+}
+
+impl WeightMemory {
+    /// What comes here.
+    pub fn arrivals(&self) -> &Arrivals {
+        &self.arrivals
+    }
+
+    /// What readers are told of how the load fares: once everything is held no byte is due.
+    pub fn sign_of_life(&self) -> SignOfLife {
+        if self.all_held() {
+            return SignOfLife::default();
+        }
+        let silent_ms = u32::try_from(self.arrivals.silent().as_millis()).unwrap_or(u32::MAX);
+        SignOfLife { has_source: self.arrivals.has_source.load(Ordering::Relaxed), silent_ms }
+    }
+}

@@ -43,7 +43,8 @@ async fn main() -> Result<()> {
     }
     let key = SeedKey::from_text(KEY)?;
     let metadata = metadata(tensors)?;
-    let service = SeedService::start(Some("127.0.0.1"), 0, &key, &metadata, EntryFields::Five).await?;
+    let service = SeedService::start(Some("127.0.0.1"), 0, &key).await?;
+    service.publish(&metadata, EntryFields::Five);
     println!("manifest of {tensors} tensors, {} bytes of JSON", metadata.encode(EntryFields::Five).len());
     for _ in 0..if in_earnest { ROUNDS } else { 1 } {
         let mut reader = Command::new(std::env::current_exe()?);

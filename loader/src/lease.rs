@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::v1::LeaseRef;
+use rfork_protocol::v2::{Advice, Source};
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::planner_client::{Grant, PlannerClient, Renewal, TransferReport};
+use crate::reporting::Reporting;
 use crate::retry::Backoff;
 
 /// A lease is renewed when this part of its time has passed, which leaves two more tries.
@@ -27,6 +29,10 @@ pub(crate) struct Lease {
     reference: LeaseRef,
     report: TransferReport,
     lost: CancellationToken,
+    /// Cancelled when the planner advises to ask for another source.
+    advised_to_move: CancellationToken,
+    /// What the seed is as a source, if this worker is a loading seed.
+    source: Option<Source>,
     /// Whether the planner has said that it does not know the lease.
     gone: Arc<AtomicBool>,
     releases: Releases,
@@ -35,21 +41,34 @@ pub(crate) struct Lease {
 
 impl Lease {
     /// Takes a grant over and begins to renew it. Planners of the first generations do not tell a time to
-    /// live and have no renewal: their leases are held as they are.
+    /// live and have no renewal: their leases are held as they are. Renewals carry what `reporting` says, if the grant
+    /// made this worker a loading seed.
     ///
     /// Must be called within a tokio runtime.
-    pub(crate) fn hold(grant: Grant, client: PlannerClient, releases: Releases) -> Self {
-        let Grant { reference, ttl, since } = grant;
+    pub(crate) fn hold(
+        grant: Grant,
+        client: PlannerClient,
+        releases: Releases,
+        reporting: Option<Reporting>,
+    ) -> Self {
+        let Grant { reference, ttl, since, source } = grant;
         let (lost, gone) = (CancellationToken::new(), Arc::<AtomicBool>::default());
+        let advised_to_move = CancellationToken::new();
+        let told = source.clone().zip(reporting).map(|(source, reporting)| Told {
+            reporting,
+            advised_to_move: advised_to_move.clone(),
+            first: Duration::from_millis(source.renew_after_ms),
+        });
         let renewal = ttl.map(|ttl| {
             let (reference, lost, gone) = (reference.clone(), lost.clone(), gone.clone());
             AbortOnDropHandle::new(tokio::spawn(async move {
-                let end = renew(client, reference, ttl, Instant::from_std(since)).await;
+                let end = renew(client, reference, ttl, Instant::from_std(since), told).await;
                 gone.store(matches!(end, End::Gone), Ordering::SeqCst);
                 lost.cancel();
             }))
         });
-        Self { reference, report: TransferReport::Aborted, lost, gone, releases, _renewal: renewal }
+        let report = TransferReport::Aborted;
+        Self { reference, report, lost, advised_to_move, source, gone, releases, _renewal: renewal }
     }
 
     /// Notes how reading from the seed went, which the release tells.
@@ -60,6 +79,21 @@ impl Lease {
     /// The seed.
     pub(crate) fn seed(&self) -> &SeedIdentity {
         &self.reference.identity
+    }
+
+    /// What the seed is as a source, if the grant made this worker a loading seed.
+    pub(crate) fn source(&self) -> Option<&Source> {
+        self.source.as_ref()
+    }
+
+    /// The lease itself, for requests.
+    pub(crate) fn reference(&self) -> &LeaseRef {
+        &self.reference
+    }
+
+    /// Cancelled when the planner advises to ask for another source.
+    pub(crate) fn advised_to_move(&self) -> &CancellationToken {
+        &self.advised_to_move
     }
 
     /// Cancelled when the planner says that the lease is gone, or refuses to renew it: reading must stop.
@@ -82,6 +116,19 @@ fn renew_after(ttl: Duration) -> Duration {
     ttl.mul_f64(RENEW_AFTER).clamp(RENEW_SOONEST, RENEW_LATEST)
 }
 
+/// The same for a loading seed, which the planner tells when it wants to hear of it.
+fn due(ttl: Duration, told: Option<Duration>) -> Duration {
+    told.map_or(renew_after(ttl), |told| told.clamp(RENEW_SOONEST, renew_after(ttl)))
+}
+
+/// What a loading seed tells with its renewals, and is told.
+struct Told {
+    reporting: Reporting,
+    advised_to_move: CancellationToken,
+    /// When the first one is due.
+    first: Duration,
+}
+
 /// Why a lease is renewed no more.
 enum End {
     /// The planner does not know it.
@@ -92,22 +139,36 @@ enum End {
 
 /// Renews until dropped or lost. A planner that cannot be reached loses nothing here: bytes go on flowing,
 /// and the seed's point is at worst granted once more.
-async fn renew(client: PlannerClient, reference: LeaseRef, mut ttl: Duration, since: Instant) -> End {
+async fn renew(
+    client: PlannerClient,
+    reference: LeaseRef,
+    mut ttl: Duration,
+    since: Instant,
+    told: Option<Told>,
+) -> End {
     let retries = |ttl: Duration| Backoff::new(renew_after(ttl) / 8, renew_after(ttl));
     let mut backoff = retries(ttl);
-    let mut next = since + renew_after(ttl);
+    let mut next = since + due(ttl, told.as_ref().map(|told| told.first));
     loop {
         tokio::time::sleep_until(next).await;
         let sent = Instant::now();
-        match client.renew(&reference).await {
-            Ok(Renewal::Lives(told)) => {
+        let progress = told.as_ref().map(|told| told.reporting.progress());
+        match client.renew(&reference, progress).await {
+            Ok(Renewal::Lives { ttl: lives, next: asked, advice }) => {
                 // A planner that was restarted may have another time than the one that granted the lease.
-                ttl = told.unwrap_or(ttl);
+                ttl = lives.unwrap_or(ttl);
                 backoff = retries(ttl);
                 // The time counts from when the renewal was sent.
                 // Excluded: the answer was slow, and the lease ends at the planner before the next renewal. The planner
                 // counts from no earlier.
-                next = sent + renew_after(ttl);
+                next = sent + due(ttl, asked);
+                match (advice, &told) {
+                    (Some(Advice::Move), Some(told)) => told.advised_to_move.cancel(),
+                    (Some(Advice::RegistrationEnded), _) => {
+                        tracing::info!("the planner does not know this loading seed any more");
+                    }
+                    _ => {}
+                }
             }
             Ok(Renewal::Gone) => {
                 tracing::warn!(seed = %reference.identity, lease = %reference.lease, "the lease is gone");

@@ -64,6 +64,7 @@ mod held;
 mod lease;
 mod listen;
 mod reach;
+mod reporting;
 mod retry;
 
 pub use config::{Config, ConfigBuilder};

@@ -27,8 +27,8 @@ pub(crate) struct Reach {
     pub(crate) engine: Arc<dyn TransferEngine>,
     /// Where others are told to come for bytes, `host:port`.
     pub(crate) session: String,
-    /// What they read there.
-    pub(crate) content: ContentId,
+    /// What they read there; `None` while that is not known, when only the service is asked.
+    pub(crate) content: Option<ContentId>,
     /// For the request.
     pub(crate) http: reqwest::Client,
     /// As others are told it.
@@ -82,7 +82,8 @@ impl Reach {
 
     /// Greets the transfer engine, at the host that the service was reached at.
     async fn greet(&self) -> Result<(), Unreachable> {
-        let greeting = self.engine.greet(&self.session, self.content);
+        let Some(content) = self.content else { return Ok(()) };
+        let greeting = self.engine.greet(&self.session, content);
         let last = match tokio::time::timeout(self.timeout, greeting).await {
             Ok(Ok(())) => return Ok(()),
             Ok(Err(error)) => error.to_string(),
@@ -207,7 +208,7 @@ mod tests {
             service: ID.into(),
             engine,
             session,
-            content: content.id,
+            content: Some(content.id),
             http: crate::http::client(Duration::from_secs(5), false).unwrap(),
             identity: SeedIdentity::new(host, listening.port(), 0).unwrap(),
             key: SeedKey::from_text("k").unwrap(),

@@ -1,7 +1,11 @@
 //! Asks a seed what it holds.
 
+use std::time::Duration;
+
 use reqwest::Client;
-use rfork_protocol::manifest::metadata::{INFO_PATH, Metadata, MetadataError, SHAPE_INFO_PATH};
+use rfork_protocol::manifest::metadata::{
+    INFO_PATH, MAX_WAIT_MS, Metadata, MetadataError, SHAPE_INFO_PATH, WAIT_PARAMETER,
+};
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use crate::http::BodyError;
@@ -45,24 +49,38 @@ pub enum SeedMetadataError {
 }
 
 /// Fetches and decodes the metadata of the seed at `seed`, its shapes from the second URL where the first
-/// does not tell them.
+/// does not tell them. One that still loads may take `wait` until it knows its own.
 ///
 /// # Errors
-/// [`SeedMetadataError`].
-pub async fn fetch(http: &Client, seed: &SeedIdentity, key: &SeedKey) -> Result<Metadata, SeedMetadataError> {
-    fetch_at(http, &seed.authority(), key).await
+/// [`SeedMetadataError`]; [`SeedMetadataError::Status`] with 503 when it still does not know.
+pub async fn fetch(
+    http: &Client,
+    seed: &SeedIdentity,
+    key: &SeedKey,
+    wait: Duration,
+) -> Result<Metadata, SeedMetadataError> {
+    fetch_within(http, &seed.authority(), key, wait).await
 }
 
-/// As [`fetch`], from `host:port`.
+/// As [`fetch`], from `host:port`, of a seed that knows what it holds.
 ///
 /// # Errors
 /// [`SeedMetadataError`].
 pub async fn fetch_at(http: &Client, authority: &str, key: &SeedKey) -> Result<Metadata, SeedMetadataError> {
+    fetch_within(http, authority, key, Duration::ZERO).await
+}
+
+async fn fetch_within(
+    http: &Client,
+    authority: &str,
+    key: &SeedKey,
+    wait: Duration,
+) -> Result<Metadata, SeedMetadataError> {
     let unusable = |source| SeedMetadataError::Metadata { seed: authority.to_owned(), source };
-    let info = get(http, authority, INFO_PATH, key).await?;
+    let info = get(http, authority, INFO_PATH, key, wait).await?;
     let mut metadata = Metadata::decode(&info).map_err(unusable)?;
     if !metadata.has_shapes() && metadata.extension.is_none() {
-        match get(http, authority, SHAPE_INFO_PATH, key).await {
+        match get(http, authority, SHAPE_INFO_PATH, key, Duration::ZERO).await {
             Ok(shapes) => metadata.add_shapes(&shapes).map_err(unusable)?,
             // Seeds of the last generation do not have this URL; their entries may lack a shape all the same.
             Err(SeedMetadataError::Status { status: 404, .. }) => {}
@@ -77,12 +95,17 @@ async fn get(
     authority: &str,
     path: &str,
     key: &SeedKey,
+    wait: Duration,
 ) -> Result<Vec<u8>, SeedMetadataError> {
     let unreachable = |error: reqwest::Error| SeedMetadataError::Unreachable {
         seed: authority.to_owned(),
         reason: crate::http::explain(error),
     };
-    let request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.text())]);
+    let mut request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.text())]);
+    if !wait.is_zero() {
+        let wait_ms = wait.as_millis().min(u128::from(MAX_WAIT_MS));
+        request = request.query(&[(WAIT_PARAMETER, wait_ms.to_string())]);
+    }
     let answer = request.send().await.map_err(unreachable)?;
     if answer.status() != reqwest::StatusCode::OK {
         return Err(SeedMetadataError::Status {

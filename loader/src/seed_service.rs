@@ -2,6 +2,8 @@
 //!
 //! It answers from documents that were made once, so a request costs a copy to a socket. Slow or silent
 //! clients are closed and connections are bounded, because the process around it runs inference.
+//!
+//! A worker that still loads listens before it has documents. A request may wait for them, for a bounded time.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,11 +19,11 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::metadata::{
-    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, Metadata, SERVICE_HEADER, SHAPE_INFO_PATH,
-    encode_other_key, encode_other_key_shapes,
+    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, MAX_WAIT_MS, Metadata, SERVICE_HEADER,
+    SHAPE_INFO_PATH, WAIT_PARAMETER, encode_other_key, encode_other_key_shapes,
 };
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -29,6 +31,9 @@ use crate::listen::listen;
 
 /// Connections served at once; more wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
+/// Requests that wait for documents at once: the other connections are for health checks, and for those who ask for what
+/// there is.
+const MAX_WAITING: usize = MAX_CONNECTIONS / 2;
 /// How long a client may take to send a request's head.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one connection may live; a manifest of 100,000 tensors is sent in a fraction of it.
@@ -49,37 +54,40 @@ pub enum SeedServiceError {
     },
 }
 
-/// The documents that are served.
+/// What is served under the key.
+#[derive(Debug)]
 struct Documents {
-    key: SeedKey,
     info: Bytes,
     shapes: Bytes,
+}
+
+/// What the service and its connections share.
+#[derive(Debug)]
+struct Shared {
+    key: SeedKey,
     /// The service's [`SeedService::id`].
     id: String,
+    /// `None` while there is nothing to be told.
+    documents: watch::Sender<Option<Arc<Documents>>>,
+    waiting: Semaphore,
+    stop: CancellationToken,
 }
 
 /// A running metadata service. It stops when dropped; [`SeedService::stop`] also waits for it.
 #[derive(Debug)]
 pub struct SeedService {
     address: SocketAddr,
-    id: String,
-    stop: CancellationToken,
+    shared: Arc<Shared>,
     connections: TaskTracker,
 }
 
 impl SeedService {
-    /// Listens on `port` (0 takes a free one) of `host`, or of every address of this machine, and serves
-    /// `metadata` to those who name `key`.
+    /// Listens on `port` (0 takes a free one) of `host`, or of every address of this machine. Those who name `key` are
+    /// told nothing until there is something [to tell](SeedService::publish).
     ///
     /// # Errors
     /// [`SeedServiceError::Bind`].
-    pub async fn start(
-        host: Option<&str>,
-        port: u16,
-        key: &SeedKey,
-        metadata: &Metadata,
-        fields: EntryFields,
-    ) -> Result<Self, SeedServiceError> {
+    pub async fn start(host: Option<&str>, port: u16, key: &SeedKey) -> Result<Self, SeedServiceError> {
         let failed = |source| {
             let address = format!("{} port {port}", host.unwrap_or("every address"));
             SeedServiceError::Bind { address, source }
@@ -87,21 +95,33 @@ impl SeedService {
         let listener = listen(host, port).await.map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let id = uuid::Uuid::new_v4().simple().to_string();
-        let documents = Arc::new(Documents {
-            id: id.clone(),
+        let shared = Arc::new(Shared {
             key: key.clone(),
-            info: metadata.encode(fields).into(),
-            shapes: metadata.encode_shapes().into(),
+            id,
+            documents: watch::Sender::new(None),
+            waiting: Semaphore::new(MAX_WAITING),
+            stop: CancellationToken::new(),
         });
         let router = Router::new()
             .route(INFO_PATH, get(info))
             .route(SHAPE_INFO_PATH, get(shape_info))
             .route(FETCH_SEED_PATH, get(|| async { Json(serde_json::json!({"status": "ok"})) }))
             .route(HEALTH_PATH, get(health))
-            .with_state(documents);
-        let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
-        connections.spawn(accept(listener, router, stop.clone(), connections.clone()));
-        Ok(Self { address, id, stop, connections })
+            .with_state(shared.clone());
+        let connections = TaskTracker::new();
+        connections.spawn(accept(listener, router, shared.stop.clone(), connections.clone()));
+        Ok(Self { address, shared, connections })
+    }
+
+    /// Tells this from now on to those who name the key, and to those who wait for it.
+    pub fn publish(&self, metadata: &Metadata, fields: EntryFields) {
+        let (info, shapes) = (metadata.encode(fields).into(), metadata.encode_shapes().into());
+        self.shared.documents.send_replace(Some(Arc::new(Documents { info, shapes })));
+    }
+
+    /// Tells nothing any more, until there is something again.
+    pub fn withdraw(&self) {
+        self.shared.documents.send_replace(None);
     }
 
     /// Where it listens.
@@ -111,12 +131,12 @@ impl SeedService {
 
     /// What its health checks name it, and no other service.
     pub fn id(&self) -> &str {
-        &self.id
+        &self.shared.id
     }
 
     /// Stops accepting, lets requests in flight finish for a bounded time, and returns.
     pub async fn stop(self) {
-        self.stop.cancel();
+        self.shared.stop.cancel();
         self.connections.close();
         if tokio::time::timeout(STOP_DEADLINE, self.connections.wait()).await.is_err() {
             tracing::warn!("requests to the seed service were still running after {STOP_DEADLINE:?}");
@@ -126,7 +146,7 @@ impl SeedService {
 
 impl Drop for SeedService {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.shared.stop.cancel();
     }
 }
 
@@ -172,39 +192,71 @@ async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, 
     }
 }
 
-async fn info(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> Response {
-    answer(&documents.key, query.as_deref(), || documents.info.clone(), || encode_other_key().into())
+async fn info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    answer(&shared, query.as_deref(), |documents| documents.info.clone(), encode_other_key).await
 }
 
-async fn shape_info(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> Response {
-    answer(&documents.key, query.as_deref(), || documents.shapes.clone(), || encode_other_key_shapes().into())
+async fn shape_info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
+    answer(&shared, query.as_deref(), |documents| documents.shapes.clone(), encode_other_key_shapes).await
 }
 
-fn answer(
-    key: &SeedKey,
+async fn answer(
+    shared: &Shared,
     query: Option<&str>,
-    right: impl FnOnce() -> Bytes,
-    wrong: impl FnOnce() -> Bytes,
+    right: impl FnOnce(&Documents) -> Bytes,
+    wrong: impl FnOnce() -> String,
 ) -> Response {
     let Some(asked) = query.and_then(seed_key_of) else {
         return (StatusCode::BAD_REQUEST, "missing query parameter: seed_key").into_response();
     };
-    let body = if is_key(key, &asked) { right() } else { wrong() };
+    let body = if is_key(&shared.key, &asked) {
+        let Some(documents) = shared.documents(query.map_or(Duration::ZERO, wait_of)).await else {
+            return (StatusCode::SERVICE_UNAVAILABLE, "this worker does not know its weights yet")
+                .into_response();
+        };
+        right(&documents)
+    } else {
+        wrong().into()
+    };
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
 }
 
-async fn health(State(documents): State<Arc<Documents>>, RawQuery(query): RawQuery) -> Response {
+impl Shared {
+    /// What there is to tell, once there is, if that is within `wait` and nobody stops the service.
+    async fn documents(&self, wait: Duration) -> Option<Arc<Documents>> {
+        let mut told = self.documents.subscribe();
+        let now = told.borrow_and_update().clone();
+        if now.is_some() || wait.is_zero() {
+            return now;
+        }
+        let _place = self.waiting.try_acquire().ok()?;
+        let coming = self.stop.run_until_cancelled(told.wait_for(Option::is_some));
+        tokio::time::timeout(wait, coming).await.ok()??.ok()?.clone()
+    }
+}
+
+async fn health(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
     let status = match query.as_deref().and_then(seed_key_of) {
-        Some(asked) if is_key(&documents.key, &asked) => StatusCode::OK,
+        Some(asked) if is_key(&shared.key, &asked) => StatusCode::OK,
         _ => StatusCode::BAD_REQUEST,
     };
-    (status, [(SERVICE_HEADER, documents.id.clone())]).into_response()
+    (status, [(SERVICE_HEADER, shared.id.clone())]).into_response()
 }
 
 /// The bytes of the query's `seed_key`. Decoded here because a key need not be UTF-8.
 fn seed_key_of(query: &str) -> Option<Vec<u8>> {
-    let value = query.split('&').find_map(|pair| pair.strip_prefix("seed_key="))?;
+    let value = parameter(query, "seed_key")?;
     Some(percent_encoding::percent_decode_str(&value.replace('+', " ")).collect())
+}
+
+/// How long the query lets the answer take; no time if it says nothing that can be read.
+fn wait_of(query: &str) -> Duration {
+    let wait_ms = parameter(query, WAIT_PARAMETER).and_then(|value| value.parse().ok()).unwrap_or(0);
+    Duration::from_millis(MAX_WAIT_MS.min(wait_ms))
+}
+
+fn parameter<'a>(query: &'a str, name: &str) -> Option<&'a str> {
+    query.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
 fn is_key(key: &SeedKey, asked: &[u8]) -> bool {
@@ -236,8 +288,8 @@ mod tests {
     }
 
     async fn start(key: &SeedKey) -> (SeedService, String) {
-        let service =
-            SeedService::start(Some("127.0.0.1"), 0, key, &metadata(), EntryFields::Five).await.unwrap();
+        let service = SeedService::start(Some("127.0.0.1"), 0, key).await.unwrap();
+        service.publish(&metadata(), EntryFields::Five);
         let base = format!("http://{}", service.address());
         (service, base)
     }
@@ -273,11 +325,52 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_waits_is_told_when_there_is_something_to_tell() {
+        let key = SeedKey::from_text("k").unwrap();
+        let (service, base) = start(&key).await;
+        service.withdraw();
+        let url = format!("{base}{INFO_PATH}?seed_key=k");
+        let status = async |url: &str| http().get(url).send().await.unwrap().status().as_u16();
+        assert_eq!(status(&url).await, 503, "who does not wait");
+        assert_eq!(status(&format!("{url}&wait_ms=x")).await, 503);
+        assert_eq!(status(&format!("{url}&wait_ms=1")).await, 503);
+        assert_eq!(status(&format!("{base}{INFO_PATH}?seed_key=other&wait_ms=9000")).await, 200);
+        assert_eq!(status(&format!("{base}{HEALTH_PATH}?seed_key=k")).await, 200);
+        let waiting = tokio::spawn(http().get(format!("{url}&wait_ms=10000")).send());
+        while service.shared.waiting.available_permits() == MAX_WAITING {
+            tokio::task::yield_now().await;
+        }
+        service.publish(&metadata(), EntryFields::Five);
+        let answer = waiting.await.unwrap().unwrap().bytes().await.unwrap();
+        assert_eq!(Metadata::decode(&answer).unwrap(), metadata());
+        assert_eq!(status(&url).await, 200);
+    }
+
+    #[tokio::test]
+    async fn those_who_wait_are_bounded_and_end_with_the_service() {
+        let key = SeedKey::from_text("k").unwrap();
+        let (service, base) = start(&key).await;
+        service.withdraw();
+        let url = format!("{base}{INFO_PATH}?seed_key=k&wait_ms=10000");
+        let client = http();
+        let mut waiting = tokio::task::JoinSet::new();
+        (0..MAX_WAITING).for_each(|_| drop(waiting.spawn(client.get(&url).send())));
+        while service.shared.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(client.get(&url).send().await.unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        service.stop().await;
+        while let Some(answer) = waiting.join_next().await {
+            assert_eq!(answer.unwrap().unwrap().status(), StatusCode::SERVICE_UNAVAILABLE);
+        }
+    }
+
+    #[tokio::test]
     async fn an_address_in_use_is_named() {
         let key = SeedKey::from_text("k").unwrap();
         let (service, _) = start(&key).await;
         let port = service.address().port();
-        let error = SeedService::start(Some("127.0.0.1"), port, &key, &metadata(), EntryFields::Five).await;
+        let error = SeedService::start(Some("127.0.0.1"), port, &key).await;
         assert!(error.unwrap_err().to_string().contains(&format!("127.0.0.1 port {port}")));
     }
 

@@ -52,7 +52,7 @@ pub const SETTINGS: &[Section] = &[
                 "Seconds to wait for a seed before going to storage; 0 asks once",
             )
             .value("SECONDS")
-            .default("0"),
+            .otherwise("0; 30 once it has read from a seed in a chain"),
             Setting::new(
                 "rfork_model_identity_headers",
                 Takes::Bit,
@@ -108,6 +108,13 @@ pub const SETTINGS: &[Section] = &[
                 .value("SECONDS")
                 .default("30")
                 .null_refused(),
+            Setting::new(
+                "rfork_fork_while_loading",
+                Takes::Bit,
+                "Serve what is held while the rest still loads, and read from workers that do",
+            )
+            .otherwise("on over TCP, off for NPUs")
+            .more("With a planner that knows of it, by `rfork worker`; the Python package does not do it yet"),
             Setting::new(
                 "rfork_seed_max_readers",
                 AT_LEAST_ONE,

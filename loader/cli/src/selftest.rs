@@ -105,8 +105,11 @@ async fn steps(planner: &PlannerClient, seed: &Advert, leased: &mut Option<Grant
     );
     println!("it is leased");
 
-    let renewal = planner.renew(&lease.reference).await.context("renewing the lease failed")?;
-    ensure!(matches!(renewal, Renewal::Lives(_)), "the planner does not know the lease that it just granted");
+    let renewal = planner.renew(&lease.reference, None).await.context("renewing the lease failed")?;
+    ensure!(
+        matches!(renewal, Renewal::Lives { .. }),
+        "the planner does not know the lease that it just granted"
+    );
     println!("the lease is renewed");
 
     planner
@@ -114,7 +117,7 @@ async fn steps(planner: &PlannerClient, seed: &Advert, leased: &mut Option<Grant
         .await
         .context("releasing the lease failed")?;
     *leased = None;
-    let renewal = planner.renew(&lease.reference).await.context("renewing a released lease failed")?;
+    let renewal = planner.renew(&lease.reference, None).await.context("renewing a released lease failed")?;
     ensure!(matches!(renewal, Renewal::Gone), "the planner renews a lease that was released");
     println!("the lease is released");
 

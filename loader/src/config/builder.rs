@@ -50,6 +50,7 @@ setters! {
     lease_release_retry_interval(Duration) sets "lease_release_retry_interval"
         from "rfork_lease_release_retry_interval_sec" by seconds;
     seed_wait(Duration) sets "seed_wait" from "rfork_seed_wait_sec" by seconds;
+    fork_while_loading(bool) sets "fork_while_loading" from "rfork_fork_while_loading" by |on| on.to_string();
     zone(&str) sets "topology" from "rfork_zone" by str::to_owned;
     rack(&str) sets "topology" from "rfork_rack" by str::to_owned;
     host(&str) sets "topology" from "rfork_host" by str::to_owned;

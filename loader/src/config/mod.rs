@@ -1,6 +1,7 @@
 //! What a worker's settings mean, checked. [`crate::settings`] describes each of them.
 
 use std::ffi::OsString;
+use std::num::ParseFloatError;
 use std::time::Duration;
 
 use rfork_protocol::manifest::metadata::EntryFields;
@@ -58,8 +59,11 @@ pub struct Config {
     pub lease_release_max_attempts: u32,
     /// `rfork_lease_release_retry_interval_sec`: pause between two tries.
     pub lease_release_retry_interval: Duration,
-    /// `rfork_seed_wait_sec`: how long a worker may wait for a seed before it goes to storage. Zero asks once.
-    pub seed_wait: Duration,
+    /// `rfork_seed_wait_sec`: how long a worker may wait for a seed before it goes to storage. Zero asks once. When
+    /// `None`, it depends on whether it serves while it loads.
+    pub seed_wait: Option<Duration>,
+    /// `rfork_fork_while_loading`: whether it serves while it loads; as the engine has it when `None`.
+    pub fork_while_loading: Option<bool>,
     /// `rfork_zone`, `rfork_rack`, `rfork_host` and `rfork_instance_id`: where this worker stands, and the instance
     /// whose rank it is. Planners that speak v2 prefer near seeds, and serve an instance from one.
     pub topology: Topology,
@@ -117,7 +121,8 @@ impl Config {
             heartbeat_interval: values.seconds("rfork_heartbeat_interval_sec")?,
             lease_release_max_attempts: values.get("rfork_lease_release_max_attempts")?,
             lease_release_retry_interval: values.seconds("rfork_lease_release_retry_interval_sec")?,
-            seed_wait: values.seconds("rfork_seed_wait_sec")?,
+            seed_wait: values.find_with("rfork_seed_wait_sec", seconds)?,
+            fork_while_loading: values.find("rfork_fork_while_loading")?,
             topology: topology(values)?,
             seed_max_readers: values.get("rfork_seed_max_readers")?,
             seed_max_gib_per_sec: values.find("rfork_seed_max_gib_per_sec")?,
@@ -152,6 +157,11 @@ impl Config {
         }
         u16::try_from(u64::from(self.seed_port_base) + 2 * u64::from(global_rank) + u64::from(draft)).ok()
     }
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let seconds: f64 = text.parse().map_err(|error: ParseFloatError| error.to_string())?;
+    Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())
 }
 
 fn topology(values: &Values) -> Result<Topology, SettingError> {

@@ -51,7 +51,7 @@ fn defaults_are_the_field_s() {
     assert_eq!(config.lease_release_retry_interval, Duration::from_secs(30));
     assert_eq!((config.seed_key_separator.as_str(), config.seed_bind_host), ("$", None));
     assert_eq!((config.seed_port_base, config.seed_advertise_host), (0, None));
-    assert_eq!((config.seed_wait, config.model_identity_headers), (Duration::ZERO, false));
+    assert_eq!((config.seed_wait, config.model_identity_headers), (None, false));
 }
 
 #[test]
@@ -263,6 +263,7 @@ fn a_builder_sets_what_a_user_would() {
         .seed_max_gib_per_sec(0.5)
         .transfer_timeout(Duration::from_secs(60))
         .seed_metadata_fields(EntryFields::Three)
+        .fork_while_loading(false)
         .seed_wait(Duration::from_micros(1_500));
     let mut user = base();
     let set = json!({
@@ -272,7 +273,7 @@ fn a_builder_sets_what_a_user_would() {
         "rfork_lease_release_max_attempts": 5, "rfork_lease_release_retry_interval_sec": 4,
         "rfork_zone": "z", "rfork_rack": "r", "rfork_host": "h", "rfork_instance_id": "i",
         "rfork_seed_max_readers": 3, "rfork_seed_max_gib_per_sec": 0.5, "rfork_transfer_timeout_sec": 60,
-        "rfork_seed_metadata_fields": 3, "rfork_seed_wait_sec": 0.0015,
+        "rfork_seed_metadata_fields": 3, "rfork_seed_wait_sec": 0.0015, "rfork_fork_while_loading": false,
     });
     user.as_object_mut().unwrap().extend(set.as_object().unwrap().clone());
     assert_eq!(built.build().unwrap(), read(&user, &[]).unwrap().0);

@@ -12,7 +12,10 @@ use hyper_util::client::legacy::connect::HttpInfo;
 use reqwest::{Client, RequestBuilder, Response, Url};
 use rfork_protocol::shown::Shown;
 use rfork_protocol::v1::{Labels, LeaseRef};
-use rfork_protocol::v2::{DEREGISTER, HEARTBEAT, LEASES, Location, Name, RELEASE, RENEW, SEEDS};
+use rfork_protocol::v2::{
+    Advice, DEREGISTER, HEARTBEAT, LEASES, LoadProgress, LoadingSeed, Location, Name, RELEASE, RENEW, SEEDS,
+    Source, Stalled,
+};
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 mod v1;
@@ -112,13 +115,22 @@ pub struct Grant {
     pub ttl: Option<Duration>,
     /// From when that counts: the planner granted it no earlier.
     pub since: Instant,
+    /// What the seed is as a source, if this worker is registered as a loading seed now.
+    pub source: Option<Source>,
 }
 
 /// What a planner says to a renewal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Renewal {
-    /// The lease lives on, and without another renewal for so long from now. v1 has no words for how long.
-    Lives(Option<Duration>),
+    /// The lease lives on.
+    Lives {
+        /// For so long from now without another renewal. v1 has no words for it.
+        ttl: Option<Duration>,
+        /// When the next renewal is due, if the planner says so.
+        next: Option<Duration>,
+        /// What a loading seed should do.
+        advice: Option<Advice>,
+    },
     /// The planner does not know it (any more).
     Gone,
 }
@@ -139,6 +151,10 @@ pub struct Wish {
     pub wait: Duration,
     /// Seeds that it does not want. v1 has no words for it.
     pub exclude: Vec<SeedIdentity>,
+    /// What it would be as a loading seed. Told only to planners that know of them.
+    pub loading: Option<LoadingSeed>,
+    /// The source that brings no byte. Told with `loading` alone.
+    pub stalled: Option<Stalled>,
 }
 
 /// What a seed says of itself.
@@ -247,9 +263,19 @@ impl PlannerClient {
         &self.http
     }
 
+    /// How long a request may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Whether the planner leaves out the seeds that a [`Wish`] excludes.
     pub async fn excludes_seeds(&self) -> bool {
         self.v2_max_wait().await.is_some()
+    }
+
+    /// Whether the planner knows workers that serve while they load.
+    pub async fn knows_loading_seeds(&self) -> bool {
+        self.v2_max_wait().await.is_some() && self.v2_knows_loading_seeds()
     }
 
     /// Asks for a seed of `key`; `None` when none is free.
@@ -261,12 +287,16 @@ impl PlannerClient {
         over_either!(self, LEASES, self.v2_acquire(key, wish, max_wait), self.v1_acquire(key))
     }
 
-    /// Extends a lease.
+    /// Extends a lease, and tells how far its reader is, if that is a loading seed.
     ///
     /// # Errors
     /// [`PlannerError`].
-    pub async fn renew(&self, lease: &LeaseRef) -> Result<Renewal, PlannerError> {
-        over_either!(self, RENEW, self.v2_renew(lease), self.v1_renew(lease))
+    pub async fn renew(
+        &self,
+        lease: &LeaseRef,
+        progress: Option<LoadProgress>,
+    ) -> Result<Renewal, PlannerError> {
+        over_either!(self, RENEW, self.v2_renew(lease, progress), self.v1_renew(lease))
     }
 
     /// Gives a lease back and tells how it went. Harmless when it is gone already.
@@ -291,7 +321,16 @@ impl PlannerClient {
     /// As [`PlannerClient::register`].
     pub async fn beat(&self, advert: &Advert) -> Result<Heard, PlannerError> {
         let v1 = async || self.v1_announce(advert).await.map(|()| Heard::Known);
-        over_either!(self, HEARTBEAT, self.v2_beat(advert), v1())
+        over_either!(self, HEARTBEAT, self.v2_beat(advert, None), v1())
+    }
+
+    /// Says that this worker still is a loading seed, and how far it is. v1 knows none.
+    ///
+    /// # Errors
+    /// As [`PlannerClient::register`].
+    pub async fn beat_loading(&self, advert: &Advert, progress: LoadProgress) -> Result<Heard, PlannerError> {
+        let v1 = async || Ok(Heard::Unknown);
+        over_either!(self, HEARTBEAT, self.v2_beat(advert, Some(progress.clone())), v1())
     }
 
     /// Takes this worker's advertisement back. A planner that does not know it, still has leases on it (it is

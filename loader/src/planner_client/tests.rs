@@ -139,8 +139,9 @@ async fn a_planner_that_is_put_back_to_v1_goes_on_in_v1() {
     let grant = acquire(&client).await;
     fake.speaks_v2.store(false, Ordering::SeqCst);
     fake.asked();
-    let renewed = client.renew(&grant.reference).await.unwrap();
-    assert_eq!(renewed, Renewal::Lives(None), "the lease is the same in both");
+    let renewed = client.renew(&grant.reference, None).await.unwrap();
+    let lives = Renewal::Lives { ttl: None, next: None, advice: None };
+    assert_eq!(renewed, lives, "the lease is the same in both");
     client.release(&grant.reference, &TransferReport::Aborted).await.unwrap();
     assert_eq!(client.beat(&advert()).await.unwrap(), Heard::Known);
     client.withdraw(&advert()).await.unwrap();
@@ -162,7 +163,7 @@ async fn no_more_is_read_than_an_answer_may_have() {
     let (fake, client) = start(true).await;
     let grant = acquire(&client).await;
     fake.floods.store(true, Ordering::SeqCst);
-    let error = client.renew(&grant.reference).await.unwrap_err();
+    let error = client.renew(&grant.reference, None).await.unwrap_err();
     assert!(matches!(error, PlannerError::Malformed { .. }) && !error.is_passing(), "{error}");
     assert!(error.to_string().contains("more than 65536 bytes"), "{error}");
 }
@@ -171,7 +172,7 @@ async fn no_more_is_read_than_an_answer_may_have() {
 async fn a_problem_is_an_answer_and_no_sign_of_v1() {
     let (fake, client) = start(true).await;
     let grant = acquire(&client).await;
-    assert_eq!(client.renew(&grant.reference).await.unwrap(), Renewal::Gone);
+    assert_eq!(client.renew(&grant.reference, None).await.unwrap(), Renewal::Gone);
     assert_eq!(client.beat(&advert()).await.unwrap(), Heard::Unknown);
     assert_eq!(fake.asked(), ["/v2", "/v2/leases", "/v2/leases/renew", "/v2/seeds/heartbeat"]);
 }
@@ -213,7 +214,7 @@ async fn a_lease_is_renewed_by_the_time_to_live_that_was_told_last() {
     fake.renews.store(true, Ordering::SeqCst);
     let grant = Grant { ttl: Some(Duration::from_secs(3)), ..acquire(&client).await };
     let releases = Releases::new(client.clone(), 1, Duration::from_secs(1));
-    let lease = Lease::hold(grant, client, releases);
+    let lease = Lease::hold(grant, client, releases, None);
     let renewed = async {
         let mut renewals = 0;
         while renewals < RENEWALS {
@@ -233,7 +234,7 @@ async fn a_lease_that_is_not_renewed_is_given_back_and_one_that_is_gone_is_not()
         fake.refuses_renewals.store(refuses, Ordering::SeqCst);
         let grant = Grant { ttl: Some(Duration::from_millis(300)), ..acquire(&client).await };
         let releases = Releases::new(client.clone(), 1, Duration::from_secs(1));
-        let lease = Lease::hold(grant, client, releases.clone());
+        let lease = Lease::hold(grant, client, releases.clone(), None);
         lease.lost().cancelled().await;
         drop(lease);
         releases.finish(Duration::from_secs(300)).await;

@@ -18,7 +18,12 @@ impl PlannerClient {
             StatusCode::OK => {
                 let Granted { identity, lease, lease_ttl: ttl } = Granted::decode(answer.headers())
                     .map_err(|error| self.malformed(v1::GET_SEED, &error))?;
-                Ok(Some(Grant { reference: LeaseRef { identity, lease }, ttl, since: asked_at }))
+                Ok(Some(Grant {
+                    reference: LeaseRef { identity, lease },
+                    ttl,
+                    since: asked_at,
+                    source: None,
+                }))
             }
             StatusCode::NOT_FOUND => Ok(None),
             _ => Err(self.refused(v1::GET_SEED, answer).await),
@@ -27,7 +32,7 @@ impl PlannerClient {
 
     pub(super) async fn v1_renew(&self, lease: &LeaseRef) -> Result<Renewal, PlannerError> {
         let lives = self.v1_done_or_unknown(v1::RENEW_SEED_LEASE, lease.encode()).await?;
-        Ok(if lives { Renewal::Lives(None) } else { Renewal::Gone })
+        Ok(if lives { Renewal::Lives { ttl: None, next: None, advice: None } } else { Renewal::Gone })
     }
 
     pub(super) async fn v1_release(&self, lease: &LeaseRef) -> Result<(), PlannerError> {

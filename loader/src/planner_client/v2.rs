@@ -15,7 +15,8 @@ use rfork_protocol::problem::{Code, MEDIA_TYPE, Problem};
 use rfork_protocol::v1::LeaseRef;
 use rfork_protocol::v2::{
     self, Acquire, Beat, BeatStatus, Deregister, Deregistered, Granted, HeartbeatBatch, HeartbeatResults,
-    Label, Reason, Register, Registered, Release, Released, Renew, Renewed, Service, TransferOutcome,
+    Label, LoadProgress, LoadingSeed, Reason, Register, Registered, Release, Released, Renew, Renewed,
+    Service, TransferOutcome,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -40,8 +41,8 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_
 pub(super) enum Spoken {
     /// v1 only, as far as is known until then.
     V1(Instant),
-    /// v2, and how long it lets a request wait.
-    V2(Duration),
+    /// v2: how long it lets a request wait, and whether it knows loading seeds.
+    V2 { max_wait: Duration, loading_seeds: bool },
 }
 
 /// What is known of a planner. Shared by all clones of its client; no guard is held across an await, so that two
@@ -90,7 +91,7 @@ impl PlannerClient {
     /// answer, or not for the moment, is spoken to over v1 this time.
     pub(super) async fn v2_max_wait(&self) -> Option<Duration> {
         match self.known.get() {
-            Some(Spoken::V2(max_wait)) => return Some(max_wait),
+            Some(Spoken::V2 { max_wait, .. }) => return Some(max_wait),
             Some(Spoken::V1(until)) if Instant::now() < until => return None,
             Some(Spoken::V1(_)) | None => {}
         }
@@ -111,7 +112,8 @@ impl PlannerClient {
                     "the planner speaks API v2"
                 );
                 let max_wait = Duration::from_millis(service.max_wait_ms);
-                self.known.set(Spoken::V2(max_wait));
+                let loading_seeds = service.knows_loading_seeds();
+                self.known.set(Spoken::V2 { max_wait, loading_seeds });
                 Some(max_wait)
             }
             _ => {
@@ -119,6 +121,11 @@ impl PlannerClient {
                 None
             }
         }
+    }
+
+    /// Whether the planner knows loading seeds, as it said when it was asked what it speaks.
+    pub(super) fn v2_knows_loading_seeds(&self) -> bool {
+        matches!(self.known.get(), Some(Spoken::V2 { loading_seeds: true, .. }))
     }
 
     /// Remembers that the planner does not speak this API after all.
@@ -146,6 +153,10 @@ impl PlannerClient {
             loading: None,
             stalled: None,
         };
+        if self.v2_knows_loading_seeds() {
+            request.loading = self.labelled(wish.loading.clone());
+            request.stalled = wish.stalled.clone().filter(|_| request.loading.is_some());
+        }
         // Unguessable, as it must be: who knows it gets the lease.
         let idempotency_key = uuid::Uuid::new_v4().simple().to_string();
         // All attempts together: a planner that hangs costs no more than one that answers late.
@@ -166,7 +177,7 @@ impl PlannerClient {
                     // Granted after the wait, so no earlier than this.
                     let since = asked_at + Duration::from_millis(granted.waited_ms.min(v2::MAX_WAIT_MS));
                     let ttl = Some(Duration::from_millis(granted.ttl_ms));
-                    return Ok(Some(Grant { reference, ttl, since }));
+                    return Ok(Some(Grant { reference, ttl, since, source: granted.source }));
                 }
                 Err(Failed::Problem(StatusCode::NOT_FOUND | StatusCode::CONFLICT, problem)) => {
                     tracing::debug!(code = problem.code, "no seed was granted");
@@ -187,10 +198,30 @@ impl PlannerClient {
         }
     }
 
-    pub(super) async fn v2_renew(&self, lease: &LeaseRef) -> Result<Renewal, Failed> {
-        let request = Renew { lease_id: lease.lease.clone(), seed: lease.identity.clone(), loading: None };
+    /// With the labels that go with every request that names a key.
+    fn labelled(&self, loading: Option<LoadingSeed>) -> Option<LoadingSeed> {
+        let labels = &self.labels;
+        loading.map(|loading| LoadingSeed {
+            model_url: labels.model_url.as_deref().and_then(Label::cut),
+            deploy_strategy: labels.deploy_strategy.as_deref().and_then(Label::cut),
+            is_draft: labels.is_draft,
+            ..loading
+        })
+    }
+
+    pub(super) async fn v2_renew(
+        &self,
+        lease: &LeaseRef,
+        progress: Option<LoadProgress>,
+    ) -> Result<Renewal, Failed> {
+        let loading = progress.filter(|_| self.v2_knows_loading_seeds());
+        let request = Renew { lease_id: lease.lease.clone(), seed: lease.identity.clone(), loading };
         let answer = self.v2_send::<Renewed>(v2::RENEW, self.post(v2::RENEW, &request)).await;
-        let lives = |renewed: Renewed| Renewal::Lives(Some(Duration::from_millis(renewed.ttl_ms)));
+        let lives = |renewed: Renewed| Renewal::Lives {
+            ttl: Some(Duration::from_millis(renewed.ttl_ms)),
+            next: renewed.renew_after_ms.map(Duration::from_millis),
+            advice: renewed.advice,
+        };
         found(answer.map(lives), Renewal::Gone)
     }
 
@@ -238,12 +269,16 @@ impl PlannerClient {
         self.v2_send::<Registered>(v2::SEEDS, self.post(v2::SEEDS, &request)).await.map(drop)
     }
 
-    pub(super) async fn v2_beat(&self, advert: &Advert) -> Result<Heard, Failed> {
+    pub(super) async fn v2_beat(
+        &self,
+        advert: &Advert,
+        loading: Option<LoadProgress>,
+    ) -> Result<Heard, Failed> {
         let beat = Beat {
             seed: advert.identity.clone(),
             seed_key: advert.key.clone(),
             incarnation: advert.incarnation.clone(),
-            loading: None,
+            loading,
         };
         let request = HeartbeatBatch { seeds: vec![beat] };
         let answer =

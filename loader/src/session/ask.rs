@@ -1,10 +1,12 @@
 //! Asking the planner for a seed.
 
+use std::time::Duration;
+
 use super::load::Load;
 use super::progress::Phase;
 use super::state::Event;
 use crate::lease::Lease;
-use crate::planner_client::Wish;
+use crate::planner_client::{Grant, Wish};
 
 /// How often one question is repeated because the planner handed out a seed that has failed already.
 const REPEATED_QUESTIONS: u32 = 4;
@@ -18,10 +20,10 @@ impl Load<'_> {
             self.condemned.clear();
         }
         for _ in 0..=REPEATED_QUESTIONS {
-            let wish = Wish { wait: self.patience.left(), exclude: self.failed.iter().cloned().collect() };
+            let wish = Wish { wait: self.patience.left(), ..self.wish() };
             match self.planner.acquire(&self.worker.key, &wish).await {
                 Ok(Some(grant)) => {
-                    let lease = Lease::hold(grant, self.planner.clone(), self.releases.clone());
+                    let lease = self.hold(grant);
                     if self.failed.contains(lease.seed()) {
                         // Kept for now, so that the next answer is another seed.
                         self.condemned.push(lease);
@@ -46,6 +48,22 @@ impl Load<'_> {
             tracing::info!("no seed is free: loading from storage");
         }
         Event::NoSeed { may_wait }
+    }
+
+    /// What is wished of a seed, but for how long it is waited for.
+    pub(super) fn wish(&mut self) -> Wish {
+        let loading = self.loading.as_ref().and_then(|loading| loading.wish(self.memory));
+        Wish { wait: Duration::ZERO, exclude: self.excluded(), loading, stalled: None }
+    }
+
+    /// Takes a grant over.
+    fn hold(&mut self, grant: Grant) -> Lease {
+        let registered = grant.source.is_some();
+        let reporting = self.loading.as_mut().filter(|_| registered).and_then(|loading| {
+            loading.registered();
+            loading.reporting(self.memory)
+        });
+        Lease::hold(grant, self.planner.clone(), self.releases.clone(), reporting)
     }
 
     /// Lets some time pass before the planner is asked again.

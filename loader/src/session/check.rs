@@ -1,11 +1,13 @@
 //! The seed that the planner granted: whether it holds this worker's tensors, and what its bytes are.
 
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rfork_protocol::manifest::agreement::agree;
 use rfork_protocol::manifest::content::content_id;
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
+use rfork_protocol::v2::SeedPhase;
 
 use super::load::Load;
 use super::progress::Phase;
@@ -24,12 +26,18 @@ impl Load<'_> {
         let seed = lease.seed().clone();
         self.reporter.phase(Phase::Checking(seed.clone()));
         let begun = Instant::now();
-        let fetching = seed_client::fetch(self.planner.http(), &seed, &self.worker.key);
+        let loads = lease.source().is_some_and(|source| source.phase == SeedPhase::Loading);
+        let wait = if loads { self.planner.timeout() / 2 } else { Duration::ZERO };
+        let fetching = seed_client::fetch(self.planner.http(), &seed, &self.worker.key, wait);
         let Some(metadata) = lease.lost().run_until_cancelled(fetching).await else {
             return Event::LeaseLost;
         };
         let mut metadata = match metadata {
             Ok(metadata) => metadata,
+            Err(error) if loads => {
+                tracing::info!(%seed, %error, "the source, which loads itself, is left");
+                return Event::SourceGone;
+            }
             Err(error) => {
                 tracing::warn!(%seed, %error, "the seed is passed over");
                 self.report(TransferReport::Failed {
@@ -50,7 +58,7 @@ impl Load<'_> {
                 if !self.worker.tolerance.shared.is_empty() {
                     metadata.manifest = metadata.manifest.restricted_to(self.manifest);
                 }
-                self.source = Some((metadata, content));
+                self.source = Some(Arc::new((metadata, content)));
                 Event::Agreed(id)
             }
             Err(reason) => {

@@ -1,5 +1,8 @@
 //! The one driver of a load, from the first question to the last chunk: does what [`super::state`] decides. What each
-//! state does stands in a file of its name: [`super::ask`], [`super::check`], [`super::read`], [`super::fill`].
+//! state does stands in a file of its name: [`super::ask`], [`super::check`], [`super::read`], [`super::seek`],
+//! [`super::fill`].
+
+use std::time::Instant;
 
 use super::error::LoadError;
 use super::load::Load;
@@ -8,6 +11,8 @@ use super::state::{Effect, Limits, State, step};
 
 /// Seeds that may fail a load before storage is asked.
 const SEED_FAILURES: u32 = 4;
+/// How often a load may change its source without a failure before storage is asked.
+const MOVES: u32 = 64;
 
 impl Load<'_> {
     /// Goes from state to state until the weights are loaded, beginning with `first`; gives what each source gave.
@@ -19,7 +24,7 @@ impl Load<'_> {
 
     /// Does what each state says, and the effects between them.
     async fn drive(&mut self, mut state: State) -> Result<(), LoadError> {
-        let limits = Limits { seed_failures: SEED_FAILURES, fallback: self.fallback.fills() };
+        let limits = Limits { seed_failures: SEED_FAILURES, moves: MOVES, fallback: self.fallback.fills() };
         let cancel = self.cancel;
         loop {
             let outcome = match state {
@@ -31,17 +36,19 @@ impl Load<'_> {
                 // Excluded: a cancelled load returns while bytes still arrive. Reading and filling watch for the
                 // cancellation themselves, and end when nothing writes any more.
                 State::Reading(_) => Some(self.read().await?),
+                State::Seeking(_) => Some(self.seek().await?),
                 State::Filling(filling) => Some(self.fill(filling).await?),
             };
             let (next, effects) = step(state, outcome.ok_or(LoadError::Cancelled)?, limits);
             for effect in effects {
-                self.perform(effect)?;
+                self.perform(effect).await?;
             }
             state = next;
         }
     }
 
-    fn perform(&mut self, effect: Effect) -> Result<(), LoadError> {
+    async fn perform(&mut self, effect: Effect) -> Result<(), LoadError> {
+        self.end_reading().await;
         match effect {
             Effect::Condemn => {
                 if let Some(lease) = self.lease.take() {
@@ -51,11 +58,31 @@ impl Load<'_> {
             }
             Effect::Release => {
                 self.lease = None;
+                self.replacement = None;
                 self.condemned.clear();
+            }
+            Effect::Leave => {
+                if let Some(lease) = self.lease.take() {
+                    self.left.insert(lease.seed().clone(), Instant::now());
+                }
+                self.condemned.clear();
+            }
+            Effect::Replace => {
+                if let Some(lease) = std::mem::replace(&mut self.lease, self.replacement.take()) {
+                    self.left.insert(lease.seed().clone(), Instant::now());
+                }
+            }
+            Effect::TakeAway => {
+                if let Some(loading) = self.loading.as_mut() {
+                    loading.take_away().await?;
+                }
             }
             Effect::StartOver => {
                 tracing::warn!("what comes next has other bytes: the load starts over");
                 self.memory.forget_all()?;
+                if self.loading.is_some() {
+                    self.engine.register(self.memory.clone()).await?;
+                }
                 self.shares.clear();
             }
         }

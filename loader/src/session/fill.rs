@@ -30,7 +30,12 @@ impl Load<'_> {
             filled_bytes: Arc::default(),
             cancel: self.cancel.clone(),
         };
+        // What is held is served on meanwhile, so the planner has to hear of it.
+        let named = matches!(filling, Filling::Missing(_));
+        let _beating = self.loading.as_ref().filter(|_| named).and_then(|loading| loading.beat(self.memory));
+        self.memory.arrivals().source(true);
         let result = self.fallback.fill(request).await;
+        self.memory.arrivals().source(false);
         self.share(Source::Storage, held_before, begun);
         match result {
             Ok(digests) => {

@@ -1,22 +1,28 @@
 //! One load: what it has, and whose chunks it was given. [`super::drive`] goes on with it.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
+use super::loading::Loading;
 use super::patience::Patience;
 use super::progress::{Reporter, Share, Source};
+use super::read::Reading;
+use super::stall::StallRule;
 use super::{Session, Worker};
 use crate::engine::TransferEngine;
 use crate::engine::memory::{Content, WeightMemory};
 use crate::fallback::Fallback;
 use crate::lease::{Lease, Releases};
 use crate::planner_client::{PlannerClient, TransferReport};
+
+/// For how long a source that was left is not asked for again.
+const LEFT_ALONE: Duration = Duration::from_secs(10);
 
 /// A load under way. Dropped, it releases its leases in the background.
 pub(super) struct Load<'a> {
@@ -34,9 +40,20 @@ pub(super) struct Load<'a> {
     /// Leases on seeds that failed, kept until the planner has handed out another seed.
     pub(super) condemned: Vec<Lease>,
     pub(super) failed: HashSet<SeedIdentity>,
+    /// Sources that were left, though they did not fail, and when.
+    pub(super) left: HashMap<SeedIdentity, Instant>,
     /// The seed that is read: what it says, and what its bytes are, if it has digests.
-    pub(super) source: Option<(Metadata, Option<Content>)>,
+    pub(super) source: Option<Arc<(Metadata, Option<Content>)>>,
+    /// What is read from it just now.
+    pub(super) reading: Option<Reading<'a>>,
+    /// The lease on another source, which was asked for because this one stalls.
+    pub(super) replacement: Option<Lease>,
+    /// This worker as a loading seed, if it is one.
+    pub(super) loading: &'a mut Option<Loading>,
     pub(super) patience: Patience,
+    pub(super) stall: StallRule,
+    /// Whether nobody has said how long it waits for a seed.
+    pub(super) waits_by_default: bool,
     pub(super) shares: Vec<Share>,
     /// Whether a seed's bytes may have been written.
     pub(super) touched: bool,
@@ -49,6 +66,7 @@ impl<'a> Load<'a> {
         memory: &'a Arc<WeightMemory>,
         fallback: &'a dyn Fallback,
         cancel: &'a CancellationToken,
+        loading: &'a mut Option<Loading>,
     ) -> Self {
         Self {
             planner: &session.planner,
@@ -59,12 +77,18 @@ impl<'a> Load<'a> {
             memory,
             fallback,
             cancel,
+            stall: session.stall,
+            waits_by_default: session.config.seed_wait.is_none(),
             reporter: Reporter::start(session.progress.clone(), memory.clone()),
             lease: None,
             condemned: Vec::new(),
             failed: HashSet::new(),
+            left: HashMap::new(),
             source: None,
-            patience: Patience::new(session.config.seed_wait),
+            reading: None,
+            replacement: None,
+            loading,
+            patience: Patience::new(session.config.seed_wait.unwrap_or_default()),
             shares: Vec::new(),
             touched: false,
         }
@@ -75,6 +99,12 @@ impl<'a> Load<'a> {
         if let Some(lease) = &mut self.lease {
             lease.report(report);
         }
+    }
+
+    /// Seeds that are not wanted now.
+    pub(super) fn excluded(&mut self) -> Vec<SeedIdentity> {
+        self.left.retain(|_, left| left.elapsed() < LEFT_ALONE);
+        self.failed.iter().chain(self.left.keys()).cloned().collect()
     }
 
     /// Notes what a source gave.

@@ -32,20 +32,28 @@ mod drive;
 mod error;
 mod fill;
 mod load;
+mod loading;
 mod patience;
 mod progress;
 mod read;
+mod seek;
 mod serve;
+mod stall;
 mod state;
 
 pub use crate::advertise::BadSetting;
 pub use crate::reach::Unreachable;
 pub use error::{LoadError, ServeError, SessionError};
 use load::Load;
+use loading::Loading;
 pub use progress::{LoadReport, Phase, Progress, Share, Source};
 use serve::Seed;
 pub use serve::Serving;
+use stall::StallRule;
 use state::State;
+
+#[cfg(test)]
+mod tests;
 
 /// How long closing waits for releases that are under way.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
@@ -92,6 +100,11 @@ pub struct Session {
     engine: Arc<dyn TransferEngine>,
     progress: watch::Sender<Progress>,
     stage: Stage,
+    /// Whether the caller leaves the memory alone, so that others may read it while it loads.
+    passes_on: bool,
+    stall: StallRule,
+    /// This worker as a loading seed: from when it has loaded until it serves.
+    loading: Option<Loading>,
     /// What makes this worker a seed, once it serves.
     seed: Option<Seed>,
 }
@@ -175,8 +188,18 @@ impl Session {
             engine,
             progress: watch::Sender::new(Progress::default()),
             stage: Stage::Idle,
+            passes_on: false,
+            stall: StallRule::default(),
+            loading: None,
             seed: None,
         })
+    }
+
+    /// Lets others read what is held while the rest still loads, if settings, engine and planner have it. The caller
+    /// promises to leave the bytes alone from then until the session is closed: whoever transforms them in place after the
+    /// load must not say this.
+    pub fn pass_on(&mut self) {
+        self.passes_on = true;
     }
 
     /// Where progress is told. Changes about ten times a second while bytes flow.
@@ -230,7 +253,8 @@ impl Session {
         }
         let manifest = with_addresses(manifest, &memory)?;
         let begun = Instant::now();
-        let shares = Load::new(self, &manifest, &memory, fallback, cancel).run(State::adopt()).await?;
+        let shares =
+            Load::new(self, &manifest, &memory, fallback, cancel, &mut None).run(State::adopt()).await?;
         Ok(report(&memory, begun, shares))
     }
 
@@ -256,8 +280,10 @@ impl Session {
             }
         };
         self.stage = Stage::Spent;
+        let mut loading = if first == State::begin() { self.open_loading().await } else { None };
         let begun = Instant::now();
-        let shares = match Load::new(self, &manifest, &memory, fallback, cancel).run(first).await {
+        let load = Load::new(self, &manifest, &memory, fallback, cancel, &mut loading);
+        let shares = match load.run(first).await {
             Ok(shares) => shares,
             Err(error @ LoadError::Hung(_)) => {
                 self.stage = Stage::Hung;
@@ -266,10 +292,14 @@ impl Session {
             Err(error) => {
                 // The memory is its owner's again.
                 self.unregister().await;
+                if let Some(loading) = loading {
+                    loading.close().await;
+                }
                 return Err(error);
             }
         };
         let report = report(&memory, begun, shares);
+        self.loading = loading;
         self.stage = Stage::Loaded(Arc::new(Model { manifest, memory, unregistered }));
         Ok(report)
     }
@@ -279,6 +309,9 @@ impl Session {
     pub async fn close(mut self) {
         if let Some(seed) = self.seed.take() {
             seed.stop().await;
+        }
+        if let Some(loading) = self.loading.take() {
+            loading.close().await;
         }
         if !matches!(self.stage, Stage::Hung) {
             self.unregister().await;

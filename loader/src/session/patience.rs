@@ -24,6 +24,11 @@ impl Patience {
         Self { limit, waited: Duration::ZERO, since: None, backoff }
     }
 
+    /// The limit is `limit` from now on, whatever was waited before.
+    pub(super) fn extend(&mut self, limit: Duration) {
+        self.limit = self.waited() + limit;
+    }
+
     /// A wait begins, or lasts.
     pub(super) fn wait(&mut self) {
         self.since.get_or_insert_with(Instant::now);

@@ -1,64 +1,153 @@
 //! Reading the missing chunks from a seed.
 
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rfork_protocol::SeedIdentity;
+use rfork_protocol::v2::SeedPhase;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::error::LoadError;
 use super::load::Load;
 use super::progress::{Phase, Source};
+use super::stall::StallRule;
 use super::state::Event;
-use crate::engine::{ReadError, ReadRequest};
+use crate::engine::memory::WeightMemory;
+use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
+use crate::lease::Lease;
 use crate::planner_client::TransferReport;
 
 /// How long a load that its caller ends waits for the read that is under way. One by address cannot be ended.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
+/// How long a worker of a chain waits for another source once it has read from one, if nobody has set it.
+const SEED_WAIT_IN_A_CHAIN: Duration = Duration::from_secs(30);
+/// How often it is looked whether a source has stalled.
+const LOOK: Duration = Duration::from_millis(200);
 
-impl Load<'_> {
+/// What is read from a seed just now. Dropped, nothing is read any more.
+pub(super) struct Reading<'a> {
+    pub(super) running: Pin<Box<dyn Future<Output = Result<ReadReport, ReadError>> + Send + 'a>>,
+    stop: CancellationToken,
+    seed: SeedIdentity,
+    /// Where its engine listens.
+    peer: String,
+    /// What it says of itself, if it still loads.
+    state: Option<Arc<watch::Sender<SourceState>>>,
+    /// How long it may bring nothing.
+    stall: StallRule,
+    begun: Instant,
+    held_before: u64,
+}
+
+impl<'a> Load<'a> {
+    /// Begins to read what is missing. From here on others may be told of this worker's chunks.
+    fn begin_reading(&self) -> Option<Reading<'a>> {
+        let (lease, source) = (self.lease.as_ref()?, self.source.clone()?);
+        if let Some(content) = &source.1 {
+            self.memory.set_content(content.clone());
+            if let Some(loading) = self.loading.as_ref() {
+                loading.publish(self.manifest, content);
+            }
+        }
+        let loads = lease.source().is_some_and(|source| source.phase == SeedPhase::Loading);
+        let state = loads.then(|| Arc::new(watch::Sender::new(SourceState::default())));
+        let stop = self.cancel.child_token();
+        let (engine, memory, peer) = (self.engine, self.memory, source.0.session.clone());
+        memory.arrivals().source(true);
+        let (cancel, told) = (stop.clone(), state.clone());
+        let running = Box::pin(async move {
+            let request = ReadRequest {
+                seed: &source.0,
+                content: source.1.as_ref(),
+                memory,
+                loading: told.as_ref(),
+                cancel: &cancel,
+            };
+            engine.read(request).await
+        });
+        Some(Reading {
+            running,
+            stop,
+            seed: lease.seed().clone(),
+            peer,
+            state,
+            stall: self.stall.jittered(),
+            begun: Instant::now(),
+            held_before: memory.held_bytes(),
+        })
+    }
+
     /// Reads what is missing. When this returns, nothing of the seed's writes to the memory any more, but for
-    /// [`LoadError::Hung`].
+    /// [`LoadError::Hung`] and [`Event::Stalled`].
     pub(super) async fn read(&mut self) -> Result<Event, LoadError> {
-        let (Some(lease), Some((metadata, content))) = (&self.lease, &self.source) else {
+        if self.reading.is_none() {
+            self.reading = self.begin_reading();
+        }
+        let (Some(lease), Some(reading)) = (&self.lease, &mut self.reading) else {
             return Ok(Event::SeedFailed);
         };
-        let seed = lease.seed().clone();
-        self.reporter.phase(Phase::Loading(Source::Seed(seed.clone())));
-        if let Some(content) = content {
-            self.memory.set_content(content.clone());
+        self.reporter.phase(Phase::Loading(Source::Seed(reading.seed.clone())));
+        let in_a_chain = lease.source().is_some();
+        if in_a_chain && self.waits_by_default && !self.touched {
+            self.patience.extend(SEED_WAIT_IN_A_CHAIN);
         }
         self.touched = true;
-        let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
-        let stop = self.cancel.child_token();
-        let request = ReadRequest {
-            seed: metadata,
-            content: content.as_ref(),
-            memory: self.memory,
-            loading: None,
-            cancel: &stop,
-        };
-        let mut reading = self.engine.read(request);
-        let result = tokio::select! {
-            result = &mut reading => result,
-            // Excluded: another seed is asked, or storage read, while this read still writes. It ends first.
-            () = lease.lost().cancelled() => {
-                stop.cancel();
-                reading.as_mut().await
-            }
+        let memory = self.memory;
+        let mut running = std::mem::replace(&mut reading.running, Box::pin(std::future::pending()));
+        let outcome = tokio::select! {
+            result = &mut running => Outcome::Ended(result),
+            () = lease.lost().cancelled() => Outcome::LeaseLost,
+            () = stalled(lease, reading.state.clone(), reading.stall, memory), if in_a_chain => Outcome::Stalled,
             // Only a read by address cannot be ended: another is waited for, so that nothing writes any more.
-            () = long_cancelled(self.cancel), if !self.engine.capabilities().verifies => {
+            () = long_cancelled(self.cancel), if !self.engine.capabilities().verifies => Outcome::Hangs,
+        };
+        let result = match outcome {
+            Outcome::Ended(result) => result,
+            // Who passes on what it reads goes on until it has another source.
+            Outcome::Stalled => {
+                reading.running = running;
+                return Ok(Event::Stalled);
+            }
+            Outcome::LeaseLost if in_a_chain => {
+                reading.running = running;
+                return Ok(Event::Stalled);
+            }
+            // Excluded: another seed is asked, or storage read, while this read still writes. It ends first.
+            Outcome::LeaseLost => {
+                reading.stop.cancel();
+                running.as_mut().await
+            }
+            Outcome::Hangs => {
                 // What reads still owns what it writes.
-                let waited_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                return Err(LoadError::Hung(ReadError::Hung { peer: metadata.session.clone(), waited_ms }));
+                let waited_ms = u64::try_from(reading.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+                let peer = reading.peer.clone();
+                return Err(LoadError::Hung(ReadError::Hung { peer, waited_ms }));
             }
         };
-        drop(reading);
-        let lost = lease.lost().is_cancelled();
-        self.share(Source::Seed(seed.clone()), held_before, begun);
-        let (bytes, duration) = (self.memory.held_bytes().saturating_sub(held_before), begun.elapsed());
+        drop(running);
+        self.ended(result)
+    }
+
+    /// Takes in how reading from the seed went.
+    pub(super) fn ended(&mut self, result: Result<ReadReport, ReadError>) -> Result<Event, LoadError> {
+        let (Some(reading), Some(lease)) = (self.reading.take(), &self.lease) else {
+            return Ok(Event::SeedFailed);
+        };
+        self.memory.arrivals().source(false);
+        let (seed, lost) = (reading.seed.clone(), lease.lost().is_cancelled());
+        self.share(Source::Seed(seed.clone()), reading.held_before, reading.begun);
+        let bytes = self.memory.held_bytes().saturating_sub(reading.held_before);
+        let duration = reading.begun.elapsed();
+        // One that loads itself may start over or be gone: that is no fault of a seed's.
+        let went = reading.state.is_some()
+            && matches!(result, Err(ReadError::Lost { .. } | ReadError::Refused { .. }));
         let failed = |reason| TransferReport::Failed { reason, bytes, duration };
         self.report(match &result {
             Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },
             Ok(_) => failed("incomplete"),
+            Err(_) if went => TransferReport::Aborted,
             Err(ReadError::Lost { .. } | ReadError::Hung { .. }) => failed("lost"),
             Err(ReadError::Protocol { .. }) => failed("protocol"),
             Err(ReadError::Corrupt { .. }) => failed("corrupt"),
@@ -72,6 +161,11 @@ impl Load<'_> {
             Err(error @ ReadError::Hung { .. }) => Err(LoadError::Hung(error)),
             Err(_) if self.cancel.is_cancelled() => Err(LoadError::Cancelled),
             Err(ReadError::Cancelled) if lost => Ok(Event::LeaseLost),
+            Err(error) if went => {
+                let held_bytes = self.memory.held_bytes();
+                tracing::info!(%seed, %error, held_bytes, "the source, which loads itself, went away; what is held is kept");
+                Ok(Event::SourceGone)
+            }
             Err(error) => {
                 let tensors = self.tensors_of(&error);
                 let held_bytes = self.memory.held_bytes();
@@ -81,12 +175,51 @@ impl Load<'_> {
         }
     }
 
+    /// Ends what is read, if anything is. When this returns, nothing of the seed's writes to the memory any more.
+    pub(super) async fn end_reading(&mut self) {
+        let Some(mut reading) = self.reading.take() else { return };
+        reading.stop.cancel();
+        // How it ended says nothing: it was ended from here.
+        let _ = (&mut reading.running).await;
+        self.memory.arrivals().source(false);
+        self.share(Source::Seed(reading.seed.clone()), reading.held_before, reading.begun);
+    }
+
     /// The names of the tensors in a corrupt chunk, the first few.
     fn tensors_of(&self, error: &ReadError) -> String {
         let ReadError::Corrupt { chunk, .. } = error else { return String::new() };
         let segments = self.memory.plan().segments(*chunk).take(3);
         let names = segments.filter_map(|segment| self.manifest.tensors().get(segment.tensor));
         names.map(|tensor| tensor.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+/// What came first while a seed was read.
+enum Outcome {
+    Ended(Result<ReadReport, ReadError>),
+    LeaseLost,
+    Stalled,
+    Hangs,
+}
+
+/// Ends when the source should be left: it has stalled, or the planner advises to move.
+async fn stalled(
+    lease: &Lease,
+    state: Option<Arc<watch::Sender<SourceState>>>,
+    rule: StallRule,
+    memory: &WeightMemory,
+) {
+    // Who holds everything owes what is missing.
+    let of_a_complete_one = SourceState { owes: true, ..SourceState::default() };
+    let state = || state.as_ref().map_or(of_a_complete_one, |state| *state.borrow());
+    let silence = async {
+        while !rule.is_over(memory.arrivals().silent(), state()) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        () = lease.advised_to_move().cancelled() => {}
+        () = silence => {}
     }
 }
 

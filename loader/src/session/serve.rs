@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use rfork_protocol::SeedIdentity;
+use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::content::content_id;
 use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata};
 use rfork_protocol::v2::Name;
@@ -11,6 +12,7 @@ use super::error::ServeError;
 use super::{Model, Session, Stage};
 use crate::advertise::{Advertised, By};
 use crate::digest::DigestAlgorithm;
+use crate::engine::TransferEngine;
 use crate::engine::memory::Content;
 use crate::heartbeat::Heartbeat;
 use crate::planner_client::Advert;
@@ -97,11 +99,19 @@ impl Session {
         if let Some(error) = &model.unregistered {
             return Err(ServeError::Unregistered(error.clone()));
         }
-        self.look_again_for_an_address().await;
         let content = model.content().await.ok_or(ServeError::NotLoaded)?;
-        let service = self.start_service(&model, &content).await?;
-        let reach = self.reach(&service, &content)?;
-        let advert = self.advert(reach.identity.clone(), &content);
+        let (service, incarnation) = if let Some(loading) = self.loading.take() {
+            loading.into_seed()
+        } else {
+            self.look_again_for_an_address().await;
+            // This memory, served from now on: a worker that serves again, in whatever process, has another.
+            (self.start_service().await?, incarnation())
+        };
+        let session = self.engine.session(&self.advertised.host);
+        service.publish(&metadata(self.engine.as_ref(), session, &model.manifest, &content), self.fields());
+        let identity = self.identity(&service)?;
+        let reach = Reach { content: Some(content.id), ..self.reach(&service, identity.clone()) };
+        let advert = self.advert(identity, incarnation, Name::cut(&content.id.to_string()));
         let serving = Serving {
             identity: reach.identity.clone(),
             url: format!("http://{}", reach.identity.authority()),
@@ -113,7 +123,7 @@ impl Session {
     }
 
     /// Finds the address that others are told, if the planner was not there when the session began.
-    async fn look_again_for_an_address(&mut self) {
+    pub(super) async fn look_again_for_an_address(&mut self) {
         if self.advertised.by == By::Guess
             && let Some(address) = self.planner.local_address().await
         {
@@ -124,19 +134,20 @@ impl Session {
         }
     }
 
-    async fn start_service(&self, model: &Model, content: &Content) -> Result<SeedService, ServeError> {
-        let metadata = Metadata {
-            session: self.engine.session(&self.advertised.host),
-            manifest: model.manifest.clone(),
-            extension: Some(Extension {
-                engine: self.engine.name().to_owned(),
-                engine_version: self.engine.version().map(str::to_owned),
-                content_id: content.id,
-                chunks: content.chunks.clone(),
-            }),
-        };
+    /// How many fields the metadata has a tensor.
+    pub(super) fn fields(&self) -> EntryFields {
+        self.config.seed_metadata_fields.unwrap_or_else(|| EntryFields::for_key(&self.worker.key))
+    }
+
+    /// Where others are told to come.
+    pub(super) fn identity(&self, service: &SeedService) -> Result<SeedIdentity, ServeError> {
+        let port = service.address().port();
+        Ok(SeedIdentity::at(self.advertised.host.clone(), port, self.worker.rank)?)
+    }
+
+    /// The metadata service, with nothing to tell yet.
+    pub(super) async fn start_service(&self) -> Result<SeedService, ServeError> {
         let key = &self.worker.key;
-        let fields = self.config.seed_metadata_fields.unwrap_or_else(|| EntryFields::for_key(key));
         let port = self.config.seed_port(self.worker.global_rank, self.worker.draft).unwrap_or_else(|| {
             tracing::warn!(
                 base = self.config.seed_port_base,
@@ -146,7 +157,7 @@ impl Session {
             0
         });
         let bind = self.config.seed_bind_host.as_deref();
-        let start = async |port| SeedService::start(bind, port, key, &metadata, fields).await;
+        let start = async |port| SeedService::start(bind, port, key).await;
         match start(port).await {
             Err(error) if port != 0 => {
                 tracing::warn!(%error, "a free port is taken instead of the one of rfork_seed_port_base");
@@ -156,31 +167,53 @@ impl Session {
         }
     }
 
-    /// The check that others reach the metadata service, and the engine.
-    fn reach(&self, service: &SeedService, content: &Content) -> Result<Reach, ServeError> {
-        let listening = service.address();
-        Ok(Reach {
+    /// The check that others reach the metadata service.
+    pub(super) fn reach(&self, service: &SeedService, identity: SeedIdentity) -> Reach {
+        Reach {
             service: service.id().to_owned(),
             engine: self.engine.clone(),
             session: self.engine.session(&self.advertised.host),
-            content: content.id,
+            content: None,
             http: self.planner.http().clone(),
-            identity: SeedIdentity::at(self.advertised.host.clone(), listening.port(), self.worker.rank)?,
+            identity,
             key: self.worker.key.clone(),
             timeout: self.config.seed_timeout,
             bind: self.config.seed_bind_host.clone(),
-            listening,
-        })
+            listening: service.address(),
+        }
     }
 
     /// What the planner is told of this worker.
-    fn advert(&self, identity: SeedIdentity, content: &Content) -> Advert {
-        Advert {
-            key: self.worker.key.clone(),
-            identity,
-            // This memory, served from now on: a worker that serves again, in whatever process, has another.
-            incarnation: Name::cut(&uuid::Uuid::new_v4().simple().to_string()),
-            content_id: Name::cut(&content.id.to_string()),
-        }
+    pub(super) fn advert(
+        &self,
+        identity: SeedIdentity,
+        incarnation: Option<Name>,
+        content_id: Option<Name>,
+    ) -> Advert {
+        Advert { key: self.worker.key.clone(), identity, incarnation, content_id }
+    }
+}
+
+/// A name for memory that is served from now on.
+pub(super) fn incarnation() -> Option<Name> {
+    Name::cut(&uuid::Uuid::new_v4().simple().to_string())
+}
+
+/// What a worker tells of itself whose engine peers reach at `session`.
+pub(super) fn metadata(
+    engine: &dyn TransferEngine,
+    session: String,
+    manifest: &Manifest,
+    content: &Content,
+) -> Metadata {
+    Metadata {
+        session,
+        manifest: manifest.clone(),
+        extension: Some(Extension {
+            engine: engine.name().to_owned(),
+            engine_version: engine.version().map(str::to_owned),
+            content_id: content.id,
+            chunks: content.chunks.clone(),
+        }),
     }
 }

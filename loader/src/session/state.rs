@@ -13,6 +13,13 @@
 //!               └───────────────────────────▶ Filling ────────────┘
 //!                                      adopt ──▲ │ ▲
 //!                                                └─┘ OtherBytes, once only
+//!
+//!  A worker of a chain, whose source may still load as well:
+//!
+//!           Stalled                Granted
+//!  Reading ─────────▶ Seeking ────────────────▶ Checking      SourceGone: as SeedFailed, but no try of the four is
+//!      ▲                │   │ NoSeed, no wait left            spent; moves are counted apart.
+//!      └── BytesFlow ───┘   └─────────────────▶ Filling       AllHeld, SeedFailed and LeaseLost: as in Reading.
 //! ```
 //!
 //! Each state but `Loaded` is something to do, and what comes of it is the next [`Event`]. An [`Effect`] is done on the
@@ -21,7 +28,8 @@
 //! part in it.
 //!
 //! What is held stays held across all of this; only [`Effect::StartOver`] drops it: before a source of another content,
-//! and before a fallback that can only reload the whole.
+//! and before a fallback that can only reload the whole. [`Effect::TakeAway`] comes before it: by then nobody reads here
+//! what is about to be dropped.
 
 use rfork_protocol::manifest::content::ContentId;
 
@@ -32,6 +40,8 @@ use crate::fallback::Fills;
 pub(super) struct Limits {
     /// Seeds that may fail a load before storage is asked, at least 1.
     pub(super) seed_failures: u32,
+    /// How often a load may change its source without a failure before storage is asked.
+    pub(super) moves: u32,
     /// What the fallback can do.
     pub(super) fallback: Fills,
 }
@@ -47,6 +57,8 @@ pub(super) enum State {
     Checking(Tried),
     /// Read the missing chunks from the seed, renewing the lease.
     Reading(Tried),
+    /// The seed brings no byte: read on, and ask for another one meanwhile.
+    Seeking(Tried),
     /// Read chunks from storage.
     Filling(Filling),
     /// Every chunk is held: the load has ended.
@@ -70,6 +82,8 @@ impl State {
 pub(super) struct Tried {
     /// Seeds that failed so far.
     pub(super) failures: u32,
+    /// Sources that were left so far, though they did not fail.
+    pub(super) moves: u32,
     /// Whose bytes the held chunks are.
     pub(super) held: Held,
 }
@@ -132,6 +146,13 @@ pub(super) enum Event {
     SeedFailed,
     /// The planner says that the lease is gone.
     LeaseLost,
+    /// No byte comes for longer than a source may take, or the planner advises to move, or the lease of a worker of a
+    /// chain is gone.
+    Stalled,
+    /// While another seed was asked for, bytes came again.
+    BytesFlow,
+    /// A source that still loads went away, started over, or does not know yet what it loads.
+    SourceGone,
     /// Every chunk is held and verified.
     AllHeld,
     /// Storage holds other bytes than the seed did.
@@ -144,8 +165,14 @@ pub(super) enum Effect {
     /// Remember the seed as failed. Its lease is kept until the planner has answered the next question, so that it
     /// cannot hand out the same seed again, or until [`Effect::Release`].
     Condemn,
-    /// Release every lease that is held, in the background.
+    /// End what is read, and release every lease that is held, in the background.
     Release,
+    /// As [`Effect::Release`], and do not ask for that source again for a moment.
+    Leave,
+    /// End what is read, and release its lease: there is another one.
+    Replace,
+    /// Let nobody read here any more, and tell the planner so. Nothing is left of it for who was no loading seed.
+    TakeAway,
     /// Forget every chunk: what comes next has other bytes.
     StartOver,
 }
@@ -165,26 +192,48 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
 
         (S::Checking(tried), E::Agreed(content)) => {
             let held = Held::of(content);
-            let effects = if tried.held.takes(held) { vec![] } else { vec![Effect::StartOver] };
+            let effects = if tried.held.takes(held) { vec![] } else { START_OVER.to_vec() };
             (S::Reading(Tried { held, ..tried }), effects)
         }
         // The key promises equal tensors: another seed of this key would disagree as well.
         (S::Checking(tried), E::Disagreed) => fill(tried, vec![Effect::Release], limits),
 
-        (S::Checking(tried) | S::Reading(tried), E::SeedFailed) => {
+        (S::Checking(tried) | S::Reading(tried) | S::Seeking(tried), E::SeedFailed) => {
             another_seed(tried, Effect::Condemn, limits)
         }
         // The seed did nothing wrong, but a worker that keeps losing leases must end some time.
-        (S::Checking(tried) | S::Reading(tried), E::LeaseLost) => {
+        (S::Checking(tried) | S::Reading(tried) | S::Seeking(tried), E::LeaseLost) => {
             another_seed(tried, Effect::Release, limits)
         }
-
-        (S::Reading(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),
-        (S::Filling(_), E::AllHeld) => (S::Loaded, vec![]),
-        (S::Filling(Filling::Missing(_)), E::OtherBytes) => {
-            (S::Filling(Filling::All), vec![Effect::StartOver])
+        (S::Checking(tried) | S::Reading(tried) | S::Seeking(tried), E::SourceGone) => {
+            another_source(tried, limits)
         }
+
+        (S::Reading(tried), E::Stalled) => (S::Seeking(tried), vec![]),
+        (S::Seeking(tried), E::BytesFlow) => (S::Reading(tried), vec![]),
+        (S::Seeking(tried), E::Granted) if tried.moves < limits.moves => {
+            (S::Checking(Tried { moves: tried.moves + 1, ..tried }), vec![Effect::Replace])
+        }
+        (S::Seeking(tried), E::Granted | E::NoSeed { may_wait: false }) => {
+            fill(tried, vec![Effect::Release], limits)
+        }
+
+        (S::Reading(_) | S::Seeking(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),
+        (S::Filling(_), E::AllHeld) => (S::Loaded, vec![]),
+        (S::Filling(Filling::Missing(_)), E::OtherBytes) => (S::Filling(Filling::All), START_OVER.to_vec()),
         _ => (state, vec![]),
+    }
+}
+
+/// Before chunks are dropped, nobody reads them.
+const START_OVER: [Effect; 2] = [Effect::TakeAway, Effect::StartOver];
+
+/// Asks for another source while moves are left.
+fn another_source(tried: Tried, limits: Limits) -> Step {
+    if tried.moves < limits.moves {
+        (State::Asking(Tried { moves: tried.moves + 1, ..tried }), vec![Effect::Leave])
+    } else {
+        fill(tried, vec![Effect::Release], limits)
     }
 }
 
@@ -204,7 +253,7 @@ fn fill(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> Step {
         (Held::Nothing, _) => Filling::All,
         // Nothing tells whether the others are of the same content, or the fallback gives them all anyway.
         (Held::Unnamed, _) | (Held::Named(_), Fills::Whole) => {
-            before.push(Effect::StartOver);
+            before.extend(START_OVER);
             Filling::All
         }
     };
@@ -212,225 +261,4 @@ fn fill(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> Step {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const LIMITS: Limits = Limits { seed_failures: 3, fallback: Fills::Chunks };
-    const ONE: ContentId = ContentId([1; 32]);
-    const TWO: ContentId = ContentId([2; 32]);
-
-    /// A history from the beginning: the states, the first included, and the effects.
-    fn run(events: &[Event]) -> (Vec<State>, Vec<Effect>) {
-        let (mut states, mut effects) = (vec![State::begin()], vec![]);
-        for event in events {
-            let (next, more) = step(*states.last().unwrap(), *event, LIMITS);
-            states.push(next);
-            effects.extend(more);
-        }
-        (states, effects)
-    }
-
-    fn last(events: &[Event]) -> (State, Vec<Effect>) {
-        let (states, effects) = run(events);
-        (*states.last().unwrap(), effects)
-    }
-
-    fn nothing_held(failures: u32) -> Tried {
-        Tried { failures, held: Held::Nothing }
-    }
-
-    #[test]
-    fn a_fork_reads_and_releases() {
-        let (states, effects) = run(&[Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
-        let reading = State::Reading(Tried { failures: 0, held: Held::Named(ONE) });
-        let none = nothing_held(0);
-        assert_eq!(states, [State::Asking(none), State::Checking(none), reading, State::Loaded]);
-        assert_eq!(effects, [Effect::Release]);
-    }
-
-    #[test]
-    fn no_seed_means_storage_at_once_or_after_a_wait() {
-        let (asking, filling) = (State::Asking(nothing_held(0)), State::Filling(Filling::All));
-        let (states, effects) = run(&[Event::NoSeed { may_wait: false }]);
-        assert_eq!((states, effects), (vec![asking, filling], vec![]));
-        let (states, effects) =
-            run(&[Event::NoSeed { may_wait: true }, Event::PauseOver, Event::NoSeed { may_wait: false }]);
-        assert_eq!(states, [asking, State::Waiting(nothing_held(0)), asking, filling]);
-        assert_eq!(effects, []);
-    }
-
-    #[test]
-    fn a_lost_seed_is_replaced_and_what_is_held_stays() {
-        let (states, effects) = run(&[
-            Event::Granted,
-            Event::Agreed(Some(ONE)),
-            Event::SeedFailed,
-            Event::Granted,
-            Event::Agreed(Some(ONE)),
-        ]);
-        let tried = Tried { failures: 1, held: Held::Named(ONE) };
-        assert!(states.ends_with(&[State::Asking(tried), State::Checking(tried), State::Reading(tried)]));
-        assert_eq!(effects, [Effect::Condemn], "nothing starts over");
-    }
-
-    #[test]
-    fn storage_completes_what_a_seed_began_under_its_content_id() {
-        let (state, effects) = last(&[
-            Event::Granted,
-            Event::Agreed(Some(ONE)),
-            Event::SeedFailed,
-            Event::NoSeed { may_wait: false },
-        ]);
-        assert_eq!(state, State::Filling(Filling::Missing(ONE)));
-        assert!(!effects.contains(&Effect::StartOver));
-        let (state, effects) = step(state, Event::OtherBytes, LIMITS);
-        assert_eq!(state, State::Filling(Filling::All));
-        assert_eq!(effects, [Effect::StartOver]);
-    }
-
-    #[test]
-    fn a_fallback_that_reloads_the_whole_begins_with_nothing() {
-        let limits = Limits { fallback: Fills::Whole, ..LIMITS };
-        let reading = State::Reading(Tried { failures: 0, held: Held::Named(ONE) });
-        let (asking, _) = step(reading, Event::SeedFailed, limits);
-        let (state, effects) = step(asking, Event::NoSeed { may_wait: false }, limits);
-        assert_eq!(state, State::Filling(Filling::All));
-        assert_eq!(effects, [Effect::StartOver]);
-    }
-
-    #[test]
-    fn what_is_adopted_is_filled_without_a_question() {
-        assert_eq!(State::adopt(), State::Filling(Filling::All));
-        assert_eq!(step(State::adopt(), Event::AllHeld, LIMITS), (State::Loaded, vec![]));
-    }
-
-    #[test]
-    fn another_content_starts_over() {
-        let (state, effects) = last(&[
-            Event::Granted,
-            Event::Agreed(Some(ONE)),
-            Event::SeedFailed,
-            Event::Granted,
-            Event::Agreed(Some(TWO)),
-        ]);
-        assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Named(TWO) }));
-        assert!(effects.ends_with(&[Effect::StartOver]));
-    }
-
-    #[test]
-    fn bytes_without_a_name_go_with_no_other_source_s() {
-        let lost = [Event::Granted, Event::Agreed(None), Event::SeedFailed];
-        for next in [None, Some(ONE)] {
-            let (state, effects) = last(&[&lost[..], &[Event::Granted, Event::Agreed(next)]].concat());
-            assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::of(next) }));
-            assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
-        }
-        let (state, effects) = last(&[&lost[..], &[Event::NoSeed { may_wait: false }]].concat());
-        assert_eq!(state, State::Filling(Filling::All));
-        assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
-        let (_, effects) = last(&[Event::Granted, Event::Agreed(None), Event::AllHeld]);
-        assert!(!effects.contains(&Effect::StartOver), "{effects:?}");
-    }
-
-    #[test]
-    fn a_manifest_that_disagrees_moves_no_byte() {
-        let (states, effects) = run(&[Event::Granted, Event::Disagreed]);
-        let none = nothing_held(0);
-        assert_eq!(states, [State::Asking(none), State::Checking(none), State::Filling(Filling::All)]);
-        assert_eq!(effects, [Effect::Release]);
-    }
-
-    fn events() -> impl Strategy<Value = Event> {
-        prop_oneof![
-            Just(Event::Granted),
-            any::<bool>().prop_map(|may_wait| Event::NoSeed { may_wait }),
-            Just(Event::PauseOver),
-            prop_oneof![Just(Some(ONE)), Just(Some(TWO)), Just(None)].prop_map(Event::Agreed),
-            Just(Event::Disagreed),
-            Just(Event::SeedFailed),
-            Just(Event::LeaseLost),
-            Just(Event::AllHeld),
-            Just(Event::OtherBytes),
-        ]
-    }
-
-    proptest! {
-        #[test]
-        fn the_rules_hold_over_any_history(
-            adopts: bool, events in prop::collection::vec(events(), 0..60), whole_only: bool
-        ) {
-            let fallback = if whole_only { Fills::Whole } else { Fills::Chunks };
-            let limits = Limits { fallback, ..LIMITS };
-            let mut state = if adopts { State::adopt() } else { State::begin() };
-            // What the driver's world looks like: is a lease held, whose bytes are held.
-            let (mut leased, mut condemned, mut content) = (false, false, Held::Nothing);
-            for event in events {
-                let (next, effects) = step(state, event, limits);
-                if matches!(state, State::Asking(_)) && matches!(event, Event::Granted | Event::NoSeed { .. }) {
-                    // The planner has answered: the driver has released what it kept from it.
-                    condemned = false;
-                    leased |= event == Event::Granted;
-                }
-                for effect in &effects {
-                    match effect {
-                        Effect::Condemn => (leased, condemned) = (false, true),
-                        Effect::Release => (leased, condemned) = (false, false),
-                        Effect::StartOver => content = Held::Nothing,
-                    }
-                }
-                if next == state {
-                    prop_assert_eq!(effects, vec![], "an event that is not expected does something");
-                    continue;
-                }
-                match next {
-                    State::Reading(tried) => {
-                        prop_assert!(leased, "bytes move only under a lease");
-                        let mixed = content != Held::Nothing && (content != tried.held || content == Held::Unnamed);
-                        prop_assert!(!mixed, "two contents mixed");
-                        content = tried.held;
-                    }
-                    State::Filling(Filling::All) => {
-                        prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks");
-                    }
-                    State::Filling(Filling::Missing(id)) => {
-                        prop_assert_eq!(content, Held::Named(id));
-                        prop_assert!(!whole_only, "asked for less than it gives");
-                    }
-                    State::Asking(_) | State::Waiting(_) | State::Checking(_) => {}
-                    State::Loaded => prop_assert_eq!(event, Event::AllHeld, "loaded without all chunks"),
-                }
-                match next {
-                    State::Asking(tried) | State::Reading(tried) | State::Checking(tried) | State::Waiting(tried) => {
-                        prop_assert!(tried.failures < LIMITS.seed_failures);
-                    }
-                    State::Filling(_) | State::Loaded => {
-                        prop_assert!(!leased && !condemned, "a lease outlives its reading");
-                    }
-                }
-                state = next;
-            }
-        }
-
-        /// Whatever fails, a worker whose storage is readable ends loaded: from every state on the way, the
-        /// worst that seeds and planner can do leads to storage in a bounded number of steps.
-        #[test]
-        fn storage_is_always_reached(history in prop::collection::vec(events(), 0..30)) {
-            let mut state = State::begin();
-            for event in history {
-                state = step(state, event, LIMITS).0;
-            }
-            for _ in 0..20 {
-                let event = match state {
-                    State::Asking(_) => Event::NoSeed { may_wait: false },
-                    State::Waiting(_) => Event::PauseOver,
-                    State::Checking(_) | State::Reading(_) => Event::SeedFailed,
-                    State::Filling(_) => Event::AllHeld,
-                    State::Loaded => break,
-                };
-                state = step(state, event, LIMITS).0;
-            }
-            prop_assert_eq!(state, State::Loaded);
-        }
-    }
-}
+mod tests;

@@ -94,6 +94,10 @@ pub(crate) async fn run(args: WorkerArgs) -> Result<u8> {
         "the model's headers are read"
     );
     let mut session = device.session(config, worker).await?;
+    if !args.once {
+        // Nobody here writes to the weights after the load.
+        session.pass_on();
+    }
     let display = display(session.progress(), Duration::from_millis(args.progress_interval_ms.max(10)));
     let loaded = load(&mut session, &device, &checkpoint, memory, &stop).await;
     drop(display);

@@ -1,0 +1,154 @@
+//! This worker as a loading seed: its services listen before it asks, and what it holds is served while the rest loads.
+//!
+//! The load owns it, and hands it to the seed that the worker becomes. Dropped, its metadata is told no more; the
+//! planner forgets it when it is not heard of.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rfork_protocol::manifest::Manifest;
+use rfork_protocol::manifest::metadata::EntryFields;
+use rfork_protocol::v2::{LoadingSeed, Name};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::Session;
+use super::serve::{incarnation, metadata};
+use crate::engine::memory::{Content, WeightMemory};
+use crate::engine::{EngineError, TransferEngine};
+use crate::planner_client::{Advert, Heard, PlannerClient};
+use crate::reporting::{Reporting, held};
+use crate::seed_service::SeedService;
+
+/// How often a loading seed that has no lease to renew is heard of.
+const BEAT_PAUSE: Duration = Duration::from_secs(1);
+
+pub(super) struct Loading {
+    planner: PlannerClient,
+    engine: Arc<dyn TransferEngine>,
+    service: SeedService,
+    fields: EntryFields,
+    /// Where peers reach the engine.
+    session: String,
+    /// As what it registers. Its incarnation tells this memory's bytes from those before, and from other processes'.
+    advert: Advert,
+    /// Whether the planner may know this loading seed.
+    registered: bool,
+}
+
+impl Session {
+    /// Makes this worker ready to serve while it loads, if it may, its engine can, and its planner knows of it.
+    pub(super) async fn open_loading(&mut self) -> Option<Loading> {
+        let may = self.passes_on && self.config.fork_while_loading != Some(false);
+        if !may || !self.engine.capabilities().serves_while_loading {
+            return None;
+        }
+        if !self.planner.knows_loading_seeds().await {
+            return None;
+        }
+        self.look_again_for_an_address().await;
+        match self.loading().await {
+            Ok(loading) => Some(loading),
+            Err(error) => {
+                tracing::warn!(%error, "this worker does not serve while it loads");
+                None
+            }
+        }
+    }
+
+    async fn loading(&self) -> Result<Loading, super::ServeError> {
+        let service = self.start_service().await?;
+        let identity = self.identity(&service)?;
+        self.reach(&service, identity.clone()).check().await?;
+        Ok(Loading {
+            planner: self.planner.clone(),
+            engine: self.engine.clone(),
+            fields: self.fields(),
+            session: self.engine.session(&self.advertised.host),
+            advert: self.advert(identity, incarnation(), None),
+            service,
+            registered: false,
+        })
+    }
+}
+
+impl Loading {
+    /// What the planner is told with a question for a source.
+    pub(super) fn wish(&self, memory: &WeightMemory) -> Option<LoadingSeed> {
+        Some(LoadingSeed {
+            seed: self.advert.identity.clone(),
+            incarnation: self.advert.incarnation.clone()?,
+            total_bytes: memory.plan().total_bytes(),
+            held: held(memory),
+            model_url: None,
+            deploy_strategy: None,
+            is_draft: None,
+        })
+    }
+
+    /// What it tells the planner while it loads.
+    pub(super) fn reporting(&self, memory: &Arc<WeightMemory>) -> Option<Reporting> {
+        Some(Reporting { memory: memory.clone(), incarnation: self.advert.incarnation.clone()? })
+    }
+
+    /// A grant has registered it.
+    pub(super) fn registered(&mut self) {
+        self.registered = true;
+    }
+
+    /// Tells what its chunks will be, from before the first of them is held.
+    pub(super) fn publish(&self, manifest: &Manifest, content: &Content) {
+        let metadata = metadata(self.engine.as_ref(), self.session.clone(), manifest, content);
+        self.service.publish(&metadata, self.fields);
+    }
+
+    /// Lets the planner hear of it while it has no lease, until this is dropped.
+    pub(super) fn beat(&self, memory: &Arc<WeightMemory>) -> Option<AbortOnDropHandle<()>> {
+        let reporting = self.reporting(memory).filter(|_| self.registered)?;
+        let (planner, advert) = (self.planner.clone(), self.advert.clone());
+        let beating = async move {
+            loop {
+                match planner.beat_loading(&advert, reporting.progress()).await {
+                    Ok(Heard::Known) => {}
+                    Ok(Heard::Unknown | Heard::Draining) => return,
+                    Err(error) if error.is_passing() => tracing::debug!(%error, "a heartbeat failed"),
+                    Err(_) => return,
+                }
+                tokio::time::sleep(BEAT_PAUSE).await;
+            }
+        };
+        Some(AbortOnDropHandle::new(tokio::spawn(beating)))
+    }
+
+    /// Lets nobody read here any more, and returns when nobody does: the bytes are about to change. It comes back under
+    /// another incarnation.
+    ///
+    /// # Errors
+    /// [`EngineError`]: somebody may still read, so that no byte may be changed.
+    pub(super) async fn take_away(&mut self) -> Result<(), EngineError> {
+        self.service.withdraw();
+        self.engine.unregister().await?;
+        self.withdraw().await;
+        self.advert.incarnation = incarnation();
+        Ok(())
+    }
+
+    async fn withdraw(&mut self) {
+        if std::mem::take(&mut self.registered)
+            && let Err(error) = self.planner.withdraw(&self.advert).await
+        {
+            // Excluded: it takes back what is registered later. Nothing is, until this has ended.
+            tracing::warn!(%error, "the planner does not hear that this loading seed is gone; it forgets it by itself");
+        }
+    }
+
+    /// It becomes a seed that holds everything: what listens, and under which incarnation it is known.
+    pub(super) fn into_seed(self) -> (SeedService, Option<Name>) {
+        (self.service, self.advert.incarnation)
+    }
+
+    /// Ends it: its planner is told, and its service stops. The engine is its owner's.
+    pub(super) async fn close(mut self) {
+        self.withdraw().await;
+        self.service.stop().await;
+    }
+}

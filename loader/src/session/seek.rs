@@ -1,0 +1,98 @@
+//! Asking for another source while the one that is read brings no byte. It keeps its connections and its lease meanwhile.
+
+use std::time::Duration;
+
+use rfork_protocol::v2::Stalled;
+use tokio::task::JoinHandle;
+
+use super::error::LoadError;
+use super::load::Load;
+use super::state::Event;
+use crate::engine::memory::WeightMemory;
+use crate::lease::Lease;
+use crate::planner_client::Wish;
+
+/// How long one question may wait for a source: after it the next one tells how things are by then.
+const QUESTION: Duration = Duration::from_secs(5);
+/// How often it is looked whether bytes come again.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// A question that is under way, on a task of its own. Nobody may want the answer any more when it comes: dropped, the
+/// task goes on, and the lease that it was given is released with its result.
+type Asking = JoinHandle<Option<Lease>>;
+
+impl Load<'_> {
+    /// Reads on, and asks for another source. The answer is in `replacement` after [`Event::Granted`].
+    pub(super) async fn seek(&mut self) -> Result<Event, LoadError> {
+        self.patience.wait();
+        let arrived = self.memory.arrivals().bytes();
+        let mut asking = self.ask_meanwhile();
+        let may_resume = self
+            .lease
+            .as_ref()
+            .is_some_and(|lease| !lease.lost().is_cancelled() && !lease.advised_to_move().is_cancelled());
+        let left = self.patience.left();
+        let Some(reading) = &mut self.reading else { return Ok(Event::SourceGone) };
+        let memory = self.memory;
+        let event = tokio::select! {
+            result = &mut reading.running => {
+                return self.ended(result);
+            }
+            granted = &mut asking => {
+                // A task that has died gave nothing.
+                self.replacement = granted.unwrap_or_default();
+                if self.replacement.is_some() {
+                    Event::Granted
+                } else {
+                    return Ok(Event::NoSeed { may_wait: !self.patience.left().is_zero() });
+                }
+            }
+            () = bytes_flow(memory, arrived), if may_resume => Event::BytesFlow,
+            () = tokio::time::sleep(left) => return Ok(Event::NoSeed { may_wait: false }),
+        };
+        self.patience.rest();
+        if let (Event::Granted, Some(lease)) = (event, &self.replacement) {
+            tracing::info!(seed = %lease.seed(), "the planner granted another source");
+            if let (Some(loading), Some(_)) = (self.loading.as_mut(), lease.source()) {
+                loading.registered();
+            }
+        }
+        Ok(event)
+    }
+
+    /// Asks, after a pause that grows, for a source that is not the one that stalls.
+    fn ask_meanwhile(&mut self) -> Asking {
+        let pause = self.patience.pause();
+        let mut wish = Wish { wait: QUESTION.min(self.patience.left()), ..self.wish() };
+        if let Some(lease) = &self.lease {
+            let reference = lease.reference();
+            tracing::warn!(seed = %reference.identity, "no byte comes: another source is asked for, and what is held is kept");
+            let silent_ms = u64::try_from(self.memory.arrivals().silent().as_millis()).unwrap_or(u64::MAX);
+            wish.exclude.push(reference.identity.clone());
+            wish.stalled = Some(Stalled {
+                seed: reference.identity.clone(),
+                lease_id: reference.lease.clone(),
+                silent_ms,
+            });
+        }
+        let reporting = self.loading.as_ref().and_then(|loading| loading.reporting(self.memory));
+        let (planner, releases, key) = (self.planner.clone(), self.releases.clone(), self.worker.key.clone());
+        tokio::spawn(async move {
+            tokio::time::sleep(pause).await;
+            match planner.acquire(&key, &wish).await {
+                Ok(grant) => grant.map(|grant| Lease::hold(grant, planner, releases, reporting)),
+                Err(error) => {
+                    tracing::warn!(%error, "no other source could be asked for");
+                    None
+                }
+            }
+        })
+    }
+}
+
+/// Ends when more than so many bytes have arrived.
+async fn bytes_flow(memory: &WeightMemory, arrived: u64) {
+    while memory.arrivals().bytes() == arrived {
+        tokio::time::sleep(LOOK).await;
+    }
+}

@@ -1,0 +1,278 @@
+//! Histories of loads, and what holds over any of them.
+
+use super::*;
+use proptest::prelude::*;
+
+const LIMITS: Limits = Limits { seed_failures: 3, moves: 5, fallback: Fills::Chunks };
+const ONE: ContentId = ContentId([1; 32]);
+const TWO: ContentId = ContentId([2; 32]);
+
+/// A history from the beginning: the states, the first included, and the effects.
+fn run(events: &[Event]) -> (Vec<State>, Vec<Effect>) {
+    let (mut states, mut effects) = (vec![State::begin()], vec![]);
+    for event in events {
+        let (next, more) = step(*states.last().unwrap(), *event, LIMITS);
+        states.push(next);
+        effects.extend(more);
+    }
+    (states, effects)
+}
+
+fn last(events: &[Event]) -> (State, Vec<Effect>) {
+    let (states, effects) = run(events);
+    (*states.last().unwrap(), effects)
+}
+
+fn nothing_held(failures: u32) -> Tried {
+    Tried { failures, moves: 0, held: Held::Nothing }
+}
+
+#[test]
+fn a_fork_reads_and_releases() {
+    let (states, effects) = run(&[Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
+    let reading = State::Reading(Tried { failures: 0, moves: 0, held: Held::Named(ONE) });
+    let none = nothing_held(0);
+    assert_eq!(states, [State::Asking(none), State::Checking(none), reading, State::Loaded]);
+    assert_eq!(effects, [Effect::Release]);
+}
+
+#[test]
+fn no_seed_means_storage_at_once_or_after_a_wait() {
+    let (asking, filling) = (State::Asking(nothing_held(0)), State::Filling(Filling::All));
+    let (states, effects) = run(&[Event::NoSeed { may_wait: false }]);
+    assert_eq!((states, effects), (vec![asking, filling], vec![]));
+    let (states, effects) =
+        run(&[Event::NoSeed { may_wait: true }, Event::PauseOver, Event::NoSeed { may_wait: false }]);
+    assert_eq!(states, [asking, State::Waiting(nothing_held(0)), asking, filling]);
+    assert_eq!(effects, []);
+}
+
+#[test]
+fn a_lost_seed_is_replaced_and_what_is_held_stays() {
+    let (states, effects) = run(&[
+        Event::Granted,
+        Event::Agreed(Some(ONE)),
+        Event::SeedFailed,
+        Event::Granted,
+        Event::Agreed(Some(ONE)),
+    ]);
+    let tried = Tried { failures: 1, moves: 0, held: Held::Named(ONE) };
+    assert!(states.ends_with(&[State::Asking(tried), State::Checking(tried), State::Reading(tried)]));
+    assert_eq!(effects, [Effect::Condemn], "nothing starts over");
+}
+
+#[test]
+fn storage_completes_what_a_seed_began_under_its_content_id() {
+    let (state, effects) = last(&[
+        Event::Granted,
+        Event::Agreed(Some(ONE)),
+        Event::SeedFailed,
+        Event::NoSeed { may_wait: false },
+    ]);
+    assert_eq!(state, State::Filling(Filling::Missing(ONE)));
+    assert!(!effects.contains(&Effect::StartOver));
+    let (state, effects) = step(state, Event::OtherBytes, LIMITS);
+    assert_eq!(state, State::Filling(Filling::All));
+    assert_eq!(effects, START_OVER);
+}
+
+#[test]
+fn a_fallback_that_reloads_the_whole_begins_with_nothing() {
+    let limits = Limits { fallback: Fills::Whole, ..LIMITS };
+    let reading = State::Reading(Tried { failures: 0, moves: 0, held: Held::Named(ONE) });
+    let (asking, _) = step(reading, Event::SeedFailed, limits);
+    let (state, effects) = step(asking, Event::NoSeed { may_wait: false }, limits);
+    assert_eq!(state, State::Filling(Filling::All));
+    assert_eq!(effects, START_OVER);
+}
+
+#[test]
+fn what_is_adopted_is_filled_without_a_question() {
+    assert_eq!(State::adopt(), State::Filling(Filling::All));
+    assert_eq!(step(State::adopt(), Event::AllHeld, LIMITS), (State::Loaded, vec![]));
+}
+
+#[test]
+fn another_content_starts_over() {
+    let (state, effects) = last(&[
+        Event::Granted,
+        Event::Agreed(Some(ONE)),
+        Event::SeedFailed,
+        Event::Granted,
+        Event::Agreed(Some(TWO)),
+    ]);
+    assert_eq!(state, State::Reading(Tried { failures: 1, moves: 0, held: Held::Named(TWO) }));
+    assert!(effects.ends_with(&[Effect::StartOver]));
+}
+
+#[test]
+fn bytes_without_a_name_go_with_no_other_source_s() {
+    let lost = [Event::Granted, Event::Agreed(None), Event::SeedFailed];
+    for next in [None, Some(ONE)] {
+        let (state, effects) = last(&[&lost[..], &[Event::Granted, Event::Agreed(next)]].concat());
+        assert_eq!(state, State::Reading(Tried { failures: 1, moves: 0, held: Held::of(next) }));
+        assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
+    }
+    let (state, effects) = last(&[&lost[..], &[Event::NoSeed { may_wait: false }]].concat());
+    assert_eq!(state, State::Filling(Filling::All));
+    assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
+    let (_, effects) = last(&[Event::Granted, Event::Agreed(None), Event::AllHeld]);
+    assert!(!effects.contains(&Effect::StartOver), "{effects:?}");
+}
+
+#[test]
+fn a_source_that_stalls_is_read_until_there_is_another() {
+    let reading = [Event::Granted, Event::Agreed(Some(ONE)), Event::Stalled];
+    let tried = Tried { failures: 0, moves: 0, held: Held::Named(ONE) };
+    let (state, effects) = last(&reading);
+    assert_eq!((state, effects), (State::Seeking(tried), vec![]), "lease and connection are kept");
+    for (event, expected) in [
+        (Event::NoSeed { may_wait: true }, (State::Seeking(tried), vec![])),
+        (Event::BytesFlow, (State::Reading(tried), vec![])),
+        (Event::AllHeld, (State::Loaded, vec![Effect::Release])),
+        (Event::Granted, (State::Checking(Tried { moves: 1, ..tried }), vec![Effect::Replace])),
+        (Event::SourceGone, (State::Asking(Tried { moves: 1, ..tried }), vec![Effect::Leave])),
+        (Event::SeedFailed, (State::Asking(Tried { failures: 1, ..tried }), vec![Effect::Condemn])),
+        (Event::NoSeed { may_wait: false }, (State::Filling(Filling::Missing(ONE)), vec![Effect::Release])),
+    ] {
+        assert_eq!(step(state, event, LIMITS), expected, "{event:?}");
+    }
+}
+
+#[test]
+fn a_source_that_goes_away_costs_no_try_but_moves_are_bounded() {
+    let mut state = State::begin();
+    for moves in 0..=LIMITS.moves {
+        assert_eq!(state, State::Asking(Tried { failures: 0, moves, held: state_held(moves) }));
+        state = step(state, Event::Granted, LIMITS).0;
+        state = step(state, Event::Agreed(Some(ONE)), LIMITS).0;
+        state = step(state, Event::SourceGone, LIMITS).0;
+    }
+    assert_eq!(state, State::Filling(Filling::Missing(ONE)));
+}
+
+fn state_held(moves: u32) -> Held {
+    if moves == 0 { Held::Nothing } else { Held::Named(ONE) }
+}
+
+#[test]
+fn a_manifest_that_disagrees_moves_no_byte() {
+    let (states, effects) = run(&[Event::Granted, Event::Disagreed]);
+    let none = nothing_held(0);
+    assert_eq!(states, [State::Asking(none), State::Checking(none), State::Filling(Filling::All)]);
+    assert_eq!(effects, [Effect::Release]);
+}
+
+fn events() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        Just(Event::Granted),
+        any::<bool>().prop_map(|may_wait| Event::NoSeed { may_wait }),
+        Just(Event::PauseOver),
+        prop_oneof![Just(Some(ONE)), Just(Some(TWO)), Just(None)].prop_map(Event::Agreed),
+        Just(Event::Disagreed),
+        Just(Event::SeedFailed),
+        Just(Event::LeaseLost),
+        Just(Event::Stalled),
+        Just(Event::BytesFlow),
+        Just(Event::SourceGone),
+        Just(Event::AllHeld),
+        Just(Event::OtherBytes),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn the_rules_hold_over_any_history(
+        adopts: bool, events in prop::collection::vec(events(), 0..60), whole_only: bool
+    ) {
+        let fallback = if whole_only { Fills::Whole } else { Fills::Chunks };
+        let limits = Limits { fallback, ..LIMITS };
+        let mut state = if adopts { State::adopt() } else { State::begin() };
+        // What the driver's world looks like: is a lease held, whose bytes are held.
+        let (mut leased, mut condemned, mut content) = (false, false, Held::Nothing);
+        // Whether others may read here what is held.
+        let mut served = false;
+        for event in events {
+            let (next, effects) = step(state, event, limits);
+            let asks = matches!(state, State::Asking(_) | State::Seeking(_));
+            if asks && matches!(event, Event::Granted | Event::NoSeed { .. }) {
+                // The planner has answered: the driver has released what it kept from it.
+                condemned = false;
+                leased |= event == Event::Granted;
+            }
+            for effect in &effects {
+                match effect {
+                    Effect::Condemn => (leased, condemned) = (false, true),
+                    Effect::Release | Effect::Leave => (leased, condemned) = (false, false),
+                    // The new lease, which was granted before the first one went.
+                    Effect::Replace => leased = true,
+                    Effect::TakeAway => served = false,
+                    Effect::StartOver => {
+                        prop_assert!(!served, "chunks are dropped that others may read");
+                        content = Held::Nothing;
+                    }
+                }
+            }
+            if next == state {
+                prop_assert_eq!(effects, vec![], "an event that is not expected does something");
+                continue;
+            }
+            match next {
+                State::Reading(tried) => {
+                    prop_assert!(leased, "bytes move only under a lease");
+                    let mixed = content != Held::Nothing && (content != tried.held || content == Held::Unnamed);
+                    prop_assert!(!mixed || event == Event::BytesFlow, "two contents mixed");
+                    content = tried.held;
+                    served = true;
+                }
+                State::Seeking(tried) => {
+                    prop_assert!(leased && content == tried.held, "what is read stays as it is");
+                }
+                State::Filling(Filling::All) => {
+                    prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks");
+                }
+                State::Filling(Filling::Missing(id)) => {
+                    prop_assert_eq!(content, Held::Named(id));
+                    prop_assert!(!whole_only, "asked for less than it gives");
+                }
+                State::Asking(_) | State::Waiting(_) | State::Checking(_) => {}
+                State::Loaded => prop_assert_eq!(event, Event::AllHeld, "loaded without all chunks"),
+            }
+            match next {
+                State::Asking(tried)
+                | State::Reading(tried)
+                | State::Seeking(tried)
+                | State::Checking(tried)
+                | State::Waiting(tried) => {
+                    prop_assert!(tried.failures < LIMITS.seed_failures && tried.moves <= LIMITS.moves);
+                }
+                State::Filling(_) | State::Loaded => {
+                    prop_assert!(!leased && !condemned, "a lease outlives its reading");
+                }
+            }
+            state = next;
+        }
+    }
+
+    /// Whatever fails, a worker whose storage is readable ends loaded: from every state on the way, the
+    /// worst that seeds and planner can do leads to storage in a bounded number of steps.
+    #[test]
+    fn storage_is_always_reached(history in prop::collection::vec(events(), 0..30)) {
+        let mut state = State::begin();
+        for event in history {
+            state = step(state, event, LIMITS).0;
+        }
+        for _ in 0..20 {
+            let event = match state {
+                State::Asking(_) => Event::NoSeed { may_wait: false },
+                State::Waiting(_) => Event::PauseOver,
+                State::Checking(_) | State::Reading(_) => Event::SeedFailed,
+                State::Seeking(_) => Event::NoSeed { may_wait: false },
+                State::Filling(_) => Event::AllHeld,
+                State::Loaded => break,
+            };
+            state = step(state, event, LIMITS).0;
+        }
+        prop_assert_eq!(state, State::Loaded);
+    }
+}

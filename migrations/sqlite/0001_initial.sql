@@ -55,6 +55,23 @@ CREATE TABLE seed_states (
     drained          INTEGER NOT NULL CHECK (drained IN (0, 1))
 );
 
+-- What there is to say of a seed while it loads; a complete seed has no row here.
+CREATE TABLE loading_seeds (
+    seed_id       INTEGER PRIMARY KEY REFERENCES seeds (id) ON DELETE CASCADE,
+    -- the seed that it reads from, or read from last, which may be gone; NULL when it reads from storage
+    source_id     INTEGER,
+    -- sources between it and a complete seed, or storage
+    depth         INTEGER NOT NULL CHECK (depth >= 0),
+    -- what names its bytes, as far as that was heard
+    root          TEXT,
+    -- bytes that it holds; the model's size; bytes that came since the load began
+    held_bytes    INTEGER NOT NULL,
+    total_bytes   INTEGER NOT NULL,
+    arrived_bytes INTEGER NOT NULL,
+    -- how often it is to tell how far it is, in milliseconds
+    period_ms     INTEGER NOT NULL
+);
+
 -- A point that is leased or was: a seed's point n is free when it has no row here or the row's time has come.
 -- One row a point means that a point is never leased twice.
 CREATE TABLE points (
@@ -68,6 +85,8 @@ CREATE TABLE points (
     ends_ms       INTEGER NOT NULL,
     -- who was granted it, as far as it is known
     requester     TEXT,
+    -- the seed that holds the lease while it loads, which may be gone
+    reader        INTEGER,
     PRIMARY KEY (seed_id, n)
 ) WITHOUT ROWID;
 
@@ -132,7 +151,8 @@ CREATE TABLE events (
     id       INTEGER PRIMARY KEY,
     -- when it was, Unix milliseconds
     at_ms    INTEGER NOT NULL,
-    -- 0 registered, 1 new holding, 2 removed, 3 drained, 4 silent, 5 suspect, 6 recovered, 7 key invalidated
+    -- 0 registered, 1 new holding, 2 removed, 3 drained, 4 silent, 5 suspect, 6 recovered, 7 key invalidated,
+    -- 8 completed, 9 moved
     kind     INTEGER NOT NULL,
     seed_key BLOB    NOT NULL,
     -- the seed, where it is about one

@@ -166,6 +166,10 @@ pub struct Settings {
     pub default_resource_points: u32,
     /// How seeds are compared.
     pub alloc_policy: Policy,
+    /// Whether workers that still load may serve others.
+    pub fork_while_loading: bool,
+    /// Sources at most between a worker and a complete seed, or storage.
+    pub max_chain_depth: u32,
     /// What clients may take.
     pub bounds: Bounds,
     /// How long `get_seed` of API v1 may wait for a seed; clients give up after 10 s.
@@ -224,6 +228,8 @@ impl Settings {
             lease_ttl: values.seconds("lease_ttl_sec")?,
             default_resource_points: values.get("default_resource_points")?,
             alloc_policy: values.get("alloc_policy")?,
+            fork_while_loading: values.get::<String>("fork_while_loading")? == "on",
+            max_chain_depth: values.get("max_chain_depth")?,
             bounds: Bounds {
                 connections: values.get("max_connections")?,
                 requests: values.get("max_requests")?,
@@ -251,6 +257,8 @@ impl Settings {
             lease_ttl_ms: millis(self.lease_ttl),
             capacity: self.default_resource_points,
             policy: self.alloc_policy,
+            // None is offered when there are to be none.
+            max_chain_depth: if self.fork_while_loading { self.max_chain_depth } else { 0 },
             back_off: BackOff::default(),
             overrides: (self.file.overrides != Overrides::default())
                 .then(|| Arc::new(self.file.overrides.clone())),

@@ -91,7 +91,9 @@ impl Heartbeats {
             let told = || (Some(digest(key, profile)), holding(key, profile.incarnation.as_deref()));
             self.heard(identity, seed_id, *age_ms, told);
         }
-        for (at, Heartbeat { identity, key, incarnation, age_ms }) in commands.heartbeats.iter().enumerate() {
+        for (at, Heartbeat { identity, key, incarnation, age_ms, .. }) in
+            commands.heartbeats.iter().enumerate()
+        {
             let seed_id = outcomes.and_then(|outcomes| outcomes.heartbeats.get(at)?.1);
             let told = || (None, holding(key, incarnation.as_deref()));
             self.heard(identity, seed_id, *age_ms, told);

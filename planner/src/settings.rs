@@ -12,6 +12,9 @@ const HOUR_SEC: u64 = 3_600;
 const MONTH_SEC: u64 = 30 * 86_400;
 /// Leases that a seed may have at once, at most; each is a row of the database.
 pub(crate) const MAX_POINTS: u32 = 1_000;
+
+/// The most that a chain's depth may be bounded by: what an index of seeds tells apart.
+const MAX_CHAIN_DEPTH: u64 = u16::MAX as u64;
 /// Connections or requests at once.
 const AT_ONCE: Takes = Takes::Whole(1, 1_000_000);
 pub(crate) const NETWORKS: Takes = Takes::Form("networks separated by commas, as 10.0.0.0/8,fd00::/8");
@@ -196,6 +199,23 @@ pub const SETTINGS: &[Section] = &[
             .more("balanced takes a near and little used one, fifo the one without a heartbeat for longest, lru the one \
                  that was not handed out for longest"),
             Setting::new(
+                "fork_while_loading",
+                Takes::OneOf(&["on", "off"]),
+                "Whether workers that still load may serve what they hold to others that can read from them: on or off",
+            )
+            .value("on|off")
+            .env("RFORK_CFG_FORK_WHILE_LOADING")
+            .default("off")
+            .more("Workers that ask together are then loaded in about the time of one. Only with a SQLite file yet"),
+            Setting::new(
+                "max_chain_depth",
+                Takes::Whole(1, MAX_CHAIN_DEPTH),
+                "Workers that still load, at most, between one and a seed that holds everything",
+            )
+            .value("WORKERS")
+            .env("RFORK_CFG_MAX_CHAIN_DEPTH")
+            .default("256"),
+            Setting::new(
                 "v1_hold_sec",
                 Takes::Whole(0, 9),
                 "Seconds that a get_seed (API v1) may wait for a seed while none is free, or none is there",
@@ -347,6 +367,7 @@ mod tests {
                 ("settings_file", _) => rules.to_str().unwrap(),
                 ("alloc_policy", _) => "lru",
                 ("database_pooler", _) => "no",
+                ("fork_while_loading", _) => "on",
                 ("default_resource_points", _) => "7",
                 ("host", _) => "0.0.0.0",
                 ("otlp_endpoint", _) => "http://collector:4318",

@@ -22,7 +22,7 @@ use crate::heartbeats::Heartbeats;
 use crate::store::commands::{
     Acquire, Answered, Drain, Heartbeat, Leave, NoRoom, Register, Release, Remove, Renew, Serve,
 };
-use crate::store::{Commands, MAX_BATCH, Outcomes, Store, StoreError};
+use crate::store::{Commands, MAX_BATCH, Outcomes, Renewed, Store, StoreError};
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
@@ -130,7 +130,7 @@ kinds! {
     Register, registers, Result<(Registration, i64), NoRoom>;
     Heartbeat, heartbeats, (Heard, Option<i64>);
     Answered, answers, bool;
-    Renew, renewals, Option<i64>;
+    Renew, renewals, Option<Renewed>;
     Release, releases, bool;
     Remove, removals, Removal;
     Drain, drains, Option<u32>;
@@ -173,7 +173,7 @@ impl Batch {
         each(waiters.registers, outcomes.registers, |registered, _| registered);
         each(waiters.heartbeats, outcomes.heartbeats, |heard, _| heard);
         each(waiters.answers, outcomes.answers, |is_there, _| is_there);
-        each(waiters.renewals, outcomes.renewals, |ttl_ms, _| ttl_ms);
+        each(waiters.renewals, outcomes.renewals, |renewed, _| renewed);
         each(waiters.releases, outcomes.releases, |lived, _| lived);
         each(waiters.removals, outcomes.removals, |removal, _| removal);
         each(waiters.drains, outcomes.drains, |leases, _| leases);

@@ -128,5 +128,6 @@ fn why(verdict: Verdict, suspect_for_ms: Option<u64>) -> String {
         Verdict::Silent => "not heard of for too long".into(),
         Verdict::Draining => "offered no more".into(),
         Verdict::Excluded => "excluded by the request".into(),
+        Verdict::Loading => "still loads; for workers that can read from such a seed".into(),
     }
 }

@@ -48,8 +48,27 @@ impl Candidates {
             if self.at.contains_key(&row.id) || row.state(now, rules) != State::Live {
                 continue;
             }
+            self.put(row, now);
+        }
+    }
+
+    /// A seed is there now, or has changed.
+    pub(super) fn put(&mut self, row: &SeedRow, now: i64) {
+        let candidate = candidate(row, now);
+        if let Some(at) = self.at.get(&row.id) {
+            self.all[*at] = candidate;
+        } else {
             self.at.insert(row.id, self.all.len());
-            self.all.push(candidate(row, now));
+            self.all.push(candidate);
+        }
+    }
+
+    /// A seed is there no more.
+    pub(super) fn remove(&mut self, id: i64) {
+        if let Some(at) = self.at.get(&id) {
+            let candidate = &mut self.all[*at];
+            candidate.free_points.clear();
+            candidate.reserve = None;
         }
     }
 
@@ -88,11 +107,38 @@ fn candidate(row: &SeedRow, now: i64) -> Candidate {
         location: row.profile.location.clone(),
         instance_id: row.profile.instance_id.clone(),
         capped_host: row.capped_host().map(str::to_owned),
+        root: row.root().map(str::to_owned),
+        loading: row.loading.as_deref().cloned(),
+        reserve: row.free_reserve(now),
     }
 }
 
-/// The pages among which a worker chooses. Only `balanced` looks at places and instances.
-pub(super) fn pages(policy: Policy, wish: &Wish) -> Vec<Near> {
+/// What of loading seeds a worker may be granted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct OfLoading {
+    /// Whether any.
+    any: bool,
+    /// Whether the point that they keep for those whose source stalls.
+    reserve: bool,
+}
+
+impl OfLoading {
+    /// What it asks for.
+    pub(super) fn asked(wish: &Wish) -> Self {
+        let asker = wish.loading.as_ref();
+        Self { any: asker.is_some(), reserve: asker.is_some_and(|asker| asker.stalled.is_some()) }
+    }
+
+    /// What it may have.
+    fn granted(wish: &Wish) -> Self {
+        let reader = wish.reader.as_ref();
+        Self { any: reader.is_some(), reserve: reader.is_some_and(|reader| reader.may_have_the_reserve) }
+    }
+}
+
+/// The pages among which a worker chooses. Only `balanced` looks at places and instances, and has seeds first that nobody
+/// reads from.
+pub(super) fn pages(policy: Policy, wish: &Wish, of_loading: OfLoading) -> Vec<Near> {
     let mut pages = vec![Near::Anywhere];
     if policy == Policy::Balanced {
         let Location { zone, rack, host } = &wish.location;
@@ -100,6 +146,11 @@ pub(super) fn pages(policy: Policy, wish: &Wish) -> Vec<Near> {
         pages.extend(host.clone().map(Near::Node));
         pages.extend(rack.clone().map(|rack| Near::Rack(zone.clone(), rack)));
         pages.extend(zone.clone().map(Near::Zone));
+    }
+    if of_loading.any {
+        pages.extend(pages.clone().into_iter().map(Near::loading));
+        pages.extend((policy != Policy::Balanced).then_some(Near::Idle));
+        pages.extend(of_loading.reserve.then_some(Near::Reserve));
     }
     pages
 }
@@ -126,7 +177,7 @@ pub(super) fn want(
     workers: usize,
     wants: &mut Wants,
 ) {
-    for near in pages(policy, wish) {
+    for near in pages(policy, wish, OfLoading::granted(wish)) {
         let page = tables.offers.get(key).and_then(|pages| pages.get(&near));
         let limit = match page {
             None => (workers + wish.exclude.len()).next_power_of_two(),
@@ -145,13 +196,13 @@ pub(super) fn want(
     wants.hosts.extend(capped.filter(|host| !tables.hosts.contains(*host)).cloned());
 }
 
-/// Leases a free point of a seed.
+/// Leases a free point of a seed; `reader`: the number of the seed that its holder is while it loads.
 pub(super) fn claim(
     tables: &mut Tables,
     now: i64,
     rules: &Rules,
     (seed, point): (i64, u32),
-    lease: LeaseHash,
+    (lease, reader): (LeaseHash, Option<i64>),
     wish: &Wish,
 ) {
     let Some(row) = tables.seed(seed).cloned() else { return };
@@ -166,6 +217,7 @@ pub(super) fn claim(
         granted_ms: now,
         ends_ms: now.saturating_add(row.terms.lease_ttl_ms),
         requester: wish.requester.as_deref().map(Into::into),
+        reader,
     };
     tables.change(seed, |row| {
         row.used_ms = now;

@@ -25,7 +25,7 @@ pub(super) fn drain(tables: &mut Tables, now: i64, rules: &Rules, command: &Drai
 
 /// Whether a seed is to be taken out when its key holds the content `keep` from now on.
 pub fn is_outdated(row: &SeedRow, keep: Option<&str>) -> bool {
-    !row.drained && keep.is_none_or(|keep| row.profile.content_id.as_deref() != Some(keep))
+    !row.drained && keep.is_none_or(|keep| row.root() != Some(keep))
 }
 
 /// Takes out those of the key that were put and are outdated; gives how many.

@@ -62,7 +62,8 @@ mod tests {
 
     fn any_answer() -> impl Strategy<Value = Acquired> {
         let identity = super::super::testing::identity(0);
-        let grant = Grant { identity, seed_id: 1, lease_ttl_ms: 1, quiet_ms: 0, answers: false };
+        let grant =
+            Grant { identity, seed_id: 1, lease_ttl_ms: 1, quiet_ms: 0, answers: false, source: None };
         prop_oneof![
             Just(Acquired::Granted(grant)),
             Just(Acquired::Queued(None)),

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::progress;
 use super::tables::Tables;
 use crate::domain::seed::{self, Heard};
 use crate::store::commands::Heartbeat;
@@ -13,14 +14,18 @@ pub(super) fn hear(
     now: i64,
     rules: &Rules,
     command: &Heartbeat,
+    period_ms: i64,
 ) -> (Heard, Option<i64>) {
-    let Heartbeat { identity, key, incarnation, age_ms } = command;
+    let Heartbeat { identity, key, incarnation, age_ms, progress } = command;
     let row = tables.seed_at(identity);
     let known = row.map(|row| row.known(now, rules));
     let id = row.map(|row| row.id);
     let heard = seed::hear(known.as_ref(), key, incarnation.as_deref());
     let Some(id) = id.filter(|_| heard != Heard::Unknown) else { return (heard, None) };
     note(tables, now, Beat { seed_id: id, age_ms: *age_ms });
+    if let Some(told) = progress.as_deref().filter(|_| heard == Heard::Known) {
+        progress::of_itself(tables, now, id, told, period_ms);
+    }
     (heard, (heard == Heard::Known).then_some(id))
 }
 

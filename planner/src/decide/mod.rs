@@ -37,9 +37,11 @@ use std::sync::Arc;
 
 use rfork_protocol::SeedKey;
 
+use crate::domain::chain;
 use crate::store::commands::{Acquire, Acquired, Commands, Outcomes, Serve};
 use crate::store::{Refusal, Rules};
 pub use changes::{Changed, Changes};
+use choose::OfLoading;
 use resume::Twins;
 use serve::Serving;
 pub use tables::Tables;
@@ -54,8 +56,10 @@ pub mod drain;
 mod end;
 mod enqueue;
 pub mod heartbeat;
+mod join;
 mod leave;
 pub mod place;
+mod progress;
 mod refuse;
 mod register;
 mod release;
@@ -109,6 +113,8 @@ impl<'a> Batch<'a> {
         let mut wants = Wants::default();
         wants.identities.extend(commands.identities().cloned());
         wants.leases.extend(commands.leaves.iter().map(|leave| leave.lease));
+        let telling = commands.renewals.iter().filter(|renewal| renewal.progress.is_some());
+        wants.readers.extend(telling.map(|renewal| renewal.lease));
         wants.waiting.extend(commands.keys().map(|key| (key.clone(), 0)));
         let mut asked: BTreeMap<&SeedKey, usize> = BTreeMap::new();
         for Acquire { key, wish, lease, queue } in &commands.acquires {
@@ -117,11 +123,12 @@ impl<'a> Batch<'a> {
                 wants.names.extend(queue.idempotency.as_ref().map(|asked| asked.key));
             }
             wants.sources.extend(wish.instance_id.clone());
+            wants.identities.extend(wish.named().cloned());
             *asked.entry(key).or_default() += 1 + wish.exclude.len();
         }
         for Acquire { key, wish, .. } in &commands.acquires {
             let limit = asked.get(key).map_or(1, |asked| asked.next_power_of_two());
-            let pages = choose::pages(rules.policy, wish).into_iter();
+            let pages = choose::pages(rules.policy, wish, OfLoading::asked(wish)).into_iter();
             wants.offers.extend(pages.map(|near| ((key.clone(), near), limit)));
         }
         wants
@@ -155,12 +162,15 @@ impl<'a> Batch<'a> {
     fn decide_named(&mut self) {
         let Self { commands, rules, planner, now, tables, outcomes, .. } = self;
         let (rules, now) = (*rules, *now);
+        let period_ms = chain::period_ms(commands.heartbeats.len() + commands.renewals.len());
         let each = &commands.registers;
         outcomes.registers = each.iter().map(|one| register::register(tables, now, rules, one)).collect();
         let each = &commands.heartbeats;
-        outcomes.heartbeats = each.iter().map(|one| heartbeat::hear(tables, now, rules, one)).collect();
+        outcomes.heartbeats =
+            each.iter().map(|one| heartbeat::hear(tables, now, rules, one, period_ms)).collect();
         outcomes.answers = commands.answers.iter().map(|one| answered::answered(tables, now, one)).collect();
-        outcomes.renewals = commands.renewals.iter().map(|one| renew::renew(tables, now, one)).collect();
+        outcomes.renewals =
+            commands.renewals.iter().map(|one| renew::renew(tables, now, one, period_ms)).collect();
         let each = &commands.releases;
         outcomes.releases = each.iter().map(|one| release::release(tables, now, rules, one)).collect();
         outcomes.removals =
@@ -180,6 +190,10 @@ impl<'a> Batch<'a> {
         }
         let released = commands.releases.iter().filter_map(|one| tables.seed_at(&one.identity));
         self.touched.extend(released.map(|seed| SeedKey::clone(&seed.key)));
+        // Whoever holds more than it did may be a source for somebody who waits.
+        let telling = commands.renewals.iter().filter(|one| one.progress.is_some());
+        let sources = telling.filter_map(|one| tables.seed_at(&one.identity));
+        self.touched.extend(sources.map(|seed| SeedKey::clone(&seed.key)));
     }
 
     /// Decides as much as it can; gives what it has to see for the rest, or nothing when all is decided.

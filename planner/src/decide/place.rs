@@ -2,7 +2,10 @@
 //! chosen is chosen by the leases.
 
 use super::rows::SeedRow;
+use super::wants::Near;
+use crate::domain::chain::{self, Loading};
 use crate::domain::policy::Policy;
+use crate::domain::seed::Profile;
 use crate::store::Rules;
 
 /// What seeds of a host lend together, where that is bounded.
@@ -33,22 +36,65 @@ pub fn host_room<'a>(seeds: impl Iterator<Item = &'a SeedRow> + Clone, now: i64)
 pub struct Place {
     /// The least comes first, equals by their names; `None` when it has no free point or is not offered.
     pub rank: Option<(u64, i64)>,
+    /// Among which it is looked for, if it is.
+    pub among: Among,
     /// When it may have another place by itself, because a lease or a suspicion ends.
     pub due_ms: Option<i64>,
+}
+
+/// Seeds that are looked for together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Among {
+    /// Complete ones.
+    #[default]
+    Complete,
+    /// Complete ones that nobody reads from, where the order does not have them first.
+    Idle,
+    /// Those that still load.
+    Loading,
+    /// The same when no point of theirs is free but the one for readers whose source stalls.
+    Reserve,
+}
+
+impl Among {
+    /// Where a seed is looked for that told this. Only `balanced` looks at places and instances.
+    pub fn nears(self, told: &Profile, policy: Policy) -> impl Iterator<Item = Near> {
+        let near = (policy == Policy::Balanced && self != Self::Reserve).then(|| Near::of(told));
+        let all = std::iter::once(Near::Anywhere).filter(move |_| self != Self::Reserve);
+        let whole = match self {
+            Self::Complete | Self::Loading => None,
+            Self::Idle => Some(Near::Idle),
+            Self::Reserve => Some(Near::Reserve),
+        };
+        let all = all.chain(near.into_iter().flatten());
+        all.map(move |near| if self == Self::Loading { near.loading() } else { near }).chain(whole)
+    }
 }
 
 /// The place of a seed at `now`; `host` where its host's leases are bounded.
 pub fn place(row: &SeedRow, now: i64, rules: &Rules, host: Option<HostUse>) -> Place {
     let busy = super::rows::count(row.offered_leases(now));
+    let has_room = busy < row.terms.capacity;
+    let among = match &row.loading {
+        None if busy == 0 && rules.policy != Policy::Balanced => Among::Idle,
+        None => Among::Complete,
+        Some(_) if has_room => Among::Loading,
+        Some(_) => Among::Reserve,
+    };
     let is_offered = !row.removed
         && !row.drained
         && !row.health.is_suspect(now)
         && !row.is_silent(now, rules)
-        && busy < row.terms.capacity
+        && (has_room || row.free_reserve(now).is_some())
+        && row.loading.as_ref().is_none_or(|loading| loading.depth < rules.max_chain_depth)
         && host.is_none_or(|host| !host.full);
-    let ends = row.offered_leases(now).map(|lease| lease.ends_ms);
+    // Those on points that may be lent again.
+    let last = row.terms.capacity.saturating_add(row.loading.is_some().into());
+    let ends =
+        row.leases.iter().filter(|lease| lease.point < last && lease.lives(now)).map(|lease| lease.ends_ms);
     let suspicion = row.health.is_suspect(now).then_some(row.health.suspect_until_ms);
     Place {
+        among: if is_offered { among } else { Among::default() },
         rank: is_offered.then(|| order(row, busy, rules.policy)),
         due_ms: ends.chain(suspicion).chain(host.and_then(|host| host.first_end_ms)).min(),
     }
@@ -58,10 +104,29 @@ pub fn place(row: &SeedRow, now: i64, rules: &Rules, host: Option<HostUse>) -> P
 const WHOLE: u64 = 1 << 40;
 
 fn order(row: &SeedRow, busy: u32, policy: Policy) -> (u64, i64) {
+    if let Some(loading) = &row.loading {
+        return order_of_loading(row, loading, busy, policy);
+    }
     match policy {
         Policy::Balanced => (u64::from(busy) * WHOLE / u64::from(row.terms.capacity.max(1)), row.used_ms),
         Policy::Lru => (0, row.used_ms),
         Policy::Fifo => (0, row.heard_ms),
+    }
+}
+
+/// Those that nobody reads from first; then, for `balanced`, the nearest to a complete seed, and those that hold more:
+/// a bit, 16 for the depth, 17 for the share that is not held, and the rest for the busy share.
+fn order_of_loading(row: &SeedRow, loading: &Loading, busy: u32, policy: Policy) -> (u64, i64) {
+    let has_readers = u64::from(busy > 0) << 63;
+    match policy {
+        Policy::Balanced => {
+            let depth = u64::from(loading.depth.min(u16::MAX.into())) << 47;
+            let lacks = chain::SHARES.saturating_sub(loading.held_share()) << 30;
+            let busy = (u64::from(busy) << 30) / u64::from(row.terms.capacity.max(1));
+            (has_readers | depth | lacks | busy.min((1 << 30) - 1), row.used_ms)
+        }
+        Policy::Lru => (has_readers, row.used_ms),
+        Policy::Fifo => (has_readers, row.heard_ms),
     }
 }
 
@@ -89,7 +154,7 @@ mod tests {
         assert_eq!(host, HostUse { full: false, first_end_ms: Some(NOW + 7) });
         let full = HostUse { full: true, ..host };
         let at = place(&seed(3, 1), NOW, &rules(Policy::Balanced), Some(full));
-        assert_eq!(at, Place { rank: None, due_ms: Some(NOW + 7) });
+        assert_eq!(at, Place { due_ms: Some(NOW + 7), ..Place::default() });
     }
 
     proptest! {

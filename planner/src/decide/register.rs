@@ -40,9 +40,13 @@ pub(super) fn register(
             end::seed(tables, now, rules, row.id);
             tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, rules)
         }
-        (Registration::Repeated, Some((row, known))) => {
+        (Registration::Repeated | Registration::Completed, Some((row, known))) => {
+            if registration == Registration::Completed {
+                remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Completed));
+            }
             let profile = Profile::clone(profile).or(&known.profile);
             tables.change(row.id, |row| {
+                row.loading = None;
                 row.heard_ms = row.heard_ms.max(heard_ms);
                 if profile != known.profile {
                     row.terms = rules.terms(identity, key, &profile);
@@ -52,7 +56,10 @@ pub(super) fn register(
             row.id
         }
         (Registration::Draining, Some((row, _))) => {
-            tables.change(row.id, |row| row.heard_ms = row.heard_ms.max(heard_ms));
+            tables.change(row.id, |row| {
+                row.loading = None;
+                row.heard_ms = row.heard_ms.max(heard_ms);
+            });
             row.id
         }
     };

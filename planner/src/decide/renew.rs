@@ -1,16 +1,20 @@
 //! When a lease ends that is renewed.
 
+use super::progress;
 use super::tables::Tables;
-use crate::store::commands::Renew;
+use crate::store::commands::{Renew, Renewed};
 
-/// Renews exactly the live lease of exactly the named seed, or nothing; gives how long it lives from now, in
-/// milliseconds.
-pub(super) fn renew(tables: &mut Tables, now: i64, command: &Renew) -> Option<i64> {
-    let row = tables.seed_at(&command.identity)?;
+/// Renews exactly the live lease of exactly the named seed, or nothing. Loading seeds tell with it how far they are, and
+/// are told when to tell again.
+pub(super) fn renew(tables: &mut Tables, now: i64, command: &Renew, period_ms: i64) -> Option<Renewed> {
+    let row = tables.seed_at(&command.identity)?.clone();
     let ttl_ms = row.terms.lease_ttl_ms;
     let at = row.leases.iter().position(|known| known.lease == command.lease && known.lives(now))?;
     tables.change(row.id, |row| row.leases[at].ends_ms = now.saturating_add(ttl_ms))?;
-    Some(ttl_ms)
+    let reader = row.leases[at].reader.zip(command.progress.as_deref());
+    let loading =
+        reader.map(|(reader, told)| progress::of_reader(tables, now, &row, reader, told, period_ms));
+    Some(Renewed { ttl_ms, loading })
 }
 
 #[cfg(test)]
@@ -25,9 +29,9 @@ mod tests {
         fn only_the_named_lease_of_the_named_seed_is_renewed_and_only_while_it_lives(
             seeds in any_seeds(), seed in 0u8..5, number in (0u32..5, 0u32..5),
         ) {
-            let command = Renew { identity: identity(seed), lease: lease(number.0 * 100 + number.1) };
+            let command = Renew { identity: identity(seed), lease: lease(number.0 * 100 + number.1), progress: None };
             let mut tables = tables(&seeds);
-            let ttl_ms = renew(&mut tables, NOW, &command);
+            let answer = renew(&mut tables, NOW, &command, 1_000);
             let mut renewed = 0;
             for before in &seeds {
                 for (was, is) in before.leases.iter().zip(&tables.seed(before.id).unwrap().leases) {
@@ -39,7 +43,7 @@ mod tests {
                     prop_assert_eq!(is.ends_ms, NOW + before.terms.lease_ttl_ms);
                 }
             }
-            prop_assert_eq!(renewed, usize::from(ttl_ms.is_some()));
+            prop_assert_eq!(renewed, usize::from(answer.is_some()));
         }
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use crate::domain::chain::Loading;
 use crate::domain::health::Health;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Known, Profile, Standing, State};
@@ -30,6 +31,8 @@ pub struct SeedRow {
     pub removed: bool,
     /// Whether an operator took it out: it is not offered while its memory is the same.
     pub drained: bool,
+    /// What is known of it while it loads; `None` once it holds everything.
+    pub loading: Option<Box<Loading>>,
     /// Its failures.
     pub health: Health,
     /// When it last answered a planner that asked for its health; 0 for never.
@@ -55,6 +58,8 @@ pub struct LeaseRow {
     pub ends_ms: i64,
     /// Who holds it, as far as that is known.
     pub requester: Option<Arc<str>>,
+    /// The number of the seed that holds it while that loads: it was registered by the same grant.
+    pub reader: Option<i64>,
 }
 
 impl LeaseRow {
@@ -82,9 +87,32 @@ impl SeedRow {
         (0..self.terms.capacity).filter(|point| busy.next_if_eq(point).is_none()).collect()
     }
 
+    /// The lease of this name on a point of it, be it over.
+    pub fn lease(&self, lease: &LeaseHash) -> Option<&LeaseRow> {
+        self.leases.iter().find(|known| known.lease == *lease)
+    }
+
+    /// The point beyond the capacity that a seed has while it loads, if it is free: for readers whose source stalls.
+    pub fn free_reserve(&self, now: i64) -> Option<u32> {
+        let point = self.terms.capacity;
+        let is_free = !self.leases.iter().any(|lease| lease.point == point && lease.lives(now));
+        (self.loading.is_some() && is_free).then_some(point)
+    }
+
+    /// What names its bytes, as far as that is known.
+    pub fn root(&self) -> Option<&str> {
+        let loading = self.loading.as_ref();
+        loading.map_or(self.profile.content_id.as_deref(), |loading| loading.root.as_deref())
+    }
+
+    /// How long it may be silent until it is not offered, in milliseconds.
+    fn silent_after_ms(&self, rules: &Rules) -> i64 {
+        self.loading.as_ref().map_or(rules.heartbeat_ttl_ms, |loading| loading.silent_after_ms())
+    }
+
     /// Whether it was not heard of for its time to live.
     pub fn is_silent(&self, now: i64, rules: &Rules) -> bool {
-        self.heard_ms <= now.saturating_sub(rules.heartbeat_ttl_ms)
+        self.heard_ms <= now.saturating_sub(self.silent_after_ms(rules))
     }
 
     /// What its state follows from.
@@ -111,6 +139,7 @@ impl SeedRow {
             removed: self.removed,
             drained: self.drained,
             silent: self.is_silent(now, rules),
+            loads: self.loading.is_some(),
             live_leases: self.live_leases(now),
         }
     }
@@ -134,6 +163,7 @@ impl SeedRow {
     /// Its memory, in bytes, about, beside what seeds of its key share.
     pub fn bytes(&self) -> usize {
         let told = if *self.profile == Profile::default() { 0 } else { 512 };
+        let told = told + self.loading.as_ref().map_or(0, |_| 2 * size_of::<Loading>() + 64);
         // With indexes and what the allocator adds a seed of v1 was seen to take 0.8 kB, four times the row.
         4 * size_of::<Self>() + 4 * self.name.len() + told + self.leases.len() * 2 * size_of::<LeaseRow>()
     }
@@ -165,7 +195,7 @@ pub struct RequestRow {
 impl RequestRow {
     /// Its memory, in bytes, about.
     pub fn bytes(&self) -> usize {
-        let wish = self.wish.exclude.len() * 64;
+        let wish = self.wish.exclude.len() * 64 + self.wish.loading.as_ref().map_or(0, |_| 1_024);
         2 * size_of::<Self>() + self.key.as_bytes().len() + size_of::<Wish>() + wish
     }
 }

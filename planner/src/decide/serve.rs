@@ -3,13 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
-use rfork_protocol::SeedKey;
+use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::choose::{self, Candidates};
+use super::join;
 use super::rows::RequestRow;
-use super::tables::Tables;
+use super::tables::{Offered, Tables};
 use super::wants::{Near, Wants};
 use crate::domain::policy::{HostRoom, Wish};
+use crate::domain::seed::State;
 use crate::store::commands::{Acquire, Acquired};
 use crate::store::{LeaseHash, MAX_CALLS, Rules};
 
@@ -54,6 +56,8 @@ pub(super) struct Serving {
     lines: BTreeMap<SeedKey, Line>,
     hosts: HostRoom,
     calls: usize,
+    /// Askers, and sources that stall, of which it is known whether they are there.
+    sought: BTreeSet<SeedIdentity>,
     /// Planners whose waiters were served.
     pub(super) woken: BTreeSet<Arc<str>>,
     /// Acquisitions that got nothing.
@@ -65,6 +69,25 @@ pub(super) struct Batch<'a> {
     pub(super) now: i64,
     pub(super) rules: &'a Rules,
     pub(super) acquires: &'a [Acquire],
+}
+
+impl Line {
+    /// Those who hold bytes come first, and a chain enters a zone once: see [`join::order`].
+    fn sort(&mut self) {
+        self.queue.make_contiguous().sort_by(|a, b| join::order(&a.wish).cmp(&join::order(&b.wish)));
+    }
+}
+
+fn page_of_loading<'a>(key: &SeedKey, tables: &'a Tables) -> Option<&'a Offered> {
+    tables.offers.get(key)?.get(&Near::Anywhere.loading())
+}
+
+/// Fills in who the worker is as a reader, as far as it may be one.
+fn find_reader(tables: &Tables, batch: &Batch<'_>, key: &SeedKey, wish: &mut Arc<Wish>) {
+    if wish.loading.is_some() {
+        let reader = join::reader(tables, batch.now, batch.rules, key, wish);
+        Arc::make_mut(wish).reader = reader;
+    }
 }
 
 impl Serving {
@@ -88,7 +111,8 @@ impl Serving {
                 line.commands.push(at);
             }
         }
-        Self { lines, ..Self::default() }
+        let sought = acquires.iter().flat_map(|one| one.wish.named()).cloned().collect();
+        Self { lines, sought, ..Self::default() }
     }
 
     /// Serves whoever can be; says what it has to see for the others. Whoever got nothing is refused for a reason that
@@ -119,6 +143,12 @@ impl Serving {
             if let Some(after) = line.after.filter(|_| line.queue.is_empty()) {
                 // Whoever comes next finds nothing where these found nothing, unless it is something that they did not
                 // want.
+                let is_unknown =
+                    line.left && batch.rules.max_chain_depth > 0 && page_of_loading(key, tables).is_none();
+                if is_unknown && tables.waiting.contains_key(key) {
+                    wants.offers.insert((key.clone(), Near::Anywhere.loading()), 1);
+                    return false;
+                }
                 let is_over = line.left && !self.may_have_room(key, line, tables) || self.calls >= MAX_CALLS;
                 match tables.waiting.remove(key) {
                     _ if is_over => line.after = None,
@@ -136,6 +166,7 @@ impl Serving {
                             lease: row.lease,
                             wish: row.wish.clone(),
                         }));
+                        line.sort();
                     }
                 }
             }
@@ -148,11 +179,20 @@ impl Serving {
                     let Acquire { lease, wish, .. } = &batch.acquires[at];
                     Worker { who: Who::Command(at), lease: *lease, wish: Arc::new(wish.as_ref().clone()) }
                 }));
+                line.sort();
+            }
+            let named = line.queue.iter().flat_map(|worker| worker.wish.named());
+            let unknown: Vec<_> = named.filter(|one| !self.sought.contains(*one)).cloned().collect();
+            if !unknown.is_empty() {
+                wants.identities.extend(unknown.iter().cloned());
+                self.sought.extend(unknown);
+                return false;
             }
             line.candidates.learn(tables, batch.now, batch.rules, key, &mut self.hosts);
             while let Some(worker) = line.queue.front_mut() {
                 let mut lacks = Wants::default();
                 choose::find_source(tables, &mut worker.wish, &mut lacks);
+                find_reader(tables, batch, key, &mut worker.wish);
                 let (wish, workers) = (worker.wish.clone(), line.queue.len());
                 let policy = batch.rules.policy;
                 let from = (key, &line.candidates, &self.hosts);
@@ -161,6 +201,7 @@ impl Serving {
                     // And, in the same look, what the others of the line need.
                     for other in &mut line.queue {
                         choose::find_source(tables, &mut other.wish, wants);
+                        find_reader(tables, batch, key, &mut other.wish);
                         choose::want(tables, policy, from, &other.wish, workers, wants);
                     }
                     return false;
@@ -173,7 +214,20 @@ impl Serving {
                     }
                     continue;
                 };
-                choose::claim(tables, batch.now, batch.rules, chosen, lease, &wish);
+                let before = wish.loading.as_ref().and_then(|asker| tables.seed_at(&asker.identity));
+                let before = before.map(|row| row.id);
+                let reader = join::join(tables, batch.now, batch.rules, key, &wish, chosen.0);
+                choose::claim(tables, batch.now, batch.rules, chosen, (lease, reader), &wish);
+                if reader.is_some() {
+                    // The next in the line may read from it.
+                    if let Some(before) = before {
+                        line.candidates.remove(before);
+                    }
+                    let row = reader.and_then(|reader| tables.seed(reader));
+                    if let Some(row) = row.filter(|row| row.state(batch.now, batch.rules) == State::Live) {
+                        line.candidates.put(row, batch.now);
+                    }
+                }
                 match who {
                     Who::Waiter(id) => self.served(tables, batch.now, id),
                     Who::Command(at) => answers[at] = tables.grant(&lease, batch.now).map(Acquired::Granted),
@@ -184,7 +238,8 @@ impl Serving {
 
     fn may_have_room(&self, key: &SeedKey, line: &Line, tables: &Tables) -> bool {
         let page = tables.offers.get(key).and_then(|pages| pages.get(&Near::Anywhere));
-        page.is_none_or(|page| !page.complete) || line.candidates.have_room(&self.hosts)
+        let loads = page_of_loading(key, tables).is_some_and(|page| !page.complete || !page.seeds.is_empty());
+        loads || page.is_none_or(|page| !page.complete) || line.candidates.have_room(&self.hosts)
     }
 
     fn served(&mut self, tables: &mut Tables, now: i64, id: i64) {

@@ -25,7 +25,12 @@ pub fn is_due(row: &SeedRow, now: i64, rules: &Rules) -> bool {
 /// Whether a seed without leases is to be forgotten. One that an operator took out is remembered for long: a pause of
 /// its heartbeats is not to bring it back.
 fn is_over(row: &SeedRow, now: i64, rules: &Rules) -> bool {
-    let memory_ms = if row.drained { DRAIN_MEMORY_MS } else { 0 };
+    let memory_ms = match &row.loading {
+        _ if row.drained => DRAIN_MEMORY_MS,
+        // As long as it may have a lease, which whoever pauses renews when it goes on.
+        Some(_) => row.terms.lease_ttl_ms,
+        None => 0,
+    };
     row.removed || (row.is_silent(now, rules) && row.heard_ms <= now.saturating_sub(memory_ms))
 }
 

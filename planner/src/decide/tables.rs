@@ -8,6 +8,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use super::changes::{Changed, Changes};
 use super::rows::{RequestRow, SeedRow};
 use super::wants::Near;
+use crate::domain::chain::{self, Source};
 use crate::domain::health::Health;
 use crate::domain::seed::Profile;
 use crate::store::{Grant, LeaseHash, PLANNER_TTL_MS, Room, Rules};
@@ -218,6 +219,7 @@ impl Tables {
             profile: Arc::new(profile),
             removed: false,
             drained: false,
+            loading: None,
             health: Health::default(),
             answered_ms: 0,
             used_ms: 0,
@@ -310,8 +312,15 @@ impl Tables {
     /// The lease as it would be granted now, if it lives.
     pub(super) fn grant(&self, lease: &LeaseHash, now: i64) -> Option<Grant> {
         let seed = self.seed_with(lease)?;
-        let held = seed.leases.iter().find(|known| known.lease == *lease && known.lives(now))?;
+        let held = seed.lease(lease).filter(|known| known.lives(now))?;
+        let source = held.reader.map(|_| Source {
+            loads: seed.loading.is_some(),
+            depth: chain::depth_behind(seed.loading.as_deref()),
+            root: seed.root().map(str::to_owned),
+            renew_after_ms: chain::PERIOD_MS,
+        });
         Some(Grant {
+            source,
             identity: seed.identity.clone(),
             seed_id: seed.id,
             lease_ttl_ms: held.ends_ms.saturating_sub(now),

@@ -7,7 +7,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::place::{HostUse, place};
 use super::rows::{LeaseRow, RequestRow, SeedRow};
-use super::{Batch, Decision, Near, Tables, Wants};
+use super::{Batch, Decision, Tables, Wants};
 use crate::domain::health::Health;
 use crate::domain::policy::Policy;
 use crate::domain::seed::{Profile, State};
@@ -47,6 +47,7 @@ pub(super) fn seed(number: u8, capacity: u32) -> SeedRow {
         terms: Terms { capacity, lease_ttl_ms: RULES.lease_ttl_ms, host_capacity: None },
         removed: false,
         drained: false,
+        loading: None,
         health: Health::default(),
         answered_ms: 0,
         used_ms: 0,
@@ -56,7 +57,7 @@ pub(super) fn seed(number: u8, capacity: u32) -> SeedRow {
 }
 
 pub(super) fn held(point: u32, number: u32, ends_ms: i64) -> LeaseRow {
-    LeaseRow { point, lease: lease(number), granted_ms: 0, ends_ms, requester: None }
+    LeaseRow { point, lease: lease(number), granted_ms: 0, ends_ms, requester: None, reader: None }
 }
 
 prop_compose! {
@@ -168,6 +169,12 @@ fn answer((seeds, requests): (&[SeedRow], &[RequestRow]), wants: &Wants, tables:
     };
     put(tables, &|row| wants.identities.contains(&row.identity));
     put(tables, &|row| row.leases.iter().any(|lease| wants.leases.contains(&lease.lease)));
+    let read_by = seeds.iter().flat_map(|row| &row.leases);
+    let readers: Vec<i64> = read_by
+        .filter(|lease| wants.readers.contains(&lease.lease))
+        .filter_map(|lease| lease.reader)
+        .collect();
+    put(tables, &|row| readers.contains(&row.id));
     for (key, after) in &wants.waiting {
         let waiting = requests.iter().filter(|row| row.waits_until_ms.is_some() && row.id > *after);
         let rows: Vec<_> = waiting.clone().take(1).cloned().map(Arc::new).collect();
@@ -176,19 +183,17 @@ fn answer((seeds, requests): (&[SeedRow], &[RequestRow]), wants: &Wants, tables:
         tables.put_planner(&"other".into(), NOW);
     }
     for ((key, near), limit) in &wants.offers {
-        let is_near = |row: &SeedRow| match near {
-            Near::Anywhere => true,
-            Near::Instance(instance) => row.profile.instance_id.as_ref() == Some(instance),
-            _ => false,
-        };
         let of_host = |host: &str| {
             let beside = seeds.iter().filter(|row| row.capped_host() == Some(host));
             HostUse::of(beside, NOW)
         };
-        let ranked = |row: &SeedRow| place(row, NOW, rules, row.capped_host().map(of_host)).rank;
+        let ranked = |row: &SeedRow| {
+            let at = place(row, NOW, rules, row.capped_host().map(of_host));
+            at.rank.filter(|_| at.among.nears(&row.profile, rules.policy).any(|known| known == *near))
+        };
         let mut offered: Vec<_> = seeds
             .iter()
-            .filter(|row| *row.key == *key && is_near(row))
+            .filter(|row| *row.key == *key)
             .filter_map(|row| Some((ranked(row)?, row.name.clone(), Arc::new(row.clone()))))
             .collect();
         offered.sort_by_key(|(rank, name, _)| (*rank, name.clone()));

@@ -21,6 +21,12 @@ pub enum Near {
     Rack(Option<String>, String),
     /// Those in a zone.
     Zone(String),
+    /// Those that nobody reads from. Only where the order of all does not have them first.
+    Idle,
+    /// Of those that still load, these. All others are complete.
+    Loading(Box<Self>),
+    /// Those that still load and have no point but the one for readers whose source stalls.
+    Reserve,
 }
 
 impl Near {
@@ -32,6 +38,12 @@ impl Near {
         let rack = rack.clone().map(|rack| Self::Rack(zone.clone(), rack));
         [instance, node, rack, zone.clone().map(Self::Zone)].into_iter().flatten()
     }
+
+    /// Those of these that still load.
+    #[must_use]
+    pub fn loading(self) -> Self {
+        Self::Loading(Box::new(self))
+    }
 }
 
 /// What is to be loaded next. Empty parts ask for nothing.
@@ -41,6 +53,8 @@ pub struct Wants {
     pub identities: BTreeSet<SeedIdentity>,
     /// Seeds by a lease that is or was on a point of theirs, and requests by the lease that they are for.
     pub leases: BTreeSet<LeaseHash>,
+    /// Seeds that hold these leases while they load.
+    pub readers: BTreeSet<LeaseHash>,
     /// Requests by the hash of their idempotency key, each with the seed that its lease is on.
     pub names: BTreeSet<[u8; 32]>,
     /// Requests of a key that wait, those after a number, in the order of their numbers, at most

@@ -64,6 +64,9 @@ mod tests {
                         location: Location::default(),
                         instance_id: None,
                         capped_host: host.map(|host| host.to_string()),
+                        root: None,
+                        loading: None,
+                        reserve: None,
                     };
                     (
                         candidate,

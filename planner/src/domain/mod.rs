@@ -1,5 +1,6 @@
 //! The planner's decisions, as pure functions of plain values: no database, no clock, no network.
 
+pub mod chain;
 pub mod explain;
 pub mod health;
 pub mod location;

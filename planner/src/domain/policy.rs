@@ -11,6 +11,7 @@ use std::str::FromStr;
 
 use rfork_protocol::SeedIdentity;
 
+use super::chain::{self, Asker, Loading, Offer, Reader};
 use super::location::{Distance, Location};
 
 /// How seeds are compared.
@@ -66,6 +67,19 @@ pub struct Wish {
     pub exclude: Vec<SeedIdentity>,
     /// Who it is, for people: nothing is chosen by it.
     pub requester: Option<String>,
+    /// What it would be as a loading seed, if it can read from one.
+    pub loading: Option<Box<Asker>>,
+    /// The same as it stands at the choice; without it no loading seed is granted.
+    pub reader: Option<Box<Reader>>,
+}
+
+impl Wish {
+    /// The seeds that say who a reader is: itself, and the source that brings it no byte.
+    pub fn named(&self) -> impl Iterator<Item = &SeedIdentity> {
+        let asker = self.loading.as_deref();
+        let stalled = asker.and_then(|asker| asker.stalled.as_ref()).map(|stalled| &stalled.identity);
+        asker.map(|asker| &asker.identity).into_iter().chain(stalled)
+    }
 }
 
 /// A seed that might serve: live, of the key that was asked for, neither drained nor suspect.
@@ -89,6 +103,33 @@ pub struct Candidate {
     pub instance_id: Option<String>,
     /// Its host, if what all seeds of that may lend together is bounded.
     pub capped_host: Option<String>,
+    /// What names its bytes, as far as that is known.
+    pub root: Option<String>,
+    /// What is known of it while it loads; `None` for a complete seed.
+    pub loading: Option<Loading>,
+    /// The point that a loading seed has beyond its capacity, if it is free: for readers whose source stalls.
+    pub reserve: Option<u32>,
+}
+
+impl Candidate {
+    /// Whether somebody reads from it.
+    fn has_readers(&self) -> bool {
+        u32::try_from(self.free_points.len()).is_ok_and(|free| free < self.capacity)
+    }
+
+    /// The point that a worker would get.
+    fn point(&self, wish: &Wish) -> Option<u32> {
+        let stalls = wish.reader.as_ref().is_some_and(|reader| reader.may_have_the_reserve);
+        self.free_points.iter().min().copied().or(self.reserve.filter(|_| stalls))
+    }
+
+    fn may_be_read_by(&self, reader: Option<&Reader>) -> bool {
+        let (root, loading) = (self.root.as_deref(), self.loading.as_ref());
+        match reader {
+            None => loading.is_none(),
+            Some(reader) => chain::may_read(reader, Offer { identity: &self.identity, root, loading }),
+        }
+    }
 }
 
 /// Leases that seeds of a host may still be given together, by host. A host that is not there has none.
@@ -97,10 +138,14 @@ pub type HostRoom = HashMap<String, u32>;
 /// What is compared, most important first; the least wins.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 struct Score<'a> {
+    /// Those that nobody reads from first, for who passes on what it reads: so workers become a chain and not a star.
+    has_readers: bool,
     /// Ranks of the instance that serves this one's first. Only `balanced`.
     other_instance: bool,
     /// Nearer first. Only `balanced`.
     distance: Distance,
+    /// Complete ones first, of the others those that are nearer to one and then those that hold more. Only `balanced`.
+    to_load: Option<(u32, Reverse<u64>)>,
     /// Larger free shares first, in parts of 2^32. Only `balanced`.
     free_share: Reverse<u64>,
     /// Longer silent first. Only `fifo`.
@@ -131,11 +176,14 @@ fn score<'a>(policy: Policy, candidate: &'a Candidate, wish: &Wish) -> Score<'a>
     let balanced = policy == Policy::Balanced;
     let free_share = (candidate.free_points.len() as u64) << 32;
     let free_share = free_share / u64::from(candidate.capacity.max(1));
+    let to_load = candidate.loading.as_ref().map(|loading| (loading.depth, Reverse(loading.held_share())));
     Score {
+        has_readers: wish.reader.is_some() && candidate.has_readers(),
         other_instance: balanced
             && wish.source_instance.is_some()
             && wish.source_instance != candidate.instance_id,
         distance: if balanced { wish.location.distance(&candidate.location) } else { Distance::Far },
+        to_load: to_load.filter(|_| balanced),
         free_share: Reverse(if balanced { free_share } else { 0 }),
         last_heartbeat_ms: if policy == Policy::Fifo { candidate.last_heartbeat_ms } else { 0 },
         last_used_ms: if policy == Policy::Fifo { 0 } else { candidate.last_used_ms },
@@ -152,13 +200,17 @@ pub enum Obstacle {
     HostFull,
     /// The worker does not want it.
     Excluded,
+    /// It still loads, and the worker cannot read from such; or it is no source for this one.
+    NoSource,
 }
 
 /// What keeps a candidate from being chosen, if anything.
 pub fn obstacle(candidate: &Candidate, wish: &Wish, hosts: &HostRoom) -> Option<Obstacle> {
     if wish.exclude.contains(&candidate.identity) {
         Some(Obstacle::Excluded)
-    } else if candidate.free_points.is_empty() {
+    } else if !candidate.may_be_read_by(wish.reader.as_deref()) {
+        Some(Obstacle::NoSource)
+    } else if candidate.point(wish).is_none() {
         Some(Obstacle::Full)
     } else if candidate.capped_host.as_ref().is_some_and(|host| hosts.get(host).is_none_or(|room| *room == 0))
     {
@@ -193,7 +245,7 @@ pub fn choose(
     hosts: &HostRoom,
 ) -> Option<(usize, u32)> {
     let at = free(candidates, wish, hosts).min_by_key(|at| score(policy, &candidates[*at], wish))?;
-    candidates[at].free_points.iter().min().map(|point| (at, *point))
+    candidates[at].point(wish).map(|point| (at, point))
 }
 
 /// Chooses and takes: the chosen point is no longer free in `candidates` and `hosts`, and its seed was used at
@@ -209,6 +261,7 @@ pub fn take(
     let (at, point) = choose(policy, candidates, wish, hosts)?;
     let chosen = &mut candidates[at];
     chosen.free_points.retain(|free| *free != point);
+    chosen.reserve = chosen.reserve.filter(|reserve| *reserve != point);
     chosen.last_used_ms = now_ms;
     if let Some(room) = chosen.capped_host.as_ref().and_then(|host| hosts.get_mut(host)) {
         *room = room.saturating_sub(1);
@@ -232,6 +285,9 @@ mod tests {
             location: Location::default(),
             instance_id: None,
             capped_host: None,
+            root: None,
+            loading: None,
+            reserve: None,
         }
     }
 

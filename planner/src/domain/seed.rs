@@ -54,6 +54,8 @@ impl Profile {
 }
 
 /// What the store knows of a seed when somebody speaks of it.
+// Facts that do not depend on each other.
+#[allow(clippy::struct_excessive_bools)]
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Known {
     /// What it holds.
@@ -66,6 +68,8 @@ pub struct Known {
     pub drained: bool,
     /// Whether it was not heard of for its time to live.
     pub silent: bool,
+    /// Whether it still loads.
+    pub loads: bool,
     /// Leases on it that live.
     pub live_leases: u32,
 }
@@ -136,6 +140,8 @@ pub enum Registration {
     New,
     /// It is still there, its leases kept; if it had fallen silent, it is offered again.
     Repeated,
+    /// It was loading, and has everything now; its leases are kept.
+    Completed,
     /// Its memory now holds something else: leases on what it held end, its whole capacity is free.
     NewHolding,
     /// It was removed and is not offered until its last lease has ended; registering it then makes it new. Or it
@@ -148,10 +154,42 @@ pub fn register(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Regi
     match known {
         None => Registration::New,
         Some(known) if known.key != *key || known.profile.contradicts(profile) => Registration::NewHolding,
+        // Whoever does not say that it is the same memory has other memory.
+        Some(known) if known.loads && known.profile.incarnation != profile.incarnation => {
+            Registration::NewHolding
+        }
         Some(known) if known.drained => Registration::Draining,
         Some(known) if known.removed && known.live_leases > 0 => Registration::Draining,
         Some(known) if known.removed => Registration::NewHolding,
+        Some(known) if known.loads => Registration::Completed,
         Some(_) => Registration::Repeated,
+    }
+}
+
+/// What it does that somebody registers as a loading seed, given what is known of its address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joining {
+    /// It was not known.
+    New,
+    /// It is known, with the same memory.
+    Repeated,
+    /// Its memory is another one: leases on what it was end.
+    NewHolding,
+    /// It cannot be: an operator or its owner took this memory out, or it has loaded everything.
+    Refused,
+}
+
+/// Decides what it means that a worker which loads `key` registers, for a seed that the store knows as `known`.
+pub fn join(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Joining {
+    match register(known, key, profile) {
+        Registration::New => Joining::New,
+        Registration::NewHolding => Joining::NewHolding,
+        Registration::Completed => Joining::Repeated,
+        // Of a complete seed that does not tell its incarnation nobody knows whether this is the same.
+        Registration::Repeated if known.is_some_and(|known| known.profile.incarnation.is_none()) => {
+            Joining::NewHolding
+        }
+        Registration::Repeated | Registration::Draining => Joining::Refused,
     }
 }
 
@@ -160,7 +198,8 @@ pub fn novelty(known: &Known, key: &SeedKey, profile: &Profile) -> &'static str 
     if known.key != *key {
         return "another key";
     }
-    known.profile.contradiction(profile).unwrap_or("it had been removed")
+    let other = known.profile.contradiction(profile);
+    other.unwrap_or(if known.removed { "it had been removed" } else { "another process" })
 }
 
 /// What a heartbeat meets that is no registration.
@@ -180,7 +219,7 @@ pub fn hear(known: Option<&Known>, key: &SeedKey, incarnation: Option<&str>) -> 
     let profile = Profile { incarnation: incarnation.map(str::to_owned), ..Profile::default() };
     match register(known, key, &profile) {
         Registration::New | Registration::NewHolding => Heard::Unknown,
-        Registration::Repeated => Heard::Known,
+        Registration::Repeated | Registration::Completed => Heard::Known,
         Registration::Draining => Heard::Draining,
     }
 }
@@ -231,14 +270,18 @@ mod tests {
     }
 
     fn known() -> impl Strategy<Value = Option<Known>> {
-        let parts = (0u8..3, profile(), any::<bool>(), any::<bool>(), any::<bool>(), 0u32..3);
-        prop::option::of(parts.prop_map(|(key, profile, removed, drained, silent, live_leases)| Known {
-            key: SeedKey::new([b'a' + key]).unwrap(),
-            profile,
-            removed,
-            drained,
-            silent,
-            live_leases,
+        let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        let parts = (0u8..3, profile(), flags, 0u32..3);
+        prop::option::of(parts.prop_map(|(key, profile, (removed, drained, silent, loads), live_leases)| {
+            Known {
+                key: SeedKey::new([b'a' + key]).unwrap(),
+                profile,
+                removed,
+                drained,
+                silent,
+                loads,
+                live_leases,
+            }
         }))
     }
 
@@ -248,7 +291,9 @@ mod tests {
             let key = SeedKey::new(*b"a").unwrap();
             let registration = register(known.as_ref(), &key, &told);
             if let Some(known) = &known {
-                let other_memory = known.key != key || known.profile.contradicts(&told);
+                let other_memory = known.key != key
+                    || known.profile.contradicts(&told)
+                    || (known.loads && known.profile.incarnation != told.incarnation);
                 prop_assert_ne!(registration, Registration::New);
                 if registration == Registration::NewHolding {
                     prop_assert!(other_memory || known.live_leases == 0);
@@ -259,6 +304,8 @@ mod tests {
                     prop_assert_eq!(registration, Registration::Draining, "it returns only after its last lease");
                 } else if known.drained {
                     prop_assert_eq!(registration, Registration::Draining, "its memory is the same");
+                } else if !known.removed {
+                    prop_assert_eq!(registration == Registration::Completed, known.loads);
                 }
             } else {
                 prop_assert_eq!(registration, Registration::New);
@@ -271,7 +318,9 @@ mod tests {
             match (hear(known.as_ref(), &key, incarnation.as_deref()), known) {
                 (_, None) => {}
                 (Heard::Unknown, Some(known)) => {
-                    let other = known.key != key || known.profile.incarnation.is_some_and(|known| Some(known) != incarnation);
+                    let differs = known.profile.incarnation != incarnation;
+                    let is_told = known.profile.incarnation.is_some() && incarnation.is_some();
+                    let other = known.key != key || (differs && (is_told || known.loads));
                     prop_assert!(other || (known.removed && known.live_leases == 0));
                 }
                 (Heard::Draining, Some(known)) => prop_assert!(known.drained || known.removed),

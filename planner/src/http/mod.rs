@@ -61,6 +61,8 @@ pub struct Parts {
     pub v1_hold: Duration,
     /// How seeds are compared.
     pub policy: Policy,
+    /// Whether workers that still load may serve others, which the store must keep.
+    pub loading_seeds: bool,
     /// Where addresses are.
     pub file: Arc<FileSettings>,
     /// Applies commands.

@@ -81,7 +81,7 @@ pub(super) async fn renew_seed_lease(
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
-    match api.submit(Renew { identity, lease: lease.hash() }).await? {
+    match api.submit(Renew { identity, lease: lease.hash(), progress: None }).await? {
         Some(_) => Ok(StatusCode::OK),
         None => Err(ApiError::NotFound(LEASE_NOT_FOUND)),
     }

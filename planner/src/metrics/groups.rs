@@ -77,10 +77,10 @@ impl Changes {
         Ok(Self {
             seeds: series.counters(
                 "seed_changes_total",
-                "Seeds that came (new, new_holding), repeated, drained or went (removed, forgotten, silenced: with \
+                "Seeds that came (new, new_holding), repeated, completed (they loaded), drained or went (removed, forgotten, silenced: with \
                  leases, counted on SQLite alone).",
                 &["change"],
-                &["new", "new_holding", "repeated", "drained", "removed", "forgotten", "silenced"],
+                &["new", "new_holding", "repeated", "completed", "drained", "removed", "forgotten", "silenced"],
             )?,
             leases: series.counters(
                 "lease_changes_total",

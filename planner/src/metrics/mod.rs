@@ -172,6 +172,7 @@ impl Metrics {
         let registered = registers.iter().flatten().map(|(registration, _)| match registration {
             Registration::New => "new",
             Registration::NewHolding => "new_holding",
+            Registration::Completed => "completed",
             // One that is out of allocation goes on beating.
             Registration::Repeated | Registration::Draining => "repeated",
         });

@@ -1,8 +1,10 @@
 //! What clients ask of a store, and what became of it.
 
+use rfork_protocol::v2::Advice;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::{Account, End};
+use crate::domain::chain::{Progress, Source};
 use crate::domain::health::{BackOff, Health};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
@@ -121,6 +123,26 @@ pub struct Grant {
     pub quiet_ms: i64,
     /// Whether it has ever answered when it was asked for its health.
     pub answers: bool,
+    /// What it is as a source, if the grant registered its asker as a loading seed.
+    pub source: Option<Source>,
+}
+
+/// A lease that was renewed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Renewed {
+    /// How long it lives from now, in milliseconds.
+    pub ttl_ms: i64,
+    /// What its holder is told, if that is a loading seed and has told how far it is.
+    pub loading: Option<Guidance>,
+}
+
+/// What a loading seed is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Guidance {
+    /// When it is to tell again how far it is, in milliseconds.
+    pub renew_after_ms: i64,
+    /// What it should do, beside going on.
+    pub advice: Option<Advice>,
 }
 
 /// Why no point was leased.
@@ -187,6 +209,8 @@ pub struct Heartbeat {
     pub incarnation: Option<String>,
     /// How long ago the request arrived, in milliseconds.
     pub age_ms: i64,
+    /// How far it is, if it loads.
+    pub progress: Option<Box<Progress>>,
 }
 
 /// Notes that a seed has just answered when it was asked for its health.
@@ -205,6 +229,8 @@ pub struct Renew {
     pub identity: SeedIdentity,
     /// The lease.
     pub lease: LeaseHash,
+    /// How far its holder is, if that is a loading seed.
+    pub progress: Option<Box<Progress>>,
 }
 
 /// Ends a lease.
@@ -376,8 +402,8 @@ pub struct Outcomes {
     pub heartbeats: Vec<(Heard, Option<i64>)>,
     /// Whether that holding is still there.
     pub answers: Vec<bool>,
-    /// How long the lease lives from now, in milliseconds; `None` if it has ended.
-    pub renewals: Vec<Option<i64>>,
+    /// The lease; `None` if it has ended.
+    pub renewals: Vec<Option<Renewed>>,
     /// Whether the lease lived.
     pub releases: Vec<bool>,
     /// What was there to be removed.

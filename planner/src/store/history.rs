@@ -119,6 +119,10 @@ pub enum EventKind {
     Recovered = 6,
     /// The weights of a key were replaced: the seeds of the old ones drain.
     Invalidated = 7,
+    /// It loaded, and has everything now.
+    Completed = 8,
+    /// It loads, and reads from another seed now.
+    Moved = 9,
 }
 
 impl EventKind {
@@ -133,6 +137,8 @@ impl EventKind {
             Self::Suspect,
             Self::Recovered,
             Self::Invalidated,
+            Self::Completed,
+            Self::Moved,
         ]
         .into_iter()
         .find(|kind| *kind as i64 == number)

@@ -4,6 +4,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::{Counts, LeaseHash, Rules};
 use crate::decide::rows::{LeaseRow, SeedRow};
+use crate::domain::chain::Loading;
 use crate::domain::seed::{Profile, State};
 
 /// Part of a list.
@@ -89,6 +90,17 @@ pub struct SeedEntry {
     pub profile: Profile,
     /// Its host and the leases that seeds of that may still be given together, where that is bounded.
     pub host_room: Option<(String, u32)>,
+    /// How far it is, while it loads.
+    pub loading: Option<LoadingEntry>,
+}
+
+/// A seed that loads, at the moment of the list.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LoadingEntry {
+    /// What is known of it.
+    pub loading: Loading,
+    /// Where the seed is that it reads from, if that is there.
+    pub source: Option<SeedIdentity>,
 }
 
 impl SeedEntry {
@@ -108,6 +120,7 @@ impl SeedEntry {
             failures: row.health.failures,
             profile: row.profile.as_ref().clone(),
             host_room,
+            loading: None,
         }
     }
 }

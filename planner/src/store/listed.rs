@@ -5,7 +5,8 @@ mod sort;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::Account;
-use super::{Grant, LeaseHash, Leaving, Left, Queue, Refusal, Report};
+use super::{Grant, LeaseHash, Leaving, Left, Queue, Refusal, Renewed, Report};
+use crate::domain::chain::Progress;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
 pub(crate) use sort::ApplyList;
@@ -34,6 +35,8 @@ pub(crate) enum Command {
         incarnation: Option<String>,
         /// How long ago the request arrived, in milliseconds. The writer fills it in.
         age_ms: i64,
+        /// How far it is, if it loads.
+        progress: Option<Box<Progress>>,
     },
     /// Lease a point of some seed.
     Acquire {
@@ -66,6 +69,8 @@ pub(crate) enum Command {
         identity: SeedIdentity,
         /// The lease.
         lease: LeaseHash,
+        /// How far its holder is, if that is a loading seed.
+        progress: Option<Box<Progress>>,
     },
     /// End a lease.
     Release {
@@ -120,8 +125,8 @@ pub(crate) enum Outcome {
     Served(Option<i64>),
     /// Of [`Command::Leave`].
     Left(Left),
-    /// Of [`Command::Renew`]: how long the lease lives from now, in milliseconds, or `None` if it has ended.
-    Renewed(Option<i64>),
+    /// Of [`Command::Renew`]; `None` if the lease has ended.
+    Renewed(Option<Renewed>),
     /// Of [`Command::Release`]: whether the lease lived.
     Released(bool),
     /// Of [`Command::Answered`]: whether that holding is still there.

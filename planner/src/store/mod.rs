@@ -13,8 +13,8 @@ use tokio::sync::Notify;
 pub use crate::domain::seed::{Heard, Registration, Removal};
 pub use clock::{Clock, ManualClock};
 pub use commands::{
-    Beat, Commands, Grant, Idempotency, LeaseHash, Leaving, Left, Outcomes, Queue, Refusal, Report, Told,
-    Woken, attempt,
+    Beat, Commands, Grant, Guidance, Idempotency, LeaseHash, Leaving, Left, Outcomes, Queue, Refusal,
+    Renewed, Report, Told, Woken, attempt,
 };
 use history::{EndedLease, Event, EventFilter};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
@@ -169,6 +169,11 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`], when not.
     async fn check(&self) -> Result<(), StoreError>;
+
+    /// Whether it keeps seeds that still load. A planner over one that does not never registers one.
+    fn keeps_loading_seeds(&self) -> bool {
+        false
+    }
 
     /// Its connections, by what they are for. Asks nobody.
     fn pools(&self) -> Vec<PoolView>;

@@ -43,6 +43,8 @@ pub struct Rules {
     pub capacity: u32,
     /// How seeds are compared.
     pub policy: Policy,
+    /// Sources at most between a worker and a complete seed, or storage.
+    pub max_chain_depth: u32,
     /// How long a seed that failed is left alone.
     pub back_off: BackOff,
     /// What differs for some seeds.

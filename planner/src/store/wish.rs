@@ -1,8 +1,10 @@
 //! A wish as the database keeps it while its worker waits.
 
 use rfork_protocol::SeedIdentity;
+use rfork_protocol::v1::Labels;
 use serde::{Deserialize, Serialize};
 
+use crate::domain::chain::{Asker, Held, Stalled};
 use crate::domain::location::Location;
 use crate::domain::policy::Wish;
 
@@ -18,6 +20,57 @@ struct Kept {
     exclude: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     requester: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    loading: Option<KeptAsker>,
+}
+
+/// What it would be as a loading seed.
+#[derive(Serialize, Deserialize)]
+struct KeptAsker {
+    seed: SeedIdentity,
+    incarnation: String,
+    total_bytes: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    model_url: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    deploy_strategy: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    is_draft: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    held: Option<Held>,
+    /// The source that stalls, and the hash of the lease on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    stalled: Option<(SeedIdentity, [u8; 32])>,
+}
+
+impl From<&Asker> for KeptAsker {
+    fn from(asker: &Asker) -> Self {
+        let Asker { identity, incarnation, labels, total_bytes, held, stalled } = asker.clone();
+        Self {
+            seed: identity,
+            incarnation,
+            total_bytes,
+            model_url: labels.model_url,
+            deploy_strategy: labels.deploy_strategy,
+            is_draft: labels.is_draft,
+            held,
+            stalled: stalled.map(|stalled| (stalled.identity, stalled.lease)),
+        }
+    }
+}
+
+impl From<KeptAsker> for Asker {
+    fn from(kept: KeptAsker) -> Self {
+        let KeptAsker { model_url, deploy_strategy, is_draft, .. } = kept;
+        Self {
+            identity: kept.seed,
+            incarnation: kept.incarnation,
+            labels: Labels { model_url, deploy_strategy, is_draft },
+            total_bytes: kept.total_bytes,
+            held: kept.held,
+            stalled: kept.stalled.map(|(identity, lease)| Stalled { identity, lease }),
+        }
+    }
 }
 
 /// As JSON.
@@ -27,6 +80,7 @@ pub(super) fn encode(wish: &Wish) -> String {
         instance_id: wish.instance_id.clone(),
         exclude: wish.exclude.iter().map(ToString::to_string).collect(),
         requester: wish.requester.clone(),
+        loading: wish.loading.as_deref().map(Into::into),
     };
     // A struct of texts always has a JSON form; should it not, nothing is wished.
     serde_json::to_string(&kept).unwrap_or_else(|_| "{}".into())
@@ -42,6 +96,8 @@ pub(super) fn decode(text: &str) -> Result<Wish, String> {
         source_instance: None,
         exclude: exclude.collect::<Result<_, _>>().map_err(|error| format!("a wish: {error}"))?,
         requester: kept.requester,
+        loading: kept.loading.map(|kept| Box::new(kept.into())),
+        reader: None,
     })
 }
 
@@ -50,12 +106,34 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
+    prop_compose! {
+        fn asker()(
+            incarnation in ".{0,8}",
+            model_url in prop::option::of(".{0,8}"),
+            is_draft in prop::option::of(any::<bool>()),
+            total_bytes in any::<u64>(),
+            held in prop::option::of((".{0,8}", any::<u64>())),
+            stalled in prop::option::of(any::<[u8; 32]>()),
+        ) -> Asker {
+            let identity = SeedIdentity::new("h", 1, 0).unwrap();
+            Asker {
+                identity: identity.clone(),
+                incarnation,
+                labels: Labels { model_url, deploy_strategy: None, is_draft },
+                total_bytes,
+                held: held.map(|(root, bytes)| Held { root, bytes }),
+                stalled: stalled.map(|lease| Stalled { identity, lease }),
+            }
+        }
+    }
+
     proptest! {
         #[test]
-        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}")) {
+        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}"), loading in prop::option::of(asker())) {
             let exclude = ports.into_iter().map(|port| SeedIdentity::new("fd00::1", port, 7).unwrap()).collect();
             let location = Location { zone, ..Location::default() };
-            let wish = Wish { location, instance_id, source_instance: None, exclude, requester };
+            let loading = loading.map(Box::new);
+            let wish = Wish { location, instance_id, exclude, requester, loading, ..Wish::default() };
             prop_assert_eq!(decode(&encode(&wish)).unwrap(), wish);
         }
     }

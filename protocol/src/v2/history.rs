@@ -77,10 +77,14 @@ pub enum EventKind {
     Recovered,
     /// The weights of a key were replaced: the seeds of the old ones drain.
     Invalidated,
+    /// It loaded, and has everything now.
+    Completed,
+    /// It loads, and reads from another seed now.
+    Moved,
 }
 
 impl EventKind {
-    const NAMES: [(&str, Self); 8] = [
+    const NAMES: [(&str, Self); 10] = [
         ("registered", Self::Registered),
         ("new_holding", Self::NewHolding),
         ("removed", Self::Removed),
@@ -89,6 +93,8 @@ impl EventKind {
         ("suspect", Self::Suspect),
         ("recovered", Self::Recovered),
         ("invalidated", Self::Invalidated),
+        ("completed", Self::Completed),
+        ("moved", Self::Moved),
     ];
 
     /// As it stands in a query.

@@ -160,4 +160,6 @@ pub enum Verdict {
     Draining,
     /// The request excludes it.
     Excluded,
+    /// It still loads: only who can read from such a seed is granted one.
+    Loading,
 }

@@ -111,6 +111,23 @@ pub struct LoadProgress {
     pub held: Option<Held>,
 }
 
+/// A seed that loads, for people.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LoadingSummary {
+    /// Sources between it and a complete seed, or storage.
+    pub depth: u32,
+    /// The seed that it reads from; null when that is gone, or when it reads from storage.
+    pub source: Option<SeedIdentity>,
+    /// What names its bytes, as far as the planner has heard.
+    pub root: Option<String>,
+    /// Bytes that it holds.
+    pub held_bytes: u64,
+    /// Bytes that came since the load began.
+    pub arrived_bytes: u64,
+    /// The model's size in bytes.
+    pub total_bytes: u64,
+}
+
 /// What a loading seed is told to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

@@ -27,7 +27,9 @@ pub use keys::{
 pub use leases::{
     Acquire, Granted, LeaseList, LeaseQuery, LeaseSummary, Release, Released, Renew, Renewed, TransferOutcome,
 };
-pub use loading::{Advice, Held, LOADING_SEEDS, LoadProgress, LoadingSeed, SeedPhase, Source, Stalled};
+pub use loading::{
+    Advice, Held, LOADING_SEEDS, LoadProgress, LoadingSeed, LoadingSummary, SeedPhase, Source, Stalled,
+};
 pub use query::{DEFAULT_PAGE, MAX_PAGE, NoQuery, Query, QueryError};
 pub use seeds::{
     Beat, BeatResult, BeatStatus, Deregister, Deregistered, Deregistration, Drain, Drained, HeartbeatBatch,

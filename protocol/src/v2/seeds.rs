@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::query::{Fields, Query, QueryError, Written};
-use super::{Cursor, DEFAULT_PAGE, Label, LoadProgress, Location, MAX_BEATS, Name, body};
+use super::{Cursor, DEFAULT_PAGE, Label, LoadProgress, LoadingSummary, Location, MAX_BEATS, Name, body};
 use crate::host::Host;
 use crate::ids::{SeedIdentity, SeedKey};
 
@@ -288,6 +288,9 @@ pub struct SeedSummary {
     pub content_id: Option<String>,
     /// Where it stands.
     pub location: Place,
+    /// How far it is, while it loads; null once it has everything.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loading: Option<LoadingSummary>,
 }
 
 /// Where a seed stands, as far as it is known.

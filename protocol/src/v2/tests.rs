@@ -299,7 +299,9 @@ fn states() -> impl Strategy<Value = SeedState> {
 }
 
 fn kinds() -> impl Strategy<Value = EventKind> {
-    use EventKind::{Drained, Invalidated, NewHolding, Recovered, Registered, Removed, Silent, Suspect};
+    use EventKind::{
+        Completed, Drained, Invalidated, Moved, NewHolding, Recovered, Registered, Removed, Silent, Suspect,
+    };
     prop::sample::select(vec![
         Registered,
         NewHolding,
@@ -309,6 +311,8 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         Suspect,
         Recovered,
         Invalidated,
+        Completed,
+        Moved,
     ])
 }
 
@@ -317,9 +321,18 @@ fn place(Location { zone, rack, host }: Location) -> Place {
 }
 
 prop_compose! {
+    fn loading_summaries()(
+        registered in registers(), depth: u32, root in maybe(Just("root".to_owned())), bytes: (u64, u64, u64),
+    ) -> LoadingSummary {
+        let (held_bytes, arrived_bytes, total_bytes) = bytes;
+        LoadingSummary { depth, source: Some(registered.seed), root, held_bytes, arrived_bytes, total_bytes }
+    }
+}
+
+prop_compose! {
     fn summaries()(
         registered in registers(), state in states(), numbers: (u32, u32, u64, u32),
-        times: (Option<u64>, Option<u64>),
+        times: (Option<u64>, Option<u64>), loading in maybe(loading_summaries()),
     ) -> SeedSummary {
         let words = |text: Option<Name>| text.map(String::from);
         SeedSummary {
@@ -329,6 +342,7 @@ prop_compose! {
             deploy_strategy: registered.deploy_strategy.map(String::from), is_draft: registered.is_draft,
             incarnation: words(registered.incarnation), instance_id: words(registered.instance_id),
             content_id: words(registered.content_id), location: registered.location.map(place).unwrap_or_default(),
+            loading,
         }
     }
 }

@@ -25,7 +25,7 @@ pub(super) async fn explain(call: Call<Explain>) -> Result<Explained, Refused> {
         Some(instance) => within(DEADLINE, api.store.source_instance(instance)).await?,
         None => None,
     };
-    let wish = Wish { location, instance_id, source_instance, exclude, requester: None };
+    let wish = Wish { location, instance_id, source_instance, exclude, ..Wish::default() };
     let filter = SeedFilter { key: Some(seed_key), ..SeedFilter::default() };
     let part = Part { limit: MAX_SEEDS, after: None };
     let page = within(DEADLINE, api.store.list_seeds(&filter, &part)).await?;
@@ -74,6 +74,9 @@ fn candidate(seed: &SeedEntry) -> Candidate {
         location: seed.profile.location.clone(),
         instance_id: seed.profile.instance_id.clone(),
         capped_host: seed.host_room.as_ref().map(|(host, _)| host.clone()),
+        root: seed.profile.content_id.clone(),
+        loading: seed.loading.as_ref().map(|entry| entry.loading.clone()),
+        reserve: None,
     }
 }
 
@@ -84,6 +87,7 @@ fn told(verdict: explain::Verdict) -> (Verdict, Option<u32>) {
         explain::Verdict::Obstacle(Obstacle::Full) => (Verdict::Full, None),
         explain::Verdict::Obstacle(Obstacle::HostFull) => (Verdict::HostFull, None),
         explain::Verdict::Obstacle(Obstacle::Excluded) => (Verdict::Excluded, None),
+        explain::Verdict::Obstacle(Obstacle::NoSource) => (Verdict::Loading, None),
         explain::Verdict::NotOffered(State::Suspect) => (Verdict::Suspect, None),
         explain::Verdict::NotOffered(State::Silent) => (Verdict::Silent, None),
         explain::Verdict::NotOffered(State::Draining | State::Live) => (Verdict::Draining, None),
@@ -111,6 +115,7 @@ mod tests {
             failures: 0,
             profile: Profile::default(),
             host_room: None,
+            loading: None,
         }
     }
 

@@ -48,7 +48,7 @@ fn lease(lease: history::EndedLease) -> EndedLease {
 }
 
 /// Each kind here and on the wire.
-const KINDS: [(history::EventKind, EventKind); 8] = [
+const KINDS: [(history::EventKind, EventKind); 10] = [
     (history::EventKind::Registered, EventKind::Registered),
     (history::EventKind::NewHolding, EventKind::NewHolding),
     (history::EventKind::Removed, EventKind::Removed),
@@ -57,6 +57,8 @@ const KINDS: [(history::EventKind, EventKind); 8] = [
     (history::EventKind::Suspect, EventKind::Suspect),
     (history::EventKind::Recovered, EventKind::Recovered),
     (history::EventKind::Invalidated, EventKind::Invalidated),
+    (history::EventKind::Completed, EventKind::Completed),
+    (history::EventKind::Moved, EventKind::Moved),
 ];
 
 pub(super) async fn events(call: Call<EventQuery>) -> Result<EventList, Refused> {

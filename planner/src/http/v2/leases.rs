@@ -13,6 +13,7 @@ use rfork_protocol::{LeaseId, SeedIdentity};
 use sha2::{Digest, Sha256};
 
 use super::super::client::tell_of;
+use super::loading;
 use super::refused::Refused;
 use super::route::Call;
 use crate::domain::location::Location;
@@ -31,27 +32,29 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
     let lease_id = LeaseId::new(lease_id).map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
-    let Acquire { seed_key: key, wait_ms, location, instance_id, exclude, .. } = request;
+    let Acquire { seed_key: key, wait_ms, location, instance_id, exclude, loading, stalled } = request;
     let wait_ms = i64::try_from(wait_ms.min(super::millis(MAX_WAIT))).unwrap_or(i64::MAX);
     let address = client.as_ref().map(|client| client.address);
     let ask = Ask {
         key,
-        wish: Box::new(wish(
-            super::whereabouts(&api, location, client.as_ref()),
-            instance_id,
-            exclude,
-            address,
-        )),
+        wish: Box::new(Wish {
+            // To a planner that keeps no loading seeds, its worker is as any other.
+            loading: loading
+                .filter(|_| api.loading_seeds)
+                .map(|told| Box::new(loading::asker(told, stalled))),
+            ..wish(super::whereabouts(&api, location, client.as_ref()), instance_id, exclude, address)
+        }),
         lease: lease_id.hash(),
         queue: Queue { wait_ms, idempotency, attempt: attempt(), again: None },
     };
     match api.granter.acquire(&ask).await {
         Ok(granted) => {
-            let Grant { identity: seed, lease_ttl_ms, .. } = granted.grant().clone();
+            let Grant { identity: seed, lease_ttl_ms, source, .. } = granted.grant().clone();
             tell_of(client, granted);
             let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
             tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
-            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source: None })
+            let source = source.map(loading::source);
+            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source })
         }
         Err(AcquireError::Refused(refusal)) => Err(refused(refusal)),
         Err(AcquireError::Superseded) => Err(refused(Refusal::LeaseEnded)),
@@ -91,7 +94,7 @@ fn wish(
         (Some(instance), None) => Some(instance.clone()),
         (None, address) => address.map(|address| address.to_string()),
     };
-    Wish { location, instance_id, source_instance: None, exclude, requester }
+    Wish { location, instance_id, exclude, requester, ..Wish::default() }
 }
 
 fn refused(refusal: Refusal) -> Refused {
@@ -118,10 +121,16 @@ fn idempotency_key<T>(call: &Call<T>) -> Result<Option<IdempotencyKey>, Refused>
 }
 
 pub(super) async fn renew(call: Call<Renew>) -> Result<Renewed, Refused> {
-    let Call { api, request: Renew { lease_id, seed, .. }, .. } = call;
-    let renewed = api.submit(commands::Renew { identity: seed, lease: lease_id.hash() }).await?;
-    let ttl_ms = renewed.ok_or_else(|| not_found(&lease_id))?;
-    Ok(Renewed { ttl_ms: ttl_ms.unsigned_abs(), renew_after_ms: None, advice: None })
+    let Call { api, request: Renew { lease_id, seed, loading }, .. } = call;
+    let progress = loading.filter(|_| api.loading_seeds).map(loading::progress).map(Box::new);
+    let renewal = commands::Renew { identity: seed, lease: lease_id.hash(), progress };
+    let commands::Renewed { ttl_ms, loading } =
+        api.submit(renewal).await?.ok_or_else(|| not_found(&lease_id))?;
+    Ok(Renewed {
+        ttl_ms: ttl_ms.unsigned_abs(),
+        renew_after_ms: loading.map(|told| told.renew_after_ms.unsigned_abs()),
+        advice: loading.and_then(|told| told.advice),
+    })
 }
 
 pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {

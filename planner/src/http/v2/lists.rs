@@ -8,6 +8,7 @@ use rfork_protocol::v2::{
     SeedQuery, SeedState, SeedSummary,
 };
 
+use super::loading;
 use super::refused::Refused;
 use super::route::{Call, within};
 use crate::domain::seed::State;
@@ -74,6 +75,7 @@ pub(super) fn seed(seed: SeedEntry) -> SeedSummary {
             rack: profile.location.rack,
             host: profile.location.host,
         },
+        loading: seed.loading.map(loading::summary),
     }
 }
 

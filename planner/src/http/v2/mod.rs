@@ -23,6 +23,7 @@ mod history;
 mod keys;
 mod leases;
 mod lists;
+mod loading;
 pub mod openapi;
 mod refused;
 mod route;

@@ -9,6 +9,7 @@ use rfork_protocol::v2::{
 };
 
 use super::super::Api;
+use super::loading;
 use super::refused::Refused;
 use super::route::Call;
 use super::service::heartbeat_interval_ms;
@@ -53,6 +54,7 @@ fn told(registration: seed::Registration) -> Registration {
     match registration {
         seed::Registration::New => Registration::New,
         seed::Registration::Repeated => Registration::Repeated,
+        seed::Registration::Completed => Registration::Completed,
         seed::Registration::NewHolding => Registration::NewHolding,
         seed::Registration::Draining => Registration::Draining,
     }
@@ -64,12 +66,18 @@ pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatRes
     Ok(HeartbeatResults { results: try_join_all(beats).await? })
 }
 
-async fn beat(api: &Api, Beat { seed, seed_key: key, incarnation, .. }: Beat) -> Result<BeatResult, Refused> {
+async fn beat(
+    api: &Api,
+    Beat { seed, seed_key: key, incarnation, loading }: Beat,
+) -> Result<BeatResult, Refused> {
     let incarnation = incarnation.map(String::from);
-    if api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref()) {
+    let progress = loading.filter(|_| api.loading_seeds).map(loading::progress).map(Box::new);
+    // How far somebody is is not gathered.
+    if progress.is_none() && api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref()) {
         return Ok(BeatResult { seed, status: BeatStatus::Ok });
     }
-    let (status, _) = api.submit(Heartbeat { identity: seed.clone(), key, incarnation, age_ms: 0 }).await?;
+    let beat = Heartbeat { identity: seed.clone(), key, incarnation, age_ms: 0, progress };
+    let (status, _) = api.submit(beat).await?;
     Ok(BeatResult { seed, status: heard(status) })
 }
 

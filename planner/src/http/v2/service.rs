@@ -1,6 +1,6 @@
 //! What the planner says of itself.
 
-use rfork_protocol::v2::{NoQuery, Service};
+use rfork_protocol::v2::{LOADING_SEEDS, NoQuery, Service};
 use serde_json::Value;
 
 use crate::waiting::MAX_WAIT;
@@ -16,7 +16,7 @@ pub(super) async fn service(call: Call<NoQuery>) -> Result<Service, Refused> {
         api: vec!["v1".into(), "v2".into()],
         heartbeat_interval_ms: heartbeat_interval_ms(&call),
         max_wait_ms: super::millis(MAX_WAIT),
-        features: Vec::new(),
+        features: call.api.loading_seeds.then(|| LOADING_SEEDS.into()).into_iter().collect(),
     })
 }
 

@@ -154,7 +154,13 @@ pub(crate) async fn a_drained_seed_stays_out_for_its_day<H: Home>() {
         bench.restart(RULES).await;
         bench.step(DRAIN_MEMORY_MS - 1);
         bench.store.sweep().await.unwrap();
-        let beat = Command::Beat { identity: identity(1), key: key("k"), incarnation: None, age_ms: 0 };
+        let beat = Command::Beat {
+            identity: identity(1),
+            key: key("k"),
+            incarnation: None,
+            age_ms: 0,
+            progress: None,
+        };
         assert_eq!(bench.one(beat).await, Outcome::Heard(Heard::Draining, None), "after steps of {step} ms");
         bench.set_clock(-step);
         bench.step(DRAIN_MEMORY_MS);

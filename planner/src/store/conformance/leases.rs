@@ -1,6 +1,7 @@
 //! Invariants 3, 4 and 6, of leases: no leak, fencing, restart.
 
 use super::*;
+use crate::store::Renewed;
 
 pub(crate) async fn no_leak_a_lease_is_gone_at_its_time_to_live<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
@@ -62,7 +63,8 @@ pub(crate) async fn fencing_of_two_seeds_named_in_one_batch<H: Home>() {
     bench.register(2, "other").await;
     assert!(bench.acquire("k", 1).await.is_some());
     let outcomes = bench.apply(&[renew(2, 1), renew(1, 1), renew(1, 9)]).await;
-    assert_eq!(outcomes, [None, Some(RULES.lease_ttl_ms), None].map(Outcome::Renewed));
+    let renewed = Some(Renewed { ttl_ms: RULES.lease_ttl_ms, loading: None });
+    assert_eq!(outcomes, [None, renewed, None].map(Outcome::Renewed));
     let outcomes = bench.apply(&[release(2, 1), release(1, 1), release(1, 1)]).await;
     assert_eq!(outcomes, [false, true, false].map(Outcome::Released));
 }

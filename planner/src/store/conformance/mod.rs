@@ -26,6 +26,7 @@ pub(crate) mod found;
 pub(crate) mod history;
 pub(crate) mod leases;
 pub(crate) mod lists;
+pub(crate) mod loading;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;
 mod values;
@@ -142,7 +143,7 @@ pub(crate) fn acquire(text: &str, number: u32) -> Command {
 }
 
 pub(crate) fn renew(seed: u8, number: u32) -> Command {
-    Command::Renew { identity: identity(seed), lease: lease(number) }
+    Command::Renew { identity: identity(seed), lease: lease(number), progress: None }
 }
 
 pub(crate) fn release(seed: u8, number: u32) -> Command {

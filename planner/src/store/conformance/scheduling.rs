@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::terms::{Overrides, Pattern, Selector};
-use crate::store::{DRAIN_MEMORY_MS, Heard};
+use crate::store::{DRAIN_MEMORY_MS, Heard, Renewed};
 
 fn seed_on(host: &str, port: u16) -> SeedIdentity {
     SeedIdentity::new(host, port, 0).unwrap()
@@ -92,7 +92,10 @@ pub(crate) async fn a_lease_lives_as_long_as_its_seed_s_rule_says<H: Home>() {
         other => panic!("{other:?}"),
     }
     bench.step(49_999);
-    assert_eq!(one(&bench, renew(1, 1)).await, Outcome::Renewed(Some(50_000)));
+    assert_eq!(
+        one(&bench, renew(1, 1)).await,
+        Outcome::Renewed(Some(Renewed { ttl_ms: 50_000, loading: None }))
+    );
     bench.step(49_999);
     bench.register(1, "slow").await;
     assert_eq!(bench.acquire("slow", 2).await, None);
@@ -429,7 +432,13 @@ pub(crate) async fn a_silence_does_not_bring_a_drained_seed_back<H: Home>() {
     };
     for silence in [RULES.heartbeat_ttl_ms, DRAIN_MEMORY_MS - 1] {
         silent_and_swept(silence).await;
-        let beat = Command::Beat { identity: identity(1), key: key("k"), incarnation: None, age_ms: 0 };
+        let beat = Command::Beat {
+            identity: identity(1),
+            key: key("k"),
+            incarnation: None,
+            age_ms: 0,
+            progress: None,
+        };
         assert_eq!(one(&bench, beat).await, Outcome::Heard(Heard::Draining, None));
         for (seed, profile) in [(1, told.clone()), (2, Profile::default())] {
             let registered = one(&bench, tell(identity(seed), "k", profile)).await;

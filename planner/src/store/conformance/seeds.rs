@@ -112,7 +112,7 @@ pub(crate) async fn a_heartbeat_that_registers_nothing_keeps_a_known_seed<H: Hom
     let bench = Bench::<H>::new(RULES).await;
     let told = |text: &str, incarnation: &str, age_ms| {
         let incarnation = Some(incarnation.to_owned());
-        Command::Beat { identity: identity(1), key: key(text), incarnation, age_ms }
+        Command::Beat { identity: identity(1), key: key(text), incarnation, age_ms, progress: None }
     };
     let beat = async |text: &str, incarnation: &str, age_ms: i64| match &bench
         .apply(&[told(text, incarnation, age_ms)])

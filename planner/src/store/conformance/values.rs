@@ -13,6 +13,7 @@ pub(crate) const RULES: Rules = Rules {
     lease_ttl_ms: 10_000,
     capacity: 1,
     policy: Policy::Balanced,
+    max_chain_depth: 0,
     back_off: BackOff { first_ms: 1_000, most_ms: 4_000 },
     overrides: None,
     history: Keep::of(3_600_000),

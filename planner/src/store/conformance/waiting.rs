@@ -350,7 +350,13 @@ pub(crate) async fn a_silent_seed_that_is_heard_of_serves_who_waits<H: Home>() {
     bench.step(RULES.heartbeat_ttl_ms);
     queued(&bench, queue("k", 1, 50_000)).await;
     bench
-        .apply(&[Command::Beat { identity: identity(1), key: key("k"), incarnation: None, age_ms: 0 }])
+        .apply(&[Command::Beat {
+            identity: identity(1),
+            key: key("k"),
+            incarnation: None,
+            age_ms: 0,
+            progress: None,
+        }])
         .await;
     assert_eq!(collect(&bench).await, [(1, Some(identity(1)))]);
 }

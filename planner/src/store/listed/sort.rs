@@ -49,9 +49,10 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
         Command::Register { identity, key, profile, age_ms } => {
             At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms }))
         }
-        Command::Beat { identity, key, incarnation, age_ms } => {
-            At::Heartbeat(push(&mut sorted.heartbeats, Heartbeat { identity, key, incarnation, age_ms }))
-        }
+        Command::Beat { identity, key, incarnation, age_ms, progress } => At::Heartbeat(push(
+            &mut sorted.heartbeats,
+            Heartbeat { identity, key, incarnation, age_ms, progress },
+        )),
         Command::Acquire { key, wish, lease, queue } => {
             At::Acquire(push(&mut sorted.acquires, Acquire { key, wish, lease, queue }))
         }
@@ -59,8 +60,8 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
         Command::Leave { lease, attempt, why } => {
             At::Leave(push(&mut sorted.leaves, Leave { lease, attempt, why }))
         }
-        Command::Renew { identity, lease } => {
-            At::Renew(push(&mut sorted.renewals, Renew { identity, lease }))
+        Command::Renew { identity, lease, progress } => {
+            At::Renew(push(&mut sorted.renewals, Renew { identity, lease, progress }))
         }
         Command::Release { identity, lease, report, account } => {
             At::Release(push(&mut sorted.releases, Release { identity, lease, report, account }))

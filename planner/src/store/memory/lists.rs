@@ -8,7 +8,9 @@ use rfork_protocol::SeedKey;
 use super::mirror::{Mirror, OfKey};
 use crate::decide::place::host_room;
 use crate::decide::rows::SeedRow;
-use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, lease_place};
+use crate::store::list::{
+    KeyEntry, LeaseEntry, LeaseFilter, LoadingEntry, Page, Part, SeedEntry, SeedFilter, lease_place,
+};
 use crate::store::{Counts, LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, Tally};
 
 impl Mirror {
@@ -69,7 +71,12 @@ impl Mirror {
             let rows = beside.filter_map(|id| self.seeds.get(id)).map(|seed| seed.row.as_ref());
             (host.to_owned(), host_room(rows, now))
         });
-        SeedEntry::of(row, now, rules, host_room)
+        let mut entry = SeedEntry::of(row, now, rules, host_room);
+        entry.loading = row.loading.as_deref().map(|loading| {
+            let source = loading.source.and_then(|source| self.seeds.get(&source));
+            LoadingEntry { loading: loading.clone(), source: source.map(|seed| seed.row.identity.clone()) }
+        });
+        entry
     }
 
     pub(super) fn list_leases(&self, now: i64, filter: &LeaseFilter, part: &Part) -> Page<LeaseEntry> {

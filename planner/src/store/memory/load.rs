@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::mirror::{Mirror, OfKey, Slot};
+use super::mirror::Mirror;
 use crate::decide::rows::{RequestRow, SeedRow};
-use crate::decide::{Near, Tables, Wants};
+use crate::decide::{Tables, Wants};
 use crate::domain::seed::State;
 use crate::store::{LeaseHash, MAX_CALLED, Rules};
 
@@ -27,6 +27,13 @@ impl Mirror {
                 self.put_request(tables, *id);
             }
         }
+        for lease in &wants.readers {
+            let seed = self.leases.get(lease).and_then(|id| self.seeds.get(id));
+            let reader = seed.and_then(|seed| seed.row.lease(lease)?.reader);
+            if let Some(reader) = reader {
+                self.put_seed(tables, reader);
+            }
+        }
         for name in &wants.names {
             if let Some(id) = self.requests_by_name.get(name) {
                 self.put_request(tables, *id);
@@ -44,7 +51,7 @@ impl Mirror {
         }
         for ((key, near), limit) in &wants.offers {
             self.refresh_due(key, now);
-            let slots = self.keys.get(key).and_then(|key| key.slots(near));
+            let slots = self.keys.get(key).and_then(|key| key.near.get(near));
             let mut rows = slots
                 .into_iter()
                 .flatten()
@@ -103,15 +110,6 @@ impl Mirror {
             row.planner.as_ref().and_then(|name| self.planners.get_key_value(name))
         {
             tables.put_planner(planner, *until_ms);
-        }
-    }
-}
-
-impl OfKey {
-    fn slots(&self, near: &Near) -> Option<&std::collections::BTreeSet<Slot>> {
-        match near {
-            Near::Anywhere => Some(&self.offered),
-            near => self.near.get(near),
         }
     }
 }

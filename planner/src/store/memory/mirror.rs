@@ -9,7 +9,6 @@ use rfork_protocol::SeedKey;
 use crate::decide::place::{HostUse, Place, place};
 use crate::decide::rows::{RequestRow, SeedRow};
 use crate::decide::{Changed, Changes, Near};
-use crate::domain::policy::Policy;
 use crate::domain::seed::Profile;
 use crate::store::{LeaseHash, Room, Rules};
 
@@ -28,9 +27,7 @@ pub(super) struct Seed {
 pub(super) struct OfKey {
     /// All seeds, by name.
     pub(super) seeds: BTreeMap<Arc<str>, i64>,
-    /// Those that may have a free point.
-    pub(super) offered: BTreeSet<Slot>,
-    /// The same, by where they stand and by instance; seeds that tell nothing of that are in none of these.
+    /// Those that may have a free point, by where they are looked for.
     pub(super) near: HashMap<Near, BTreeSet<Slot>>,
     /// Those whose place grows old, and when.
     pub(super) due: BTreeSet<(i64, i64)>,
@@ -267,25 +264,25 @@ impl Mirror {
             }
             key.due.extend(place.due_ms.map(|due_ms| (due_ms, id)));
         }
-        if before.rank == place.rank {
+        if (before.rank, before.among) == (place.rank, place.among) {
             return;
         }
         let slot = |(busy, order_ms)| (busy, order_ms, seed.row.name.clone(), id);
-        let (before, slot) = (before.rank.map(slot), place.rank.map(slot));
-        for near in nears(&seed.row, self.rules.policy) {
-            let slots = key.near.entry(near.clone()).or_default();
-            if let Some(slot) = &before {
-                slots.remove(slot);
-            }
-            slots.extend(slot.clone());
-            if slots.is_empty() {
-                key.near.remove(&near);
+        let (told, policy) = (&seed.row.profile, self.rules.policy);
+        if let Some(slot) = before.rank.map(slot) {
+            for near in before.among.nears(told, policy) {
+                let Some(slots) = key.near.get_mut(&near) else { continue };
+                slots.remove(&slot);
+                if slots.is_empty() {
+                    key.near.remove(&near);
+                }
             }
         }
-        if let Some(slot) = before {
-            key.offered.remove(&slot);
+        if let Some(slot) = place.rank.map(slot) {
+            for near in place.among.nears(told, policy) {
+                key.near.entry(near).or_default().insert(slot.clone());
+            }
         }
-        key.offered.extend(slot);
     }
 
     /// A request comes.
@@ -342,10 +339,4 @@ impl Mirror {
         let (due_ms, _) = due.range((now.saturating_add(1), i64::MIN)..).next()?;
         Some(due_ms.saturating_sub(now))
     }
-}
-
-/// Where else than among all of its key a seed is looked for. Only `balanced` looks at places and instances.
-fn nears(row: &SeedRow, policy: Policy) -> impl Iterator<Item = Near> {
-    let told = Some(&row.profile).filter(|_| policy == Policy::Balanced);
-    told.into_iter().flat_map(|profile| Near::of(profile))
 }

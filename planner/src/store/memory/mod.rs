@@ -241,7 +241,7 @@ impl<J: Journal> MirrorStore<J> {
             }
             // Out of the way of allocations, which would skip them one by one.
             for (id, due_ms) in &silenced {
-                mirror.put(*id, Place { rank: None, due_ms: *due_ms });
+                mirror.put(*id, Place { due_ms: *due_ms, ..Place::default() });
             }
             let ended = sweep::sweep(&mut tables, now, &self.rules);
             let (leases, seeds, silenced) = (ended.leases, ended.seeds, silenced.len() as u64);
@@ -453,6 +453,10 @@ impl<J: Journal> Store for MirrorStore<J> {
     async fn check(&self) -> Result<(), StoreError> {
         let (tx, _) = self.begin().await?;
         self.journal.check(tx).await
+    }
+
+    fn keeps_loading_seeds(&self) -> bool {
+        true
     }
 
     fn pools(&self) -> Vec<PoolView> {

@@ -41,10 +41,21 @@ impl Ground for Paper {
 }
 
 conformance::conformance_suite!(Paper);
+conformance::loading::loading_suite!(Paper);
 
 #[test]
 fn simulated_histories_agree_with_the_model() {
     simulation::histories_agree_with_the_model::<Paper>();
+}
+
+#[test]
+fn workers_that_serve_while_they_load_are_granted_by_the_rules() {
+    simulation::loading::histories_keep_the_rules::<Paper>(2_000);
+}
+
+#[test]
+fn what_breaks_the_rules_of_loading_seeds_is_found() {
+    simulation::loading::faults_are_found::<Paper>(2_000);
 }
 
 /// A commit that fails may have been done: whoever comes next finds out, and goes on from there.

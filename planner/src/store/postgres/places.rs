@@ -35,6 +35,11 @@ pub(super) fn page(key: &SeedKey, near: &Near) -> Vec<u8> {
             (3, [zone, Some(rack)])
         }
         Near::Zone(zone) => (4, [Some(zone), None]),
+        Near::Idle => (5, [None, None]),
+        Near::Reserve => (6, [None, None]),
+        Near::Loading(near) => {
+            return Sha256::new_with_prefix(page(key, near)).chain_update([7]).finalize().to_vec();
+        }
     };
     let mut hash = Sha256::new_with_prefix(key_hash(key));
     hash.update([kind]);

@@ -77,6 +77,7 @@ pub(super) fn seed(row: &PgRow) -> Result<SeedRow, Stopped> {
         },
         removed: row.try_get("removed")?,
         drained: row.try_get("drained")?,
+        loading: None,
         health: Health {
             failures: small(row.try_get::<i32, _>("failures")?.into())?,
             suspect_until_ms: row.try_get("suspect_until_ms")?,
@@ -97,7 +98,14 @@ fn leases(row: &PgRow) -> Result<Vec<LeaseRow>, Stopped> {
     let each = points.into_iter().zip(hashes).zip(times).zip(requesters);
     let leases = each.map(|(((point, lease), (granted_ms, ends_ms)), requester)| {
         let requester = requester.map(Into::into);
-        Ok(LeaseRow { point: small(point.into())?, lease: hash(lease)?, granted_ms, ends_ms, requester })
+        Ok(LeaseRow {
+            point: small(point.into())?,
+            lease: hash(lease)?,
+            granted_ms,
+            ends_ms,
+            requester,
+            reader: None,
+        })
     });
     let mut leases = leases.collect::<Result<Vec<_>, Stopped>>()?;
     leases.sort_unstable_by_key(|lease| lease.point);

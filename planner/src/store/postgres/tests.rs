@@ -438,6 +438,7 @@ async fn a_seed_that_another_planner_renews_is_never_said_to_be_unknown() {
         key: conformance::key("k"),
         incarnation: None,
         age_ms: 0,
+        progress: None,
     };
     let (outcomes, left) = beside_a_new_holding("k", &[beat]).await;
     assert!(matches!(outcomes[0], Outcome::Heard(Heard::Known, Some(_))), "{outcomes:?}");

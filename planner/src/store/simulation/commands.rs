@@ -21,6 +21,7 @@ pub(super) fn command(world: World, event: &Event) -> Command {
             key: conformance::key(KEYS[key]),
             incarnation: world.profile(seed, process).incarnation,
             age_ms,
+            progress: None,
         },
         Event::Acquire { key, lease, exclude, place } => {
             let mut command = conformance::acquire(KEYS[key], lease);
@@ -74,7 +75,7 @@ pub(super) fn told(outcome: &Outcome) -> Told {
             Left::Over => model::Left::Over,
             Left::Superseded => model::Left::Superseded,
         }),
-        Outcome::Renewed(ttl_ms) => Told::Renewed(*ttl_ms),
+        Outcome::Renewed(renewed) => Told::Renewed(renewed.map(|renewed| renewed.ttl_ms)),
         Outcome::Released(released) => Told::Released(*released),
         Outcome::Noted(noted) => Told::Noted(*noted),
         Outcome::Removed(removal) => Told::Removed(*removal),

@@ -15,6 +15,7 @@ mod commands;
 pub(crate) mod faults;
 mod history;
 mod interleave;
+pub(crate) mod loading;
 mod model;
 mod play;
 mod search;

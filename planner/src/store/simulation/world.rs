@@ -111,6 +111,7 @@ impl World {
             lease_ttl_ms: self.lease_ttl_ms(others),
             capacity: self.capacity(others),
             policy: self.policy(),
+            max_chain_depth: 0,
             back_off: BACK_OFF,
             overrides: Some(Arc::new(Overrides {
                 capacity: vec![(only(ROOMY), self.capacity(ROOMY))],

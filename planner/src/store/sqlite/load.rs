@@ -13,6 +13,7 @@ use super::super::clock::{Clock, Own};
 use super::super::memory::Loaded;
 use super::super::{Idempotency, StoreError, wish};
 use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
+use crate::domain::chain::Loading;
 use crate::domain::health::Health;
 use crate::domain::location::Location;
 use crate::domain::seed::Profile;
@@ -41,8 +42,11 @@ pub(super) async fn rows(connection: &mut SqliteConnection) -> Result<Loaded, St
 async fn seeds(connection: &mut SqliteConnection) -> Result<Vec<SeedRow>, StoreError> {
     let mut seeds = Vec::new();
     let mut places = HashMap::new();
-    let mut rows = sqlx::query("SELECT * FROM seeds JOIN seed_states ON seed_id = id ORDER BY id")
-        .fetch(&mut *connection);
+    let mut rows = sqlx::query(
+        "SELECT * FROM seeds JOIN seed_states s ON s.seed_id = id LEFT JOIN loading_seeds l ON l.seed_id = id
+         ORDER BY id",
+    )
+    .fetch(&mut *connection);
     while let Some(row) = rows.try_next().await? {
         let seed = seed(&row)?;
         places.insert(seed.id, seeds.len());
@@ -58,6 +62,7 @@ async fn seeds(connection: &mut SqliteConnection) -> Result<Vec<SeedRow>, StoreE
             granted_ms: row.try_get("granted_ms")?,
             ends_ms: row.try_get("ends_ms")?,
             requester: row.try_get::<Option<&str>, _>("requester")?.map(Into::into),
+            reader: row.try_get("reader")?,
         });
     }
     Ok(seeds)
@@ -93,6 +98,7 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         },
         removed: row.try_get("removed")?,
         drained: row.try_get("drained")?,
+        loading: loading(row)?.map(Box::new),
         health: Health {
             failures: row.try_get("failures")?,
             suspect_until_ms: row.try_get("suspect_until_ms")?,
@@ -102,6 +108,20 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         heard_ms: row.try_get("heard_ms")?,
         leases: Vec::new(),
     })
+}
+
+fn loading(row: &SqliteRow) -> Result<Option<Loading>, StoreError> {
+    let Some(depth) = row.try_get("depth")? else { return Ok(None) };
+    let bytes = |name| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(name)?.unsigned_abs());
+    Ok(Some(Loading {
+        source: row.try_get("source_id")?,
+        depth,
+        root: row.try_get("root")?,
+        held_bytes: bytes("held_bytes")?,
+        total_bytes: bytes("total_bytes")?,
+        arrived_bytes: bytes("arrived_bytes")?,
+        period_ms: row.try_get("period_ms")?,
+    }))
 }
 
 async fn requests(connection: &mut SqliteConnection) -> Result<Vec<RequestRow>, StoreError> {

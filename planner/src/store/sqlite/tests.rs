@@ -30,6 +30,7 @@ impl Home for Directory {
 }
 
 conformance::conformance_suite!(Directory);
+conformance::loading::loading_suite!(Directory);
 
 async fn refusal(path: &Path) -> String {
     SqliteStore::open(path, RULES, Clock::System).await.unwrap_err().to_string()

@@ -13,6 +13,7 @@ use super::super::memory::Record;
 use super::super::{StoreError, wish};
 use crate::decide::Changed;
 use crate::decide::rows::{EndedRow, EventRow, LeaseRow, RequestRow, SeedRow};
+use crate::domain::chain::Loading;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -81,6 +82,7 @@ const WRITE_STATES: &str =
 
 async fn seeds(connection: &mut SqliteConnection, changed: &[Changed<SeedRow>]) -> Result<(), StoreError> {
     let (mut gone, mut told, mut states) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut completed, mut progress) = (Vec::new(), Vec::new());
     for Changed { before, after } in changed {
         let Some(after) = after else {
             gone.extend(before.as_ref().map(|row| row.id));
@@ -92,10 +94,17 @@ async fn seeds(connection: &mut SqliteConnection, changed: &[Changed<SeedRow>]) 
         if before.as_ref().is_none_or(|before| state(before) != state(after)) {
             states.push(state(after));
         }
+        match (before.as_ref().and_then(|before| before.loading.as_ref()), &after.loading) {
+            (Some(_), None) => completed.push(after.id),
+            (before, Some(now)) if before != Some(now) => progress.push(loading(after.id, now)),
+            _ => {}
+        }
     }
     list(connection, DELETE_SEEDS, &gone).await?;
     list(connection, WRITE_SEEDS, &told).await?;
-    list(connection, WRITE_STATES, &states).await
+    list(connection, WRITE_STATES, &states).await?;
+    list(connection, DELETE_LOADING, &completed).await?;
+    list(connection, WRITE_LOADING, &progress).await
 }
 
 fn seed(row: &SeedRow) -> impl Serialize {
@@ -140,14 +149,37 @@ fn state(row: &SeedRow) -> (i64, i64, i64, i64, u32, i64, bool, bool) {
     )
 }
 
+const DELETE_LOADING: &str = "DELETE FROM loading_seeds WHERE seed_id IN (SELECT value FROM json_each(?1))";
+
+const WRITE_LOADING: &str =
+    "INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms)
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7
+     FROM json_each(?1) WHERE true
+     ON CONFLICT (seed_id) DO UPDATE SET source_id = excluded.source_id, depth = excluded.depth, root = excluded.root,
+         held_bytes = excluded.held_bytes, total_bytes = excluded.total_bytes,
+         arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms";
+
+fn loading(id: i64, loading: &Loading) -> impl Serialize + '_ {
+    (
+        id,
+        loading.source,
+        loading.depth,
+        loading.root.as_deref(),
+        signed(Some(loading.held_bytes)),
+        signed(Some(loading.total_bytes)),
+        signed(Some(loading.arrived_bytes)),
+        loading.period_ms,
+    )
+}
+
 const DELETE_POINTS: &str =
     "DELETE FROM points WHERE (seed_id, n) IN (SELECT value ->> 0, value ->> 1 FROM json_each(?1))";
 
-const WRITE_POINTS: &str = "INSERT INTO points (seed_id, n, lease_hash, granted_ms, ends_ms, requester)
-     SELECT value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5
+const WRITE_POINTS: &str = "INSERT INTO points (seed_id, n, lease_hash, granted_ms, ends_ms, requester, reader)
+     SELECT value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5, value ->> 6
      FROM json_each(?1) WHERE true
      ON CONFLICT (seed_id, n) DO UPDATE SET lease_hash = excluded.lease_hash, granted_ms = excluded.granted_ms,
-         ends_ms = excluded.ends_ms, requester = excluded.requester";
+         ends_ms = excluded.ends_ms, requester = excluded.requester, reader = excluded.reader";
 
 async fn leases(connection: &mut SqliteConnection, changed: &[Changed<SeedRow>]) -> Result<(), StoreError> {
     let (mut gone, mut written) = (Vec::new(), Vec::new());
@@ -160,8 +192,8 @@ async fn leases(connection: &mut SqliteConnection, changed: &[Changed<SeedRow>])
         gone.extend(freed.map(|lease| (after.id, lease.point)));
         let new = after.leases.iter().filter(|lease| !before.contains(lease));
         written.extend(new.map(|lease| {
-            let LeaseRow { point, lease, granted_ms, ends_ms, requester } = lease;
-            (after.id, point, hex(lease), granted_ms, ends_ms, requester.as_deref())
+            let LeaseRow { point, lease, granted_ms, ends_ms, requester, reader } = lease;
+            (after.id, point, hex(lease), granted_ms, ends_ms, requester.as_deref(), reader)
         }));
     }
     list(connection, DELETE_POINTS, &gone).await?;

@@ -1,0 +1,59 @@
+//! What is heard of loading seeds, and what they are told.
+
+use std::sync::Arc;
+
+use rfork_protocol::v2::Advice;
+
+use super::rows::SeedRow;
+use super::tables::Tables;
+use crate::domain::chain::{self, Progress};
+use crate::store::commands::Guidance;
+
+/// Takes in what the holder of a lease on `source` tells with its renewal. The lease tells which source counts: whoever
+/// asked for another one and did not take it reads on from this one. A source that has moved, or has everything now,
+/// makes its reader's depth another.
+pub(super) fn of_reader(
+    tables: &mut Tables,
+    now: i64,
+    source: &Arc<SeedRow>,
+    reader: i64,
+    told: &Progress,
+    period_ms: i64,
+) -> Guidance {
+    let guidance = Guidance { renew_after_ms: period_ms, advice: None };
+    let row = tables.seed(reader).filter(|row| is_of(row, told) && !row.removed && !row.drained);
+    let Some(row) = row else { return Guidance { advice: Some(Advice::RegistrationEnded), ..guidance } };
+    if row.loading.is_some() {
+        let depth = chain::depth_behind(source.loading.as_deref());
+        tell(tables, now, reader, told, (Some(source.id), depth, period_ms));
+    }
+    guidance
+}
+
+/// Takes in what a seed without a lease tells, if it loads: it reads from storage.
+pub(super) fn of_itself(tables: &mut Tables, now: i64, id: i64, told: &Progress, period_ms: i64) {
+    if tables.seed(id).is_some_and(|row| row.loading.is_some() && is_of(row, told)) {
+        tell(tables, now, id, told, (None, 0, period_ms));
+    }
+}
+
+/// Whether it is of this memory.
+fn is_of(row: &SeedRow, told: &Progress) -> bool {
+    row.profile.incarnation.as_ref() == Some(&told.incarnation)
+}
+
+fn tell(
+    tables: &mut Tables,
+    now: i64,
+    id: i64,
+    told: &Progress,
+    (source, depth, period_ms): (Option<i64>, u32, i64),
+) {
+    tables.change(id, |row| {
+        row.heard_ms = row.heard_ms.max(now);
+        if let Some(loading) = &mut row.loading {
+            (loading.source, loading.depth, loading.period_ms) = (source, depth, period_ms);
+            loading.tell(told.arrived_bytes, told.held.as_ref());
+        }
+    });
+}

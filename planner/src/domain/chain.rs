@@ -1,0 +1,304 @@
+//! Chains of workers that serve what they hold while they load: who may read from whom.
+//!
+//! Nothing here keeps circles out for certain: reports are as old as a period, and leases lapse. A circle ends because
+//! nobody is asked for what it does not hold, and nobody waits without a limit. What is decided here is how fast it is,
+//! and that bytes of two roots are not offered to one worker.
+
+use rfork_protocol::SeedIdentity;
+use rfork_protocol::v1::Labels;
+use serde::{Deserialize, Serialize};
+
+/// How often a loading seed tells how far it is, in milliseconds, while the planner has time.
+pub const PERIOD_MS: i64 = 1_000;
+
+/// The same at most, however much there is to do.
+const MAX_PERIOD_MS: i64 = 4_000;
+
+/// Commands of one batch from which on a planner is busy, and hears less often.
+const BUSY: usize = 128;
+
+/// Periods after which a loading seed that was not heard of is no source.
+const PERIODS: i64 = 3;
+
+/// How often loading seeds are to tell how far they are, in milliseconds, when so many commands came together.
+pub fn period_ms(commands: usize) -> i64 {
+    let busy = i64::try_from(commands / BUSY).unwrap_or(i64::MAX);
+    PERIOD_MS.saturating_mul(busy.saturating_add(1)).min(MAX_PERIOD_MS)
+}
+
+/// Bytes that are held and verified, of one root.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Held {
+    /// What names them: a content id. Compared exactly.
+    pub root: String,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// A worker that asks for a seed, can read from one that still loads, and would be one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asker {
+    /// Where it serves already.
+    pub identity: SeedIdentity,
+    /// Tells its memory from any other at this address.
+    pub incarnation: String,
+    /// For people.
+    pub labels: Labels,
+    /// The model's size.
+    pub total_bytes: u64,
+    /// What it holds; `None` for nothing.
+    pub held: Option<Held>,
+    /// The source that brings it no byte.
+    pub stalled: Option<Stalled>,
+}
+
+/// A source that brings no byte to who reads from it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stalled {
+    /// Where it is.
+    pub identity: SeedIdentity,
+    /// The asker's lease on it, by its stored hash: only a live one is believed.
+    pub lease: [u8; 32],
+}
+
+/// How far a loading seed is, as it tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    /// Its memory.
+    pub incarnation: String,
+    /// Bytes that came since the load began.
+    pub arrived_bytes: u64,
+    /// What it holds; `None` for nothing.
+    pub held: Option<Held>,
+}
+
+/// What is known of a seed while it loads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loading {
+    /// The number of the seed that it reads from, or read from last; `None` when it reads from storage.
+    pub source: Option<i64>,
+    /// Sources between it and a complete seed, or storage, when that was last heard of.
+    pub depth: u32,
+    /// What names its bytes, as far as that was heard: of its own, or of its source's while it has none.
+    pub root: Option<String>,
+    /// Bytes that it holds.
+    pub held_bytes: u64,
+    /// The model's size.
+    pub total_bytes: u64,
+    /// Bytes that came since the load began.
+    pub arrived_bytes: u64,
+    /// How often it is to tell how far it is, in milliseconds.
+    pub period_ms: i64,
+}
+
+/// The parts in which a held share is compared.
+pub const SHARES: u64 = 1 << 16;
+
+impl Loading {
+    /// How long it may be silent, in milliseconds, until it is no source.
+    pub fn silent_after_ms(&self) -> i64 {
+        self.period_ms.saturating_mul(PERIODS)
+    }
+
+    /// How much of the model it holds, in parts of 2^16.
+    pub fn held_share(&self) -> u64 {
+        let share = u128::from(self.held_bytes) * u128::from(SHARES) / u128::from(self.total_bytes.max(1));
+        u64::try_from(share).unwrap_or(SHARES).min(SHARES)
+    }
+
+    /// Takes in what it tells.
+    pub fn tell(&mut self, arrived_bytes: u64, held: Option<&Held>) {
+        self.arrived_bytes = arrived_bytes;
+        self.held_bytes = held.map_or(0, |held| held.bytes);
+        if let Some(held) = held {
+            self.root = Some(held.root.clone());
+        }
+    }
+}
+
+/// What somebody who was granted a source is told of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Source {
+    /// Whether it still loads.
+    pub loads: bool,
+    /// The reader's depth.
+    pub depth: u32,
+    /// What names its bytes, as far as that was heard.
+    pub root: Option<String>,
+    /// When the reader is to tell how far it is, in milliseconds.
+    pub renew_after_ms: i64,
+}
+
+/// The depth of who reads from a seed.
+pub fn depth_behind(source: Option<&Loading>) -> u32 {
+    source.map_or(0, |source| source.depth.saturating_add(1))
+}
+
+/// An [`Asker`] as it stands when it is chosen for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reader {
+    /// The number of its row; `None` when it is not registered with this memory. Nobody reads from it then.
+    pub id: Option<i64>,
+    /// Where it serves.
+    pub identity: SeedIdentity,
+    /// Its depth, if it is registered.
+    pub depth: Option<u32>,
+    /// What it holds now.
+    pub held: Option<Held>,
+    /// The source that brings no byte. It is not wanted, believed or not.
+    pub stalled: Option<SeedIdentity>,
+    /// Whether it may have the point that loading seeds keep for those who stall.
+    pub may_have_the_reserve: bool,
+}
+
+/// A seed that might be a source.
+#[derive(Debug, Clone, Copy)]
+pub struct Offer<'a> {
+    /// Where it is.
+    pub identity: &'a SeedIdentity,
+    /// What names its bytes, as far as that was heard.
+    pub root: Option<&'a str>,
+    /// What is known of it while it loads; `None` for a complete seed.
+    pub loading: Option<&'a Loading>,
+}
+
+/// Whether a worker may read from a seed: never from itself or its own reader; from bytes of its root alone; and, if it
+/// has bytes or may have readers, from a loading seed that holds more of them, or stands nearer to where they come from.
+/// What the seed holds was told a moment before what the reader holds now, so a reader of this reader never seems to
+/// hold more.
+pub fn may_read(reader: &Reader, offer: Offer<'_>) -> bool {
+    let Offer { identity, root, loading } = offer;
+    if reader.identity == *identity || reader.stalled.as_ref() == Some(identity) {
+        return false;
+    }
+    if reader.held.as_ref().is_some_and(|held| root != Some(&*held.root)) {
+        return false;
+    }
+    let Some(loading) = loading else { return true };
+    if reader.id.is_some() && loading.source == reader.id {
+        return false;
+    }
+    let is_new = reader.id.is_none() && reader.held.is_none();
+    let held_bytes = reader.held.as_ref().map_or(0, |held| held.bytes);
+    is_new || loading.held_bytes > held_bytes || reader.depth.is_some_and(|depth| loading.depth < depth)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn identity(port: u16) -> SeedIdentity {
+        SeedIdentity::new("h", port, 0).unwrap()
+    }
+
+    fn loading(source: Option<i64>, depth: u32, root: &str, held_bytes: u64) -> Loading {
+        Loading {
+            source,
+            depth,
+            root: Some(root.into()),
+            held_bytes,
+            total_bytes: 100,
+            arrived_bytes: held_bytes,
+            period_ms: PERIOD_MS,
+        }
+    }
+
+    fn reader(id: Option<i64>, depth: u32, held: Option<(&str, u64)>) -> Reader {
+        Reader {
+            id,
+            identity: identity(1),
+            depth: id.map(|_| depth),
+            held: held.map(|(root, bytes)| Held { root: root.into(), bytes }),
+            stalled: None,
+            may_have_the_reserve: false,
+        }
+    }
+
+    /// Whether the seed of port 2 may be read from.
+    fn may(reader: &Reader, root: Option<&str>, loading: Option<&Loading>) -> bool {
+        may_read(reader, Offer { identity: &identity(2), root, loading })
+    }
+
+    #[test]
+    fn nobody_reads_from_itself_its_reader_or_what_stalls() {
+        let new = reader(None, 0, None);
+        assert!(!may_read(&new, Offer { identity: &identity(1), root: None, loading: None }));
+        let of_mine = loading(Some(1), 1, "x", 50);
+        assert!(!may(&reader(Some(1), 5, None), Some("x"), Some(&of_mine)));
+        let of_another = loading(Some(3), 1, "x", 50);
+        assert!(may(&reader(Some(1), 5, None), Some("x"), Some(&of_another)));
+        let stalls = Reader { stalled: Some(identity(2)), ..reader(Some(1), 5, None) };
+        assert!(!may(&stalls, Some("x"), Some(&of_another)));
+        assert!(!may(&stalls, Some("x"), None), "nor a complete one");
+    }
+
+    #[test]
+    fn bytes_of_another_root_are_not_offered_to_who_has_some() {
+        let has = reader(Some(1), 1, Some(("x", 10)));
+        assert!(may(&has, Some("x"), None) && !may(&has, Some("y"), None) && !may(&has, None, None));
+        assert!(!may(&has, Some("y"), Some(&loading(None, 0, "y", 90))));
+        assert!(may(&reader(Some(1), 1, None), Some("y"), None), "who has none takes any");
+    }
+
+    #[test]
+    fn who_has_bytes_reads_from_who_has_more_or_stands_nearer() {
+        let has = reader(Some(1), 3, Some(("x", 10)));
+        let from = |depth, bytes| may(&has, Some("x"), Some(&loading(None, depth, "x", bytes)));
+        assert!(from(7, 11) && from(2, 0));
+        assert!(!from(3, 10) && !from(7, 10));
+        let not_known = reader(None, 0, Some(("x", 10)));
+        assert!(!may(&not_known, Some("x"), Some(&loading(None, 0, "x", 10))));
+    }
+
+    #[test]
+    fn a_busy_planner_hears_less_often_within_a_bound() {
+        assert_eq!([0, 127, 128, 512, usize::MAX].map(period_ms), [1_000, 1_000, 2_000, 4_000, 4_000]);
+    }
+
+    proptest! {
+        /// By reports of one moment, where a reader holds no more than its source and stands deeper.
+        #[test]
+        fn no_circle_forms_by_reports_of_one_moment(
+            sources in prop::collection::vec((0usize..6, 0u64..10), 1..8), asks in 0usize..8,
+        ) {
+            // A tree: each reads from an earlier one, or from a complete seed.
+            let mut rows: Vec<Loading> = Vec::new();
+            for (at, (source, held)) in sources.iter().enumerate() {
+                let from = (at > 0).then(|| source % at);
+                let depth = from.map_or(0, |from| rows[from].depth + 1);
+                let most = from.map_or(u64::MAX, |from| rows[from].held_bytes);
+                let source = from.map(|from| i64::try_from(from).unwrap());
+                rows.push(loading(source, depth, "x", (*held).min(most)));
+            }
+            let asks = asks % rows.len();
+            let is_behind = |mut at: usize| loop {
+                match rows[at].source.map(|source| usize::try_from(source).unwrap()) {
+                    Some(source) if source == asks => return true,
+                    Some(source) => at = source,
+                    None => return at == asks,
+                }
+            };
+            let held = Some(rows[asks].held_bytes).filter(|bytes| *bytes > 0);
+            let reader = Reader {
+                identity: identity(u16::try_from(asks).unwrap() + 1),
+                ..reader(i64::try_from(asks).ok(), rows[asks].depth, held.map(|bytes| ("x", bytes)))
+            };
+            for (at, row) in rows.iter().enumerate() {
+                let identity = identity(u16::try_from(at).unwrap() + 1);
+                let offer = Offer { identity: &identity, root: Some("x"), loading: Some(row) };
+                if may_read(&reader, offer) {
+                    prop_assert!(!is_behind(at), "{at} reads from {asks}: {rows:?}");
+                }
+            }
+        }
+
+        #[test]
+        fn a_held_share_is_a_share(held in any::<u64>(), total in any::<u64>()) {
+            let row = Loading { total_bytes: total, ..loading(None, 0, "x", held) };
+            prop_assert!(row.held_share() <= SHARES);
+            prop_assert_eq!(row.held_share() == SHARES, held >= total.max(1));
+        }
+    }
+}

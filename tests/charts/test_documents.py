@@ -133,6 +133,8 @@ PROGRAMS = {"rfork": rfork, "target/release/rfork": rfork, "cargo": cargo, "helm
     "curl": curl,
     "tests/run": script,
     ".ci/run": script,
+    # Its arguments are those of cargo-mutants.
+    "tests/mutants/run": of_others,
 }
 OTHERS = {"docker", "export", "maturin", "pg_dump", "pg_restore", "pip", "vllm"}
 

@@ -162,7 +162,10 @@ async fn only_the_right_method_of_a_route_does_anything() {
     assert_eq!(planner.ask("GET", "/get_seeds", &key).await.status, 404);
     assert_eq!(planner.snapshot().await["lease_count"], 0);
     planner.ask("GET", "//get_seed", &key).await.is(200, "");
-    planner.ask("GET", "///get_seed?x=1", &key).await.is(404, "no available seed");
+    planner.ask("GET", "//get_seed?x=1", &key).await.is(404, "no available seed");
+    for path in ["///get_seed", "//v2", "//v2/seeds", "///v2/seeds", "//debug/snapshot", "//healthz"] {
+        assert_eq!(planner.ask("GET", path, &key).await.status, 404, "{path} has no second name");
+    }
     planner.stop().await;
 }
 

@@ -42,6 +42,8 @@ pub mod v2;
 use bounds::Lanes;
 use error::ApiError;
 
+/// The routes of v1, which clients ask for below a base URL that ends in a slash, too.
+const V1_PATHS: [&str; 5] = [GET_SEED, ADD_SEED, RENEW_SEED_LEASE, PUT_SEED, REMOVE_SEED];
 /// Why nothing is done yet.
 const OPENING: &str = "the planner is starting: its database is not open yet";
 /// How long a request is held for that.
@@ -209,17 +211,17 @@ fn get_only<S: Clone + Send + Sync + 'static>(route: MethodRouter<S>) -> MethodR
     route.head(async || (StatusCode::METHOD_NOT_ALLOWED, [(header::ALLOW, "GET")]))
 }
 
-/// A base URL that ends in a slash makes clients ask for `//get_seed`: leading slashes count as one. `OPTIONS *`, which
-/// asks of the whole server, is `OPTIONS /`.
+/// A base URL that ends in a slash makes clients of v1 ask for `//get_seed`, which is `/get_seed`. Nothing else has a second
+/// name: a balancer that keeps clients from `/v2/seeds/drain` by its path would let `//v2/seeds/drain` through.
+/// `OPTIONS *`, which asks of the whole server, is `OPTIONS /`.
 fn single_slash<B>(mut request: Request<B>) -> Request<B> {
     let path = request.uri().path();
     if path == "*" {
         *request.uri_mut() = Uri::from_static("/");
-    } else if path.starts_with("//") {
-        let path = format!("/{}", path.trim_start_matches('/'));
+    } else if let Some(path) = path.strip_prefix('/').filter(|path| V1_PATHS.contains(path)) {
         let with_query = match request.uri().query() {
             Some(query) => format!("{path}?{query}"),
-            None => path,
+            None => path.to_owned(),
         };
         if let Ok(uri) = with_query.parse::<Uri>() {
             *request.uri_mut() = uri;

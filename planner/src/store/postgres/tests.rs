@@ -360,6 +360,23 @@ async fn a_flush_under_way_hides_no_seed_and_holds_up_no_claim() {
     assert_eq!(store.apply_list(&[release(1, 1)]).await.unwrap(), [Outcome::Released(true)]);
 }
 
+/// Few connections that wait for a lock longer than any test takes to see them waiting.
+fn patient() -> ConnectSettings {
+    ConnectSettings { statement_timeout: std::time::Duration::from_mins(2), ..few() }
+}
+
+/// Waits until `sessions` of this database wait for a lock. It asks outside of a transaction: within one, the server
+/// shows the sessions that were there when it was first asked, and none that came later.
+async fn until_blocked(url: &PostgresUrl, sessions: i64, mut meanwhile: impl FnMut()) {
+    let mut asking = url.options().connect().await.unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity
+                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
+    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut asking).await.unwrap() < sessions {
+        meanwhile();
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     let Database(url) = Database::make().await;
@@ -371,9 +388,7 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
         let profile = Box::new(Profile { location, ..Profile::default() });
         Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
     };
-    // Whoever waits is patient: both have to be seen doing so.
-    let patient = ConnectSettings { statement_timeout: std::time::Duration::from_secs(4), ..few() };
-    let open = async || PostgresStore::open(&url, patient, rules.clone(), Clock::System).await.unwrap();
+    let open = async || PostgresStore::open(&url, patient(), rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];
     stores[0].apply_list(&[on_host(1, "k"), on_host(2, "l")]).await.unwrap();
     // Whoever has seen room on the host, and would take it, is held up before it does.
@@ -383,12 +398,10 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     for (store, (text, lease)) in stores.into_iter().zip([("k", 1), ("l", 2)]) {
         claims.spawn(async move { store.apply_list(&[acquire(text, lease)]).await.unwrap() });
     }
-    let waiting = "SELECT count(*) FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut foreign).await.unwrap() < 2 {
-        assert!(claims.try_join_next().is_none(), "nobody claims a seed that another holds");
-        tokio::task::yield_now().await;
-    }
+    until_blocked(&url, 2, || {
+        assert!(claims.try_join_next().is_none(), "nobody claims a seed that another holds")
+    })
+    .await;
     sqlx::raw_sql("COMMIT").execute(&mut foreign).await.unwrap();
     let outcomes = claims.join_all().await.concat();
     let granted = outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Acquired(Ok(_)))).count();
@@ -399,7 +412,8 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
 /// the batch waits for the old one.
 async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outcome>, Snapshot) {
     let Database(url) = Database::make().await;
-    let store = std::sync::Arc::new(PostgresStore::open(&url, few(), RULES, Clock::System).await.unwrap());
+    let store =
+        std::sync::Arc::new(PostgresStore::open(&url, patient(), RULES, Clock::System).await.unwrap());
     store.apply_list(&[register(1, "k")]).await.unwrap();
     let mut other = url.options().connect().await.unwrap();
     let renewed = format!(
@@ -415,11 +429,8 @@ async fn beside_a_new_holding(key: &'static str, batch: &[Command]) -> (Vec<Outc
         let (store, batch) = (store.clone(), batch.to_vec());
         async move { store.apply_list(&batch).await }
     });
-    let waiting = "SELECT count(*) FROM pg_stat_activity
-                   WHERE datname = current_database() AND wait_event_type = 'Lock'";
-    while sqlx::query_scalar::<_, i64>(waiting).fetch_one(&mut other).await.unwrap() == 0 {
-        tokio::task::yield_now().await;
-    }
+    until_blocked(&url, 1, || assert!(!batch.is_finished(), "a seed that another changes is waited for"))
+        .await;
     sqlx::raw_sql("COMMIT").execute(&mut other).await.unwrap();
     (batch.await.unwrap().unwrap(), store.snapshot().await.unwrap())
 }

@@ -32,7 +32,7 @@ pub fn client(timeout: Duration, https: bool) -> reqwest::Result<reqwest::Client
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// It broke off.
-    #[error("{}", .0)]
+    #[error("{0}")]
     Broken(String),
     /// The peer sends more than such an answer may have.
     #[error("it has more than {0} bytes")]

@@ -65,15 +65,13 @@ impl<W: Write> Write for JsonLines<W> {
 
 /// A line in which all texts may be shown; nearly always the line itself.
 fn shown(line: &[u8]) -> Cow<'_, [u8]> {
-    let text = String::from_utf8_lossy(line);
-    let plain = text.len() <= MOST_BYTES && !text.trim_end().contains(hidden);
-    match serde_json::from_slice::<Value>(line) {
-        Ok(mut value) if !plain => {
-            show(&mut value);
-            format!("{value}\n").into_bytes().into()
-        }
-        _ => line.into(),
+    let is_plain = |text: &str| text.len() <= MOST_BYTES && !text.trim_end().contains(hidden);
+    if str::from_utf8(line).is_ok_and(is_plain) {
+        return line.into();
     }
+    let Ok(mut value) = serde_json::from_slice::<Value>(line) else { return line.into() };
+    show(&mut value);
+    format!("{value}\n").into_bytes().into()
 }
 
 /// Depth is bounded: serde has read it.

@@ -96,6 +96,14 @@ impl Lease {
         &self.advised_to_move
     }
 
+    /// Asks the planner whether it knows the lease; if not, it is lost from here on.
+    pub(crate) async fn confirm(&self) {
+        if let Ok(Renewal::Gone) = self.releases.client.renew(&self.reference, None).await {
+            self.gone.store(true, Ordering::SeqCst);
+            self.lost.cancel();
+        }
+    }
+
     /// Cancelled when the planner says that the lease is gone, or refuses to renew it: reading must stop.
     pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost

@@ -136,7 +136,8 @@ CREATE TABLE ended_leases (
     -- when it was granted, and when it ended, Unix milliseconds
     granted_ms  INTEGER NOT NULL,
     ended_ms    INTEGER NOT NULL,
-    -- how it ended: 0 released, 1 given back by a planner, 2 expired, 3 its seed holds something else
+    -- how it ended: 0 released, 1 given back by a planner, 2 expired, 3 its seed holds something else,
+    -- 4 passed on to who read from its holder
     end_kind    INTEGER NOT NULL,
     -- how the transfer went: 1 well, 2 it failed, 3 it was given up; 0 when nobody said
     outcome     INTEGER NOT NULL,

@@ -53,6 +53,7 @@ impl Granter {
     /// [`AcquireError`].
     pub async fn acquire(&self, ask: &Ask) -> Result<GrantedLease, AcquireError> {
         let (begun, mut ask) = (Instant::now(), ask.clone());
+        self.ask_the_lost(&mut ask).await;
         let wait_ms = ask.queue.wait_ms;
         for _ in 0..MAX_DEAD {
             let granted = match self.lease(&ask).await {
@@ -86,6 +87,13 @@ impl Granter {
         }
         self.void(&ask);
         Err(AcquireError::Write(WriteError::TimedOut(Duration::from_millis(300) * 16)))
+    }
+
+    /// Asks the source that a worker calls lost: what does not answer, and was known to, is.
+    async fn ask_the_lost(&self, ask: &mut Ask) {
+        let (Some(liveness), Some(lost)) = (&self.liveness, ask.wish.lost()) else { return };
+        let verdict = liveness.prober.ask(lost, &ask.key).await;
+        ask.wish.asked_whether_lost(verdict == Verdict::Silent);
     }
 
     /// Ends what an attempt before was granted, if there was one: its seed did not answer.

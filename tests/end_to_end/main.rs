@@ -6,6 +6,7 @@ mod addresses;
 mod apis;
 mod balancers;
 mod by_address;
+mod chains;
 mod clocks;
 mod command;
 mod databases;

@@ -348,6 +348,12 @@ impl Worker {
         Serving { identity: text("identity"), address: text("url").replace("http://", ""), key: text("key") }
     }
 
+    /// Waits until it can serve while it loads; gives its `ip:port:rank`.
+    pub fn listens(&self) -> String {
+        let line = self.process.wait_for("this worker serves what it holds while it loads");
+        line["identity"].as_str().unwrap().to_owned()
+    }
+
     /// Waits until it is loaded; gives what it says of that.
     pub fn loaded(&self) -> Loaded {
         let line = self.process.wait_for("loaded");

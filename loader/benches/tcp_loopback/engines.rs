@@ -54,6 +54,7 @@ impl Engines {
             content: Some(&self.content),
             memory,
             loading: None,
+            point: None,
             cancel: &CancellationToken::new(),
         };
         let begun = Instant::now();

@@ -4,12 +4,14 @@
 //! address and sees no bytes; [`Capabilities`] is how a session tells them apart.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use rfork_protocol::Host;
 use rfork_protocol::frame::SignOfLife;
 use rfork_protocol::manifest::content::ContentId;
 use rfork_protocol::manifest::metadata::Metadata;
+use rfork_protocol::v2::LeasedPoint;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -45,6 +47,8 @@ pub struct ReadRequest<'a> {
     /// The seed may still load: it is asked only for what it announces, and what it says of itself is told here. `None`
     /// for a seed that holds everything.
     pub loading: Option<&'a Arc<watch::Sender<SourceState>>>,
+    /// The point of it that a planner has leased to this worker, and told: the seed ends what an earlier holder reads there.
+    pub point: Option<LeasedPoint>,
     /// Ends the read early.
     pub cancel: &'a CancellationToken,
 }
@@ -54,6 +58,8 @@ pub struct ReadRequest<'a> {
 pub struct SourceState {
     /// What it said of itself last.
     pub sign: SignOfLife,
+    /// When it said that.
+    pub signed: Option<Instant>,
     /// Whether it was asked for something that it has announced, and that has not come yet.
     pub owes: bool,
 }
@@ -72,12 +78,20 @@ pub struct ReadReport {
 /// A read that did not bring every chunk. Those that it brought are held.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// The seed cannot be reached, went away, or was silent for too long.
+    /// The seed cannot be reached, or went away.
     #[error("the seed's transfer engine at {peer} was lost: {reason}")]
     Lost {
         /// Where it listens.
         peer: String,
         /// What failed.
+        reason: String,
+    },
+    /// The seed was silent for too long.
+    #[error("the seed's transfer engine at {peer} is silent: {reason}")]
+    Silent {
+        /// Where it listens.
+        peer: String,
+        /// What did not come.
         reason: String,
     },
     /// The seed does not let this worker read.

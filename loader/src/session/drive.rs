@@ -18,6 +18,9 @@ impl Load<'_> {
     /// Goes from state to state until the weights are loaded, beginning with `first`; gives what each source gave.
     pub(super) async fn run(mut self, first: State) -> Result<Vec<Share>, LoadError> {
         let result = self.drive(first).await;
+        if result.is_err() {
+            self.leave_the_chain().await;
+        }
         self.reporter.phase(if result.is_ok() { Phase::Loaded } else { Phase::Failed });
         result.map(|()| self.shares)
     }
@@ -47,6 +50,17 @@ impl Load<'_> {
         }
     }
 
+    /// Takes this loading seed away before its lease is released.
+    ///
+    /// Excluded: the planner hears of the release first and gives the place to somebody else, and who reads here has none.
+    async fn leave_the_chain(&mut self) {
+        if let Some(loading) = self.loading.as_mut()
+            && let Err(error) = loading.take_away().await
+        {
+            tracing::warn!(%error, "peers still read this worker's memory");
+        }
+    }
+
     async fn perform(&mut self, effect: Effect) -> Result<(), LoadError> {
         self.end_reading().await;
         match effect {
@@ -59,12 +73,6 @@ impl Load<'_> {
             Effect::Release => {
                 self.lease = None;
                 self.replacement = None;
-                self.condemned.clear();
-            }
-            Effect::Leave => {
-                if let Some(lease) = self.lease.take() {
-                    self.left.insert(lease.seed().clone(), Instant::now());
-                }
                 self.condemned.clear();
             }
             Effect::Replace => {

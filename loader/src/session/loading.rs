@@ -59,6 +59,7 @@ impl Session {
         let service = self.start_service().await?;
         let identity = self.identity(&service)?;
         self.reach(&service, identity.clone()).check().await?;
+        tracing::info!(%identity, "this worker serves what it holds while it loads");
         Ok(Loading {
             planner: self.planner.clone(),
             engine: self.engine.clone(),

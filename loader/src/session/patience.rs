@@ -16,12 +16,14 @@ pub(super) struct Patience {
     /// When the wait began that lasts.
     since: Option<Instant>,
     backoff: Backoff,
+    /// Whether something was asked for since the wait began.
+    asked: bool,
 }
 
 impl Patience {
     pub(super) fn new(limit: Duration) -> Self {
         let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        Self { limit, waited: Duration::ZERO, since: None, backoff }
+        Self { limit, waited: Duration::ZERO, since: None, backoff, asked: false }
     }
 
     /// The limit is `limit` from now on, whatever was waited before.
@@ -45,6 +47,11 @@ impl Patience {
 
     pub(super) fn left(&self) -> Duration {
         self.limit.saturating_sub(self.waited())
+    }
+
+    /// How long to wait before the next question: the first one is asked at once.
+    pub(super) fn before_the_next(&mut self) -> Duration {
+        if std::mem::replace(&mut self.asked, true) { self.pause() } else { Duration::ZERO }
     }
 
     /// The next pause, within what is left.

@@ -26,6 +26,9 @@ const SEED_WAIT_IN_A_CHAIN: Duration = Duration::from_secs(30);
 /// How often it is looked whether a source has stalled.
 const LOOK: Duration = Duration::from_millis(200);
 
+/// A source that says nothing of itself for so long, two signs of life, and brings no byte, is called lost.
+const UNHEARD: Duration = Duration::from_secs(2);
+
 /// What is read from a seed just now. Dropped, nothing is read any more.
 pub(super) struct Reading<'a> {
     pub(super) running: Pin<Box<dyn Future<Output = Result<ReadReport, ReadError>> + Send + 'a>>,
@@ -33,12 +36,20 @@ pub(super) struct Reading<'a> {
     seed: SeedIdentity,
     /// Where its engine listens.
     peer: String,
+    pub(super) watch: Watch,
+    begun: Instant,
+    held_before: u64,
+}
+
+/// When a source is left.
+#[derive(Debug, Clone)]
+pub(super) struct Watch {
     /// What it says of itself, if it still loads.
     state: Option<Arc<watch::Sender<SourceState>>>,
     /// How long it may bring nothing.
     stall: StallRule,
-    begun: Instant,
-    held_before: u64,
+    /// Whether the planner's advice counts; not while nobody else has what it brings.
+    pub(super) heeds_advice: bool,
 }
 
 impl<'a> Load<'a> {
@@ -57,12 +68,14 @@ impl<'a> Load<'a> {
         let (engine, memory, peer) = (self.engine, self.memory, source.0.session.clone());
         memory.arrivals().source(true);
         let (cancel, told) = (stop.clone(), state.clone());
+        let point = lease.source().map(|source| source.point);
         let running = Box::pin(async move {
             let request = ReadRequest {
                 seed: &source.0,
                 content: source.1.as_ref(),
                 memory,
                 loading: told.as_ref(),
+                point,
                 cancel: &cancel,
             };
             engine.read(request).await
@@ -72,8 +85,7 @@ impl<'a> Load<'a> {
             stop,
             seed: lease.seed().clone(),
             peer,
-            state,
-            stall: self.stall.jittered(),
+            watch: Watch { state, stall: self.stall.jittered(), heeds_advice: true },
             begun: Instant::now(),
             held_before: memory.held_bytes(),
         })
@@ -95,11 +107,12 @@ impl<'a> Load<'a> {
         }
         self.touched = true;
         let memory = self.memory;
+        let watch = reading.watch.clone();
         let mut running = std::mem::replace(&mut reading.running, Box::pin(std::future::pending()));
         let outcome = tokio::select! {
             result = &mut running => Outcome::Ended(result),
             () = lease.lost().cancelled() => Outcome::LeaseLost,
-            () = stalled(lease, reading.state.clone(), reading.stall, memory), if in_a_chain => Outcome::Stalled,
+            () = stalled(lease, &watch, memory), if in_a_chain => Outcome::Stalled,
             // Only a read by address cannot be ended: another is waited for, so that nothing writes any more.
             () = long_cancelled(self.cancel), if !self.engine.capabilities().verifies => Outcome::Hangs,
         };
@@ -127,28 +140,35 @@ impl<'a> Load<'a> {
             }
         };
         drop(running);
-        self.ended(result)
+        self.ended(result).await
     }
 
     /// Takes in how reading from the seed went.
-    pub(super) fn ended(&mut self, result: Result<ReadReport, ReadError>) -> Result<Event, LoadError> {
+    pub(super) async fn ended(&mut self, result: Result<ReadReport, ReadError>) -> Result<Event, LoadError> {
         let (Some(reading), Some(lease)) = (self.reading.take(), &self.lease) else {
             return Ok(Event::SeedFailed);
         };
         self.memory.arrivals().source(false);
+        let in_a_chain = lease.source().is_some();
+        let closed = in_a_chain && matches!(result, Err(ReadError::Lost { .. } | ReadError::Refused { .. }));
+        if closed && reading.watch.state.is_none() {
+            // Maybe another one has its place by now, and that is why.
+            lease.confirm().await;
+        }
         let (seed, lost) = (reading.seed.clone(), lease.lost().is_cancelled());
+        // One that loads itself may start over or be gone, and one that is silent may only stall: that is no fault of a
+        // seed's.
+        let is_silent = in_a_chain && matches!(result, Err(ReadError::Silent { .. }));
+        let went = is_silent || closed && (reading.watch.state.is_some() || lost);
         self.share(Source::Seed(seed.clone()), reading.held_before, reading.begun);
         let bytes = self.memory.held_bytes().saturating_sub(reading.held_before);
         let duration = reading.begun.elapsed();
-        // One that loads itself may start over or be gone: that is no fault of a seed's.
-        let went = reading.state.is_some()
-            && matches!(result, Err(ReadError::Lost { .. } | ReadError::Refused { .. }));
         let failed = |reason| TransferReport::Failed { reason, bytes, duration };
         self.report(match &result {
             Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },
             Ok(_) => failed("incomplete"),
             Err(_) if went => TransferReport::Aborted,
-            Err(ReadError::Lost { .. } | ReadError::Hung { .. }) => failed("lost"),
+            Err(ReadError::Lost { .. } | ReadError::Silent { .. } | ReadError::Hung { .. }) => failed("lost"),
             Err(ReadError::Protocol { .. }) => failed("protocol"),
             Err(ReadError::Corrupt { .. }) => failed("corrupt"),
             // That says nothing of the seed's health: one that refuses, because it has readers enough, lives.
@@ -163,7 +183,7 @@ impl<'a> Load<'a> {
             Err(ReadError::Cancelled) if lost => Ok(Event::LeaseLost),
             Err(error) if went => {
                 let held_bytes = self.memory.held_bytes();
-                tracing::info!(%seed, %error, held_bytes, "the source, which loads itself, went away; what is held is kept");
+                tracing::info!(%seed, %error, held_bytes, "the source went away or is silent; what is held is kept");
                 Ok(Event::SourceGone)
             }
             Err(error) => {
@@ -203,23 +223,30 @@ enum Outcome {
 }
 
 /// Ends when the source should be left: it has stalled, or the planner advises to move.
-async fn stalled(
-    lease: &Lease,
-    state: Option<Arc<watch::Sender<SourceState>>>,
-    rule: StallRule,
-    memory: &WeightMemory,
-) {
-    // Who holds everything owes what is missing.
-    let of_a_complete_one = SourceState { owes: true, ..SourceState::default() };
-    let state = || state.as_ref().map_or(of_a_complete_one, |state| *state.borrow());
+async fn stalled(lease: &Lease, watch: &Watch, memory: &WeightMemory) {
     let silence = async {
-        while !rule.is_over(memory.arrivals().silent(), state()) {
+        while !watch.stall.is_over(memory.arrivals().silent(), watch.state()) {
             tokio::time::sleep(LOOK).await;
         }
     };
     tokio::select! {
-        () = lease.advised_to_move().cancelled() => {}
+        () = lease.advised_to_move().cancelled(), if watch.heeds_advice => {}
         () = silence => {}
+    }
+}
+
+impl Watch {
+    /// What is known of the source.
+    fn state(&self) -> SourceState {
+        // Who holds everything owes what is missing.
+        let of_a_complete_one = SourceState { owes: true, ..SourceState::default() };
+        self.state.as_ref().map_or(of_a_complete_one, |state| *state.borrow())
+    }
+
+    /// Whether neither a byte nor a sign of life comes.
+    pub(super) fn is_lost(&self, memory: &WeightMemory) -> bool {
+        let is_heard = self.state().signed.is_some_and(|signed| signed.elapsed() < UNHEARD);
+        !is_heard && memory.arrivals().silent() >= self.stall.stall
     }
 }
 

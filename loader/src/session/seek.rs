@@ -22,32 +22,45 @@ const LOOK: Duration = Duration::from_millis(100);
 type Asking = JoinHandle<Option<Lease>>;
 
 impl Load<'_> {
-    /// Reads on, and asks for another source. The answer is in `replacement` after [`Event::Granted`].
+    /// Reads on, if there is something to read from, and asks for another source. The answer is in `replacement` after
+    /// [`Event::Granted`].
     pub(super) async fn seek(&mut self) -> Result<Event, LoadError> {
         self.patience.wait();
         let arrived = self.memory.arrivals().bytes();
         let mut asking = self.ask_meanwhile();
-        let may_resume = self
-            .lease
-            .as_ref()
-            .is_some_and(|lease| !lease.lost().is_cancelled() && !lease.advised_to_move().is_cancelled());
+        let lease = self.lease.as_ref().filter(|lease| !lease.lost().is_cancelled());
+        let (has_lease, is_advised) =
+            (lease.is_some(), lease.is_some_and(|lease| lease.advised_to_move().is_cancelled()));
         let left = self.patience.left();
-        let Some(reading) = &mut self.reading else { return Ok(Event::SourceGone) };
-        let memory = self.memory;
-        let event = tokio::select! {
-            result = &mut reading.running => {
-                return self.ended(result);
+        let (memory, cancel) = (self.memory, self.cancel);
+        let reading = self.reading.as_mut();
+        let (is_read, heeds) =
+            (reading.is_some(), reading.as_ref().is_some_and(|reading| reading.watch.heeds_advice));
+        let may_resume = has_lease && is_read && !(is_advised && heeds);
+        let ended = async move {
+            match reading {
+                Some(reading) => (&mut reading.running).await,
+                None => std::future::pending().await,
             }
+        };
+        let event = tokio::select! {
+            result = ended => return self.ended(result).await,
             granted = &mut asking => {
                 // A task that has died gave nothing.
                 self.replacement = granted.unwrap_or_default();
                 if self.replacement.is_some() {
                     Event::Granted
+                } else if let Some(reading) = self.reading.as_mut().filter(|_| is_advised && memory.arrivals().bytes() > arrived) {
+                    // Nobody else has what this one brings.
+                    reading.watch.heeds_advice = false;
+                    Event::BytesFlow
                 } else {
                     return Ok(Event::NoSeed { may_wait: !self.patience.left().is_zero() });
                 }
             }
             () = bytes_flow(memory, arrived), if may_resume => Event::BytesFlow,
+            // What is read ends by itself then, and is waited for.
+            () = cancel.cancelled(), if !is_read => return Err(LoadError::Cancelled),
             () = tokio::time::sleep(left) => return Ok(Event::NoSeed { may_wait: false }),
         };
         self.patience.rest();
@@ -60,19 +73,21 @@ impl Load<'_> {
         Ok(event)
     }
 
-    /// Asks, after a pause that grows, for a source that is not the one that stalls.
+    /// Asks, at once and then after pauses that grow, for a source that is not the one that stalls.
     fn ask_meanwhile(&mut self) -> Asking {
-        let pause = self.patience.pause();
+        let pause = self.patience.before_the_next();
         let mut wish = Wish { wait: QUESTION.min(self.patience.left()), ..self.wish() };
         if let Some(lease) = &self.lease {
             let reference = lease.reference();
-            tracing::warn!(seed = %reference.identity, "no byte comes: another source is asked for, and what is held is kept");
+            let lost = self.reading.as_ref().is_none_or(|reading| reading.watch.is_lost(self.memory));
+            tracing::warn!(seed = %reference.identity, lost, "another source is asked for, and what is held is kept");
             let silent_ms = u64::try_from(self.memory.arrivals().silent().as_millis()).unwrap_or(u64::MAX);
             wish.exclude.push(reference.identity.clone());
             wish.stalled = Some(Stalled {
                 seed: reference.identity.clone(),
                 lease_id: reference.lease.clone(),
                 silent_ms,
+                lost,
             });
         }
         let reporting = self.loading.as_ref().and_then(|loading| loading.reporting(self.memory));

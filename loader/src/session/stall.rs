@@ -61,7 +61,7 @@ mod tests {
 
     fn source(owes: bool, silent_ms: u64) -> SourceState {
         let silent_ms = u32::try_from(silent_ms).unwrap();
-        SourceState { sign: SignOfLife { has_source: true, silent_ms }, owes }
+        SourceState { sign: SignOfLife { has_source: true, silent_ms }, signed: None, owes }
     }
 
     const RULE: StallRule = StallRule {

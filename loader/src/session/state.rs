@@ -17,8 +17,8 @@
 //!  A worker of a chain, whose source may still load as well:
 //!
 //!           Stalled                Granted
-//!  Reading ─────────▶ Seeking ────────────────▶ Checking      SourceGone: as SeedFailed, but no try of the four is
-//!      ▲                │   │ NoSeed, no wait left            spent; moves are counted apart.
+//!  Reading ─────────▶ Seeking ────────────────▶ Checking      SourceGone: to Seeking from wherever it was read or
+//!      ▲                │   │ NoSeed, no wait left            checked. No try of the four is spent; moves are bounded.
 //!      └── BytesFlow ───┘   └─────────────────▶ Filling       AllHeld, SeedFailed and LeaseLost: as in Reading.
 //! ```
 //!
@@ -57,7 +57,8 @@ pub(super) enum State {
     Checking(Tried),
     /// Read the missing chunks from the seed, renewing the lease.
     Reading(Tried),
-    /// The seed brings no byte: read on, and ask for another one meanwhile.
+    /// The seed brings no byte, or is gone: read on as far as there is something to read from, keep the lease, which says
+    /// whose place may be had, and ask for another one meanwhile.
     Seeking(Tried),
     /// Read chunks from storage.
     Filling(Filling),
@@ -151,7 +152,8 @@ pub(super) enum Event {
     Stalled,
     /// While another seed was asked for, bytes came again.
     BytesFlow,
-    /// A source that still loads went away, started over, or does not know yet what it loads.
+    /// A source of a chain went away, though it did not fail: it started over, fell silent, gave its place to another, or does
+    /// not know yet what it loads.
     SourceGone,
     /// Every chunk is held and verified.
     AllHeld,
@@ -167,9 +169,7 @@ pub(super) enum Effect {
     Condemn,
     /// End what is read, and release every lease that is held, in the background.
     Release,
-    /// As [`Effect::Release`], and do not ask for that source again for a moment.
-    Leave,
-    /// End what is read, and release its lease: there is another one.
+    /// End what is read, release its lease, as there is another one, and do not ask for that source again for a moment.
     Replace,
     /// Let nobody read here any more, and tell the planner so. Nothing is left of it for who was no loading seed.
     TakeAway,
@@ -206,7 +206,7 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
             another_seed(tried, Effect::Release, limits)
         }
         (S::Checking(tried) | S::Reading(tried) | S::Seeking(tried), E::SourceGone) => {
-            another_source(tried, limits)
+            (S::Seeking(tried), vec![])
         }
 
         (S::Reading(tried), E::Stalled) => (S::Seeking(tried), vec![]),
@@ -227,15 +227,6 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
 
 /// Before chunks are dropped, nobody reads them.
 const START_OVER: [Effect; 2] = [Effect::TakeAway, Effect::StartOver];
-
-/// Asks for another source while moves are left.
-fn another_source(tried: Tried, limits: Limits) -> Step {
-    if tried.moves < limits.moves {
-        (State::Asking(Tried { moves: tried.moves + 1, ..tried }), vec![Effect::Leave])
-    } else {
-        fill(tried, vec![Effect::Release], limits)
-    }
-}
 
 /// Asks for another seed while tries are left.
 fn another_seed(tried: Tried, before: Effect, limits: Limits) -> Step {

@@ -53,7 +53,7 @@ impl Candidates {
     }
 
     /// A seed is there now, or has changed.
-    pub(super) fn put(&mut self, row: &SeedRow, now: i64) {
+    fn put(&mut self, row: &SeedRow, now: i64) {
         let candidate = candidate(row, now);
         if let Some(at) = self.at.get(&row.id) {
             self.all[*at] = candidate;
@@ -63,8 +63,16 @@ impl Candidates {
         }
     }
 
+    /// A seed may have changed, come, or gone.
+    pub(super) fn see(&mut self, tables: &Tables, now: i64, rules: &Rules, id: i64) {
+        match tables.seed(id).filter(|row| row.state(now, rules) == State::Live) {
+            Some(row) => self.put(row, now),
+            None => self.remove(id),
+        }
+    }
+
     /// A seed is there no more.
-    pub(super) fn remove(&mut self, id: i64) {
+    fn remove(&mut self, id: i64) {
         if let Some(at) = self.at.get(&id) {
             let candidate = &mut self.all[*at];
             candidate.free_points.clear();
@@ -132,7 +140,7 @@ impl OfLoading {
     /// What it may have.
     fn granted(wish: &Wish) -> Self {
         let reader = wish.reader.as_ref();
-        Self { any: reader.is_some(), reserve: reader.is_some_and(|reader| reader.may_have_the_reserve) }
+        Self { any: reader.is_some(), reserve: reader.is_some_and(|reader| reader.is_believed) }
     }
 }
 

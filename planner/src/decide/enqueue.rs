@@ -39,13 +39,15 @@ pub(super) fn enqueue(
         tables.lives(planner, now);
         *answer = Acquired::Queued(None);
     }
+    let mut wish = wish.as_ref().clone();
+    wish.asked_whether_lost(false);
     tables.insert_request(RequestRow {
         id: 0,
         key: Arc::new(key.clone()),
         lease: *lease,
         idempotency: queue.idempotency.clone(),
         attempt: twins.attempt(at, queue),
-        wish: Arc::new(wish.as_ref().clone()),
+        wish: Arc::new(wish),
         planner: waits.then(|| planner.clone()),
         waits_until_ms: waits.then(|| now.saturating_add(queue.wait_ms)),
         changed_ms: now,

@@ -53,7 +53,7 @@ pub(super) fn reader(
         depth: own.and_then(|row| row.loading.as_ref()).map(|loading| loading.depth),
         held: asker.held.clone(),
         stalled: stalled.map(|stalled| stalled.identity.clone()),
-        may_have_the_reserve: is_believed,
+        is_believed,
     }))
 }
 
@@ -65,7 +65,7 @@ pub(super) fn join(
     rules: &Rules,
     key: &SeedKey,
     wish: &Wish,
-    source: i64,
+    (source, passed_over): (i64, &[i64]),
 ) -> Option<i64> {
     let asker = wish.loading.as_deref().filter(|_| wish.reader.is_some())?;
     let row = tables.seed_at(&asker.identity).cloned();
@@ -92,7 +92,11 @@ pub(super) fn join(
         (Joining::Repeated, Some(row)) => {
             let moved = before.is_some_and(|before| before.source != loading.source);
             if moved {
-                let why = if asker.stalled.is_some() { ": its source brought no byte" } else { "" };
+                let why = match (passed_over, &asker.stalled) {
+                    ([], Some(_)) => ": its source brought no byte",
+                    ([], None) => "",
+                    _ => ": in the place of its source, which is lost or leaves",
+                };
                 let moved = Happened { kind: EventKind::Moved, ..happened };
                 remember::event(tables, now, rules, moved.with(format!("{from}{why}")));
             }

@@ -56,6 +56,7 @@ pub mod drain;
 mod end;
 mod enqueue;
 pub mod heartbeat;
+mod inherit;
 mod join;
 mod leave;
 pub mod place;
@@ -115,6 +116,7 @@ impl<'a> Batch<'a> {
         wants.leases.extend(commands.leaves.iter().map(|leave| leave.lease));
         let telling = commands.renewals.iter().filter(|renewal| renewal.progress.is_some());
         wants.readers.extend(telling.map(|renewal| renewal.lease));
+        wants.readers.extend(commands.releases.iter().map(|release| release.lease));
         wants.waiting.extend(commands.keys().map(|key| (key.clone(), 0)));
         let mut asked: BTreeMap<&SeedKey, usize> = BTreeMap::new();
         for Acquire { key, wish, lease, queue } in &commands.acquires {

@@ -11,7 +11,7 @@ use crate::store::commands::Guidance;
 
 /// Takes in what the holder of a lease on `source` tells with its renewal. The lease tells which source counts: whoever
 /// asked for another one and did not take it reads on from this one. A source that has moved, or has everything now,
-/// makes its reader's depth another.
+/// makes its reader's depth another. One that an operator takes out while it loads is left: its reader has its place.
 pub(super) fn of_reader(
     tables: &mut Tables,
     now: i64,
@@ -23,11 +23,13 @@ pub(super) fn of_reader(
     let guidance = Guidance { renew_after_ms: period_ms, advice: None };
     let row = tables.seed(reader).filter(|row| is_of(row, told) && !row.removed && !row.drained);
     let Some(row) = row else { return Guidance { advice: Some(Advice::RegistrationEnded), ..guidance } };
+    let leaves = source.loading.as_ref().is_some_and(|loading| loading.source.is_some())
+        && (source.drained || source.removed);
     if row.loading.is_some() {
         let depth = chain::depth_behind(source.loading.as_deref());
         tell(tables, now, reader, told, (Some(source.id), depth, period_ms));
     }
-    guidance
+    Guidance { advice: leaves.then_some(Advice::Move), ..guidance }
 }
 
 /// Takes in what a seed without a lease tells, if it loads: it reads from storage.

@@ -1,6 +1,7 @@
 //! What a release ends, and what it says of the seed's health.
 
 use super::remember::Told;
+use super::rows::SeedRow;
 use super::tables::Tables;
 use super::{end, remember};
 use crate::store::commands::Release;
@@ -8,19 +9,36 @@ use crate::store::history::{EventKind, Happened};
 use crate::store::{Report, Rules};
 
 /// Ends exactly the live lease of exactly the named seed, or nothing; gives whether it lived. The first of two that
-/// release the same lease does.
+/// release the same lease does. The place of a loading seed that was taken away, and from which somebody reads, is that
+/// one's: it is kept until that asks, for as long as loading seeds may be silent.
 pub(super) fn release(tables: &mut Tables, now: i64, rules: &Rules, command: &Release) -> bool {
     let Release { identity, lease, report, account } = command;
     let Some(row) = tables.seed_at(identity) else { return false };
     let id = row.id;
-    if !row.leases.iter().any(|known| known.lease == *lease && known.lives(now)) {
+    let Some(at) = row.leases.iter().position(|known| known.lease == *lease && known.lives(now)) else {
         return false;
-    }
+    };
+    let holder = row.leases[at].reader.and_then(|reader| tables.seed(reader));
+    let kept_ms = holder.and_then(|holder| kept_ms(holder, id, now));
     let account = account.as_deref().cloned().unwrap_or_default();
     reported(tables, now, rules, id, *report, account.reason.as_deref());
+    if let Some(kept_ms) = kept_ms {
+        tables.change(id, |row| {
+            let ends_ms = &mut row.leases[at].ends_ms;
+            *ends_ms = now.saturating_add(kept_ms).min(*ends_ms);
+        });
+        return true;
+    }
     end::leases(tables, now, rules, id, |known| known.lease == *lease, &Told { account, report: *report });
     end::removed_seed(tables, now, rules, id);
     true
+}
+
+/// For how long the place that a loading seed has on its source is kept for who reads from it.
+fn kept_ms(holder: &SeedRow, source: i64, now: i64) -> Option<i64> {
+    let loading = holder.loading.as_ref().filter(|loading| loading.source == Some(source))?;
+    let is_read = holder.leases.iter().any(|lease| lease.reader.is_some() && lease.lives(now));
+    (holder.removed && is_read).then(|| loading.silent_after_ms())
 }
 
 /// What a reader tells of a transfer makes its seed suspect, or well.

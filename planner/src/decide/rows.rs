@@ -106,7 +106,7 @@ impl SeedRow {
     }
 
     /// How long it may be silent until it is not offered, in milliseconds.
-    fn silent_after_ms(&self, rules: &Rules) -> i64 {
+    pub(super) fn silent_after_ms(&self, rules: &Rules) -> i64 {
         self.loading.as_ref().map_or(rules.heartbeat_ttl_ms, |loading| loading.silent_after_ms())
     }
 

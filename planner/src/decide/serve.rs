@@ -6,12 +6,12 @@ use std::sync::Arc;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::choose::{self, Candidates};
+use super::inherit::{self, Found, Heritage};
 use super::join;
 use super::rows::RequestRow;
 use super::tables::{Offered, Tables};
 use super::wants::{Near, Wants};
 use crate::domain::policy::{HostRoom, Wish};
-use crate::domain::seed::State;
 use crate::store::commands::{Acquire, Acquired};
 use crate::store::{LeaseHash, MAX_CALLS, Rules};
 
@@ -58,6 +58,8 @@ pub(super) struct Serving {
     calls: usize,
     /// Askers, and sources that stall, of which it is known whether they are there.
     sought: BTreeSet<SeedIdentity>,
+    /// The same of sources' sources, by number.
+    followed: BTreeSet<i64>,
     /// Planners whose waiters were served.
     pub(super) woken: BTreeSet<Arc<str>>,
     /// Acquisitions that got nothing.
@@ -195,10 +197,14 @@ impl Serving {
                 find_reader(tables, batch, key, &mut worker.wish);
                 let (wish, workers) = (worker.wish.clone(), line.queue.len());
                 let policy = batch.rules.policy;
+                let heritage = self.heritage(batch, key, &wish, tables, &mut lacks);
                 let from = (key, &line.candidates, &self.hosts);
-                choose::want(tables, policy, from, &wish, workers, &mut lacks);
+                if heritage.is_none() {
+                    choose::want(tables, policy, from, &wish, workers, &mut lacks);
+                }
                 if !lacks.is_empty() {
                     // And, in the same look, what the others of the line need.
+                    wants.numbers.extend(lacks.numbers);
                     for other in &mut line.queue {
                         choose::find_source(tables, &mut other.wish, wants);
                         find_reader(tables, batch, key, &mut other.wish);
@@ -207,7 +213,14 @@ impl Serving {
                     return false;
                 }
                 let Some(Worker { who, lease, .. }) = line.queue.pop_front() else { break };
-                let Some(chosen) = line.candidates.take(policy, &wish, &mut self.hosts, batch.now) else {
+                let (chosen, passed_over) = match heritage {
+                    Some(heritage) => {
+                        inherit::pass_on(tables, batch.now, batch.rules, &heritage, &wish);
+                        (Some(heritage.chosen), heritage.passed_over)
+                    }
+                    None => (line.candidates.take(policy, &wish, &mut self.hosts, batch.now), Vec::new()),
+                };
+                let Some(chosen) = chosen else {
                     line.left = true;
                     if let Who::Command(at) = who {
                         self.unserved.push(at);
@@ -216,16 +229,12 @@ impl Serving {
                 };
                 let before = wish.loading.as_ref().and_then(|asker| tables.seed_at(&asker.identity));
                 let before = before.map(|row| row.id);
-                let reader = join::join(tables, batch.now, batch.rules, key, &wish, chosen.0);
+                let reader = join::join(tables, batch.now, batch.rules, key, &wish, (chosen.0, &passed_over));
                 choose::claim(tables, batch.now, batch.rules, chosen, (lease, reader), &wish);
                 if reader.is_some() {
-                    // The next in the line may read from it.
-                    if let Some(before) = before {
-                        line.candidates.remove(before);
-                    }
-                    let row = reader.and_then(|reader| tables.seed(reader));
-                    if let Some(row) = row.filter(|row| row.state(batch.now, batch.rules) == State::Live) {
-                        line.candidates.put(row, batch.now);
+                    // The next in the line may read from it, and not from whom it follows.
+                    for id in before.into_iter().chain(reader).chain(passed_over) {
+                        line.candidates.see(tables, batch.now, batch.rules, id);
                     }
                 }
                 match who {
@@ -233,6 +242,28 @@ impl Serving {
                     Who::Command(at) => answers[at] = tables.grant(&lease, batch.now).map(Acquired::Granted),
                 }
             }
+        }
+    }
+
+    /// The place that a worker gets without a choice, as its source is gone.
+    fn heritage(
+        &mut self,
+        batch: &Batch<'_>,
+        key: &SeedKey,
+        wish: &Wish,
+        tables: &Tables,
+        lacks: &mut Wants,
+    ) -> Option<Heritage> {
+        match inherit::find(tables, batch.now, batch.rules, key, wish) {
+            Found::Place(heritage) => Some(heritage),
+            Found::Unseen(number) => {
+                // One that is not there is asked for once.
+                if self.followed.insert(number) {
+                    lacks.numbers.insert(number);
+                }
+                None
+            }
+            Found::Nothing => None,
         }
     }
 

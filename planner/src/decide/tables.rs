@@ -318,9 +318,11 @@ impl Tables {
             depth: chain::depth_behind(seed.loading.as_deref()),
             root: seed.root().map(str::to_owned),
             renew_after_ms: chain::PERIOD_MS,
+            point: held.point,
+            since_ms: held.granted_ms,
         });
         Some(Grant {
-            source,
+            source: source.map(Box::new),
             identity: seed.identity.clone(),
             seed_id: seed.id,
             lease_ttl_ms: held.ends_ms.saturating_sub(now),

@@ -168,6 +168,7 @@ fn answer((seeds, requests): (&[SeedRow], &[RequestRow]), wants: &Wants, tables:
         }
     };
     put(tables, &|row| wants.identities.contains(&row.identity));
+    put(tables, &|row| wants.numbers.contains(&row.id));
     put(tables, &|row| row.leases.iter().any(|lease| wants.leases.contains(&lease.lease)));
     let read_by = seeds.iter().flat_map(|row| &row.leases);
     let readers: Vec<i64> = read_by

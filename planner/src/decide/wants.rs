@@ -51,6 +51,8 @@ impl Near {
 pub struct Wants {
     /// Seeds by identity, each with its leases.
     pub identities: BTreeSet<SeedIdentity>,
+    /// Seeds by number, each with its leases.
+    pub numbers: BTreeSet<i64>,
     /// Seeds by a lease that is or was on a point of theirs, and requests by the lease that they are for.
     pub leases: BTreeSet<LeaseHash>,
     /// Seeds that hold these leases while they load.

@@ -52,13 +52,17 @@ pub struct Asker {
     pub stalled: Option<Stalled>,
 }
 
-/// A source that brings no byte to who reads from it.
+/// A source that brings no byte to who reads from it, or that is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stalled {
     /// Where it is.
     pub identity: SeedIdentity,
     /// The asker's lease on it, by its stored hash: only a live one is believed.
     pub lease: [u8; 32],
+    /// Whether the asker has no connection to it, and no sign of life.
+    pub lost: bool,
+    /// Whether a planner has just asked it for its health, in vain.
+    pub unanswered: bool,
 }
 
 /// How far a loading seed is, as it tells.
@@ -127,6 +131,10 @@ pub struct Source {
     pub root: Option<String>,
     /// When the reader is to tell how far it is, in milliseconds.
     pub renew_after_ms: i64,
+    /// The point of it that was granted.
+    pub point: u32,
+    /// When that was granted, Unix milliseconds.
+    pub since_ms: i64,
 }
 
 /// The depth of who reads from a seed.
@@ -147,8 +155,9 @@ pub struct Reader {
     pub held: Option<Held>,
     /// The source that brings no byte. It is not wanted, believed or not.
     pub stalled: Option<SeedIdentity>,
-    /// Whether it may have the point that loading seeds keep for those who stall.
-    pub may_have_the_reserve: bool,
+    /// Whether it has a live lease on that source. Then it may have the point that loading seeds keep for those who stall,
+    /// or the source's own place.
+    pub is_believed: bool,
 }
 
 /// A seed that might be a source.
@@ -212,7 +221,7 @@ mod tests {
             depth: id.map(|_| depth),
             held: held.map(|(root, bytes)| Held { root: root.into(), bytes }),
             stalled: None,
-            may_have_the_reserve: false,
+            is_believed: false,
         }
     }
 

@@ -74,6 +74,20 @@ pub struct Wish {
 }
 
 impl Wish {
+    /// A planner has asked the source that this one calls lost for its health; or, some time later, that says nothing any
+    /// more.
+    pub fn asked_whether_lost(&mut self, unanswered: bool) {
+        if let Some(stalled) = self.loading.as_mut().and_then(|asker| asker.stalled.as_mut()) {
+            stalled.unanswered = unanswered;
+        }
+    }
+
+    /// The source that this one calls lost.
+    pub fn lost(&self) -> Option<&SeedIdentity> {
+        let stalled = self.loading.as_ref()?.stalled.as_ref()?;
+        stalled.lost.then_some(&stalled.identity)
+    }
+
     /// The seeds that say who a reader is: itself, and the source that brings it no byte.
     pub fn named(&self) -> impl Iterator<Item = &SeedIdentity> {
         let asker = self.loading.as_deref();
@@ -119,7 +133,7 @@ impl Candidate {
 
     /// The point that a worker would get.
     fn point(&self, wish: &Wish) -> Option<u32> {
-        let stalls = wish.reader.as_ref().is_some_and(|reader| reader.may_have_the_reserve);
+        let stalls = wish.reader.as_ref().is_some_and(|reader| reader.is_believed);
         self.free_points.iter().min().copied().or(self.reserve.filter(|_| stalls))
     }
 

@@ -124,7 +124,7 @@ pub struct Grant {
     /// Whether it has ever answered when it was asked for its health.
     pub answers: bool,
     /// What it is as a source, if the grant registered its asker as a loading seed.
-    pub source: Option<Source>,
+    pub source: Option<Box<Source>>,
 }
 
 /// A lease that was renewed.

@@ -47,12 +47,14 @@ pub enum End {
     Expired = 2,
     /// Its seed came to hold something else.
     Revoked = 3,
+    /// Its holder was lost, or left while it loaded: whoever read from that has the place now.
+    PassedOn = 4,
 }
 
 impl End {
     /// The end of this number; `None` for one of a later version.
     pub fn of_number(number: i64) -> Option<Self> {
-        [Self::Released, Self::GivenBack, Self::Expired, Self::Revoked]
+        [Self::Released, Self::GivenBack, Self::Expired, Self::Revoked, Self::PassedOn]
             .into_iter()
             .find(|end| *end as i64 == number)
     }

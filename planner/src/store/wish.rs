@@ -38,9 +38,10 @@ struct KeptAsker {
     is_draft: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held: Option<Held>,
-    /// The source that stalls, and the hash of the lease on it.
+    /// The source that stalls, the hash of the lease on it, and whether it is lost. That it did not answer a planner says
+    /// nothing of later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    stalled: Option<(SeedIdentity, [u8; 32])>,
+    stalled: Option<(SeedIdentity, [u8; 32], bool)>,
 }
 
 impl From<&Asker> for KeptAsker {
@@ -54,7 +55,7 @@ impl From<&Asker> for KeptAsker {
             deploy_strategy: labels.deploy_strategy,
             is_draft: labels.is_draft,
             held,
-            stalled: stalled.map(|stalled| (stalled.identity, stalled.lease)),
+            stalled: stalled.map(|stalled| (stalled.identity, stalled.lease, stalled.lost)),
         }
     }
 }
@@ -68,7 +69,12 @@ impl From<KeptAsker> for Asker {
             labels: Labels { model_url, deploy_strategy, is_draft },
             total_bytes: kept.total_bytes,
             held: kept.held,
-            stalled: kept.stalled.map(|(identity, lease)| Stalled { identity, lease }),
+            stalled: kept.stalled.map(|(identity, lease, lost)| Stalled {
+                identity,
+                lease,
+                lost,
+                unanswered: false,
+            }),
         }
     }
 }
@@ -113,7 +119,7 @@ mod tests {
             is_draft in prop::option::of(any::<bool>()),
             total_bytes in any::<u64>(),
             held in prop::option::of((".{0,8}", any::<u64>())),
-            stalled in prop::option::of(any::<[u8; 32]>()),
+            stalled in prop::option::of((any::<[u8; 32]>(), any::<bool>())),
         ) -> Asker {
             let identity = SeedIdentity::new("h", 1, 0).unwrap();
             Asker {
@@ -122,7 +128,7 @@ mod tests {
                 labels: Labels { model_url, deploy_strategy: None, is_draft },
                 total_bytes,
                 held: held.map(|(root, bytes)| Held { root, bytes }),
-                stalled: stalled.map(|lease| Stalled { identity, lease }),
+                stalled: stalled.map(|(lease, lost)| Stalled { identity, lease, lost, unanswered: false }),
             }
         }
     }

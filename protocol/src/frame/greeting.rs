@@ -1,10 +1,11 @@
 //! The greeting: HELLO and WELCOME.
 
 use super::{
-    FrameError, HELLO_BYTES, MAGIC, MAX_IDENTITY_BYTES, VERSION, WELCOME_BYTES, array_at, check_magic,
+    FrameError, HELLO_BYTES, MAGIC, MAX_IDENTITY_BYTES, POINT, VERSION, WELCOME_BYTES, array_at, check_magic,
     code_of, named, u16_at, u32_at, u64_at,
 };
 use crate::manifest::content::ContentId;
+use crate::v2::LeasedPoint;
 
 /// A reader's first frame.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,7 +20,31 @@ pub struct Hello {
     pub identity: Vec<u8>,
 }
 
+/// Length of a point as an identity.
+const POINT_BYTES: usize = 12;
+
 impl Hello {
+    /// The same of a reader to which this point is leased.
+    #[must_use]
+    pub fn holding(self, point: LeasedPoint) -> Self {
+        let mut identity = point.number.to_le_bytes().to_vec();
+        identity.extend_from_slice(&point.since_ms.to_le_bytes());
+        Self { features: self.features | POINT, identity, ..self }
+    }
+
+    /// The point that is leased to the reader, if it says so.
+    ///
+    /// # Errors
+    /// [`FrameError::NoPoint`].
+    pub fn point(&self) -> Result<Option<LeasedPoint>, FrameError> {
+        if self.features & POINT == 0 {
+            return Ok(None);
+        }
+        let bytes: &[u8; POINT_BYTES] =
+            self.identity.as_slice().try_into().map_err(|_| FrameError::NoPoint(self.identity.len()))?;
+        Ok(Some(LeasedPoint { number: u32_at(bytes, 0), since_ms: u64_at(bytes, 4) }))
+    }
+
     /// The frame's bytes.
     ///
     /// # Errors

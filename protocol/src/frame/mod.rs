@@ -28,6 +28,11 @@
 //! set, and an unknown bit is never set in it. The identity is an opaque token that proves who the reader is; seeds
 //! without such a check ignore it.
 //!
+//! With [`POINT`] the identity is the point that a planner has leased to the reader: its number u32, and since when u64,
+//! Unix milliseconds. A seed that knows the bit closes all connections of whoever had the point before, and refuses that
+//! one from then on. So a reader that lost its place to another (it was silent, or its lease lapsed) takes no part of the
+//! seed's bandwidth and none of its connections.
+//!
 //! ## Announcements
 //!
 //! With [`ANNOUNCEMENTS`] a reader asks for a connection without chunks, beside those that it reads over: what a seed
@@ -72,6 +77,9 @@ pub use greeting::{Hello, Refusal, Welcome};
 /// The feature bit of a connection for announcements.
 pub const ANNOUNCEMENTS: u32 = 1;
 
+/// The feature bit of a reader that says which point is leased to it.
+pub const POINT: u32 = 2;
+
 /// First bytes in either direction.
 pub const MAGIC: [u8; 8] = *b"RFORKTCP";
 /// The version of these frames.
@@ -104,6 +112,9 @@ pub enum FrameError {
     /// An identity that is too long.
     #[error("an identity of {0} bytes is too long: at most {MAX_IDENTITY_BYTES} are accepted")]
     IdentityTooLong(usize),
+    /// An identity that should be a point and is none.
+    #[error("an identity of {0} bytes is no leased point")]
+    NoPoint(usize),
     /// A status, kind or code that this version does not know.
     #[error("the peer sent an unknown {what} ({value})")]
     Unknown {

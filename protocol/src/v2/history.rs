@@ -19,6 +19,9 @@ pub enum LeaseEnd {
     Expired,
     /// Its seed came to hold something else.
     Revoked,
+    /// Its holder was lost, or left while it loaded: the point went on to who read from that holder, and so ended the
+    /// leases between the two.
+    PassedOn,
 }
 
 /// The answer to `LeaseQuery` of `GET /v2/leases/ended`: the last one first.

@@ -14,7 +14,8 @@
 //!    lease, by heartbeats that carry the same. Whoever was not heard of for three periods is no source.
 //! 4. A lease that ends without another registration or acquisition ends the registration after those periods.
 //! 5. Whoever gets no byte keeps its lease and asks for another source, naming the one that stalls ([`Stalled`]). It gives
-//!    the first lease back when it has the second.
+//!    the first lease back when it has the second. If the one that it names is lost, or leaves, it is granted that one's
+//!    place: the same point of the same seed. Both leases that led there have ended then.
 //! 6. Whoever holds everything registers as any seed does, under the same address and incarnation: its row becomes a
 //!    complete seed's, and leases on it live on ([`Registration::Completed`](super::Registration)).
 //! 7. Whoever starts over, fails or is cancelled deregisters. It comes back under another incarnation.
@@ -73,7 +74,7 @@ pub struct Held {
     pub bytes: u64,
 }
 
-/// The source of which no byte comes.
+/// The source of which no byte comes, or that is gone.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Stalled {
@@ -83,6 +84,10 @@ pub struct Stalled {
     pub lease_id: LeaseId,
     /// For how long no byte came, in milliseconds.
     pub silent_ms: u64,
+    /// Whether there is no connection to it and no sign of life. If the planner hears nothing of it either, its place is
+    /// the asker's.
+    #[serde(default)]
+    pub lost: bool,
 }
 
 /// What was granted to a worker that told what it would be as a loading seed, and is now registered as one.
@@ -96,6 +101,17 @@ pub struct Source {
     pub root: Option<Name>,
     /// When the first renewal is due, in milliseconds.
     pub renew_after_ms: u64,
+    /// What was granted of the source: whoever greets it with a point ends the connections of who had that before.
+    pub point: LeasedPoint,
+}
+
+/// A point of a seed, and since when it is somebody's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LeasedPoint {
+    /// Its number.
+    pub number: u32,
+    /// When it was granted, Unix milliseconds by the planner's clock: of two who have the same point, the later one has it.
+    pub since_ms: u64,
 }
 
 /// How far a loading seed is.

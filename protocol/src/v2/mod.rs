@@ -28,7 +28,8 @@ pub use leases::{
     Acquire, Granted, LeaseList, LeaseQuery, LeaseSummary, Release, Released, Renew, Renewed, TransferOutcome,
 };
 pub use loading::{
-    Advice, Held, LOADING_SEEDS, LoadProgress, LoadingSeed, LoadingSummary, SeedPhase, Source, Stalled,
+    Advice, Held, LOADING_SEEDS, LeasedPoint, LoadProgress, LoadingSeed, LoadingSummary, SeedPhase, Source,
+    Stalled,
 };
 pub use query::{DEFAULT_PAGE, MAX_PAGE, NoQuery, Query, QueryError};
 pub use seeds::{

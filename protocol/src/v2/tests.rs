@@ -262,8 +262,8 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn stalls()(seed in seeds(), lease in "[!-~]{1,40}", silent_ms: u64) -> Stalled {
-        Stalled { seed, lease_id: LeaseId::new(lease).unwrap(), silent_ms }
+    fn stalls()(seed in seeds(), lease in "[!-~]{1,40}", silent_ms: u64, lost: bool) -> Stalled {
+        Stalled { seed, lease_id: LeaseId::new(lease).unwrap(), silent_ms, lost }
     }
 }
 
@@ -274,9 +274,11 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn sources()(loads: bool, depth: u32, root in maybe(text()), renew_after_ms: u64) -> Source {
+    fn sources()(
+        loads: bool, depth: u32, root in maybe(text()), renew_after_ms: u64, point: u32, since_ms: u64,
+    ) -> Source {
         let phase = if loads { SeedPhase::Loading } else { SeedPhase::Complete };
-        Source { phase, depth, root, renew_after_ms }
+        Source { phase, depth, root, renew_after_ms, point: LeasedPoint { number: point, since_ms } }
     }
 }
 

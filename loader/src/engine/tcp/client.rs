@@ -18,6 +18,7 @@ use rfork_protocol::frame::{
     MAX_CHUNKS_PER_READ, MAX_RANGES, Range, Read, Refusal, VERSION, WELCOME_BYTES, Welcome,
 };
 use rfork_protocol::manifest::content::ContentId;
+use rfork_protocol::v2::LeasedPoint;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -47,6 +48,8 @@ struct Shared {
     offers: Mutex<Offers>,
     /// Counts announcements, for those who wait for one.
     announced: watch::Sender<u64>,
+    /// The point of the seed that is leased to this reader.
+    point: Option<LeasedPoint>,
     /// What is known of a seed that still loads.
     source: Option<Arc<watch::Sender<SourceState>>>,
     /// How many chunks there were in it.
@@ -98,6 +101,7 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
         pages,
         offers: Mutex::new(offers),
         announced: watch::Sender::new(0),
+        point: request.point,
         source: request.loading.cloned(),
         suspect: Mutex::new(HashSet::new()),
         chunks: AtomicU32::new(0),
@@ -252,7 +256,7 @@ async fn greeted(shared: &Shared) -> Result<TcpStream, ReadError> {
 
 /// Connects with these features, and is welcome. Gives those that the seed has, too.
 async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStream, u32), ReadError> {
-    let (stream, welcome) = greet(&shared.options, &shared.peer, shared.content.id, features).await?;
+    let (stream, welcome) = greet(&shared.options, &shared.peer, shared.hello(features)).await?;
     if let Some(reason) = refused(&welcome) {
         return Err(ReadError::Refused { peer: shared.peer.clone(), reason });
     }
@@ -290,7 +294,9 @@ async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
         let head = read_exact::<ANNOUNCEMENT_BYTES>(&mut stream, deadline).await;
         let head = head.map_err(|error| shared.lost(&error))?;
         match Announcement::decode_head(&head).map_err(|error| shared.protocol(&error))? {
-            Head::Alive(sign) => shared.know(|source| source.sign = sign),
+            Head::Alive(sign) => shared.know(|source| {
+                (source.sign, source.signed) = (sign, Some(std::time::Instant::now()));
+            }),
             Head::Held { ranges_bytes } => {
                 let mut ranges = vec![0; ranges_bytes];
                 let read = within(deadline, stream.read_exact(&mut ranges)).await;
@@ -305,7 +311,8 @@ async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
 
 /// Whether somebody with this content is there. One that has no room for a reader just now is.
 pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId) -> Result<(), ReadError> {
-    let (_, welcome) = greet(options, peer, content, 0).await?;
+    let hello = Hello { version: VERSION, features: 0, content, identity: Vec::new() };
+    let (_, welcome) = greet(options, peer, hello).await?;
     match refused(&welcome) {
         Some(reason) if welcome.refusal != Some(Refusal::Busy) => {
             Err(ReadError::Refused { peer: peer.to_owned(), reason })
@@ -315,18 +322,12 @@ pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId
 }
 
 /// Connects, says what is wanted, and hears what the seed says to that.
-async fn greet(
-    options: &TcpOptions,
-    peer: &str,
-    content: ContentId,
-    features: u32,
-) -> Result<(TcpStream, Welcome), ReadError> {
+async fn greet(options: &TcpOptions, peer: &str, hello: Hello) -> Result<(TcpStream, Welcome), ReadError> {
     let (lost, protocol) =
         (|error: io::Error| lost(peer, &error), |error: FrameError| breaks(peer, error.to_string()));
     let deadline = options.connect_timeout;
     let mut stream = within(deadline, TcpStream::connect(peer)).await.map_err(lost)?;
     prepare(&stream).map_err(lost)?;
-    let hello = Hello { version: VERSION, features, content, identity: Vec::new() };
     write_all(&mut stream, deadline, &hello.encode().map_err(protocol)?).await.map_err(lost)?;
     let welcome = read_exact::<WELCOME_BYTES>(&mut stream, deadline).await.map_err(lost)?;
     Ok((stream, Welcome::decode(&welcome).map_err(protocol)?))
@@ -338,17 +339,18 @@ fn refused(welcome: &Welcome) -> Option<String> {
         Refusal::Version => format!("it speaks version {} and not {VERSION}", welcome.version),
         Refusal::OtherContent => "it holds other weights by now".into(),
         Refusal::Busy => "it serves as many readers as it may (rfork_seed_max_readers)".into(),
-        Refusal::NotAllowed => "this worker may not read from it".into(),
+        Refusal::NotAllowed => "this worker may not read from it: another one has its place".into(),
         Refusal::Stopping => "it is going away".into(),
     })
 }
 
 fn lost(peer: &str, error: &io::Error) -> ReadError {
-    let reason = match error.kind() {
-        io::ErrorKind::UnexpectedEof => "it closed the connection".to_owned(),
-        _ => error.to_string(),
-    };
-    ReadError::Lost { peer: peer.to_owned(), reason }
+    let peer = peer.to_owned();
+    match error.kind() {
+        io::ErrorKind::UnexpectedEof => ReadError::Lost { peer, reason: "it closed the connection".into() },
+        io::ErrorKind::TimedOut => ReadError::Silent { peer, reason: error.to_string() },
+        _ => ReadError::Lost { peer, reason: error.to_string() },
+    }
 }
 
 fn breaks(peer: &str, reason: String) -> ReadError {
@@ -406,6 +408,15 @@ impl Drop for Window<'_> {
 }
 
 impl Shared {
+    /// A greeting of this reader's.
+    fn hello(&self, features: u32) -> Hello {
+        let hello = Hello { version: VERSION, features, content: self.content.id, identity: Vec::new() };
+        match self.point {
+            Some(point) => hello.holding(point),
+            None => hello,
+        }
+    }
+
     fn offers(&self) -> std::sync::MutexGuard<'_, Offers> {
         self.offers.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use rfork_protocol::frame::{
     ANNOUNCEMENTS, Announcement, Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ,
-    RANGE_BYTES, READ_BYTES, Read, Refusal, VERSION, Welcome, check_magic,
+    POINT, RANGE_BYTES, READ_BYTES, Read, Refusal, VERSION, Welcome, check_magic,
 };
 use rfork_protocol::manifest::content::ContentId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::TcpOptions;
+use super::points::Points;
 use super::socket::{prepare, read_exact, send_chunk, within, write_all};
 use super::throttle::Throttle;
 use crate::engine::EngineError;
@@ -52,6 +53,8 @@ struct Shared {
     readers: Arc<Semaphore>,
     /// Readers that are told what is held, apart from their connections for chunks.
     followers: Arc<Semaphore>,
+    /// Whose connections those of leased points are.
+    points: Points,
     served_bytes: AtomicU64,
     /// `None` while nothing is registered.
     service: Mutex<Option<Arc<Service>>>,
@@ -79,6 +82,7 @@ impl Server {
             greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
             readers: Arc::new(Semaphore::new(options.max_readers as usize)),
             followers: Arc::new(Semaphore::new(options.max_readers as usize)),
+            points: Points::default(),
             served_bytes: AtomicU64::new(0),
             service: Mutex::new(None),
             options: options.clone(),
@@ -233,12 +237,18 @@ async fn serve(
     let options = &shared.options;
     let hello = hello(&mut stream, options.connect_timeout).await?;
     let announces = hello.features & ANNOUNCEMENTS != 0;
+    let held = match hello.point()? {
+        Some(point) => shared.points.enter(point, options.connect_timeout).await.map(Some),
+        None => Some(None),
+    };
     let places = if announces { &shared.followers } else { &shared.readers };
     let permit = places.clone().try_acquire_owned();
     let refusal = if hello.version != VERSION {
         Some(Refusal::Version)
     } else if !holds(&service.memory, hello.content) {
         Some(Refusal::OtherContent)
+    } else if held.is_none() {
+        Some(Refusal::NotAllowed)
     } else {
         permit.is_err().then_some(Refusal::Busy)
     };
@@ -248,7 +258,7 @@ async fn serve(
         None => Welcome {
             refusal: None,
             version: VERSION,
-            features: hello.features & ANNOUNCEMENTS,
+            features: hello.features & (ANNOUNCEMENTS | POINT),
             chunk_size: plan.chunk_size(),
             chunk_count: plan.count(),
             max_chunks_per_read: MAX_CHUNKS_PER_READ,
@@ -259,9 +269,29 @@ async fn serve(
     if refusal.is_some() {
         return Ok(());
     }
-    if announces {
-        return announce(stream, options, &service.memory, hello.content).await;
+    let serving = async {
+        if announces {
+            announce(stream, options, &service.memory, hello.content).await
+        } else {
+            send(stream, shared, service, hello.content, sent_bytes).await
+        }
+    };
+    match held.flatten() {
+        // Cancelled between two system calls, as by the end of the service.
+        Some(held) => held.ended.run_until_cancelled(serving).await.unwrap_or(Ok(())),
+        None => serving.await,
     }
+}
+
+/// Sends the chunks that a reader asks for, until it goes away.
+async fn send(
+    mut stream: TcpStream,
+    shared: &Shared,
+    service: &Service,
+    content: ContentId,
+    sent_bytes: &mut u64,
+) -> Result<(), Ended> {
+    let (options, plan) = (&shared.options, service.memory.plan());
     loop {
         let head = match read_exact::<READ_BYTES>(&mut stream, options.idle_timeout).await {
             Ok(head) => head,
@@ -274,7 +304,7 @@ async fn serve(
             let reader = if chunk < plan.count() {
                 let reader = held(&mut stream, options, &service.memory, chunk).await?;
                 // While this chunk is being read the content cannot change, but it may have since the greeting.
-                reader.filter(|_| holds(&service.memory, hello.content)).ok_or(Failure::NotHeld)
+                reader.filter(|_| holds(&service.memory, content)).ok_or(Failure::NotHeld)
             } else {
                 Err(Failure::NoSuchChunk)
             };

@@ -134,7 +134,7 @@ async fn read(
     memory: &Arc<WeightMemory>,
 ) -> Result<ReadReport, ReadError> {
     let cancel = CancellationToken::new();
-    let request = ReadRequest { seed, content: None, memory, loading: None, cancel: &cancel };
+    let request = ReadRequest { seed, content: None, memory, loading: None, point: None, cancel: &cancel };
     engine.read(request).await
 }
 

@@ -131,7 +131,7 @@ fn a_source_that_stalls_is_read_until_there_is_another() {
         (Event::BytesFlow, (State::Reading(tried), vec![])),
         (Event::AllHeld, (State::Loaded, vec![Effect::Release])),
         (Event::Granted, (State::Checking(Tried { moves: 1, ..tried }), vec![Effect::Replace])),
-        (Event::SourceGone, (State::Asking(Tried { moves: 1, ..tried }), vec![Effect::Leave])),
+        (Event::SourceGone, (State::Seeking(tried), vec![])),
         (Event::SeedFailed, (State::Asking(Tried { failures: 1, ..tried }), vec![Effect::Condemn])),
         (Event::NoSeed { may_wait: false }, (State::Filling(Filling::Missing(ONE)), vec![Effect::Release])),
     ] {
@@ -141,18 +141,15 @@ fn a_source_that_stalls_is_read_until_there_is_another() {
 
 #[test]
 fn a_source_that_goes_away_costs_no_try_but_moves_are_bounded() {
-    let mut state = State::begin();
+    let mut state = step(State::begin(), Event::Granted, LIMITS).0;
     for moves in 0..=LIMITS.moves {
-        assert_eq!(state, State::Asking(Tried { failures: 0, moves, held: state_held(moves) }));
-        state = step(state, Event::Granted, LIMITS).0;
         state = step(state, Event::Agreed(Some(ONE)), LIMITS).0;
-        state = step(state, Event::SourceGone, LIMITS).0;
+        assert_eq!(state, State::Reading(Tried { failures: 0, moves, held: Held::Named(ONE) }));
+        let (seeking, effects) = step(state, Event::SourceGone, LIMITS);
+        assert_eq!(effects, [], "the lease is kept: it says whose place may be had");
+        state = step(seeking, Event::Granted, LIMITS).0;
     }
     assert_eq!(state, State::Filling(Filling::Missing(ONE)));
-}
-
-fn state_held(moves: u32) -> Held {
-    if moves == 0 { Held::Nothing } else { Held::Named(ONE) }
 }
 
 #[test]
@@ -203,7 +200,7 @@ proptest! {
             for effect in &effects {
                 match effect {
                     Effect::Condemn => (leased, condemned) = (false, true),
-                    Effect::Release | Effect::Leave => (leased, condemned) = (false, false),
+                    Effect::Release => (leased, condemned) = (false, false),
                     // The new lease, which was granted before the first one went.
                     Effect::Replace => leased = true,
                     Effect::TakeAway => served = false,

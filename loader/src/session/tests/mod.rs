@@ -16,6 +16,7 @@ use crate::digest::DigestAlgorithm;
 use crate::fallback::FillRequest;
 use crate::fallback::{FallbackError, Fills, NoFallback};
 
+mod healing;
 mod planner;
 
 use planner::Planner;
@@ -54,11 +55,19 @@ fn memory() -> Arc<WeightMemory> {
 struct Pattern {
     salt: u8,
     read_bytes: std::sync::atomic::AtomicU64,
+    /// Whether it waits before it reads, until it is told to go on.
+    waits: bool,
+    goes_on: tokio::sync::Notify,
 }
 
 impl Pattern {
     fn new(salt: u8) -> Arc<Self> {
-        Arc::new(Self { salt, read_bytes: 0.into() })
+        Arc::new(Self { salt, read_bytes: 0.into(), waits: false, goes_on: tokio::sync::Notify::new() })
+    }
+
+    /// One that waits.
+    fn slow(salt: u8) -> Arc<Self> {
+        Arc::new(Self { salt, read_bytes: 0.into(), waits: true, goes_on: tokio::sync::Notify::new() })
     }
 }
 
@@ -69,6 +78,9 @@ impl Fallback for Arc<Pattern> {
     }
 
     async fn fill(&self, request: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError> {
+        if self.waits {
+            self.goes_on.notified().await;
+        }
         let mut digests = Vec::new();
         for chunk in request.chunks.iter() {
             let Some(mut writer) = request.memory.begin_write(chunk) else { continue };
@@ -98,10 +110,13 @@ fn bytes(memory: &Arc<WeightMemory>) -> Vec<u8> {
 
 /// A session of a worker that sends so many MiB a second at most.
 async fn session(planner: &Planner, mib_per_sec: f64, rule: StallRule) -> Session {
+    session_over(planner, TcpOptions::new(Some("127.0.0.1")), mib_per_sec, rule).await
+}
+
+async fn session_over(planner: &Planner, options: TcpOptions, mib_per_sec: f64, rule: StallRule) -> Session {
     let config = Config::builder(&planner.url, "model", "test")
         .seed_bind_host("127.0.0.1")
         .seed_advertise_host("127.0.0.1")
-        .seed_max_gib_per_sec(mib_per_sec / 1024.0)
         .build()
         .unwrap();
     let worker = Worker {
@@ -111,7 +126,10 @@ async fn session(planner: &Planner, mib_per_sec: f64, rule: StallRule) -> Sessio
         draft: false,
         tolerance: Tolerance::default(),
     };
-    let mut session = Session::over_tcp(config, worker).await.unwrap();
+    let options = TcpOptions { max_bytes_per_sec: Some(mib_per_sec * f64::from(1 << 20)), ..options };
+    let bind =
+        async |_: &Config, _: &str| Ok(Arc::new(TcpEngine::bind(options).await?) as Arc<dyn TransferEngine>);
+    let mut session = Session::over(config, worker, bind).await.unwrap();
     session.stall = rule;
     session
 }
@@ -143,7 +161,11 @@ async fn reader(
     rule: StallRule,
     fallback: Option<Arc<Pattern>>,
 ) -> Reader {
-    let (mut session, memory) = (session(planner, mib_per_sec, rule).await, memory());
+    reader_with(session(planner, mib_per_sec, rule).await, fallback)
+}
+
+fn reader_with(mut session: Session, fallback: Option<Arc<Pattern>>) -> Reader {
+    let memory = memory();
     session.pass_on();
     // Whoever has storage goes there soon.
     session.config.seed_wait = fallback.is_some().then_some(Duration::from_secs(2));

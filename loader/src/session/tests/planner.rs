@@ -12,8 +12,8 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::v2::{
-    Acquire, Deregister, Granted, HeartbeatBatch, LOADING_SEEDS, LoadProgress, LoadingSeed, Name, Register,
-    Release, Renew, SeedPhase, Source, TransferOutcome, decode,
+    Acquire, Advice, Deregister, Granted, HeartbeatBatch, LOADING_SEEDS, LeasedPoint, LoadProgress,
+    LoadingSeed, Name, Register, Release, Renew, SeedPhase, Source, TransferOutcome, decode,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -34,6 +34,8 @@ pub(super) struct State {
     pub(super) completed: Vec<SeedIdentity>,
     pub(super) deregistered: Vec<SeedIdentity>,
     pub(super) outcomes: Vec<TransferOutcome>,
+    /// What renewals are answered.
+    pub(super) advice: Option<Advice>,
     /// Whether a reader may be granted who reads from it.
     pub(super) makes_circles: bool,
 }
@@ -95,8 +97,14 @@ impl State {
             let incarnation = Some(incarnation.clone());
             self.seeds.push(Seed { identity: seed.clone(), incarnation, phase: SeedPhase::Loading });
         }
-        let source =
-            request.loading.as_ref().map(|_| Source { phase, depth: 0, root: None, renew_after_ms: 50 });
+        let point = LeasedPoint { number: 0, since_ms: self.granted as u64 };
+        let source = request.loading.as_ref().map(|_| Source {
+            phase,
+            depth: 0,
+            root: None,
+            renew_after_ms: 50,
+            point,
+        });
         let lease_id = rfork_protocol::LeaseId::new(lease).unwrap();
         Some(Granted { lease_id, seed, ttl_ms: 60_000, waited_ms: 0, source })
     }
@@ -116,6 +124,13 @@ impl State {
                 "new"
             }
         }
+    }
+}
+
+impl State {
+    /// Ends the leases on a seed, as a planner does that gives its point to another.
+    pub(super) fn end_leases_on(&mut self, seed: &SeedIdentity) {
+        self.leases.retain(|_, (source, _)| source != seed);
     }
 }
 
@@ -168,11 +183,12 @@ impl Planner {
             "/v2/leases" => return self.acquire(decode(&body).unwrap()).await,
             "/v2/leases/renew" => {
                 let renew: Renew = decode(&body).unwrap();
-                let lives = self.look(|state| {
+                let (lives, advice) = self.look(|state| {
                     state.renewals.extend(renew.loading);
-                    state.leases.contains_key(renew.lease_id.expose())
+                    (state.leases.contains_key(renew.lease_id.expose()), state.advice)
                 });
-                if lives { json(&json!({"ttl_ms": 60_000, "renew_after_ms": 50})) } else { missing() }
+                let renewed = json!({"ttl_ms": 60_000, "renew_after_ms": 50, "advice": advice});
+                if lives { json(&renewed) } else { missing() }
             }
             "/v2/leases/release" => {
                 let release: Release = decode(&body).unwrap();

@@ -34,6 +34,7 @@ fn lease(lease: history::EndedLease) -> EndedLease {
             End::GivenBack => LeaseEnd::GivenBack,
             End::Expired => LeaseEnd::Expired,
             End::Revoked => LeaseEnd::Revoked,
+            End::PassedOn => LeaseEnd::PassedOn,
         }),
         outcome: match lease.report {
             Report::Unknown => None,

@@ -53,7 +53,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
             tell_of(client, granted);
             let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
             tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
-            let source = source.map(loading::source);
+            let source = source.map(|source| loading::source(*source));
             Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source })
         }
         Err(AcquireError::Refused(refusal)) => Err(refused(refusal)),

@@ -19,8 +19,12 @@ pub(super) fn asker(told: LoadingSeed, stalled: Option<v2::Stalled>) -> Asker {
         },
         total_bytes,
         held: held.map(of_root),
-        stalled: stalled
-            .map(|v2::Stalled { seed, lease_id, .. }| Stalled { identity: seed, lease: lease_id.hash() }),
+        stalled: stalled.map(|v2::Stalled { seed, lease_id, lost, .. }| Stalled {
+            identity: seed,
+            lease: lease_id.hash(),
+            lost,
+            unanswered: false,
+        }),
     }
 }
 
@@ -36,13 +40,14 @@ fn of_root(held: v2::Held) -> Held {
 
 /// What is told of a source that was granted.
 pub(super) fn source(source: Source) -> v2::Source {
-    let Source { loads, depth, root, renew_after_ms } = source;
+    let Source { loads, depth, root, renew_after_ms, point, since_ms } = source;
     v2::Source {
         phase: if loads { SeedPhase::Loading } else { SeedPhase::Complete },
         depth,
         // A name that came in as one, or a seed's content id, which did.
         root: root.and_then(|root| root.try_into().ok()),
         renew_after_ms: renew_after_ms.unsigned_abs(),
+        point: v2::LeasedPoint { number: point, since_ms: since_ms.unsigned_abs() },
     }
 }
 

@@ -13,7 +13,7 @@ impl<H: Home> Bench<H> {
     }
 
     /// How leases ended, the first one first.
-    async fn ends(&self) -> Vec<(LeaseHash, Option<End>)> {
+    pub(super) async fn ends(&self) -> Vec<(LeaseHash, Option<End>)> {
         self.ended().await.into_iter().rev().map(|ended| (ended.lease, ended.end)).collect()
     }
 

@@ -21,6 +21,9 @@ impl Mirror {
                 self.put_seed(tables, *id);
             }
         }
+        for number in &wants.numbers {
+            self.put_seed(tables, *number);
+        }
         for lease in &wants.leases {
             self.put_leased(tables, lease);
             if let Some(id) = self.requests_by_lease.get(lease) {

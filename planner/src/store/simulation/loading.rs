@@ -5,6 +5,7 @@
 //! as a store would that did not look at it: each must be found.
 
 use rfork_protocol::v1::Labels;
+use rfork_protocol::v2::Advice;
 
 use crate::domain::chain::{Asker, Held, Progress, Stalled};
 use crate::domain::policy::Wish;
@@ -13,6 +14,8 @@ use crate::store::conformance::loading::RULES;
 use crate::store::conformance::{Bench, Home, identity, key, lease};
 use crate::store::listed::{Command, Outcome};
 use crate::store::{Grant, Registration, Report, Rules};
+
+mod inheriting;
 
 /// Workers of a history.
 const WORKERS: u8 = 7;
@@ -37,15 +40,18 @@ pub(crate) enum Fault {
     KeepsReaders,
     /// Whoever says that it stalls is believed, and so is who is new.
     EveryoneStalls,
+    /// The place of a source that is lost goes back to the queue.
+    PlaceGoesBack,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 5] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::HoldsLess,
         Self::LoadingToUnmodified,
         Self::TwoRoots,
         Self::KeepsReaders,
         Self::EveryoneStalls,
+        Self::PlaceGoesBack,
     ];
 
     fn put_into(self, command: &mut Command, a_lease: Option<(u8, u32)>) {
@@ -66,13 +72,21 @@ impl Fault {
                 wish.loading.iter_mut().for_each(|asker| asker.incarnation = "0".into());
             }
             (Self::EveryoneStalls, Command::Acquire { wish, .. }) => {
-                let stalled = a_lease
-                    .map(|(source, number)| Stalled { identity: identity(source), lease: lease(number) });
+                let stalled = a_lease.map(|(source, number)| stalled(source, number, false));
                 wish.loading.iter_mut().for_each(|asker| asker.stalled = stalled.clone());
+            }
+            (Self::PlaceGoesBack, Command::Acquire { wish, .. }) => {
+                if let Some(stalled) = wish.loading.as_mut().and_then(|asker| asker.stalled.as_mut()) {
+                    stalled.lost = false;
+                }
             }
             _ => {}
         }
     }
+}
+
+fn stalled(source: u8, number: u32, lost: bool) -> Stalled {
+    Stalled { identity: identity(source), lease: lease(number), lost, unanswered: false }
 }
 
 fn asker(worker: u8, memory: u32, held: Option<Held>) -> Asker {
@@ -93,6 +107,8 @@ struct Lease {
     source: u8,
     /// Of the source, when it was granted.
     memory: u32,
+    /// Of the holder, when it was granted.
+    holder: u32,
     ends_ms: i64,
     /// Whether it is on the point beyond the capacity.
     is_reserve: bool,
@@ -114,9 +130,20 @@ struct Worker {
     loads: bool,
     is_complete: bool,
     heard_ms: i64,
-    /// What its memory before was, of which a row stays while that has readers: whether it loaded, and its depth.
-    before: (bool, u32),
+    /// What its memory before was, of which a row stays while that has readers.
+    before: Before,
     leases: Vec<Lease>,
+    /// Given back, and kept for its readers.
+    kept: Vec<Lease>,
+}
+
+/// A memory that was taken away.
+#[derive(Debug, Clone, Copy, Default)]
+struct Before {
+    memory: u32,
+    loads: bool,
+    depth: u32,
+    reads_from: Option<(u8, u32)>,
 }
 
 struct Play<H: Home> {
@@ -166,9 +193,9 @@ impl<H: Home> Play<H> {
                 if is_taken_away {
                     self.apply(remove.clone()).await;
                 }
-                let Worker { memory, leases, loads, depth, .. } = self.workers[at].clone();
-                let before = (loads, depth);
-                self.workers[at] = Worker { memory: memory + 1, leases, before, ..Worker::default() };
+                let Worker { memory, leases, kept, loads, depth, reads_from, .. } = self.workers[at].clone();
+                let before = Before { memory, loads, depth, reads_from };
+                self.workers[at] = Worker { memory: memory + 1, leases, kept, before, ..Worker::default() };
                 if !is_taken_away {
                     self.ask(name).await?;
                     if !self.workers[at].loads {
@@ -190,7 +217,8 @@ impl<H: Home> Play<H> {
     /// Live leases on a worker, as it is now.
     fn on(&self, source: u8) -> impl Iterator<Item = &Lease> {
         let memory = self.workers[usize::from(source)].memory;
-        let all = self.workers.iter().flat_map(|worker| &worker.leases).chain(&self.others);
+        let of_workers = self.workers.iter().flat_map(|worker| worker.leases.iter().chain(&worker.kept));
+        let all = of_workers.chain(&self.others);
         all.filter(move |lease| lease.source == source && lease.memory == memory && lease.ends_ms > self.now)
     }
 
@@ -198,8 +226,8 @@ impl<H: Home> Play<H> {
         worker.loads && worker.heard_ms <= self.now - SILENT_MS
     }
 
-    /// What is right of any grant.
-    fn granted(&mut self, grant: &Grant, stalls: bool) -> Result<Lease, String> {
+    /// What is right of any grant; `inherited`: of a place that another had, whether that is the reserve.
+    fn granted(&mut self, grant: &Grant, stalls: bool, inherited: Option<bool>) -> Result<Lease, String> {
         let source = (0..WORKERS).find(|worker| identity(*worker) == grant.identity);
         let source = source.ok_or_else(|| format!("nobody is {}", grant.identity))?;
         let known = &self.workers[usize::from(source)];
@@ -214,15 +242,16 @@ impl<H: Home> Play<H> {
             self.on(source).partition(|lease| lease.is_reserve);
         let has_room = u32::try_from(points.len()).unwrap() < CAPACITY;
         let has_reserve = known.loads && stalls && reserve.is_empty();
-        if !has_room && !has_reserve {
+        if !has_room && !has_reserve && inherited.is_none() {
             return Err(format!("{source} lends more than it may"));
         }
         let lease = Lease {
             number: self.next_lease,
             source,
             memory: known.memory,
+            holder: 0,
             ends_ms: self.now + grant.lease_ttl_ms,
-            is_reserve: !has_room,
+            is_reserve: inherited.unwrap_or(!has_room),
         };
         self.next_lease += 1;
         Ok(lease)
@@ -236,7 +265,7 @@ impl<H: Home> Play<H> {
             queue: None,
         };
         if let Outcome::Acquired(Ok(grant)) = self.apply(command).await {
-            let lease = self.granted(&grant, false)?;
+            let lease = self.granted(&grant, false, None)?;
             if self.workers[usize::from(lease.source)].loads {
                 return Err(format!("an unmodified client was given {}, which loads", lease.source));
             }
@@ -257,13 +286,25 @@ impl<H: Home> Play<H> {
             let is_there = self.workers[usize::from(lease.source)].memory == lease.memory;
             lease.ends_ms > now && is_there
         });
-        told.stalled =
-            stalls.map(|stalls| Stalled { identity: identity(stalls.source), lease: lease(stalls.number) });
+        let lost = self.random.bool();
+        told.stalled = stalls.map(|stalls| stalled(stalls.source, stalls.number, lost));
+        let inherits =
+            stalls.filter(|_| lost).and_then(|stalls| self.inheritance(name, (stalls.source, stalls.memory)));
         let wish = Wish { loading: Some(Box::new(told)), ..Wish::default() };
         let number = lease(self.next_lease);
         let command = Command::Acquire { key: key("k"), wish: Box::new(wish), lease: number, queue: None };
-        let Outcome::Acquired(Ok(grant)) = self.apply(command).await else { return Ok(()) };
-        let lease = self.granted(&grant, stalls.is_some())?;
+        let outcome = self.apply(command).await;
+        if let (Some(inherited), Some(stalls)) = (&inherits, stalls) {
+            let expected = identity(inherited.source);
+            if !matches!(&outcome, Outcome::Acquired(Ok(grant)) if grant.identity == expected) {
+                return Err(format!("{name} has not the place of the lost {} on {expected}", stalls.source));
+            }
+            self.workers[usize::from(name)].leases.retain(|lease| lease.number != stalls.number);
+            self.pass_over(&inherited.passed_over);
+        }
+        let Outcome::Acquired(Ok(grant)) = outcome else { return Ok(()) };
+        let on_reserve = inherits.map(|inherited| inherited.on_reserve);
+        let lease = Lease { holder: worker.memory, ..self.granted(&grant, stalls.is_some(), on_reserve)? };
         let source = self.workers[usize::from(lease.source)].clone();
         if lease.source == name || stalls.is_some_and(|stalls| stalls.source == lease.source) {
             return Err(format!("{name} was given itself, or the source that stalls"));
@@ -328,11 +369,13 @@ impl<H: Home> Play<H> {
         if let Some(lease) = worker.leases.last_mut() {
             lease.ends_ms = now + renewed.ttl_ms;
         }
-        let is_known = renewed.loading.is_some_and(|told| told.advice.is_none());
+        let is_known = renewed.loading.is_some_and(|told| told.advice != Some(Advice::RegistrationEnded));
         if worker.loads && is_known {
             worker.heard_ms = now;
             let is_same = source.memory == held_lease.memory;
-            let (loads, depth) = if is_same { (source.loads, source.depth) } else { source.before };
+            let before = source.before;
+            let (loads, depth) =
+                if is_same { (source.loads, source.depth) } else { (before.loads, before.depth) };
             worker.depth = if loads { depth + 1 } else { 0 };
             worker.reads_from = Some((held_lease.source, held_lease.memory));
             worker.told_bytes = worker.held.map_or(0, |held| held.1);
@@ -363,15 +406,27 @@ impl<H: Home> Play<H> {
         Ok(())
     }
 
+    /// A lease is given back. The place of a memory that was taken away is kept for those who read from it.
     async fn release(&mut self, name: u8) -> Result<(), String> {
-        if let Some(held) = self.workers[usize::from(name)].leases.pop() {
-            let command = Command::Release {
-                identity: identity(held.source),
-                lease: lease(held.number),
-                report: Report::Aborted,
-                account: None,
-            };
-            self.apply(command).await;
+        let Some(held) = self.workers[usize::from(name)].leases.pop() else { return Ok(()) };
+        let command = Command::Release {
+            identity: identity(held.source),
+            lease: lease(held.number),
+            report: Report::Aborted,
+            account: None,
+        };
+        self.apply(command).await;
+        let of = (name, held.holder);
+        let leases = self.workers.iter().flat_map(|worker| &worker.leases);
+        let is_read =
+            leases.into_iter().any(|lease| (lease.source, lease.memory) == of && lease.ends_ms > self.now);
+        let now = self.now;
+        let worker = &mut self.workers[usize::from(name)];
+        let before = worker.before;
+        let is_of_it = held.holder == before.memory && worker.memory != before.memory;
+        let was_source = before.loads && before.reads_from == Some((held.source, held.memory));
+        if is_of_it && was_source && is_read && !worker.loads && !worker.is_complete {
+            worker.kept.push(Lease { ends_ms: held.ends_ms.min(now + SILENT_MS), ..held });
         }
         Ok(())
     }

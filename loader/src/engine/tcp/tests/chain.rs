@@ -40,6 +40,7 @@ impl Relay {
                 content: Some(&content),
                 memory: &memory,
                 loading: Some(&source),
+                point: None,
                 cancel: &CancellationToken::new(),
             };
             client::read(&options, request).await

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use rfork_protocol::manifest::content::{ContentId, content_id};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
+use rfork_protocol::v2::LeasedPoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -100,8 +101,14 @@ impl Seed {
         cancel: &CancellationToken,
     ) -> Result<ReadReport, ReadError> {
         let metadata = Metadata { session: session.to_owned(), ..self.metadata.clone() };
-        let request =
-            ReadRequest { seed: &metadata, content: Some(&self.content), memory, loading: None, cancel };
+        let request = ReadRequest {
+            seed: &metadata,
+            content: Some(&self.content),
+            memory,
+            loading: None,
+            point: None,
+            cancel,
+        };
         client::read(options, request).await
     }
 

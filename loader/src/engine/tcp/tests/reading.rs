@@ -165,7 +165,7 @@ async fn a_silent_seed_costs_one_time_out() {
         TcpOptions { connect_timeout: Duration::from_millis(300), progress_timeout: HANGS, ..options() };
     let error =
         seed.read_at(&silent, &seed.empty_memory(), &reader, &CancellationToken::new()).await.unwrap_err();
-    assert!(matches!(error, ReadError::Lost { .. }), "{error}");
+    assert!(matches!(error, ReadError::Silent { .. }), "{error}");
 }
 
 #[tokio::test]
@@ -265,6 +265,7 @@ async fn progress_counts_every_byte_that_arrives() {
         content: Some(&seed.content),
         memory: &memory,
         loading: None,
+        point: None,
         cancel: &CancellationToken::new(),
     };
     seed.engine.read(request).await.unwrap();

@@ -181,3 +181,34 @@ async fn a_seed_sends_no_faster_than_it_may() {
     // 32 chunks at 32 a second; the first goes at once.
     assert!(begun.elapsed() >= Duration::from_millis(960), "{:?}", begun.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_a_point_later_ends_the_connections_of_who_had_it_before() {
+    // Of one reader, so that the next one finds room only when the first has gone.
+    let slow = TcpOptions { max_bytes_per_sec: Some(CHUNK as f64 * 64.0), max_readers: 1, ..options() };
+    let seed = seed(&[64 * CHUNK], 1, slow).await;
+    let one = TcpOptions { streams: 1, ..options() };
+    let cancel = CancellationToken::new();
+    let read = async |memory: &Arc<WeightMemory>, since_ms| {
+        let request = ReadRequest {
+            seed: &seed.metadata,
+            content: Some(&seed.content),
+            memory,
+            loading: None,
+            point: Some(LeasedPoint { number: 0, since_ms }),
+            cancel: &cancel,
+        };
+        client::read(&one, request).await
+    };
+    let (first, second) = (seed.empty_memory(), seed.empty_memory());
+    let next = async {
+        begun(&first).await;
+        read(&second, 6).await
+    };
+    let (lost, whole) = tokio::join!(read(&first, 5), next);
+    assert!(matches!(lost, Err(ReadError::Lost { .. })), "{lost:?}");
+    assert_eq!(whole.unwrap().chunks, 64);
+    assert!(bytes(&second) == bytes(&seed.memory));
+    // Nobody has the point now.
+    assert!(read(&first, 5).await.is_ok(), "what was held is kept, and the rest comes");
+}

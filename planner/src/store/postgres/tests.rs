@@ -399,7 +399,7 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
         claims.spawn(async move { store.apply_list(&[acquire(text, lease)]).await.unwrap() });
     }
     until_blocked(&url, 2, || {
-        assert!(claims.try_join_next().is_none(), "nobody claims a seed that another holds")
+        assert!(claims.try_join_next().is_none(), "nobody claims a seed that another holds");
     })
     .await;
     sqlx::raw_sql("COMMIT").execute(&mut foreign).await.unwrap();

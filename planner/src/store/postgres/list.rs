@@ -53,6 +53,8 @@ pub(super) async fn seeds(
 ) -> Result<Vec<SeedRow>, Stopped> {
     let wanted = usize::try_from(part.rows()).unwrap_or(usize::MAX);
     let (mut found, mut after) = (Vec::new(), part.after_text().unwrap_or_default());
+    // Of those that are looked at few may be in the state that is asked for.
+    let step = if filter.state.is_some() { STEP_ROWS } else { part.rows().min(STEP_ROWS) };
     while found.len() < wanted {
         let rows = sqlx::query(concat!(
             "/* list seeds */ SELECT ",
@@ -67,7 +69,7 @@ pub(super) async fn seeds(
         .bind(filter.key.as_ref().map(key_hash))
         .bind(&filter.model_url)
         .bind(&filter.host)
-        .bind(part.rows().min(STEP_ROWS))
+        .bind(step)
         .fetch_all(&mut *connection)
         .await?;
         let Some(last) = rows.last() else { break };

@@ -415,17 +415,16 @@ const REQUESTS: &str = concat!(
     " FROM requests r LEFT JOIN planners p ON p.id = r.planner WHERE r.id = w.id OFFSET 0) AS one ORDER BY w.at, w.id"
 );
 
-/// Of each key one that may be live, and one that may be suspect.
+/// Of each key one that may be live, else one that may be suspect: all of its seeds are read for that alone.
 const WITNESSES: &str = concat!(
     "/* load witnesses */
-     SELECT one.* FROM unnest($3::bytea[]) AS k (key_hash) CROSS JOIN LATERAL (
+     SELECT one.* FROM unnest($3::bytea[]) AS k (key_hash) CROSS JOIN LATERAL (SELECT coalesce(
          (SELECT b.seed_id FROM heartbeats b JOIN seeds o ON o.id = b.seed_id
           WHERE b.key_hash = k.key_hash AND b.last_ms > $1::bigint - $2 AND NOT o.removed AND NOT o.drained
-            AND o.suspect_until_ms <= $1 AND o.id <> ALL($4::bigint[]) LIMIT 1)
-         UNION ALL
+            AND o.suspect_until_ms <= $1 AND o.id <> ALL($4::bigint[]) LIMIT 1),
          (SELECT b.seed_id FROM heartbeats b JOIN seeds o ON o.id = b.seed_id
           WHERE b.key_hash = k.key_hash AND b.last_ms > $1::bigint - $2 AND NOT o.removed AND NOT o.drained
-            AND o.suspect_until_ms > $1 AND o.id <> ALL($4::bigint[]) LIMIT 1)) AS w
+            AND o.suspect_until_ms > $1 AND o.id <> ALL($4::bigint[]) LIMIT 1)) AS seed_id) AS w
      CROSS JOIN LATERAL (SELECT ",
     rows::seed_columns!(),
     " FROM ",

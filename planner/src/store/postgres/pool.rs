@@ -162,6 +162,9 @@ fn settings_of(settings: ConnectSettings) -> Vec<(String, String)> {
         // What writes looks for a few rows by an index. Postgres would read a table of a thousand rows instead, or a
         // large one of which it has no statistics yet. Lists may: `transaction::Begin::View`.
         ("enable_seqscan", "off".into()),
+        // Postgres would plan the largest statement anew for each batch, which takes it longer than carrying it out: it
+        // holds a plan for all parameters for dearer. Lists may: their filters are what a good plan depends on.
+        ("plan_cache_mode", "force_generic_plan".into()),
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .to_vec()

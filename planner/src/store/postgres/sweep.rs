@@ -31,16 +31,18 @@ impl Find for Ended {
         now: i64,
     ) -> Result<(Vec<i64>, Vec<i64>), Stopped> {
         let silent_since = now.saturating_sub(store.rules.heartbeat_ttl_ms);
+        // `OFFSET 0` keeps a look-up one by the index: a plan that was made while there were no leases would else read them
+        // all for each seed.
         let seeds = sqlx::query_scalar(
             "/* find ended */
              (SELECT seed_id FROM points WHERE ends_ms <= $1 ORDER BY ends_ms LIMIT $4)
              UNION
              (SELECT s.id FROM seeds s WHERE s.removed
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id) LIMIT $4)
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id OFFSET 0) LIMIT $4)
              UNION
              (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
               WHERE h.last_ms <= $2 AND (NOT s.drained OR h.last_ms <= $3)
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id) LIMIT $4)",
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id OFFSET 0) ORDER BY h.last_ms LIMIT $4)",
         )
         .bind(now)
         .bind(silent_since)
@@ -66,7 +68,7 @@ impl Find for Forgettable {
         let requests = sqlx::query_scalar(
             "/* find forgettable requests */
              (SELECT r.id FROM requests r WHERE r.waits_until_ms IS NULL AND r.changed_ms <= $1
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.lease_hash = r.lease_hash)
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.lease_hash = r.lease_hash OFFSET 0)
               ORDER BY r.changed_ms LIMIT $4)
              UNION
              (SELECT r.id FROM requests r WHERE r.idempotency IS NULL AND r.changed_ms <= $2 AND r.planner IS NULL

@@ -39,8 +39,8 @@ impl Begin {
     async fn begin(self, connection: &mut Connection, pool: &Pool) -> Result<(), Stopped> {
         const WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
         const VIEW: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
-        // Lists that read a whole table do so in its own order.
-        const LISTS: &str = "SET LOCAL enable_seqscan = on";
+        // Lists that read a whole table do so in its own order, and are planned for what they leave out.
+        const LISTS: &str = "SET LOCAL enable_seqscan = on; SET LOCAL plan_cache_mode = auto";
         let set = pool.set_local();
         let sql = match (self, connection.shared) {
             (Self::Single, false) => return Ok(()),

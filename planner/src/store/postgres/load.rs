@@ -72,7 +72,7 @@ impl Shown {
     pub(super) fn put(self, tables: &mut Tables) {
         self.seeds.into_iter().for_each(|row| tables.put_seed(row));
         for Offer { key, near, limit, mut seeds, due } in self.offers {
-            let complete = seeds.len() <= limit && due.len() <= limit + MORE_DUE;
+            let complete = seeds.len() < limit && due.len() <= limit + MORE_DUE;
             seeds.extend(due);
             tables.put_offer(&key, &near, limit, seeds, complete);
         }
@@ -169,22 +169,22 @@ impl<'a> Load<'a> {
             .bind(wants.hosts.iter().cloned().collect::<Vec<_>>())
             .bind(ids)
             .bind(offers.iter().map(|offer| page(&offer.key, &offer.near)).collect::<Vec<_>>())
-            .bind(offers.iter().map(|offer| signed(offer.limit + 1)).collect::<Vec<_>>())
-            .bind(signed(MORE_DUE))
+            .bind(offers.iter().map(|offer| signed(offer.limit)).collect::<Vec<_>>())
+            .bind(signed(MORE_DUE + 1))
             .bind(self.takes_numbers && self.now.is_none())
             .bind(keys.iter().map(|key| key_hash(key)).collect::<Vec<_>>())
+            .bind(offers.iter().map(|offer| offer.near == Near::Anywhere).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?;
         let until_ms = clock.passed_ms();
         for row in &rows {
             let Some(kind) = row.try_get::<Option<i32>, _>("kind")? else { continue };
-            let (seed, is_as_before) = self.see(row)?;
+            let seed = self.see(row)?.ok_or(Stopped::Again)?;
             // Counted from 1; 0 for what no page shows.
             let at: usize = rows::small(row.try_get("at")?)?;
             match (offers.get_mut(at.wrapping_sub(1)), kind) {
                 (Some(offer), 1) => offer.seeds.push(seed),
                 (Some(offer), 2) => offer.due.push(seed),
-                _ if !is_as_before => return Err(Stopped::Again),
                 _ => {
                     let waited_for = row.try_get("waited_for")?;
                     self.waited_for.entry(SeedKey::clone(&seed.key)).or_insert(waited_for);
@@ -206,15 +206,16 @@ impl<'a> Load<'a> {
         Ok(())
     }
 
-    /// A seed as it was seen first, and whether it is still so.
-    fn see(&mut self, row: &PgRow) -> Result<(Arc<SeedRow>, bool), Stopped> {
+    /// A seed as it was seen first; `None` when it is not so any more. A decision that mixed the two could refuse somebody
+    /// for whom a seed was free at either moment: another one at the first, this one since.
+    fn see(&mut self, row: &PgRow) -> Result<Option<Arc<SeedRow>>, Stopped> {
         let (id, version) = (row.try_get("id")?, row.try_get::<i64, _>("version")?);
         if let Some((seed, seen)) = self.seen.get(&id) {
-            return Ok((seed.clone(), *seen == version));
+            return Ok((*seen == version).then(|| seed.clone()));
         }
         let seed = Arc::new(rows::seed(row)?);
         self.seen.insert(id, (seed.clone(), version));
-        Ok((seed, true))
+        Ok(Some(seed))
     }
 
     /// The seeds that leases of granted requests are on. A request may have been granted since seeds were looked at: one of
@@ -308,7 +309,7 @@ impl<'a> Load<'a> {
             .fetch_all(connection)
             .await?;
         for row in &rows {
-            shown.seeds.push(self.see(row)?.0);
+            shown.seeds.push(self.see(row)?.ok_or(Stopped::Again)?);
         }
         shown.witnesses = wants.witnesses.iter().cloned().collect();
         Ok(())
@@ -337,8 +338,8 @@ fn signed(count: usize) -> i64 {
 // A row is looked up in a subquery that ends in `OFFSET 0`: the database plans such a one by itself, and so by an index,
 // where it would else read and hash whole tables, as it expects more rows than there are.
 
-/// Seeds: those that are named (kind 0), those of each page in `$ordered`'s order (1), and those of each page whose place
-/// has grown old (2). Silent ones are on no page. What is the same in every row is there without any seed, too.
+/// Seeds: those that are named (kind 0), those of each page in `$ordered`'s order (1), and those of each key whose place has
+/// grown old (2). Silent ones are on no page. What is the same in every row is there without any seed, too.
 macro_rules! seeds {
     ($ordered:literal) => {
         concat!(
@@ -363,10 +364,10 @@ macro_rules! seeds {
             $ordered,
             " LIMIT w.most) AS o
                  UNION ALL SELECT 2, w.at, d.seed_id
-                 FROM t CROSS JOIN unnest($8::bytea[], $9::bigint[]) WITH ORDINALITY AS w (page, most, at)
+                 FROM t CROSS JOIN unnest($8::bytea[], $9::bigint[], $13::bool[]) WITH ORDINALITY AS w (page, most, of_key, at)
                  CROSS JOIN LATERAL (
                      SELECT p.seed_id FROM places p JOIN heartbeats b ON b.seed_id = p.seed_id
-                     WHERE p.page = w.page AND p.due_ms <= t.now_ms AND b.last_ms > t.now_ms - $3
+                     WHERE w.of_key AND p.page = w.page AND p.due_ms <= t.now_ms AND b.last_ms > t.now_ms - $3
                      ORDER BY p.due_ms LIMIT w.most + $10) AS d)
              SELECT t.now_ms, t.offset_ms, t.seen_ms, t.first_number, t.keys_waited_for, f.*
              FROM t LEFT JOIN (

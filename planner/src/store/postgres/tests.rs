@@ -337,12 +337,14 @@ async fn a_lock_that_is_held_is_an_outage_that_passes() {
     let Outcome::Registered(_, id) = outcomes[0] else { panic!("{outcomes:?}") };
     let mut foreign = url.options().connect().await.unwrap();
     sqlx::raw_sql("BEGIN; SELECT 1 FROM seeds FOR UPDATE").execute(&mut foreign).await.unwrap();
-    for command in [acquire("k", 1), register(1, "k")] {
+    for command in [acquire("k", 1), register(1, "l")] {
         let error = store.apply_list(&[command]).await.unwrap_err();
         assert!(matches!(error, StoreError::Unavailable(_)), "{error}");
     }
-    // Heartbeats need no lock of a seed.
+    // Heartbeats need no lock of a seed, be they gathered or not.
     assert!(store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().is_empty());
+    let outcomes = store.apply_list(&[register(1, "k")]).await.unwrap();
+    assert_eq!(outcomes, [Outcome::Registered(Registration::Repeated, id)]);
     sqlx::raw_sql("ROLLBACK").execute(&mut foreign).await.unwrap();
     let outcomes = store.apply_list(&[acquire("k", 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Acquired(Ok(_))), "{outcomes:?}");

@@ -33,14 +33,19 @@ macro_rules! write_seeds {
     };
 }
 
+/// A seed of which only a heartbeat was heard is not locked, nor given a version: what claims of other planners saw of it
+/// is as it was, and its heartbeat is locked and compared by itself.
 pub(super) async fn seeds(
     connection: &mut Connection,
     seen: &Seen,
     held: &mut Held,
     changed: &[Changed<SeedRow>],
 ) -> Result<(), Stopped> {
-    let rows: Vec<&SeedRow> =
-        known(changed).map(|(before, after)| after.unwrap_or(before).as_ref()).collect();
+    let is_heard_of_alone =
+        |before: &SeedRow, after: &SeedRow| SeedRow { heard_ms: after.heard_ms, ..before.clone() } == *after;
+    let changed =
+        known(changed).filter(|(before, after)| after.is_none_or(|after| !is_heard_of_alone(before, after)));
+    let rows: Vec<&SeedRow> = changed.map(|(before, after)| after.unwrap_or(before).as_ref()).collect();
     if rows.is_empty() {
         return Ok(());
     }

@@ -67,7 +67,10 @@ CREATE INDEX seeds_removed ON seeds (id) WHERE removed;
 -- the same instance, node, rack and zone, as far as that is known. It only says where to look; leases decide.
 CREATE TABLE places (
     seed_id    BIGINT NOT NULL REFERENCES seeds (id) ON DELETE CASCADE,
-    -- the hash of the key; with that of what else the seeds have in common
+    -- what the seeds of the page have in common: 0 the key alone; with it, 1 the instance, 2 the node, 3 the rack, 4 the
+    -- zone
+    kind       SMALLINT NOT NULL,
+    -- the hash of the key; with that of what else they have in common
     page       BYTEA  NOT NULL,
     -- the busy share of its points, in parts of 2^40; NULL when none is free or it is not offered
     busy_share BIGINT,
@@ -77,7 +80,7 @@ CREATE TABLE places (
     due_ms     BIGINT,
     -- as its seed has it, the last part of every order
     identity   TEXT   COLLATE "C" NOT NULL,
-    PRIMARY KEY (seed_id, page)
+    PRIMARY KEY (seed_id, kind)
 )
 WITH (fillfactor = 70);
 

@@ -23,26 +23,33 @@ pub(super) fn key_hash(key: &SeedKey) -> Vec<u8> {
     Sha256::digest(key.as_bytes()).to_vec()
 }
 
+/// What the seeds of a page have in common. A seed is on one page of each kind at most.
+fn kind(near: &Near) -> u8 {
+    match near {
+        Near::Anywhere => 0,
+        Near::Instance(_) => 1,
+        Near::Node(_) => 2,
+        Near::Rack(..) => 3,
+        Near::Zone(_) => 4,
+        Near::Idle => 5,
+        Near::Reserve => 6,
+        Near::Loading(_) => 7,
+    }
+}
+
 /// By what a page is found.
 pub(super) fn page(key: &SeedKey, near: &Near) -> Vec<u8> {
-    let (zone, rack);
-    let (kind, names): (u8, [Option<&str>; 2]) = match near {
+    let names: [Option<&str>; 2] = match near {
         Near::Anywhere => return key_hash(key),
-        Near::Instance(instance) => (1, [Some(instance), None]),
-        Near::Node(node) => (2, [Some(node), None]),
-        Near::Rack(of, name) => {
-            (zone, rack) = (of.as_deref(), name.as_str());
-            (3, [zone, Some(rack)])
-        }
-        Near::Zone(zone) => (4, [Some(zone), None]),
-        Near::Idle => (5, [None, None]),
-        Near::Reserve => (6, [None, None]),
-        Near::Loading(near) => {
-            return Sha256::new_with_prefix(page(key, near)).chain_update([7]).finalize().to_vec();
+        Near::Instance(name) | Near::Node(name) | Near::Zone(name) => [Some(name), None],
+        Near::Rack(zone, rack) => [zone.as_deref(), Some(rack)],
+        Near::Idle | Near::Reserve => [None, None],
+        Near::Loading(of) => {
+            return Sha256::new_with_prefix(page(key, of)).chain_update([kind(near)]).finalize().to_vec();
         }
     };
     let mut hash = Sha256::new_with_prefix(key_hash(key));
-    hash.update([kind]);
+    hash.update([kind(near)]);
     for name in names {
         // No two lists of names give the same bytes.
         hash.update([u8::from(name.is_some())]);
@@ -56,6 +63,7 @@ pub(super) fn page(key: &SeedKey, near: &Near) -> Vec<u8> {
 #[derive(Debug, Default)]
 pub(super) struct Places {
     seeds: Vec<i64>,
+    kinds: Vec<i16>,
     pages: Vec<Vec<u8>>,
     shares: Vec<Option<i64>>,
     used_ms: Vec<i64>,
@@ -72,6 +80,7 @@ impl Places {
         let share = at.rank.map(|(share, _)| i64::try_from(share).unwrap_or(i64::MAX));
         for near in std::iter::once(Near::Anywhere).chain(Near::of(&row.profile)) {
             self.seeds.push(row.id);
+            self.kinds.push(kind(&near).into());
             self.pages.push(page(&row.key, &near));
             self.shares.push(share);
             self.used_ms.push(row.used_ms);
@@ -80,19 +89,26 @@ impl Places {
         }
     }
 
-    /// Writes them. Whoever does has the seeds' locks, or those of their hosts.
+    /// Writes those that are not there as they are to be. Whoever does has the seeds' locks, or those of their hosts, since
+    /// before this statement: nobody changes them between its look and its writing.
     pub(super) async fn write(self, connection: &mut Connection) -> Result<(), Stopped> {
         if self.seeds.is_empty() {
             return Ok(());
         }
         sqlx::query(
             "/* write places */
-             INSERT INTO places (seed_id, page, busy_share, used_ms, due_ms, identity)
-             SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bigint[], $4::bigint[], $5::bigint[], $6::text[])
-             ON CONFLICT (seed_id, page) DO UPDATE SET busy_share = excluded.busy_share, used_ms = excluded.used_ms,
+             INSERT INTO places (seed_id, kind, page, busy_share, used_ms, due_ms, identity)
+             SELECT t.* FROM unnest($1::bigint[], $2::smallint[], $3::bytea[], $4::bigint[], $5::bigint[], $6::bigint[],
+                                    $7::text[]) AS t (seed_id, kind, page, busy_share, used_ms, due_ms, identity)
+             WHERE NOT EXISTS (
+                 SELECT FROM places p WHERE p.seed_id = t.seed_id AND p.kind = t.kind
+                    AND (p.busy_share, p.used_ms, p.due_ms) IS NOT DISTINCT FROM (t.busy_share, t.used_ms, t.due_ms)
+                 OFFSET 0)
+             ON CONFLICT (seed_id, kind) DO UPDATE SET busy_share = excluded.busy_share, used_ms = excluded.used_ms,
                  due_ms = excluded.due_ms",
         )
         .bind(self.seeds)
+        .bind(self.kinds)
         .bind(self.pages)
         .bind(self.shares)
         .bind(self.used_ms)

@@ -1,7 +1,7 @@
--- Numbers of seeds and requests. A batch takes a block of them at once, one for each command that it may have, so that it
--- can decide over rows that are not there yet. None is used twice, so what still speaks of an old seed (a gathered
+-- Numbers of seeds and requests. A batch takes a block of them at once, for 512 commands and 1,024 workers that waited and
+-- load now, so that it can decide over rows that are not there yet. None is used twice, so what still speaks of an old seed (a gathered
 -- heartbeat) meets nothing.
-CREATE SEQUENCE numbers INCREMENT BY 512;
+CREATE SEQUENCE numbers INCREMENT BY 2048;
 
 -- A seed: a worker that holds weights and lets others read them.
 --
@@ -64,15 +64,17 @@ CREATE INDEX seeds_by_capped_host ON seeds (capped_host) WHERE capped_host IS NO
 CREATE INDEX seeds_removed ON seeds (id) WHERE removed;
 
 -- Where a seed stands among those that are offered together: on the page of its key, and on those of its key's seeds of
--- the same instance, node, rack and zone, as far as that is known. It only says where to look; leases decide.
+-- the same instance, node, rack and zone, as far as that is known. Seeds that still load have pages of their own. It only
+-- says where to look; leases decide.
 CREATE TABLE places (
     seed_id    BIGINT NOT NULL REFERENCES seeds (id) ON DELETE CASCADE,
     -- what the seeds of the page have in common: 0 the key alone; with it, 1 the instance, 2 the node, 3 the rack, 4 the
-    -- zone
+    -- zone; 5 that nobody reads from them; 6 that they load, and lend only to who stalls; 7 to 12 that they load, and
+    -- what stands at that number less 7
     kind       SMALLINT NOT NULL,
     -- the hash of the key; with that of what else they have in common
     page       BYTEA  NOT NULL,
-    -- the busy share of its points, in parts of 2^40; NULL when none is free or it is not offered
+    -- the busy share of its points, in parts of 2^40; of a seed that loads its rank; NULL when it is not offered here
     busy_share BIGINT,
     -- as its seed has it
     used_ms    BIGINT NOT NULL,
@@ -87,6 +89,25 @@ WITH (fillfactor = 70);
 CREATE INDEX places_by_share ON places (page, busy_share, used_ms, identity) WHERE busy_share IS NOT NULL;
 CREATE INDEX places_by_use ON places (page, used_ms, identity) WHERE busy_share IS NOT NULL;
 CREATE INDEX places_by_due ON places (page, due_ms) WHERE due_ms IS NOT NULL;
+
+-- What there is to say of a seed while it loads; a complete seed has no row here. It is part of its seed's row: who changes
+-- it has that one's lock, and gives that one its next version.
+CREATE TABLE loading_seeds (
+    seed_id       BIGINT  PRIMARY KEY REFERENCES seeds (id) ON DELETE CASCADE,
+    -- the seed that it reads from, or read from last, which may be gone; NULL when it reads from storage
+    source_id     BIGINT,
+    -- sources between it and a complete seed, or storage
+    depth         INTEGER NOT NULL CHECK (depth >= 0),
+    -- what names its bytes, as far as that was heard
+    root          TEXT,
+    -- bytes that it holds; the model's size; bytes that came since the load began
+    held_bytes    BIGINT  NOT NULL,
+    total_bytes   BIGINT  NOT NULL,
+    arrived_bytes BIGINT  NOT NULL,
+    -- how often it is to tell how far it is, in milliseconds
+    period_ms     BIGINT  NOT NULL
+)
+WITH (fillfactor = 70);
 
 -- The most frequent write has a table of its own, which claims only read.
 CREATE TABLE heartbeats (
@@ -114,6 +135,8 @@ CREATE TABLE points (
     ends_ms    BIGINT  NOT NULL,
     -- who was granted it, as far as it is known
     requester  TEXT,
+    -- the seed that has the lease, and loads
+    reader     BIGINT,
     PRIMARY KEY (seed_id, n)
 );
 

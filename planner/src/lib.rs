@@ -138,7 +138,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         deadline: settings.bounds.deadline,
         v1_hold: settings.v1_hold,
         policy: settings.alloc_policy,
-        loading_seeds: settings.fork_while_loading && store.keeps_loading_seeds(),
+        loading_seeds: settings.fork_while_loading,
         file: settings.file.clone(),
         writer,
         heartbeats,

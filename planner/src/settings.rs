@@ -206,7 +206,7 @@ pub const SETTINGS: &[Section] = &[
             .value("on|off")
             .env("RFORK_CFG_FORK_WHILE_LOADING")
             .default("off")
-            .more("Workers that ask together are then loaded in about the time of one. Only with a SQLite file yet"),
+            .more("Workers that ask together are then loaded in about the time of one"),
             Setting::new(
                 "max_chain_depth",
                 Takes::Whole(1, MAX_CHAIN_DEPTH),

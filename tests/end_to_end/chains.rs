@@ -1,5 +1,6 @@
 //! Workers that serve while they load, as a chain, and what becomes of it when one of them is lost.
 
+use rfork_tests::cluster::Cluster;
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Worker};
 use rustix::process::Signal;
@@ -23,7 +24,11 @@ struct Chain {
 
 impl Chain {
     fn start(workers: usize) -> Self {
-        let (model, planner) = (Model::new(8, 1), Planner::start(&PLANNER));
+        Self::start_with(Planner::start(&PLANNER), workers)
+    }
+
+    fn start_with(planner: Planner, workers: usize) -> Self {
+        let model = Model::new(8, 1);
         let seed = Worker::start("seed", &model, &planner.url(), &[SLOW]);
         let identity = seed.serving().identity;
         let start = |at| Worker::start(&format!("worker {at}"), &model, &planner.url(), &[SLOW, PATIENT]);
@@ -75,6 +80,14 @@ fn workers_that_ask_together_are_a_chain_and_the_seed_sends_one_copy() {
 #[test]
 fn the_reader_of_a_relay_that_is_killed_has_its_place() {
     let mut chain = Chain::start(5);
+    chain.workers[1].process.kill();
+    heals(&chain, 1);
+}
+
+#[test]
+fn so_it_is_with_a_planner_on_postgres() {
+    let planner = Planner::start_on(&Cluster::shared().database(), &PLANNER);
+    let mut chain = Chain::start_with(planner, 4);
     chain.workers[1].process.kill();
     heals(&chain, 1);
 }

@@ -156,8 +156,8 @@ pub(super) fn pages(policy: Policy, wish: &Wish, of_loading: OfLoading) -> Vec<N
         pages.extend(zone.clone().map(Near::Zone));
     }
     if of_loading.any {
-        pages.extend(pages.clone().into_iter().map(Near::loading));
         pages.extend((policy != Policy::Balanced).then_some(Near::Idle));
+        pages.extend(pages.clone().into_iter().map(Near::loading));
         pages.extend(of_loading.reserve.then_some(Near::Reserve));
     }
     pages

@@ -39,6 +39,7 @@ pub(super) fn reader(
     let own = match joining(known.as_ref(), key, wish, asker) {
         Joining::New if tables.room.seeds == 0 || tables.room.bytes == 0 => return None,
         Joining::Refused => return None,
+        Joining::New | Joining::NewHolding if !tables.may_join() => return None,
         Joining::New | Joining::NewHolding => None,
         Joining::Repeated => row,
     };

@@ -52,6 +52,8 @@ pub enum Among {
     Idle,
     /// Those that still load.
     Loading,
+    /// The same that nobody reads from, where the order does not have them first.
+    LoadingIdle,
     /// The same when no point of theirs is free but the one for readers whose source stalls.
     Reserve,
 }
@@ -59,15 +61,16 @@ pub enum Among {
 impl Among {
     /// Where a seed is looked for that told this. Only `balanced` looks at places and instances.
     pub fn nears(self, told: &Profile, policy: Policy) -> impl Iterator<Item = Near> {
+        let loads = matches!(self, Self::Loading | Self::LoadingIdle);
         let near = (policy == Policy::Balanced && self != Self::Reserve).then(|| Near::of(told));
         let all = std::iter::once(Near::Anywhere).filter(move |_| self != Self::Reserve);
         let whole = match self {
             Self::Complete | Self::Loading => None,
-            Self::Idle => Some(Near::Idle),
+            Self::Idle | Self::LoadingIdle => Some(Near::Idle),
             Self::Reserve => Some(Near::Reserve),
         };
-        let all = all.chain(near.into_iter().flatten());
-        all.map(move |near| if self == Self::Loading { near.loading() } else { near }).chain(whole)
+        let all = all.chain(near.into_iter().flatten()).chain(whole);
+        all.map(move |near| if loads { near.loading() } else { near })
     }
 }
 
@@ -75,9 +78,11 @@ impl Among {
 pub fn place(row: &SeedRow, now: i64, rules: &Rules, host: Option<HostUse>) -> Place {
     let busy = super::rows::count(row.offered_leases(now));
     let has_room = busy < row.terms.capacity;
+    let is_idle = busy == 0 && rules.policy != Policy::Balanced;
     let among = match &row.loading {
-        None if busy == 0 && rules.policy != Policy::Balanced => Among::Idle,
+        None if is_idle => Among::Idle,
         None => Among::Complete,
+        Some(_) if is_idle => Among::LoadingIdle,
         Some(_) if has_room => Among::Loading,
         Some(_) => Among::Reserve,
     };
@@ -114,19 +119,19 @@ fn order(row: &SeedRow, busy: u32, policy: Policy) -> (u64, i64) {
     }
 }
 
-/// Those that nobody reads from first; then, for `balanced`, the nearest to a complete seed, and those that hold more:
-/// a bit, 16 for the depth, 17 for the share that is not held, and the rest for the busy share.
+/// For `balanced` those that nobody reads from first; then the nearest to a complete seed, and those that hold more:
+/// a bit, 16 for the depth, 17 for the share that is not held, and 29 for the busy share. A signed number holds it, too.
 fn order_of_loading(row: &SeedRow, loading: &Loading, busy: u32, policy: Policy) -> (u64, i64) {
-    let has_readers = u64::from(busy > 0) << 63;
     match policy {
         Policy::Balanced => {
-            let depth = u64::from(loading.depth.min(u16::MAX.into())) << 47;
-            let lacks = chain::SHARES.saturating_sub(loading.held_share()) << 30;
-            let busy = (u64::from(busy) << 30) / u64::from(row.terms.capacity.max(1));
-            (has_readers | depth | lacks | busy.min((1 << 30) - 1), row.used_ms)
+            let has_readers = u64::from(busy > 0) << 62;
+            let depth = u64::from(loading.depth.min(u16::MAX.into())) << 46;
+            let lacks = chain::SHARES.saturating_sub(loading.held_share()) << 29;
+            let busy = (u64::from(busy) << 29) / u64::from(row.terms.capacity.max(1));
+            (has_readers | depth | lacks | busy.min((1 << 29) - 1), row.used_ms)
         }
-        Policy::Lru => (has_readers, row.used_ms),
-        Policy::Fifo => (has_readers, row.heard_ms),
+        Policy::Lru => (0, row.used_ms),
+        Policy::Fifo => (0, row.heard_ms),
     }
 }
 

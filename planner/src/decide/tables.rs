@@ -43,9 +43,14 @@ pub struct Tables {
     pub(super) witnessed: HashSet<SeedKey>,
     /// By key: the last of the page of waiters that was loaded last, if there may be more.
     pub(super) waiting: HashMap<SeedKey, Option<i64>>,
+    first_seed: i64,
     new_seed: i64,
     new_request: i64,
 }
+
+/// New seeds of one batch at most, beside those that commands register: those who waited and load now. A store takes numbers
+/// for so many, and for a batch of commands.
+const MAX_JOINING: i64 = 1_024;
 
 impl Tables {
     /// Nothing was seen yet. New seeds and requests take these numbers, and those that follow.
@@ -66,9 +71,15 @@ impl Tables {
             hosts: BTreeSet::new(),
             witnessed: HashSet::new(),
             waiting: HashMap::new(),
+            first_seed: new_seed,
             new_seed,
             new_request,
         }
+    }
+
+    /// Whether there is a number for one more who joins.
+    pub(super) fn may_join(&self) -> bool {
+        self.new_seed - self.first_seed < MAX_JOINING
     }
 
     /// A seed is there. One that was seen before stays as the decision has made it.

@@ -21,7 +21,7 @@ pub enum Near {
     Rack(Option<String>, String),
     /// Those in a zone.
     Zone(String),
-    /// Those that nobody reads from. Only where the order of all does not have them first.
+    /// Those of these that nobody reads from. Only where the order of all does not have them first.
     Idle,
     /// Of those that still load, these. All others are complete.
     Loading(Box<Self>),

@@ -139,10 +139,6 @@ impl Store for MeasuredStore {
         self.time("check", 0, self.inner.check()).await
     }
 
-    fn keeps_loading_seeds(&self) -> bool {
-        self.inner.keeps_loading_seeds()
-    }
-
     fn pools(&self) -> Vec<PoolView> {
         self.inner.pools()
     }

@@ -170,11 +170,6 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError`], when not.
     async fn check(&self) -> Result<(), StoreError>;
 
-    /// Whether it keeps seeds that still load. A planner over one that does not never registers one.
-    fn keeps_loading_seeds(&self) -> bool {
-        false
-    }
-
     /// Its connections, by what they are for. Asks nobody.
     fn pools(&self) -> Vec<PoolView>;
 

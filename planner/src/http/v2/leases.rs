@@ -38,7 +38,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let ask = Ask {
         key,
         wish: Box::new(Wish {
-            // To a planner that keeps no loading seeds, its worker is as any other.
+            // To a planner that is to know nothing of loading seeds, its worker is as any other.
             loading: loading
                 .filter(|_| api.loading_seeds)
                 .map(|told| Box::new(loading::asker(told, stalled))),

@@ -1,5 +1,4 @@
-//! Workers that serve while they load: who is granted whom, what registers them and what ends that. For the stores that
-//! keep loading seeds ([`Store::keeps_loading_seeds`]).
+//! Workers that serve while they load: who is granted whom, what registers them and what ends that.
 
 use rfork_protocol::v1::Labels;
 use rfork_protocol::v2::Advice;

@@ -455,10 +455,6 @@ impl<J: Journal> Store for MirrorStore<J> {
         self.journal.check(tx).await
     }
 
-    fn keeps_loading_seeds(&self) -> bool {
-        true
-    }
-
     fn pools(&self) -> Vec<PoolView> {
         self.journal.pools()
     }

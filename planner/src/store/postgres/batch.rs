@@ -47,8 +47,10 @@ impl<'a> Apply<'a> {
         let Self { store, commands, held } = self;
         let mut wants = Batch::first_wants(commands, &store.rules);
         wants.hosts.extend(held.hosts.iter().cloned());
-        load.takes_numbers =
-            !commands.registers.is_empty() || commands.acquires.iter().any(|acquire| acquire.queue.is_some());
+        // Whoever waited may load now, and be a seed.
+        load.takes_numbers = !commands.registers.is_empty()
+            || store.rules.max_chain_depth > 0
+            || commands.acquires.iter().any(|acquire| acquire.queue.is_some());
         let shown = load.look(connection, &wants, (&[], &[])).await?;
         let mut tables = Tables::new(load.first_number, load.first_number, ROOM);
         shown.put(&mut tables);

@@ -7,7 +7,9 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use sqlx::Row;
 
 use super::super::Rules;
-use super::super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter, lease_place};
+use super::super::list::{
+    KeyEntry, LeaseEntry, LeaseFilter, LoadingEntry, Page, Part, SeedEntry, SeedFilter, lease_place,
+};
 use super::Database;
 use super::places::key_hash;
 use super::rows::{self, of_seeds};
@@ -36,12 +38,35 @@ impl Work for Seeds<'_> {
         let now = store.now_to_read(connection).await?;
         let found = seeds(connection, (now, &store.rules), filter, part).await?;
         let rooms = host_rooms(connection, &found, now).await?;
+        let sources = sources(connection, &found).await?;
         let entries = found.iter().map(|row| {
             let room = row.capped_host().and_then(|host| Some((host.to_owned(), *rooms.get(host)?)));
-            SeedEntry::of(row, now, &store.rules, room)
+            let mut entry = SeedEntry::of(row, now, &store.rules, room);
+            entry.loading = row.loading.as_deref().map(|loading| {
+                let source = loading.source.and_then(|source| sources.get(&source)).cloned();
+                LoadingEntry { loading: loading.clone(), source }
+            });
+            entry
         });
         Ok(Page::of(entries.collect(), part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes()))
     }
+}
+
+/// Where those are that loading seeds read from.
+async fn sources(
+    connection: &mut Connection,
+    seeds: &[SeedRow],
+) -> Result<HashMap<i64, SeedIdentity>, Stopped> {
+    let sources: Vec<i64> = seeds.iter().filter_map(|row| row.loading.as_ref()?.source).collect();
+    if sources.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let rows =
+        sqlx::query("/* list sources of seeds */ SELECT id, host, port, rank FROM seeds WHERE id = ANY($1)")
+            .bind(sources)
+            .fetch_all(connection)
+            .await?;
+    rows.iter().map(|row| Ok((row.try_get("id")?, rows::identity(row)?))).collect()
 }
 
 /// One seed more than is wanted, in the order of their identities.

@@ -111,13 +111,15 @@ impl<'a> Load<'a> {
         (seeds, requests): (&[i64], &[i64]),
     ) -> Result<Shown, Stopped> {
         let mut shown = Shown::default();
+        let ids: Vec<i64> = wants.numbers.iter().chain(seeds).copied().collect();
         let sees_seeds = !(wants.identities.is_empty()
             && wants.leases.is_empty()
+            && wants.readers.is_empty()
             && wants.offers.is_empty()
             && wants.hosts.is_empty()
-            && seeds.is_empty());
+            && ids.is_empty());
         if sees_seeds || self.now.is_none() {
-            self.seeds(connection, wants, seeds, &mut shown).await?;
+            self.seeds(connection, wants, &ids, &mut shown).await?;
         }
         if !(wants.leases.is_empty() && wants.names.is_empty() && requests.is_empty()) {
             self.requests(connection, wants, requests, &mut shown).await?;
@@ -174,6 +176,8 @@ impl<'a> Load<'a> {
             .bind(self.takes_numbers && self.now.is_none())
             .bind(keys.iter().map(|key| key_hash(key)).collect::<Vec<_>>())
             .bind(offers.iter().map(|offer| offer.near == Near::Anywhere).collect::<Vec<_>>())
+            .bind(wants.readers.iter().map(|lease| lease.to_vec()).collect::<Vec<_>>())
+            .bind(offers.iter().map(|offer| key_hash(&offer.key)).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?;
         let until_ms = clock.passed_ms();
@@ -356,10 +360,11 @@ macro_rules! seeds {
              wanted AS MATERIALIZED (
                  SELECT 0 AS kind, 0::bigint AS at, s.id AS seed_id FROM seeds s WHERE s.identity = ANY($4)
                  UNION ALL SELECT 0, 0, p.seed_id FROM points p WHERE p.lease_hash = ANY($5)
+                 UNION ALL SELECT 0, 0, p.reader FROM points p WHERE p.lease_hash = ANY($14) AND p.reader IS NOT NULL
                  UNION ALL SELECT 0, 0, s.id FROM seeds s WHERE s.capped_host = ANY($6)
                  UNION ALL SELECT 0, 0, u.id FROM unnest($7::bigint[]) AS u (id)
                  UNION ALL SELECT 1, w.at, o.seed_id
-                 FROM t CROSS JOIN unnest($8::bytea[], $9::bigint[]) WITH ORDINALITY AS w (page, most, at)
+                 FROM t CROSS JOIN unnest($8::bytea[], $9::bigint[], $15::bytea[]) WITH ORDINALITY AS w (page, most, key_hash, at)
                  CROSS JOIN LATERAL (",
             $ordered,
             " LIMIT w.most) AS o
@@ -395,8 +400,8 @@ const BY_USE: &str = seeds!(
      ORDER BY p.used_ms, p.identity"
 );
 const BY_HEARTBEAT: &str = seeds!(
-    "SELECT p.seed_id FROM heartbeats b JOIN places p ON p.seed_id = b.seed_id AND p.page = b.key_hash
-     WHERE b.key_hash = w.page AND p.busy_share IS NOT NULL AND b.last_ms > t.now_ms - $3
+    "SELECT p.seed_id FROM heartbeats b JOIN places p ON p.seed_id = b.seed_id AND p.page = w.page
+     WHERE b.key_hash = w.key_hash AND p.busy_share IS NOT NULL AND b.last_ms > t.now_ms - $3
      ORDER BY b.last_ms, p.identity"
 );
 
@@ -421,10 +426,12 @@ const WITNESSES: &str = concat!(
     "/* load witnesses */
      SELECT one.* FROM unnest($3::bytea[]) AS k (key_hash) CROSS JOIN LATERAL (SELECT coalesce(
          (SELECT b.seed_id FROM heartbeats b JOIN seeds o ON o.id = b.seed_id
-          WHERE b.key_hash = k.key_hash AND b.last_ms > $1::bigint - $2 AND NOT o.removed AND NOT o.drained
+          WHERE b.key_hash = k.key_hash AND b.last_ms > coalesce($1::bigint - 3 * (
+              SELECT g.period_ms FROM loading_seeds g WHERE g.seed_id = o.id), $1 - $2) AND NOT o.removed AND NOT o.drained
             AND o.suspect_until_ms <= $1 AND o.id <> ALL($4::bigint[]) LIMIT 1),
          (SELECT b.seed_id FROM heartbeats b JOIN seeds o ON o.id = b.seed_id
-          WHERE b.key_hash = k.key_hash AND b.last_ms > $1::bigint - $2 AND NOT o.removed AND NOT o.drained
+          WHERE b.key_hash = k.key_hash AND b.last_ms > coalesce($1::bigint - 3 * (
+              SELECT g.period_ms FROM loading_seeds g WHERE g.seed_id = o.id), $1 - $2) AND NOT o.removed AND NOT o.drained
             AND o.suspect_until_ms > $1 AND o.id <> ALL($4::bigint[]) LIMIT 1)) AS seed_id) AS w
      CROSS JOIN LATERAL (SELECT ",
     rows::seed_columns!(),

@@ -1,7 +1,8 @@
 //! Where seeds stand: pages of those that are offered together, each in the order of [`crate::decide::place`].
 //!
 //! A place is written with what it follows from, by whoever changes that. It is the same for every policy, so that
-//! planners with different ones can run side by side, and whether a seed is silent is not in it, so that a flush changes
+//! planners with different ones can run side by side (but for seeds that nobody reads from: where `balanced` has them first
+//! others have pages of their own, which only they keep), and whether a seed is silent is not in it, so that a flush changes
 //! none. A lease or a suspicion that ends by itself changes no place; when the first does stands in the place, and such
 //! seeds are offered beside those that it ranks until a sweep puts it right.
 
@@ -12,7 +13,7 @@ use super::super::Rules;
 use super::session::Connection;
 use super::transaction::Stopped;
 use crate::decide::Near;
-use crate::decide::place::{HostUse, place};
+use crate::decide::place::{Among, HostUse, place};
 use crate::decide::rows::SeedRow;
 use crate::domain::policy::Policy;
 #[cfg(test)]
@@ -33,7 +34,7 @@ fn kind(near: &Near) -> u8 {
         Near::Zone(_) => 4,
         Near::Idle => 5,
         Near::Reserve => 6,
-        Near::Loading(_) => 7,
+        Near::Loading(of) => 7 + kind(of),
     }
 }
 
@@ -78,15 +79,37 @@ impl Places {
         let balanced = Rules { policy: Policy::Balanced, ..rules.clone() };
         let at = place(&heard, now, &balanced, host);
         let share = at.rank.map(|(share, _)| i64::try_from(share).unwrap_or(i64::MAX));
+        let loads = row.loading.is_some();
         for near in std::iter::once(Near::Anywhere).chain(Near::of(&row.profile)) {
-            self.seeds.push(row.id);
-            self.kinds.push(kind(&near).into());
-            self.pages.push(page(&row.key, &near));
-            self.shares.push(share);
-            self.used_ms.push(row.used_ms);
-            self.due_ms.push(at.due_ms.filter(|_| near == Near::Anywhere));
-            self.names.push(row.name.to_string());
+            let due_ms = at.due_ms.filter(|_| near == Near::Anywhere);
+            if !loads {
+                self.push(row, &near, share, due_ms);
+                continue;
+            }
+            // When it is due stands on the page of its key, as for every seed.
+            if near == Near::Anywhere {
+                self.push(row, &near, None, due_ms);
+            }
+            self.push(row, &near.loading(), share.filter(|_| at.among == Among::Loading), None);
         }
+        if loads {
+            self.push(row, &Near::Reserve, share.filter(|_| at.among == Among::Reserve), None);
+        }
+        if rules.policy != Policy::Balanced {
+            let idle = if loads { Near::Idle.loading() } else { Near::Idle };
+            let is_idle = matches!(place(&heard, now, rules, host).among, Among::Idle | Among::LoadingIdle);
+            self.push(row, &idle, share.filter(|_| is_idle), None);
+        }
+    }
+
+    fn push(&mut self, row: &SeedRow, near: &Near, share: Option<i64>, due_ms: Option<i64>) {
+        self.seeds.push(row.id);
+        self.kinds.push(kind(near).into());
+        self.pages.push(page(&row.key, near));
+        self.shares.push(share);
+        self.used_ms.push(row.used_ms);
+        self.due_ms.push(due_ms);
+        self.names.push(row.name.to_string());
     }
 
     /// Writes those that are not there as they are to be. Whoever does has the seeds' locks, or those of their hosts, since

@@ -10,6 +10,7 @@ use sqlx::postgres::PgRow;
 use super::super::{Idempotency, wish};
 use super::transaction::Stopped;
 use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
+use crate::domain::chain::Loading;
 use crate::domain::health::Health;
 use crate::domain::location::Location;
 use crate::domain::seed::Profile;
@@ -22,16 +23,18 @@ macro_rules! seed_columns {
         "s.id, s.version, s.host, s.port, s.rank, s.identity, s.seed_key, s.capacity, s.lease_ttl_ms, s.host_capacity,
          s.removed, s.drained, s.failures, s.suspect_until_ms, s.answered_ms, s.used_ms, s.model_url, s.deploy_strategy,
          s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, h.last_ms,
-         l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters"
+         l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
+         g.total_bytes, g.arrived_bytes, g.period_ms"
     };
 }
 
-/// Seeds `s` with their heartbeats `h` and their leases `l`.
+/// Seeds `s` with their heartbeats `h`, their leases `l`, and what there is of them while they load, `g`.
 macro_rules! of_seeds {
     () => {
-        "seeds s JOIN heartbeats h ON h.seed_id = s.id CROSS JOIN LATERAL (
+        "seeds s JOIN heartbeats h ON h.seed_id = s.id LEFT JOIN loading_seeds g ON g.seed_id = s.id CROSS JOIN LATERAL (
              SELECT array_agg(p.n) AS points, array_agg(p.lease_hash) AS leases, array_agg(p.granted_ms) AS granted_ms,
-                    array_agg(p.ends_ms) AS ends_ms, array_agg(p.requester) AS requesters
+                    array_agg(p.ends_ms) AS ends_ms, array_agg(p.requester) AS requesters,
+                    array_agg(p.reader) AS readers
              FROM points p WHERE p.seed_id = s.id) AS l"
     };
 }
@@ -77,7 +80,7 @@ pub(super) fn seed(row: &PgRow) -> Result<SeedRow, Stopped> {
         },
         removed: row.try_get("removed")?,
         drained: row.try_get("drained")?,
-        loading: None,
+        loading: loading(row)?.map(Box::new),
         health: Health {
             failures: small(row.try_get::<i32, _>("failures")?.into())?,
             suspect_until_ms: row.try_get("suspect_until_ms")?,
@@ -89,14 +92,29 @@ pub(super) fn seed(row: &PgRow) -> Result<SeedRow, Stopped> {
     })
 }
 
+fn loading(row: &PgRow) -> Result<Option<Loading>, Stopped> {
+    let Some(depth) = row.try_get::<Option<i32>, _>("depth")? else { return Ok(None) };
+    let bytes = |name| Ok::<_, Stopped>(row.try_get::<i64, _>(name)?.unsigned_abs());
+    Ok(Some(Loading {
+        source: row.try_get("source_id")?,
+        depth: small(depth.into())?,
+        root: row.try_get("root")?,
+        held_bytes: bytes("held_bytes")?,
+        total_bytes: bytes("total_bytes")?,
+        arrived_bytes: bytes("arrived_bytes")?,
+        period_ms: row.try_get("period_ms")?,
+    }))
+}
+
 fn leases(row: &PgRow) -> Result<Vec<LeaseRow>, Stopped> {
     let Some(points) = row.try_get::<Option<Vec<i32>>, _>("points")? else { return Ok(Vec::new()) };
     let hashes: Vec<Vec<u8>> = row.try_get("leases")?;
     let times =
         row.try_get::<Vec<i64>, _>("granted_ms")?.into_iter().zip(row.try_get::<Vec<i64>, _>("ends_ms")?);
     let requesters: Vec<Option<String>> = row.try_get("requesters")?;
-    let each = points.into_iter().zip(hashes).zip(times).zip(requesters);
-    let leases = each.map(|(((point, lease), (granted_ms, ends_ms)), requester)| {
+    let readers: Vec<Option<i64>> = row.try_get("readers")?;
+    let each = points.into_iter().zip(hashes).zip(times).zip(requesters).zip(readers);
+    let leases = each.map(|((((point, lease), (granted_ms, ends_ms)), requester), reader)| {
         let requester = requester.map(Into::into);
         Ok(LeaseRow {
             point: small(point.into())?,
@@ -104,7 +122,7 @@ fn leases(row: &PgRow) -> Result<Vec<LeaseRow>, Stopped> {
             granted_ms,
             ends_ms,
             requester,
-            reader: None,
+            reader,
         })
     });
     let mut leases = leases.collect::<Result<Vec<_>, Stopped>>()?;

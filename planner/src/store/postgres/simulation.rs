@@ -7,7 +7,7 @@ use sqlx::{AssertSqlSafe, ConnectOptions, PgConnection};
 use super::tests::{Database, few};
 use super::*;
 use crate::store::conformance::Home;
-use crate::store::simulation::{Ground, simulation_suite};
+use crate::store::simulation::{Ground, loading, simulation_suite};
 
 /// A database, and a way to it beside the planners'.
 struct Scene {
@@ -149,4 +149,9 @@ simulation_suite! {
     it_is_not_noted_what_time_it_is {
         "UPDATE clock SET seen_ms = $1" => "UPDATE clock SET seen_ms = seen_ms + 0 * $1",
     }
+}
+
+#[test]
+fn workers_that_serve_while_they_load_are_granted_by_the_rules() {
+    loading::histories_keep_the_rules::<Database>(50);
 }

@@ -42,7 +42,13 @@ impl Find for Ended {
              UNION
              (SELECT h.seed_id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
               WHERE h.last_ms <= $2 AND (NOT s.drained OR h.last_ms <= $3)
-                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id OFFSET 0) ORDER BY h.last_ms LIMIT $4)",
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = h.seed_id OFFSET 0)
+                AND NOT EXISTS (SELECT 1 FROM loading_seeds g WHERE g.seed_id = h.seed_id OFFSET 0)
+              ORDER BY h.last_ms LIMIT $4)
+             UNION
+             (SELECT h.seed_id FROM loading_seeds g JOIN seeds s ON s.id = g.seed_id JOIN heartbeats h ON h.seed_id = s.id
+              WHERE h.last_ms <= $1 - s.lease_ttl_ms AND (NOT s.drained OR h.last_ms <= $3)
+                AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id OFFSET 0) LIMIT $4)",
         )
         .bind(now)
         .bind(silent_since)
@@ -124,7 +130,10 @@ impl Find for Outdated<'_> {
         let seeds = sqlx::query_scalar(
             "/* find outdated */
              SELECT s.id FROM heartbeats h JOIN seeds s ON s.id = h.seed_id
-             WHERE h.key_hash = $1 AND NOT s.drained AND ($2::text IS NULL OR s.content_id IS DISTINCT FROM $2) LIMIT $3",
+             LEFT JOIN loading_seeds g ON g.seed_id = s.id
+             WHERE h.key_hash = $1 AND NOT s.drained
+               AND ($2::text IS NULL
+                    OR CASE WHEN g.seed_id IS NULL THEN s.content_id ELSE g.root END IS DISTINCT FROM $2) LIMIT $3",
         )
         .bind(key_hash(self.key))
         .bind(self.keep)

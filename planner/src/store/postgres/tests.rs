@@ -50,6 +50,7 @@ impl Home for Database {
 }
 
 conformance::conformance_suite!(Database);
+conformance::loading::loading_suite!(Database);
 
 /// Seeds, keys and workers of the storm: few, so that every transaction is in some other's way.
 const SEEDS: u8 = 6;

@@ -19,6 +19,7 @@ use crate::decide::{Changed, Changes};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
+mod loading;
 mod requests;
 mod seeds;
 
@@ -78,6 +79,7 @@ pub(super) async fn write(
     seeds::told(connection, &changes.seeds).await?;
     seeds::delete(connection, &changes.seeds).await?;
     seeds::insert(connection, &changes.seeds).await?;
+    loading::write(connection, &changes.seeds).await?;
     requests::are_as_before(connection, &changes.requests).await?;
     leases(connection, &changes.seeds).await?;
     places(store, (now, seen, &hosts), &changes.seeds).write(connection).await?;
@@ -130,10 +132,10 @@ async fn leases(connection: &mut Connection, changed: &[Changed<SeedRow>]) -> Re
          WITH freed AS (
              DELETE FROM points p USING unnest($1::bigint[], $2::int[]) AS t (seed_id, n)
              WHERE p.seed_id = t.seed_id AND p.n = t.n)
-         INSERT INTO points (seed_id, n, lease_hash, granted_ms, ends_ms, requester)
-         SELECT * FROM unnest($3::bigint[], $4::int[], $5::bytea[], $6::bigint[], $7::bigint[], $8::text[])
+         INSERT INTO points (seed_id, n, lease_hash, granted_ms, ends_ms, requester, reader)
+         SELECT * FROM unnest($3::bigint[], $4::int[], $5::bytea[], $6::bigint[], $7::bigint[], $8::text[], $9::bigint[])
          ON CONFLICT (seed_id, n) DO UPDATE SET lease_hash = excluded.lease_hash, granted_ms = excluded.granted_ms,
-             ends_ms = excluded.ends_ms, requester = excluded.requester",
+             ends_ms = excluded.ends_ms, requester = excluded.requester, reader = excluded.reader",
     )
     .bind(freed.0)
     .bind(freed.1)
@@ -143,6 +145,7 @@ async fn leases(connection: &mut Connection, changed: &[Changed<SeedRow>]) -> Re
     .bind(leased.iter().map(|(_, lease)| lease.granted_ms).collect::<Vec<_>>())
     .bind(leased.iter().map(|(_, lease)| lease.ends_ms).collect::<Vec<_>>())
     .bind(leased.iter().map(|(_, lease)| lease.requester.as_deref().map(str::to_owned)).collect::<Vec<_>>())
+    .bind(leased.iter().map(|(_, lease)| lease.reader).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

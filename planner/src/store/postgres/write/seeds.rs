@@ -107,19 +107,26 @@ pub(super) async fn heartbeats(
     if usize::try_from(same) == Ok(heard.len()) { Ok(()) } else { Err(Stopped::Again) }
 }
 
-/// What seeds tell of themselves, and their terms. Their places are made anew.
+/// What seeds tell of themselves, and their terms. Their places are made anew, and so are those of seeds that have loaded.
 pub(super) async fn told(connection: &mut Connection, changed: &[Changed<SeedRow>]) -> Result<(), Stopped> {
     let is_other = |(before, after): &(Option<&Arc<SeedRow>>, &Arc<SeedRow>)| {
         before.is_some_and(|before| !before.is_told_as(after))
     };
     let rows: Vec<&SeedRow> = kept(changed).filter(is_other).map(|(_, row)| row.as_ref()).collect();
+    let elsewhere = |(before, after): &(Option<&Arc<SeedRow>>, &Arc<SeedRow>)| {
+        is_other(&(*before, *after))
+            || before.is_some_and(|before| before.loading.is_some() && after.loading.is_none())
+    };
+    let moved: Vec<i64> = kept(changed).filter(elsewhere).map(|(_, row)| row.id).collect();
+    if !moved.is_empty() {
+        sqlx::query("/* delete places */ DELETE FROM places WHERE seed_id = ANY($1)")
+            .bind(moved)
+            .execute(&mut *connection)
+            .await?;
+    }
     if rows.is_empty() {
         return Ok(());
     }
-    sqlx::query("/* delete places */ DELETE FROM places WHERE seed_id = ANY($1)")
-        .bind(rows.iter().map(|row| row.id).collect::<Vec<_>>())
-        .execute(&mut *connection)
-        .await?;
     let update = sqlx::query(
         "/* write what seeds tell */
          UPDATE seeds s SET capacity = t.capacity, lease_ttl_ms = t.lease_ttl_ms, capped_host = t.capped_host,

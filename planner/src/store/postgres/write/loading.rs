@@ -1,0 +1,56 @@
+//! How far seeds are that load.
+
+use super::super::session::Connection;
+use super::super::transaction::Stopped;
+use super::{kept, number};
+use crate::decide::Changed;
+use crate::decide::rows::SeedRow;
+use crate::domain::chain::Loading;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
+
+/// Writes what was told, and deletes what there was of seeds that have everything now.
+pub(super) async fn write(connection: &mut Connection, changed: &[Changed<SeedRow>]) -> Result<(), Stopped> {
+    let (mut completed, mut told): (Vec<i64>, Vec<(i64, &Loading)>) = Default::default();
+    for (before, after) in kept(changed) {
+        match (before.and_then(|before| before.loading.as_ref()), &after.loading) {
+            (Some(_), None) => completed.push(after.id),
+            (before, Some(now)) if before != Some(now) => told.push((after.id, now)),
+            _ => {}
+        }
+    }
+    if !completed.is_empty() {
+        sqlx::query("/* delete loading seeds */ DELETE FROM loading_seeds WHERE seed_id = ANY($1)")
+            .bind(completed)
+            .execute(&mut *connection)
+            .await?;
+    }
+    if told.is_empty() {
+        return Ok(());
+    }
+    sqlx::query(
+        "/* write loading seeds */
+         INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms)
+         SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
+                              $8::bigint[])
+         ON CONFLICT (seed_id) DO UPDATE SET source_id = excluded.source_id, depth = excluded.depth,
+             root = excluded.root, held_bytes = excluded.held_bytes, total_bytes = excluded.total_bytes,
+             arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms",
+    )
+    .bind(told.iter().map(|(id, _)| *id).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.source).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| number(now.depth)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.root.clone()).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| bytes(now.held_bytes)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| bytes(now.total_bytes)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| bytes(now.arrived_bytes)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.period_ms).collect::<Vec<_>>())
+    .execute(connection)
+    .await?;
+    Ok(())
+}
+
+/// A size as the database spells it; no model has as much.
+fn bytes(bytes: u64) -> i64 {
+    i64::try_from(bytes).unwrap_or(i64::MAX)
+}

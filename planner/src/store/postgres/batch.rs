@@ -100,9 +100,6 @@ impl Work for Apply<'_> {
 /// Rows that are found by what they are like, not named by commands.
 #[async_trait]
 pub(super) trait Find: Send + Sync {
-    /// Whether what is found is changed, as a rule: it is held before it is looked at then.
-    const CHANGES: bool = true;
-
     /// The numbers of seeds and of requests, a bounded number, as they seem to be. Whether they are is decided.
     async fn find(
         &self,
@@ -134,12 +131,9 @@ impl<T: Send, F: Find, D: FnMut(&mut Tables, i64) -> T + Send> Work for Change<'
         let store = self.store;
         let now = store.time.now(connection).await?;
         let (seeds, requests) = self.find.find(connection, store, now).await?;
-        // Others change them often: what is to be changed is held before it is looked at, and all after an attempt in vain.
-        let was_in_vain = !self.held.seeds.is_empty();
+        // Others change them often: they are held before they are looked at.
         self.held.seeds.clear();
-        if F::CHANGES || was_in_vain {
-            self.held.seeds.extend(&seeds);
-        }
+        self.held.seeds.extend(&seeds);
         self.held.lock(connection).await?;
         let mut load = Load::new(store);
         load.now = Some(now);

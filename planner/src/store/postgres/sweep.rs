@@ -149,9 +149,6 @@ pub(super) struct After(pub(super) i64);
 
 #[async_trait]
 impl Find for After {
-    // Few seeds have other terms after a start, and claims would wait for all of them.
-    const CHANGES: bool = false;
-
     async fn find(
         &self,
         connection: &mut Connection,

@@ -205,7 +205,7 @@ pub const SETTINGS: &[Section] = &[
             )
             .value("on|off")
             .env("RFORK_CFG_FORK_WHILE_LOADING")
-            .default("on")
+            .default("off")
             .more("Workers that ask together are then loaded in about the time of one"),
             Setting::new(
                 "max_chain_depth",
@@ -367,7 +367,7 @@ mod tests {
                 ("settings_file", _) => rules.to_str().unwrap(),
                 ("alloc_policy", _) => "lru",
                 ("database_pooler", _) => "no",
-                ("fork_while_loading", _) => "off",
+                ("fork_while_loading", _) => "on",
                 ("default_resource_points", _) => "7",
                 ("host", _) => "0.0.0.0",
                 ("otlp_endpoint", _) => "http://collector:4318",

@@ -87,6 +87,11 @@ impl Seats {
         self.by_lease.insert(lease, seat);
     }
 
+    /// Whether this attempt sits.
+    fn has(&self, lease: &LeaseHash, attempt: i64) -> bool {
+        self.by_lease.get(lease).is_some_and(|seat| seat.attempt == attempt)
+    }
+
     fn give_up(&mut self, lease: &LeaseHash) -> Option<Seat> {
         let seat = self.by_lease.remove(lease)?;
         if let Some(key) = self.by_key.get_mut(&seat.key) {
@@ -139,13 +144,26 @@ struct Sitting<'a> {
     place: Option<Place>,
 }
 
+impl Sitting<'_> {
+    /// Gives up the seat; what it was told before, if anything. The room tells under the same lock, so the lease of the
+    /// wait is owned here or by the store's answer to a [`Leave`] that comes after this, and never by both: whichever were
+    /// dropped would end it for the client of the other.
+    fn stand_up(&mut self) -> Option<Result<GrantedLease, AcquireError>> {
+        let mut seats = self.room.seats();
+        if seats.has(&self.lease, self.attempt) {
+            seats.give_up(&self.lease);
+        }
+        self.told.try_recv().ok().map(heard)
+    }
+}
+
 impl Drop for Sitting<'_> {
     fn drop(&mut self) {
         // Closing comes first: a lease is then either here, and dropped with this, or still with the room, which sees that
         // nobody waits.
         self.told.close();
         let mut seats = self.room.seats();
-        let is_seated = seats.by_lease.get(&self.lease).is_some_and(|seat| seat.attempt == self.attempt);
+        let is_seated = seats.has(&self.lease, self.attempt);
         if is_seated {
             seats.give_up(&self.lease);
         }
@@ -209,19 +227,8 @@ impl WaitingRoom {
             // It keeps its place, which the end of `sitting` leaves, for a repetition to another planner.
             return Err(WriteError::Stopping.into());
         }
-        let Sitting { lease, attempt, .. } = sitting;
-        let left = self.writer.submit(Leave { lease, attempt, why: Leaving::TimedOut }).await?;
-        if let Ok(told) = sitting.told.try_recv() {
-            return heard(told);
-        }
-        if let Some(place) = sitting.place.take() {
-            place.ended();
-        }
-        match left {
-            EndOfWait::Granted(granted) => return Ok(granted),
-            EndOfWait::Over => return Err(AcquireError::Refused(Refusal::LeaseEnded)),
-            EndOfWait::Superseded => return Err(AcquireError::Superseded),
-            EndOfWait::Nothing => {}
+        if let Some(granted) = self.leave(sitting).await? {
+            return Ok(granted);
         }
         // Once more, at the end: for the reason, and for what was freed just now.
         let queue = Queue { wait_ms: 0, again: None, ..ask.queue.clone() };
@@ -231,6 +238,26 @@ impl WaitingRoom {
             Acquisition::Refused(refusal) => Err(AcquireError::Refused(refusal)),
             // Its place goes at once: a later attempt is about to take it.
             Acquisition::Queued(..) => Err(AcquireError::Superseded),
+        }
+    }
+
+    /// Ends a wait whose time is up; gives what it was granted by then.
+    async fn leave(&self, mut sitting: Sitting<'_>) -> Result<Option<GrantedLease>, AcquireError> {
+        if let Some(heard) = sitting.stand_up() {
+            return heard.map(Some);
+        }
+        let Sitting { lease, attempt, .. } = sitting;
+        // Dropped on an error or a cancel: the place is left then, too.
+        let place = sitting.place.take();
+        let left = self.writer.submit(Leave { lease, attempt, why: Leaving::TimedOut }).await?;
+        if let Some(place) = place {
+            place.ended();
+        }
+        match left {
+            EndOfWait::Granted(granted) => Ok(Some(granted)),
+            EndOfWait::Over => Err(AcquireError::Refused(Refusal::LeaseEnded)),
+            EndOfWait::Superseded => Err(AcquireError::Superseded),
+            EndOfWait::Nothing => Ok(None),
         }
     }
 
@@ -353,8 +380,13 @@ impl WaitingRoom {
                 return;
             }
         };
+        self.hand_out(&told, woken);
+    }
+
+    /// Tells those who were served; of those that were `told` before the store knows.
+    fn hand_out(&self, told: &[Told], woken: Vec<Woken>) {
         let mut seats = self.seats();
-        for told in &told {
+        for told in told {
             seats.told.remove(told);
         }
         for Woken { lease, attempt, grant } in woken {
@@ -382,3 +414,6 @@ impl WaitingRoom {
 fn heard(told: Option<GrantedLease>) -> Result<GrantedLease, AcquireError> {
     told.ok_or(AcquireError::Refused(Refusal::LeaseEnded))
 }
+
+#[cfg(test)]
+mod tests;

@@ -77,7 +77,8 @@ impl Load<'_> {
     fn ask_meanwhile(&mut self) -> Asking {
         let pause = self.patience.before_the_next();
         let mut wish = Wish { wait: QUESTION.min(self.patience.left()), ..self.wish() };
-        if let Some(lease) = &self.lease {
+        // Whose lease is gone has left no source: it may have the same one again, and has nothing that it could pass on.
+        if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.lost().is_cancelled()) {
             let reference = lease.reference();
             let lost = self.reading.as_ref().is_none_or(|reading| reading.watch.is_lost(self.memory));
             tracing::warn!(seed = %reference.identity, lost, "another source is asked for, and what is held is kept");

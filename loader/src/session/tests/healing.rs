@@ -75,6 +75,28 @@ async fn whoever_lost_its_place_at_a_complete_seed_says_nothing_against_it() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whose_lease_is_gone_may_have_its_own_source_again() {
+    let planner = Planner::start(true).await;
+    let (_root, weights) = root(&planner, 1, 4.0).await;
+    let seed = planner.look(|state| state.seeds[0].identity.clone());
+    let reader = reader(&planner, 1000.0, PATIENT, None).await;
+    reader.holds(1).await;
+    // There is no other.
+    let before = planner.look(|state| {
+        state.end_leases_on(&seed);
+        state.acquisitions.len()
+    });
+    planner.until(|state| state.acquisitions.len() > before).await;
+    planner.look(|state| {
+        let asked = &state.acquisitions[before];
+        assert!(asked.stalled.is_none() && asked.exclude.is_empty(), "{asked:?}");
+    });
+    let (_session, _, memory) = reader.ends().await;
+    assert!(bytes(&memory) == bytes(&weights));
+    none_failed(&planner);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loading_seed_that_reads_storage_is_heard_of_by_heartbeats() {
     let planner = Planner::start(true).await;
     let (seed, weights) = root(&planner, 1, 1.0).await;

@@ -225,7 +225,7 @@ enum Outcome {
 /// Ends when the source should be left: it has stalled, or the planner advises to move.
 async fn stalled(lease: &Lease, watch: &Watch, memory: &WeightMemory) {
     let silence = async {
-        while !watch.stall.is_over(memory.arrivals().silent(), watch.state()) {
+        while !watch.has_stalled(memory) {
             tokio::time::sleep(LOOK).await;
         }
     };
@@ -241,6 +241,11 @@ impl Watch {
         // Who holds everything owes what is missing.
         let of_a_complete_one = SourceState { owes: true, ..SourceState::default() };
         self.state.as_ref().map_or(of_a_complete_one, |state| *state.borrow())
+    }
+
+    /// Whether no byte comes for longer than the source may take.
+    pub(super) fn has_stalled(&self, memory: &WeightMemory) -> bool {
+        self.stall.is_over(memory.arrivals().silent(), self.state())
     }
 
     /// Whether neither a byte nor a sign of life comes.

@@ -48,21 +48,17 @@ impl Load<'_> {
             granted = &mut asking => {
                 // A task that has died gave nothing.
                 self.replacement = granted.unwrap_or_default();
-                if self.replacement.is_some() {
-                    Event::Granted
-                } else if let Some(reading) = self.reading.as_mut().filter(|_| is_advised && memory.arrivals().bytes() > arrived) {
-                    // Nobody else has what this one brings.
-                    reading.watch.heeds_advice = false;
-                    Event::BytesFlow
-                } else {
-                    return Ok(Event::NoSeed { may_wait: !self.patience.left().is_zero() });
-                }
+                if self.replacement.is_some() { Event::Granted } else { self.nobody_else(is_advised) }
             }
             () = bytes_flow(memory, arrived), if may_resume => Event::BytesFlow,
             // What is read ends by itself then, and is waited for.
             () = cancel.cancelled(), if !is_read => return Err(LoadError::Cancelled),
-            () = tokio::time::sleep(left) => return Ok(Event::NoSeed { may_wait: false }),
+            // Who may not wait asks all the same: the answer comes at once then.
+            () = tokio::time::sleep(left), if !left.is_zero() => self.nobody_else(is_advised),
         };
+        if matches!(event, Event::NoSeed { .. }) {
+            return Ok(event);
+        }
         self.patience.rest();
         if let (Event::Granted, Some(lease)) = (event, &self.replacement) {
             tracing::info!(seed = %lease.seed(), "the planner granted another source");
@@ -71,6 +67,18 @@ impl Load<'_> {
             }
         }
         Ok(event)
+    }
+
+    /// There is no other source. Whoever was only advised to move reads on, as long as its own has not stalled.
+    fn nobody_else(&mut self, is_advised: bool) -> Event {
+        let memory = self.memory;
+        match self.reading.as_mut().filter(|reading| is_advised && !reading.watch.has_stalled(memory)) {
+            Some(reading) => {
+                reading.watch.heeds_advice = false;
+                Event::BytesFlow
+            }
+            None => Event::NoSeed { may_wait: !self.patience.left().is_zero() },
+        }
     }
 
     /// Asks, at once and then after pauses that grow, for a source that is not the one that stalls.

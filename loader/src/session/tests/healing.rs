@@ -97,6 +97,23 @@ async fn whose_lease_is_gone_may_have_its_own_source_again() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_wait_asks_before_it_leaves_a_source_for_storage() {
+    let planner = Planner::start(true).await;
+    let (_slow, weights) = root(&planner, 1, 4.0).await;
+    let storage = Pattern::new(1);
+    let session = session(&planner, 1000.0, PATIENT).await;
+    let reader = reader_that_waits(session, Some(storage.clone()), Some(Duration::ZERO));
+    reader.holds(1).await;
+    // There is no other source, and this one brings bytes.
+    planner.look(|state| state.advice = Some(Advice::Move));
+    planner.until(|state| state.acquisitions.iter().any(|asked| asked.stalled.is_some())).await;
+    let (_session, report, memory) = reader.ends().await;
+    assert!(bytes(&memory) == bytes(&weights));
+    assert_eq!(report.shares.len(), 1, "{report:?}");
+    assert_eq!(storage.read_bytes.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_loading_seed_that_reads_storage_is_heard_of_by_heartbeats() {
     let planner = Planner::start(true).await;
     let (seed, weights) = root(&planner, 1, 1.0).await;

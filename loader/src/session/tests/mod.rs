@@ -164,11 +164,20 @@ async fn reader(
     reader_with(session(planner, mib_per_sec, rule).await, fallback)
 }
 
-fn reader_with(mut session: Session, fallback: Option<Arc<Pattern>>) -> Reader {
+fn reader_with(session: Session, fallback: Option<Arc<Pattern>>) -> Reader {
+    // Whoever has storage goes there soon.
+    let wait = fallback.is_some().then_some(Duration::from_secs(2));
+    reader_that_waits(session, fallback, wait)
+}
+
+fn reader_that_waits(
+    mut session: Session,
+    fallback: Option<Arc<Pattern>>,
+    seed_wait: Option<Duration>,
+) -> Reader {
     let memory = memory();
     session.pass_on();
-    // Whoever has storage goes there soon.
-    session.config.seed_wait = fallback.is_some().then_some(Duration::from_secs(2));
+    session.config.seed_wait = seed_wait;
     let cancel = CancellationToken::new();
     let (filled, ended) = (memory.clone(), cancel.clone());
     let task = tokio::spawn(async move {

@@ -30,7 +30,8 @@ impl Load<'_> {
         let wait = if loads { self.planner.timeout() / 2 } else { Duration::ZERO };
         let fetching = seed_client::fetch(self.planner.http(), &seed, &self.worker.key, wait);
         let Some(metadata) = lease.lost().run_until_cancelled(fetching).await else {
-            return Event::LeaseLost;
+            // In a chain a lost lease is no failure of its source's.
+            return if lease.source().is_some() { Event::SourceGone } else { Event::LeaseLost };
         };
         let mut metadata = match metadata {
             Ok(metadata) => metadata,

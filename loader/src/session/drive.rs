@@ -32,7 +32,11 @@ impl Load<'_> {
         loop {
             let outcome = match state {
                 State::Loaded => return Ok(()),
-                _ if cancel.is_cancelled() => None,
+                _ if cancel.is_cancelled() => {
+                    // Excluded: a read that a stall has left under way still writes when the load has returned.
+                    self.end_reading().await;
+                    None
+                }
                 State::Asking(_) => cancel.run_until_cancelled(self.ask()).await,
                 State::Waiting(_) => cancel.run_until_cancelled(self.pause()).await,
                 State::Checking(_) => cancel.run_until_cancelled(self.check()).await,

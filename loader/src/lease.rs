@@ -197,7 +197,7 @@ async fn renew(
 /// Releases leases in the background, so that no release delays or fails a load.
 ///
 /// Each is tried a bounded number of times; one that never succeeds ends by its time to live. Their number is
-/// bounded by the leases that a session holds: at most one more than its seeds may fail.
+/// bounded by the leases that a load is granted, which is as often as its seeds may fail and it may change its source.
 #[derive(Debug, Clone)]
 pub(crate) struct Releases {
     client: PlannerClient,

@@ -1,16 +1,20 @@
 //! What changes when a planner starts under other settings, or after another process.
 
+use super::rows::SeedRow;
 use super::tables::Tables;
 use crate::store::Rules;
 
+/// Whether a seed has other terms than the rules have now.
+pub fn is_outdated(row: &SeedRow, rules: &Rules) -> bool {
+    rules.terms(&row.identity, &row.key, &row.profile) != row.terms
+}
+
 /// Gives the seeds that were put the terms that the rules have now. Leases on points that are offered no more go on.
 pub fn adopt(tables: &mut Tables, rules: &Rules) {
-    let others: Vec<_> = tables
-        .seeds()
-        .map(|row| (row.id, rules.terms(&row.identity, &row.key, &row.profile), row.terms))
-        .filter(|(_, now, before)| now != before)
-        .collect();
-    for (id, terms, _) in others {
+    let outdated = tables.seeds().filter(|row| is_outdated(row, rules));
+    let others: Vec<_> =
+        outdated.map(|row| (row.id, rules.terms(&row.identity, &row.key, &row.profile))).collect();
+    for (id, terms) in others {
         tables.change(id, |row| row.terms = terms);
     }
 }
@@ -35,7 +39,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::super::rows::{RequestRow, SeedRow};
+    use super::super::rows::RequestRow;
     use super::super::testing::{any_requests, any_seeds, rules, tables};
     use super::*;
     use crate::domain::policy::Policy;

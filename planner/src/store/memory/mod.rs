@@ -129,8 +129,11 @@ impl<J: Journal> MirrorStore<J> {
         while let Some(last) = after {
             after = self
                 .change(|mirror, _| {
-                    let ids: Vec<i64> =
-                        mirror.seeds.range(last + 1..).take(STEP_ROWS).map(|(id, _)| *id).collect();
+                    let outdated = mirror
+                        .seeds
+                        .range(last + 1..)
+                        .filter(|(_, seed)| adopt::is_outdated(&seed.row, &self.rules));
+                    let ids: Vec<i64> = outdated.take(STEP_ROWS).map(|(id, _)| *id).collect();
                     let mut tables = mirror.tables();
                     for id in &ids {
                         mirror.put_seed(&mut tables, *id);

@@ -42,15 +42,19 @@ pub(super) async fn rows(connection: &mut SqliteConnection) -> Result<Loaded, St
 async fn seeds(connection: &mut SqliteConnection) -> Result<Vec<SeedRow>, StoreError> {
     let mut seeds = Vec::new();
     let mut places = HashMap::new();
-    let mut rows = sqlx::query(
-        "SELECT * FROM seeds JOIN seed_states s ON s.seed_id = id LEFT JOIN loading_seeds l ON l.seed_id = id
-         ORDER BY id",
-    )
-    .fetch(&mut *connection);
+    let mut rows = sqlx::query("SELECT * FROM seeds JOIN seed_states ON seed_id = id ORDER BY id")
+        .fetch(&mut *connection);
     while let Some(row) = rows.try_next().await? {
         let seed = seed(&row)?;
         places.insert(seed.id, seeds.len());
         seeds.push(seed);
+    }
+    drop(rows);
+    // Few load at a time: a column of theirs in every row would take longer than the rows.
+    let mut rows = sqlx::query("SELECT * FROM loading_seeds").fetch(&mut *connection);
+    while let Some(row) = rows.try_next().await? {
+        let Some(at) = places.get(&row.try_get("seed_id")?) else { continue };
+        seeds[*at].loading = Some(Box::new(loading(&row)?));
     }
     drop(rows);
     let mut rows = sqlx::query("SELECT * FROM points ORDER BY seed_id, n").fetch(connection);
@@ -68,6 +72,7 @@ async fn seeds(connection: &mut SqliteConnection) -> Result<Vec<SeedRow>, StoreE
     Ok(seeds)
 }
 
+/// A seed, but for its leases, and how far it is if it loads.
 fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
     let identity = identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?;
     let profile = Profile {
@@ -98,7 +103,7 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         },
         removed: row.try_get("removed")?,
         drained: row.try_get("drained")?,
-        loading: loading(row)?.map(Box::new),
+        loading: None,
         health: Health {
             failures: row.try_get("failures")?,
             suspect_until_ms: row.try_get("suspect_until_ms")?,
@@ -110,18 +115,17 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
     })
 }
 
-fn loading(row: &SqliteRow) -> Result<Option<Loading>, StoreError> {
-    let Some(depth) = row.try_get("depth")? else { return Ok(None) };
+fn loading(row: &SqliteRow) -> Result<Loading, StoreError> {
     let bytes = |name| Ok::<_, sqlx::Error>(row.try_get::<i64, _>(name)?.unsigned_abs());
-    Ok(Some(Loading {
+    Ok(Loading {
         source: row.try_get("source_id")?,
-        depth,
+        depth: row.try_get("depth")?,
         root: row.try_get("root")?,
         held_bytes: bytes("held_bytes")?,
         total_bytes: bytes("total_bytes")?,
         arrived_bytes: bytes("arrived_bytes")?,
         period_ms: row.try_get("period_ms")?,
-    }))
+    })
 }
 
 async fn requests(connection: &mut SqliteConnection) -> Result<Vec<RequestRow>, StoreError> {

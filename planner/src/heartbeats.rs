@@ -91,10 +91,12 @@ impl Heartbeats {
             let told = || (Some(digest(key, profile)), holding(key, profile.incarnation.as_deref()));
             self.heard(identity, seed_id, *age_ms, told);
         }
-        for (at, Heartbeat { identity, key, incarnation, age_ms, .. }) in
+        for (at, Heartbeat { identity, key, incarnation, age_ms, progress, .. }) in
             commands.heartbeats.iter().enumerate()
         {
-            let seed_id = outcomes.and_then(|outcomes| outcomes.heartbeats.get(at)?.1);
+            // Who loads falls silent sooner than an entry is believed, and says how far it is with each heartbeat.
+            let offered = outcomes.filter(|_| progress.is_none());
+            let seed_id = offered.and_then(|outcomes| outcomes.heartbeats.get(at)?.1);
             let told = || (None, holding(key, incarnation.as_deref()));
             self.heard(identity, seed_id, *age_ms, told);
         }

@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 
 use crate::acquaint::Acquaintance;
 use crate::grant::{Acquisition, GrantedLease};
-use crate::probe::{Prober, Verdict};
+use crate::probe::{PATIENCE, Prober, Verdict};
 use crate::store::commands::{Acquire, Answered, Leave};
 use crate::store::{Grant, Leaving, Refusal, attempt};
 use crate::waiting::{AcquireError, Ask, WaitingRoom};
 use crate::writer::{WriteError, Writer};
 
 /// The most seeds that are found dead for one request, each in 300 ms: the answer must come in time.
-const MAX_DEAD: usize = 16;
+const MAX_DEAD: u32 = 16;
 /// What a heartbeat may be late by, on its way and until it is written, in milliseconds.
 const LATE_MS: i64 = 3_000;
 /// Why the lease on a seed that does not answer ends.
@@ -86,7 +86,7 @@ impl Granter {
             ask.queue.wait_ms = wait_ms.saturating_sub(waited_ms).max(0);
         }
         self.void(&ask);
-        Err(AcquireError::Write(WriteError::TimedOut(Duration::from_millis(300) * 16)))
+        Err(AcquireError::Write(WriteError::TimedOut(PATIENCE * MAX_DEAD)))
     }
 
     /// Asks the source that a worker calls lost: what does not answer, and was known to, is.

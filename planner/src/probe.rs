@@ -28,7 +28,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::domain::network::Network;
 
 /// How long a seed may take to answer, in all: looking up its name, connecting, and the answer.
-const PATIENCE: Duration = Duration::from_millis(300);
+pub(crate) const PATIENCE: Duration = Duration::from_millis(300);
 /// How much of that may pass before the seed is asked; it is left at least the rest.
 const PREPARATION: Duration = Duration::from_millis(100);
 /// Seeds that are asked at once; more wait, and are not asked if it takes too long.

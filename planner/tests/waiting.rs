@@ -53,7 +53,7 @@ async fn release(planner: &Planner, granted: &Value) {
     assert_eq!(ask(planner, "POST", "/v2/leases/release", &body).await.0, 200, "{granted}");
 }
 
-/// Numbers of the requests in the order in which they were served: when, and which.
+/// Requests of a SQLite database that were served, in the order in which they came: when, and which.
 async fn served(database: &DatabaseUrl) -> Vec<(i64, i64)> {
     const SERVED: &str = "SELECT changed_ms, id FROM requests WHERE waits_until_ms IS NULL ORDER BY id";
     match database {
@@ -66,10 +66,17 @@ async fn served(database: &DatabaseUrl) -> Vec<(i64, i64)> {
     }
 }
 
-async fn served_in_postgres(url: &str) -> Vec<(i64, i64)> {
-    const SERVED: &str = "SELECT changed_ms, id FROM requests WHERE waits_until_ms IS NULL ORDER BY id";
+/// Counts who is served in a Postgres database, in the order of the writes. When it was would not tell: a planner that
+/// serves the second because another has just served the first may have looked at the time before that one did.
+async fn count_the_served(url: &str) -> sqlx::PgConnection {
     let mut connection = sqlx::PgConnection::connect(url).await.unwrap();
-    sqlx::query_as(SERVED).fetch_all(&mut connection).await.unwrap()
+    let counting = "CREATE TABLE served (turn BIGSERIAL, id BIGINT);
+        CREATE FUNCTION count_served() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO served (id) VALUES (NEW.id); RETURN NULL; END';
+        CREATE TRIGGER served AFTER UPDATE ON requests FOR EACH ROW
+            WHEN (OLD.waits_until_ms IS NOT NULL AND NEW.waits_until_ms IS NULL) EXECUTE FUNCTION count_served()";
+    sqlx::raw_sql(counting).execute(&mut connection).await.unwrap();
+    connection
 }
 
 async fn waiting(planner: &Planner) -> u64 {
@@ -174,8 +181,10 @@ async fn a_thousand_workers_wait_at_three_planners_and_each_has_its_turn() {
     for _ in 0..3 {
         planners.push(Arc::new(Planner::start_on(url.parse().unwrap(), without_sweeps).await));
     }
+    let mut counted = count_the_served(&url).await;
     a_thousand_workers(planners.clone()).await;
-    in_order(&served_in_postgres(&url).await);
+    let served = sqlx::query_as("SELECT turn, id FROM served ORDER BY id").fetch_all(&mut counted).await;
+    in_order(&served.unwrap());
     for planner in planners {
         Arc::into_inner(planner).unwrap().stop().await;
     }

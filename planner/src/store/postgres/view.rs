@@ -18,7 +18,8 @@ use crate::domain::seed::Standing;
 /// at or before `$2`.
 macro_rules! standing {
     () => {
-        "s.removed, s.drained, h.last_ms <= coalesce($1 - 3 * g.period_ms, $2) AS silent, s.suspect_until_ms > $1 AS suspect, u.leases > 0 AS leased,
+        "s.removed, s.drained, h.last_ms <= coalesce($1 - 3 * g.period_ms, $2) AS silent,
+         s.suspect_until_ms > $1 AS suspect, u.leases > 0 AS leased,
          count(*) AS seeds, sum(s.capacity)::bigint AS capacity, sum(u.leases)::bigint AS leases
          FROM heartbeats h JOIN seeds s ON s.id = h.seed_id LEFT JOIN loading_seeds g ON g.seed_id = h.seed_id
          CROSS JOIN LATERAL (

@@ -67,8 +67,9 @@ impl Work for WaitedFor<'_> {
             "/* load keys that are waited for */
              SELECT EXISTS (SELECT 1 FROM requests r WHERE r.key_hash = w.page AND r.waits_until_ms IS NOT NULL)
                 AND (EXISTS (SELECT 1 FROM places p WHERE p.page = w.page AND p.busy_share IS NOT NULL)
-                     OR EXISTS (SELECT 1 FROM heartbeats h JOIN loading_seeds g ON g.seed_id = h.seed_id
-                                WHERE h.key_hash = w.page)
+                     OR (EXISTS (SELECT 1 FROM loading_seeds)
+                         AND EXISTS (SELECT 1 FROM heartbeats h JOIN loading_seeds g ON g.seed_id = h.seed_id
+                                     WHERE h.key_hash = w.page))
                      OR EXISTS (SELECT 1 FROM places p WHERE p.page = w.page AND p.due_ms <=
                                     (SELECT ",
             clock_ms!("$2"),

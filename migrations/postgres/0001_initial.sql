@@ -1,6 +1,6 @@
 -- Numbers of seeds and requests. A batch takes a block of them at once, for 512 commands and 1,024 workers that waited and
--- load now, so that it can decide over rows that are not there yet. None is used twice, so what still speaks of an old seed (a gathered
--- heartbeat) meets nothing.
+-- load now, so that it can decide over rows that are not there yet. None is used twice, so what still speaks of an old seed
+-- (a gathered heartbeat) meets nothing.
 CREATE SEQUENCE numbers INCREMENT BY 2048;
 
 -- A seed: a worker that holds weights and lets others read them.

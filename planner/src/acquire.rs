@@ -10,10 +10,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::acquaint::Acquaintance;
+use crate::domain::chain::Stalled;
 use crate::grant::{Acquisition, GrantedLease};
 use crate::probe::{PATIENCE, Prober, Verdict};
 use crate::store::commands::{Acquire, Answered, Leave};
-use crate::store::{Grant, Leaving, Refusal, attempt};
+use crate::store::list::{LeaseFilter, Part};
+use crate::store::{Grant, Leaving, Refusal, Store, attempt};
 use crate::waiting::{AcquireError, Ask, WaitingRoom};
 use crate::writer::{WriteError, Writer};
 
@@ -21,6 +23,8 @@ use crate::writer::{WriteError, Writer};
 const MAX_DEAD: u32 = 16;
 /// What a heartbeat may be late by, on its way and until it is written, in milliseconds.
 const LATE_MS: i64 = 3_000;
+/// The most leases of a seed among which one is looked up: more than a seed may have by its settings.
+const MAX_LEASES: u32 = 1_024;
 /// Why the lease on a seed that does not answer ends.
 const NO_ANSWER: &str = "no-answer";
 
@@ -36,14 +40,22 @@ pub struct Liveness {
 }
 
 /// Leases seeds.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Granter {
     /// Applies commands.
     pub writer: Writer,
+    /// Where it is looked up who holds which lease.
+    pub store: Arc<dyn Store>,
     /// Where requests wait.
     pub room: Arc<WaitingRoom>,
     /// How seeds are asked; without it none is.
     pub liveness: Option<Arc<Liveness>>,
+}
+
+impl std::fmt::Debug for Granter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Granter").field("room", &self.room).finish_non_exhaustive()
+    }
 }
 
 impl Granter {
@@ -92,8 +104,18 @@ impl Granter {
     /// Asks the source that a worker calls lost: what does not answer, and was known to, is.
     async fn ask_the_lost(&self, ask: &mut Ask) {
         let (Some(liveness), Some(lost)) = (&self.liveness, ask.wish.lost()) else { return };
-        let verdict = liveness.prober.ask(lost, &ask.key).await;
-        ask.wish.asked_whether_lost(verdict == Verdict::Silent);
+        if self.is_read(ask, lost).await {
+            let verdict = liveness.prober.ask(&lost.identity, &ask.key).await;
+            ask.wish.asked_whether_lost(verdict == Verdict::Silent);
+        }
+    }
+
+    /// Whether the lease that is told lives on that seed: else anybody could have any address asked.
+    async fn is_read(&self, ask: &Ask, lost: &Stalled) -> bool {
+        let filter = LeaseFilter { key: Some(ask.key.clone()), seed: Some(lost.identity.clone()) };
+        let part = Part { limit: MAX_LEASES, after: None };
+        let leases = self.store.list_leases(&filter, &part).await;
+        leases.is_ok_and(|page| page.entries.iter().any(|entry| entry.lease == lost.lease))
     }
 
     /// Ends what an attempt before was granted, if there was one: its seed did not answer.
@@ -136,6 +158,7 @@ impl Liveness {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use rfork_protocol::v1::Labels;
     use rfork_protocol::{SeedIdentity, SeedKey};
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -145,6 +168,8 @@ mod tests {
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
+    use crate::domain::chain::Asker;
+    use crate::domain::policy::Wish;
     use crate::heartbeats::Heartbeats;
     use crate::metrics::Metrics;
     use crate::shutdown::Stop;
@@ -208,7 +233,8 @@ mod tests {
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
             let stop = CancellationToken::new();
             let metrics = Arc::new(Metrics::new().unwrap());
-            let room = Arc::new(WaitingRoom::new(writer.clone(), store, metrics, Stop::from(stop.clone())));
+            let stopping = Stop::from(stop.clone());
+            let room = Arc::new(WaitingRoom::new(writer.clone(), store.clone(), metrics, stopping));
             let prober = Arc::new(Prober::new(vec!["127.0.0.0/8".parse().unwrap()]));
             let acquaintance = Acquaintance::new(prober.clone(), writer.clone(), stop.clone());
             let liveness = Liveness {
@@ -216,7 +242,7 @@ mod tests {
                 acquaintance: Arc::new(acquaintance),
                 heartbeat_interval: settings.heartbeat_interval,
             };
-            let granter = Granter { writer, room, liveness: Some(Arc::new(liveness)) };
+            let granter = Granter { writer, store, room, liveness: Some(Arc::new(liveness)) };
             Self { granter, clock, leases: 0, _writing: writing, _directory: directory }
         }
 
@@ -279,6 +305,35 @@ mod tests {
         // It is quiet for longer than between two heartbeats, and not yet for its time to live.
         bench.clock.pass(34_000);
         assert_eq!(bench.acquire().await.err(), Some(Refusal::AllSuspect));
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_called_lost_is_asked_only_for_who_has_a_lease_on_it() {
+        let mut bench = Bench::new().await;
+        let (source, other) = (Worker::start(true).await, Worker::start(true).await);
+        bench.beat(&source, 0).await;
+        assert!(bench.acquire().await.is_ok());
+        until(async || source.asked() == 1).await;
+        let mut asks = Vec::new();
+        for (worker, lease) in [(&source, 1), (&source, 7), (&other, 1)] {
+            let mut lost = [0; 32];
+            lost[1] = lease;
+            let stalled =
+                Stalled { identity: worker.identity.clone(), lease: lost, lost: true, unanswered: false };
+            let asker = Asker {
+                identity: SeedIdentity::new("h", 1, 0).unwrap(),
+                incarnation: "i".into(),
+                labels: Labels::default(),
+                total_bytes: 1,
+                held: None,
+                stalled: Some(stalled),
+            };
+            let wish = Box::new(Wish { loading: Some(Box::new(asker)), ..Wish::default() });
+            let mut ask = Ask { key: Bench::key(), wish, lease: [9; 32], queue: Queue::default() };
+            bench.granter.ask_the_lost(&mut ask).await;
+            asks.push((source.asked(), other.asked()));
+        }
+        assert_eq!(asks, [(2, 0), (2, 0), (2, 0)]);
     }
 
     #[tokio::test]

@@ -132,7 +132,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         let heartbeat_interval = settings.heartbeat_interval;
         Arc::new(acquire::Liveness { prober, acquaintance, heartbeat_interval })
     });
-    let granter = acquire::Granter { writer: writer.clone(), room, liveness };
+    let granter = acquire::Granter { writer: writer.clone(), store: store.clone(), room, liveness };
     let api = http::Parts {
         granter,
         deadline: settings.bounds.deadline,

@@ -11,7 +11,7 @@ use std::str::FromStr;
 
 use rfork_protocol::SeedIdentity;
 
-use super::chain::{self, Asker, Loading, Offer, Reader};
+use super::chain::{self, Asker, Loading, Offer, Reader, Stalled};
 use super::location::{Distance, Location};
 
 /// How seeds are compared.
@@ -83,9 +83,8 @@ impl Wish {
     }
 
     /// The source that this one calls lost.
-    pub fn lost(&self) -> Option<&SeedIdentity> {
-        let stalled = self.loading.as_ref()?.stalled.as_ref()?;
-        stalled.lost.then_some(&stalled.identity)
+    pub fn lost(&self) -> Option<&Stalled> {
+        self.loading.as_ref()?.stalled.as_ref().filter(|stalled| stalled.lost)
     }
 
     /// The seeds that say who a reader is: itself, and the source that brings it no byte.

@@ -1,6 +1,7 @@
 """Compares objects with the schemas of Kubernetes, and with those of custom resources: the operators' own definitions,
 where they are, and the parts that the chart uses, with bounds and patterns, which stand in `resources`."""
 
+import json
 from functools import cache
 
 import jsonschema
@@ -40,6 +41,13 @@ def custom() -> dict[str, jsonschema.Draft202012Validator]:
 
 def check(found: Object) -> None:
     """Refuses an object that some version of Kubernetes, or its operator, would not take; unknown fields, too."""
+    _check(json.dumps(found))
+
+
+@cache
+def _check(text: str) -> None:
+    """Most objects are the same ones with most values."""
+    found = json.loads(text)
     group = found["apiVersion"].partition("/")[0]
     if group in CUSTOM:
         custom()[CUSTOM[group][found["kind"]]].validate(found)

@@ -7,6 +7,7 @@ from typing import Any
 import helm_python
 import pytest
 
+from checking import check
 from rendering import CHART, Object, at, chart, defaults, merged, mode, notes, objects
 from table import described, table
 
@@ -67,6 +68,11 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("monitoring.serviceMonitor.interval", "often"), "/monitoring/serviceMonitor/interval", "does not match"),
     (at("podDisruptionBudget.maxUnavailable", "half"), "/podDisruptionBudget/maxUnavailable", "does not match"),
     (at("monitoring.prometheusRule.runbookUrl", "docs/operations.md"), "/prometheusRule/runbookUrl", "does not match"),
+    # What is left empty, as a section of which all is commented out.
+    (at("planner", None), "planner", "missing property"),
+    (at("database.sqlite", None), "sqlite", "missing property"),
+    (at("service.port", None), "port", "missing property"),
+    (at("podAnnotations", None), "podAnnotations", "missing property"),
     # What is wrong only beside another value.
     (at("database.type", "postgres"), "database.postgres.secret.name", "name the Secret"),
     (at("database.postgres.secret.name", "x"), "database.postgres.secret.name", "set database.type to postgres"),
@@ -87,6 +93,11 @@ WRONG: list[tuple[Object, str, str]] = [
         merged(mode("autoscaling"), at("resources.requests.cpu", None)),
         "autoscaling.targetCPUUtilizationPercentage",
         "resources.requests.cpu",
+    ),
+    (
+        merged(mode("postgres"), at("podDisruptionBudget.maxUnavailable", None)),
+        "podDisruptionBudget.maxUnavailable",
+        "podDisruptionBudget.minAvailable",
     ),
     (at("service.nodePort", 30123), "service.nodePort", "set service.type"),
     (at("service.externalTrafficPolicy", "Local"), "service.externalTrafficPolicy", "set service.type"),
@@ -124,6 +135,45 @@ def leaves(values: Object, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(value, f"{path}{key}.")
         else:
             yield path + key, value
+
+
+def emptied(values: Object, path: str = "") -> Iterator[str]:
+    """The path of each value that there is, and of each section."""
+    for key, value in values.items():
+        if value is not None:
+            yield path + key
+        if isinstance(value, dict):
+            yield from emptied(value, f"{path}{key}.")
+
+
+# Between them they render every template.
+ALL_OF_IT = [
+    {},
+    merged(
+        mode("postgres-migration"),
+        {
+            "ingress": {"enabled": True, "hosts": ["planner.example"]},
+            "httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]},
+            "autoscaling": {"enabled": True},
+            "networkPolicy": {"enabled": True, "egress": {"database": {"to": [{"podSelector": {}}]}}},
+            "monitoring": {kind: {"enabled": True} for kind in ("serviceMonitor", "prometheusRule", "dashboard")},
+        },
+    ),
+    mode("pod-monitor"),
+    mode("cloudnativepg"),
+]
+
+
+@pytest.mark.parametrize("path", sorted(emptied(defaults())))
+def test_what_is_left_empty_is_refused_by_name_or_rendered_without(path: str) -> None:
+    for values in ALL_OF_IT:
+        try:
+            found = objects(merged(values, at(path, None)))
+        except (helm_python.HelmValuesError, helm_python.HelmRenderError) as refusal:
+            assert f"'{path.rpartition('.')[2]}'" in str(refusal) or path in str(refusal), refusal
+            continue
+        for one in found:
+            check(one)
 
 
 def test_every_value_is_described_in_values_yaml() -> None:

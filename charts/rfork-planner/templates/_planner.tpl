@@ -67,7 +67,7 @@
 
 {{/* MiB of memory that the container may take, of a quantity as `512Mi`, `0.5Gi` or `5e8`; nothing without a limit. */}}
 {{- define "rfork-planner.limitMib" -}}
-{{- with (.Values.resources.limits | default dict).memory }}
+{{- with ((.Values.resources | default dict).limits | default dict).memory }}
 {{- $quantity := toString . }}
 {{- $units := dict "m" 0.001 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18
   "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 }}

@@ -33,6 +33,10 @@
 {{- fail (printf "planner.maxMemoryMib: %d is not below resources.limits.memory (%s MiB): the planner would be killed before it refuses" (int64 $values.planner.maxMemoryMib) .) }}
 {{- end }}
 {{- end }}
+{{- $budget := $values.podDisruptionBudget }}
+{{- if and $budget.enabled (kindIs "invalid" $budget.maxUnavailable) (kindIs "invalid" $budget.minAvailable) }}
+{{- fail "podDisruptionBudget.maxUnavailable: set this or podDisruptionBudget.minAvailable" }}
+{{- end }}
 {{- if and $values.monitoring.serviceMonitor.enabled $values.monitoring.podMonitor.enabled }}
 {{- fail "monitoring.podMonitor.enabled: with monitoring.serviceMonitor.enabled every planner would be scraped twice; set one of them" }}
 {{- end }}
@@ -42,7 +46,7 @@
 {{- if and $values.autoscaling.enabled (kindIs "invalid" $values.autoscaling.targetCPUUtilizationPercentage) (kindIs "invalid" $values.autoscaling.requests.perSecond) }}
 {{- fail "autoscaling.targetCPUUtilizationPercentage: set this or autoscaling.requests.perSecond" }}
 {{- end }}
-{{- $resources := $values.resources }}
+{{- $resources := $values.resources | default dict }}
 {{- $processor := or ($resources.requests | default dict).cpu ($resources.limits | default dict).cpu }}
 {{- if and $values.autoscaling.enabled $values.autoscaling.targetCPUUtilizationPercentage (not $processor) }}
 {{- fail "autoscaling.targetCPUUtilizationPercentage: it is a part of resources.requests.cpu, which is not set" }}

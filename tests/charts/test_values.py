@@ -8,7 +8,7 @@ import helm_python
 import pytest
 
 from checking import check
-from rendering import CHART, Object, at, chart, defaults, merged, mode, notes, objects
+from rendering import CHART, Object, at, chart, defaults, merged, mode, notes, objects, only
 from table import described, table
 
 # A wrong value, and what the message has to name: its path, and what is right.
@@ -37,10 +37,14 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("planner.v1HoldSec", 10), "/planner/v1HoldSec", "want 9"),
     (at("planner.historySec", 2592001), "/planner/historySec", "want 2.592"),
     (at("planner.probeNetworks", ["10.0.0.1"]), "/planner/probeNetworks/0", "does not match"),
+    (at("planner.probeNetworks", ["10.0.0.0/33"]), "/planner/probeNetworks/0", "does not match"),
+    (at("planner.probeNetworks", ["fd00::/129"]), "/planner/probeNetworks/0", "does not match"),
     (at("planner.trustedProxies", "10.0.0.0/8"), "/planner/trustedProxies", "want array"),
     (at("planner.otlpEndpoint", "collector:4318"), "/planner/otlpEndpoint", "https?://"),
     (at("planner.noLivenessProbe", "yes"), "/planner/noLivenessProbe", "want boolean"),
-    (at("image.repository", ""), "/image/repository", "want 1"),
+    (at("image.repository", ""), "/image/repository", "does not match"),
+    (at("image.repository", "registry.example/rfork:0.1.0"), "/image/repository", "does not match"),
+    (at("image.repository", "rfork@sha256:abc"), "/image/repository", "does not match"),
     (at("image.digest", "sha256:abc"), "/image/digest", "does not match"),
     (at("image.pullPolicy", "Sometimes"), "/image/pullPolicy", "'IfNotPresent'"),
     (at("fullnameOverride", "Planner_1"), "/fullnameOverride", "does not match"),
@@ -57,6 +61,7 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("rules.capacity", [{"key": "*", "points": 1, "leases": 1}]), "/rules/capacity/0", "'points'"),
     (at("rules.location", [{"network": "10.0.0.0/8"}]), "/rules/location/0", "minProperties"),
     (at("commonLabels", {"team": 7}), "/commonLabels/team", "want string"),
+    (at("commonLabels", {"team": "A and B"}), "/commonLabels/team", "does not match"),
     (at("podLabels", {"app.kubernetes.io/name": "x"}), "/podLabels", "app.kubernetes.io~1name"),
     (at("extraArgs", "--drain-sec=1"), "/extraArgs", "want array"),
     (at("extraEnv", [{"value": "x"}]), "/extraEnv/0", "missing property 'name'"),
@@ -126,6 +131,13 @@ def test_a_wrong_value_is_refused_by_name(values: Object, name: str, why: str) -
     with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError)) as refusal:
         objects(values)
     assert name in str(refusal.value) and why in str(refusal.value), refusal.value
+
+
+@pytest.mark.parametrize("repository", ["rfork", "localhost:5000/rfork", "registry.example:443/a/b_c/rfork", "a/b"])
+def test_an_image_is_where_registries_have_it(repository: str) -> None:
+    found = objects({"image": {"repository": repository, "tag": "1"}})
+    (container,) = only(found, "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"{repository}:1"
 
 
 def leaves(values: Object, path: str = "") -> Iterator[tuple[str, Any]]:

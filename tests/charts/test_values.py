@@ -117,6 +117,12 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("extraArgs", ["--drain-sec=60"]), "extraArgs", "set planner.drainSec"),
     (at("extraArgs", ["--drain-sec", "60"]), "extraArgs", "set planner.drainSec"),
     (at("extraEnv", [{"name": "RFORK_CFG_DRAIN_SEC", "value": "60"}]), "extraEnv", "set planner.drainSec"),
+    (at("extraArgs", ["--port=80"]), "--port=80", "set planner.port"),
+    (at("extraArgs", ["--max-memory-mib", "100"]), "--max-memory-mib", "set planner.maxMemoryMib"),
+    (at("extraArgs", ["--database-url=sqlite:///tmp/planner.db"]), "extraArgs", "set database"),
+    (merged(mode("rules"), at("extraArgs", ["--settings-file=/etc/mine.toml"])), "extraArgs", "set rules"),
+    (at("extraEnv", [{"name": "RFORK_CFG_LOG_FORMAT", "value": "text"}]), "extraEnv", "set planner.logFormat"),
+    (at("extraEnv", [{"name": "RFORK_CFG_DATABASE_URL", "value": "postgres://db/x"}]), "extraEnv", "set database"),
     (at("planner.maxMemoryMib", 512), "planner.maxMemoryMib", "not below resources.limits.memory (512 MiB)"),
     (at("ingress.enabled", True), "ingress.hosts", "name the hosts"),
     (at("httpRoute.enabled", True), "httpRoute.parentRefs", "name the Gateways"),
@@ -131,6 +137,15 @@ def test_a_wrong_value_is_refused_by_name(values: Object, name: str, why: str) -
     with pytest.raises((helm_python.HelmValuesError, helm_python.HelmRenderError)) as refusal:
         objects(values)
     assert name in str(refusal.value) and why in str(refusal.value), refusal.value
+
+
+def test_a_flag_that_the_chart_does_not_set_may_be_more() -> None:
+    free = {
+        "extraArgs": ["--max-requests=5000", "--settings-file=/etc/mine.toml"],
+        "extraEnv": [{"name": "RFORK_CFG_LEASE_TTL_SEC", "value": "90"}, {"name": "OTEL_TRACES_SAMPLER", "value": "on"}],
+    }
+    (container,) = only(objects(free), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert container["args"][-2:] == free["extraArgs"] and container["env"] == free["extraEnv"]
 
 
 @pytest.mark.parametrize("repository", ["rfork", "localhost:5000/rfork", "registry.example:443/a/b_c/rfork", "a/b"])

@@ -26,9 +26,17 @@
 {{ .Values.planner.port | default 1223 | int }}
 {{- end }}
 
-{{/* Each value of `planner` is the flag of its name. A number comes as a float, which must not be written as 1e+06. */}}
 {{- define "rfork-planner.args" -}}
 - planner
+{{ include "rfork-planner.flags" . }}
+{{- range .Values.extraArgs }}
+- {{ quote . }}
+{{- end }}
+{{- end }}
+
+{{/* What the chart itself sets. Each value of `planner` is the flag of its name. A number comes as a float, which must not
+be written as 1e+06. */}}
+{{- define "rfork-planner.flags" -}}
 - {{ printf "--host=%s" (include "rfork-planner.host" .) | quote }}
 - --port={{ include "rfork-planner.port" . }}
 {{- range $name, $value := omit .Values.planner "host" "port" }}
@@ -59,9 +67,6 @@
 {{- end }}
 {{- if include "rfork-planner.rules" . }}
 - --settings-file=/etc/rfork/settings/settings.toml
-{{- end }}
-{{- range .Values.extraArgs }}
-- {{ quote . }}
 {{- end }}
 {{- end }}
 

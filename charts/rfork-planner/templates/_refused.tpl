@@ -63,14 +63,25 @@
 {{- if lt $grace (add $drain 10 | int) }}
 {{- fail (printf "terminationGracePeriodSeconds: %d is too short for planner.drainSec (%d) and requests that run (9 s)" $grace $drain) }}
 {{- end }}
-{{- range $values.extraArgs }}
-{{- if regexMatch "^--drain-sec(=|$)" . }}
-{{- fail "extraArgs: --drain-sec would not be in the grace period; set planner.drainSec" }}
+{{- /* A flag that stands twice ends the planner at its start, and a variable beside its flag is passed over in silence. The
+drain has to be in the grace period, and which database it is in all the rest. */}}
+{{- $taken := list "drain-sec" "database-url" "database-url-file" }}
+{{- range include "rfork-planner.flags" . | fromYamlArray }}
+{{- $taken = append $taken (regexFind "[a-z0-9][-a-z0-9]*" .) }}
 {{- end }}
+{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" }}
+{{- $told := dict }}
+{{- range $argument := $values.extraArgs }}
+{{- $told = set $told $argument (regexFind "^--[-a-z0-9]+" $argument | trimPrefix "--") }}
 {{- end }}
 {{- range $values.extraEnv }}
-{{- if eq .name "RFORK_CFG_DRAIN_SEC" }}
-{{- fail "extraEnv: RFORK_CFG_DRAIN_SEC would not be in the grace period; set planner.drainSec" }}
+{{- $told = set $told .name (regexFind "^RFORK_CFG_.+" .name | trimPrefix "RFORK_CFG_" | lower | replace "_" "-") }}
+{{- end }}
+{{- range $what, $flag := $told }}
+{{- if has $flag $taken }}
+{{- $value := printf "planner.%s" ($flag | replace "-" "_" | camelcase | untitle) }}
+{{- $from := hasPrefix "--" $what | ternary "extraArgs" "extraEnv" }}
+{{- fail (printf "%s: %s is what the chart itself tells planners; set %s" $from $what (get $elsewhere $flag | default $value)) }}
 {{- end }}
 {{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.hosts) }}

@@ -195,7 +195,7 @@ def test_planners_listen_on_the_families_of_their_service() -> None:
         return container["args"][1]
 
     assert host({}) == host({"ipFamilies": ["IPv4"]}) == host({"ipFamilyPolicy": "SingleStack"}) == "--host=0.0.0.0"
-    for service in ({"ipFamilies": ["IPv6"]}, {"ipFamilies": ["IPv4", "IPv6"]}, {"ipFamilyPolicy": "PreferDualStack"}):
+    for service in ({"ipFamilies": ["IPv6"]}, {"ipFamilyPolicy": "PreferDualStack"}):
         assert host(service) == "--host=::"
 
 

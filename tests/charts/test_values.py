@@ -106,6 +106,20 @@ WRONG: list[tuple[Object, str, str]] = [
     ),
     (at("service.nodePort", 30123), "service.nodePort", "set service.type"),
     (at("service.externalTrafficPolicy", "Local"), "service.externalTrafficPolicy", "set service.type"),
+    (
+        {"service": {"type": "NodePort", "loadBalancerSourceRanges": ["10.0.0.0/8"]}},
+        "service.loadBalancerSourceRanges",
+        "set service.type to LoadBalancer",
+    ),
+    (at("service.loadBalancerClass", "internal"), "service.loadBalancerClass", "set service.type to LoadBalancer"),
+    ({"service": {"type": "LoadBalancer", "clusterIP": "None"}}, "service.clusterIP", "not LoadBalancer"),
+    ({"service": {"clusterIP": "None", "port": 80}}, "service.port", "set it to planner.port (1223)"),
+    (at("service.ipFamilies", ["IPv4", "IPv6"]), "service.ipFamilyPolicy", "PreferDualStack"),
+    (
+        {"service": {"ipFamilies": ["IPv6", "IPv4"], "ipFamilyPolicy": "SingleStack"}},
+        "service.ipFamilyPolicy",
+        "PreferDualStack",
+    ),
     (at("migration.job.enabled", True), "migration.job.enabled", "the planner itself migrates"),
     (merged(mode("cloudnativepg"), at("migration.job.enabled", True)), "migration.job.enabled", "not there before"),
     (
@@ -113,6 +127,15 @@ WRONG: list[tuple[Object, str, str]] = [
         "podMonitor.enabled",
         "twice",
     ),
+    (
+        at("monitoring.serviceMonitor", {"interval": "5s", "scrapeTimeout": "10s"}),
+        "monitoring.serviceMonitor.scrapeTimeout",
+        "more than interval (5s)",
+    ),
+    (at("monitoring.podMonitor.scrapeTimeout", "1m"), "monitoring.podMonitor.scrapeTimeout", "more than interval (15s)"),
+    (at("database.postgres.tls.secretName", "x"), "database.postgres.tls.secretName", "set database.type to postgres"),
+    (merged(mode("postgres"), at("rollingUpdate.maxSurge", "0%")), "rollingUpdate.maxSurge", "rollingUpdate.maxUnavailable"),
+    (at("extraVolumes", [{"name": "data", "emptyDir": {}}]), "extraVolumes", "choose another name"),
     (at("terminationGracePeriodSeconds", 10), "terminationGracePeriodSeconds", "planner.drainSec (5)"),
     (at("extraArgs", ["--drain-sec=60"]), "extraArgs", "set planner.drainSec"),
     (at("extraArgs", ["--drain-sec", "60"]), "extraArgs", "set planner.drainSec"),
@@ -146,6 +169,13 @@ def test_a_flag_that_the_chart_does_not_set_may_be_more() -> None:
     }
     (container,) = only(objects(free), "Deployment")["spec"]["template"]["spec"]["containers"]
     assert container["args"][-2:] == free["extraArgs"] and container["env"] == free["extraEnv"]
+
+
+def test_a_scrape_may_take_as_long_as_until_the_next_one() -> None:
+    for interval, timeout in (("90s", "1m30s"), ("1m", "59s"), ("5s", None)):
+        values = {"enabled": True, "interval": interval, "scrapeTimeout": timeout}
+        (endpoint,) = only(objects(at("monitoring.serviceMonitor", values)), "ServiceMonitor")["spec"]["endpoints"]
+        assert (endpoint["interval"], endpoint.get("scrapeTimeout")) == (interval, timeout)
 
 
 @pytest.mark.parametrize("repository", ["rfork", "localhost:5000/rfork", "registry.example:443/a/b_c/rfork", "a/b"])
@@ -197,7 +227,9 @@ def test_what_is_left_empty_is_refused_by_name_or_rendered_without(path: str) ->
         try:
             found = objects(merged(values, at(path, None)))
         except (helm_python.HelmValuesError, helm_python.HelmRenderError) as refusal:
-            assert f"'{path.rpartition('.')[2]}'" in str(refusal) or path in str(refusal), refusal
+            told = str(refusal)
+            # A template that fails by itself names what it tried to do.
+            assert f"'{path.rpartition('.')[2]}'" in told or (path in told and "executing" not in told), refusal
             continue
         for one in found:
             check(one)

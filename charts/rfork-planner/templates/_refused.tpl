@@ -11,6 +11,9 @@
 {{- if $made }}
 {{- fail "database.cloudNativePG.enabled: set database.type to postgres" }}
 {{- end }}
+{{- if $values.database.postgres.tls.secretName }}
+{{- fail "database.postgres.tls.secretName: it is not used with SQLite; set database.type to postgres" }}
+{{- end }}
 {{- if $secret }}
 {{- fail "database.postgres.secret.name: it is not used with SQLite; set database.type to postgres" }}
 {{- end }}
@@ -23,6 +26,11 @@
 {{- end }}
 {{- if not (or $made $secret) }}
 {{- fail "database.postgres.secret.name: name the Secret that holds the database's URL, or set database.cloudNativePG.enabled" }}
+{{- end }}
+{{- $rolling := $values.rollingUpdate | default dict }}
+{{- $none := list "0" "0%" }}
+{{- if and (has (toString $rolling.maxSurge) $none) (has (toString $rolling.maxUnavailable) $none) }}
+{{- fail "rollingUpdate.maxSurge: with rollingUpdate.maxUnavailable 0, too, no planner could ever be replaced" }}
 {{- end }}
 {{- if and $made $values.migration.job.enabled }}
 {{- fail "migration.job.enabled: the database of database.cloudNativePG is not there before the release is installed; let planners migrate" }}
@@ -40,6 +48,15 @@
 {{- if and $values.monitoring.serviceMonitor.enabled $values.monitoring.podMonitor.enabled }}
 {{- fail "monitoring.podMonitor.enabled: with monitoring.serviceMonitor.enabled every planner would be scraped twice; set one of them" }}
 {{- end }}
+{{- range $kind := list "serviceMonitor" "podMonitor" }}
+{{- $monitor := get $values.monitoring $kind }}
+{{- with $monitor.scrapeTimeout }}
+{{- $begin := toDate "2006" "2000" }}
+{{- if lt ($begin | dateModify $monitor.interval | unixEpoch | int64) ($begin | dateModify . | unixEpoch | int64) }}
+{{- fail (printf "monitoring.%s.scrapeTimeout: %s is more than interval (%s); Prometheus would not scrape at all" $kind . $monitor.interval) }}
+{{- end }}
+{{- end }}
+{{- end }}
 {{- if and $values.autoscaling.enabled (lt (int $values.autoscaling.maxReplicas) (int $values.autoscaling.minReplicas)) }}
 {{- fail "autoscaling.maxReplicas: it is less than autoscaling.minReplicas" }}
 {{- end }}
@@ -51,12 +68,23 @@
 {{- if and $values.autoscaling.enabled $values.autoscaling.targetCPUUtilizationPercentage (not $processor) }}
 {{- fail "autoscaling.targetCPUUtilizationPercentage: it is a part of resources.requests.cpu, which is not set" }}
 {{- end }}
-{{- if eq $values.service.type "ClusterIP" }}
-{{- range list "nodePort" "externalTrafficPolicy" }}
-{{- if get $values.service . }}
-{{- fail (printf "service.%s: set service.type to NodePort or LoadBalancer, or leave it out" .) }}
+{{- $service := $values.service }}
+{{- range $name, $types := dict "nodePort" "NodePort or LoadBalancer" "externalTrafficPolicy" "NodePort or LoadBalancer"
+  "loadBalancerClass" "LoadBalancer" "loadBalancerSourceRanges" "LoadBalancer" }}
+{{- if and (get $service $name) (not (contains $service.type $types)) }}
+{{- fail (printf "service.%s: set service.type to %s, or leave it out" $name $types) }}
 {{- end }}
 {{- end }}
+{{- if eq $service.clusterIP "None" }}
+{{- if ne $service.type "ClusterIP" }}
+{{- fail (printf "service.clusterIP: None is for service.type ClusterIP, not %s" $service.type) }}
+{{- end }}
+{{- if ne (int $service.port) (int (include "rfork-planner.port" .)) }}
+{{- fail (printf "service.port: without an address of the Service's own, pods are asked at their port; set it to planner.port (%s)" (include "rfork-planner.port" .)) }}
+{{- end }}
+{{- end }}
+{{- if and (gt (len ($service.ipFamilies | default list)) 1) (eq ($service.ipFamilyPolicy | default "SingleStack") "SingleStack") }}
+{{- fail "service.ipFamilyPolicy: for two service.ipFamilies set PreferDualStack or RequireDualStack" }}
 {{- end }}
 {{- $grace := int (include "rfork-planner.grace" .) }}
 {{- $drain := int (kindIs "invalid" $values.planner.drainSec | ternary 5 $values.planner.drainSec) }}
@@ -82,6 +110,11 @@ drain has to be in the grace period, and which database it is in all the rest. *
 {{- $value := printf "planner.%s" ($flag | replace "-" "_" | camelcase | untitle) }}
 {{- $from := hasPrefix "--" $what | ternary "extraArgs" "extraEnv" }}
 {{- fail (printf "%s: %s is what the chart itself tells planners; set %s" $from $what (get $elsewhere $flag | default $value)) }}
+{{- end }}
+{{- end }}
+{{- range $values.extraVolumes }}
+{{- if has .name (list "database" "tls" "data" "settings") }}
+{{- fail (printf "extraVolumes: the chart itself may have a volume %s; choose another name" .name) }}
 {{- end }}
 {{- end }}
 {{- if and $values.ingress.enabled (not $values.ingress.hosts) }}

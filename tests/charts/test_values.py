@@ -307,3 +307,15 @@ def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
     assert "planner.trustedProxies" in notes(behind) and "planner.trustedProxies" not in notes(far)
     assert "planner.trustedProxies" not in notes(merged(behind, at("planner.trustedProxies", ["10.9.0.0/16"])))
     assert "networkPolicy.enabled" in notes({}) and "networkPolicy.enabled" not in notes(mode("network-policy"))
+    shut = {"networkPolicy": {"enabled": True}}
+    for far, name in (("monitoring", "Prometheus"), ("ingress", "the controller of the Ingress"), ("gateway", "the Gateway")):
+        behind = merged(mode(far), shut)
+        assert f"From another namespace\n{name} cannot" in notes(behind), far
+        known = at("networkPolicy.from", [{"namespaceSelector": {}}])
+        assert "From another namespace" not in notes(merged(behind, known)), far
+    assert "From another namespace" not in notes(shut)
+    for least, number, drained in ((1, None, True), (2, None, False), (2, 3, True), ("60%", None, True)):
+        budget = {"replicas": number, "podDisruptionBudget": {"minAvailable": least}}
+        assert ("can be drained" not in notes(merged(mode("postgres"), budget))) is drained, (least, number)
+    scaled = merged(mode("autoscaling"), at("podDisruptionBudget.minAvailable", 2))
+    assert "can be drained" in notes(scaled)

@@ -40,6 +40,14 @@ def test_pods_pass_the_restricted_standard(name: str) -> None:
             assert not any("hostPort" in port for port in container.get("ports", [])), maker
 
 
+def test_the_cluster_may_choose_whom_pods_run_as() -> None:
+    chosen = {"podSecurityContext": dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"))}
+    found = pods(objects(merged(mode("postgres-migration"), chosen)))
+    assert len(found) == 3
+    for maker, pod in found:
+        assert pod["spec"]["securityContext"].keys() == {"runAsNonRoot", "seccompProfile", "fsGroupChangePolicy"}, maker
+
+
 @pytest.mark.parametrize("name", MODES)
 def test_pods_have_neither_token_nor_service_links(name: str) -> None:
     found = objects(mode(name))

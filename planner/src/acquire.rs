@@ -113,9 +113,17 @@ impl Granter {
     /// Whether the lease that is told lives on that seed: else anybody could have any address asked.
     async fn is_read(&self, ask: &Ask, lost: &Stalled) -> bool {
         let filter = LeaseFilter { key: Some(ask.key.clone()), seed: Some(lost.identity.clone()) };
-        let part = Part { limit: MAX_LEASES, after: None };
-        let leases = self.store.list_leases(&filter, &part).await;
-        leases.is_ok_and(|page| page.entries.iter().any(|entry| entry.lease == lost.lease))
+        let mut part = Part { limit: MAX_LEASES, after: None };
+        for _ in 0..MAX_LEASES {
+            let Ok(page) = self.store.list_leases(&filter, &part).await else { return false };
+            if page.entries.iter().any(|entry| entry.lease == lost.lease) {
+                return true;
+            }
+            // A page has few leases where keys are long.
+            let Some(next) = page.next else { return false };
+            part.after = Some(next);
+        }
+        false
     }
 
     /// Ends what an attempt before was granted, if there was one: its seed did not answer.
@@ -172,6 +180,7 @@ mod tests {
     use crate::domain::policy::Wish;
     use crate::heartbeats::Heartbeats;
     use crate::metrics::Metrics;
+    use crate::shares::Pool;
     use crate::shutdown::Stop;
     use crate::store::commands::Register;
     use crate::store::sqlite::SqliteStore;
@@ -233,8 +242,9 @@ mod tests {
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
             let stop = CancellationToken::new();
             let metrics = Arc::new(Metrics::new().unwrap());
+            let places = Pool::uncounted(settings.bounds.waiting);
             let stopping = Stop::from(stop.clone());
-            let room = Arc::new(WaitingRoom::new(writer.clone(), store.clone(), metrics, stopping));
+            let room = Arc::new(WaitingRoom::new(writer.clone(), store.clone(), metrics, places, stopping));
             let prober = Arc::new(Prober::new(vec!["127.0.0.0/8".parse().unwrap()]));
             let acquaintance = Acquaintance::new(prober.clone(), writer.clone(), stop.clone());
             let liveness = Liveness {
@@ -248,6 +258,10 @@ mod tests {
 
         fn key() -> SeedKey {
             SeedKey::new(*b"k").unwrap()
+        }
+
+        fn ask(wish: Box<Wish>, lease: [u8; 32]) -> Ask {
+            Ask { key: Self::key(), wish, lease, queue: Queue::default(), client: None, entered: None }
         }
 
         /// A heartbeat of the worker, after so long.
@@ -266,7 +280,7 @@ mod tests {
             self.leases += 1;
             let mut lease = [0; 32];
             lease[..2].copy_from_slice(&self.leases.to_be_bytes());
-            let ask = Ask { key: Self::key(), wish: Box::default(), lease, queue: Queue::default() };
+            let ask = Self::ask(Box::default(), lease);
             match self.granter.acquire(&ask).await {
                 Ok(granted) => {
                     let grant = granted.grant().clone();
@@ -329,7 +343,7 @@ mod tests {
                 stalled: Some(stalled),
             };
             let wish = Box::new(Wish { loading: Some(Box::new(asker)), ..Wish::default() });
-            let mut ask = Ask { key: Bench::key(), wish, lease: [9; 32], queue: Queue::default() };
+            let mut ask = Bench::ask(wish, [9; 32]);
             bench.granter.ask_the_lost(&mut ask).await;
             asks.push((source.asked(), other.asked()));
         }

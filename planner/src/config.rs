@@ -131,6 +131,8 @@ pub struct Bounds {
     pub connections: usize,
     /// Requests at once of each kind: those that ask for a seed, and the rest. More are refused.
     pub requests: usize,
+    /// Requests at once that wait for a seed.
+    pub waiting: usize,
     /// The longest that a connection waits for a request's whole head, and with that without a request; and the
     /// longest that its client takes nothing of an answer. Proxies keep a connection for a minute: it must not end first
     /// here, with a request on its way.
@@ -148,6 +150,8 @@ pub struct Settings {
     pub host: String,
     /// Port to listen on; 0 takes a free one.
     pub port: u16,
+    /// A port for probes and metrics alone; 0 takes a free one.
+    pub probe_port: Option<u16>,
     /// Where seeds and leases are kept.
     pub database: DatabaseUrl,
     /// How it is connected to. Only Postgres.
@@ -211,6 +215,7 @@ impl Settings {
         Ok(Self {
             host: values.get("host")?,
             port: values.get("port")?,
+            probe_port: values.find("probe_port")?,
             database,
             connect: ConnectSettings {
                 pool_size: values.get("database_pool_size")?,
@@ -233,6 +238,7 @@ impl Settings {
             bounds: Bounds {
                 connections: values.get("max_connections")?,
                 requests: values.get("max_requests")?,
+                waiting: values.get("max_waiting")?,
                 idle: values.seconds("idle_timeout_sec")?,
                 // What a handler says of its own deadline comes first.
                 deadline: REQUEST_DEADLINE + Duration::from_secs(1),

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
+use futures_util::future::{OptionFuture, join};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ pub mod probe;
 pub mod serve;
 pub mod settings;
 pub mod settings_file;
+pub mod shares;
 pub mod shutdown;
 pub mod store;
 pub mod sweeper;
@@ -50,6 +52,16 @@ pub enum RunError {
     /// Its metrics contradict each other: a fault of this program.
     #[error("the metrics cannot be set up: {0}")]
     Metrics(#[from] prometheus::Error),
+    /// There is no listening for probes.
+    #[error("cannot listen for probes on {host} port {port}: {source}; give another --probe-port")]
+    Probes {
+        /// `--host`.
+        host: String,
+        /// `--probe-port`.
+        port: u16,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// Its socket cannot be used.
     #[error("the listening socket is unusable: {0}")]
     Listener(#[from] std::io::Error),
@@ -95,20 +107,32 @@ async fn open(settings: &Settings, opening: &Opening) -> Result<Arc<dyn Store>, 
 pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop>) -> Result<(), RunError> {
     let stop: Stop = stop.into();
     let address: SocketAddr = listener.local_addr()?;
+    let second = match settings.probe_port {
+        Some(port) => {
+            let host = settings.host.clone();
+            let listener = serve::listen(&host, port).await;
+            Some(listener.map_err(|source| RunError::Probes { host, port, source })?)
+        }
+        None => None,
+    };
     // From the beginning, so that whoever probes it does not take a planner for dead that migrates.
     let (serving, opened) = watch::channel(None);
     let opening = Opening::default();
     let unopened = http::opening(opened.clone(), opening.clone());
     let proxies = settings.trusted_proxies.clone().into();
-    let server = http::server::serve(listener, unopened, opened, &settings.bounds, &proxies, &stop);
-    let mut server = pin!(server);
+    let metrics = Arc::new(metrics::Metrics::new()?);
+    let pools = shares::Pools::new(&settings.bounds, &metrics);
+    let what =
+        http::server::Served { opening: unopened, opened, proxies, bounds: &settings.bounds, stop: &stop };
+    let probes_alone = second.map(|listener| http::server::serve_probes(listener, what.clone()));
+    let all = http::server::serve(listener, pools.connections.clone(), what);
+    let mut server = pin!(join(all, OptionFuture::from(probes_alone)));
     let store = tokio::select! {
         store = open(&settings, &opening) => store?,
         // A stop does not wait for a database that is away.
         () = stop.draining() => return Ok(()),
-        () = server.as_mut() => return Ok(()),
+        _ = server.as_mut() => return Ok(()),
     };
-    let metrics = Arc::new(metrics::Metrics::new()?);
     let store: Arc<dyn Store> = Arc::new(metrics::MeasuredStore::new(store, metrics.clone()));
     if settings.heartbeat_interval >= settings.heartbeat_ttl {
         tracing::warn!(
@@ -122,8 +146,14 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let requests_done = CancellationToken::new();
     let flushing = tokio::spawn(heartbeats.clone().run(store.clone(), requests_done.clone()));
     let sweeping = tokio::spawn(sweeper::run(store.clone(), settings.heartbeat_sweep, requests_done.clone()));
-    let room =
-        Arc::new(waiting::WaitingRoom::new(writer.clone(), store.clone(), metrics.clone(), stop.clone()));
+    let room = waiting::WaitingRoom::new(
+        writer.clone(),
+        store.clone(),
+        metrics.clone(),
+        pools.waiting.clone(),
+        stop.clone(),
+    );
+    let room = Arc::new(room);
     let seating = tokio::spawn(room.clone().run(settings.heartbeat_sweep, requests_done.clone()));
     let liveness = settings.liveness_probe.then(|| {
         let prober = Arc::new(probe::Prober::new(settings.probe_networks.clone()));
@@ -148,7 +178,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         metrics,
         stop: stop.clone(),
     };
-    serving.send_replace(Some(http::router(api.into(), &settings.bounds)));
+    serving.send_replace(Some(http::router(api.into(), &settings.bounds, &pools)));
     // What the router holds, the writer among it, goes with the server.
     drop(serving);
     tracing::info!(

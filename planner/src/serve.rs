@@ -56,7 +56,7 @@ pub fn serve(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), Serve
 
 /// Listens on an address, which may stand in brackets as in a URL, or on a name's. `::` is every address of both families,
 /// whatever the system's own rule is for sockets that do not say.
-async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
+pub(crate) async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     if !host.parse::<Ipv6Addr>().is_ok_and(|address| address.is_unspecified()) {
         return TcpListener::bind((host, port)).await;

@@ -33,11 +33,21 @@ pub const SETTINGS: &[Section] = &[
                 .value("PORT")
                 .env("RFORK_CFG_PORT")
                 .default("1223"),
+            Setting::new(
+                "probe_port",
+                Takes::Whole(0, 65_535),
+                "A second port, for /healthz, /readyz and /metrics alone; 0 takes a free one and logs it",
+            )
+            .value("PORT")
+            .env("RFORK_CFG_PROBE_PORT")
+            .otherwise("none")
+            .more("They are answered on the first port, too"),
             Setting::new("max_connections", AT_ONCE, "Connections at once")
                 .value("CONNECTIONS")
                 .env("RFORK_CFG_MAX_CONNECTIONS")
                 .default("8192")
-                .more("More take the place of idle ones, or wait until one ends"),
+                .more("More take the place of those without a request, or wait until one ends. Of the last quarter an address \
+                 has a sixteenth of all at most; so it is with requests"),
             Setting::new(
                 "max_requests",
                 AT_ONCE,
@@ -47,6 +57,11 @@ pub const SETTINGS: &[Section] = &[
             .env("RFORK_CFG_MAX_REQUESTS")
             .default("4096")
             .more("More are answered 503 at once. Probes and metrics are not counted"),
+            Setting::new("max_waiting", AT_ONCE, "Requests at once that wait for a seed")
+                .value("REQUESTS")
+                .env("RFORK_CFG_MAX_WAITING")
+                .default("4096")
+                .more("More are answered 503 at once. Each keeps its connection"),
             Setting::new(
                 "idle_timeout_sec",
                 Takes::Whole(1, HOUR_SEC),

@@ -13,6 +13,7 @@
 //! passed over after [`PLANNER_TTL_MS`](crate::store::PLANNER_TTL_MS), and their rows are swept.
 
 use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::policy::Wish;
 use crate::grant::{Acquisition, EndOfWait, GrantedLease, Place};
 use crate::metrics::Metrics;
+use crate::shares::{Entered, Pool};
 use crate::shutdown::Stop;
 use crate::store::commands::{Acquire, Leave, Serve};
 use crate::store::{LeaseHash, Leaving, PLANNER_TTL_MS, Queue, Refusal, Store, Told, Woken};
@@ -31,8 +33,6 @@ use crate::writer::{WriteError, Writer};
 
 /// The longest that a request may wait; one that asks for more waits so long.
 pub const MAX_WAIT: Duration = Duration::from_secs(300);
-/// The most clients of one planner that wait.
-const MAX_SEATS: usize = 65_536;
 /// How often a planner with seats says that it lives.
 const ALIVE_EVERY: Duration = Duration::from_millis(PLANNER_TTL_MS.unsigned_abs() / 4);
 /// The most keys that are served at once.
@@ -115,6 +115,10 @@ pub struct Ask {
     pub lease: LeaseHash,
     /// How it waits.
     pub queue: Queue,
+    /// Who asks, whose share of those that wait it takes.
+    pub client: Option<IpAddr>,
+    /// The room among requests that ask, which it gives up when it begins to wait.
+    pub entered: Option<Entered>,
 }
 
 /// Where clients wait. No lock is held across an await.
@@ -124,6 +128,8 @@ pub struct WaitingRoom {
     metrics: Arc<Metrics>,
     stop: Stop,
     seats: Mutex<Seats>,
+    /// Places for those that wait.
+    places: Pool,
     /// Told when there is a seat or a timer that the room does not know yet.
     changed: Notify,
 }
@@ -177,8 +183,14 @@ impl Drop for Sitting<'_> {
 
 impl WaitingRoom {
     /// An empty one. [`WaitingRoom::run`] serves it.
-    pub fn new(writer: Writer, store: Arc<dyn Store>, metrics: Arc<Metrics>, stop: Stop) -> Self {
-        Self { writer, store, metrics, stop, seats: Mutex::default(), changed: Notify::new() }
+    pub fn new(
+        writer: Writer,
+        store: Arc<dyn Store>,
+        metrics: Arc<Metrics>,
+        places: Pool,
+        stop: Stop,
+    ) -> Self {
+        Self { writer, store, metrics, stop, seats: Mutex::default(), places, changed: Notify::new() }
     }
 
     fn seats(&self) -> MutexGuard<'_, Seats> {
@@ -206,7 +218,7 @@ impl WaitingRoom {
 
     async fn acquire_in_turn(&self, ask: &Ask) -> Result<GrantedLease, AcquireError> {
         // The seat comes first: the lease may be collected before the answer to the command is here.
-        let mut sitting = self.sit(ask)?;
+        let mut sitting = self.sit(ask);
         let begun = Instant::now();
         match self.ask(ask, ask.queue.clone()).await? {
             Acquisition::Granted(granted) => return Ok(granted),
@@ -215,6 +227,11 @@ impl WaitingRoom {
                 sitting.place = Some(place);
                 self.due(&ask.key, next_end_ms);
             }
+        }
+        // Without room for it, its place in the queue ends with `sitting`.
+        let _place = self.places.take(ask.client, 1).ok_or(WriteError::Overloaded)?;
+        if let Some(entered) = &ask.entered {
+            entered.leave();
         }
         let _waiting = self.metrics.waiting();
         let wait = Duration::from_millis(ask.queue.wait_ms.unsigned_abs()).saturating_sub(begun.elapsed());
@@ -266,16 +283,13 @@ impl WaitingRoom {
         self.writer.submit(Acquire { key, wish, lease, queue: Some(Box::new(queue)) }).await
     }
 
-    fn sit(&self, ask: &Ask) -> Result<Sitting<'_>, AcquireError> {
+    fn sit(&self, ask: &Ask) -> Sitting<'_> {
         let (tell, told) = oneshot::channel();
         let mut seats = self.seats();
-        if seats.by_lease.len() >= MAX_SEATS {
-            return Err(WriteError::Overloaded.into());
-        }
         let (attempt, may_be_repeated) = (ask.queue.attempt, ask.queue.idempotency.is_some());
         seats.take(ask.lease, Seat { attempt, key: ask.key.clone(), may_be_repeated, tell });
         drop(seats);
-        Ok(Sitting { room: self, lease: ask.lease, attempt, told, place: None })
+        Sitting { room: self, lease: ask.lease, attempt, told, place: None }
     }
 
     /// Notes when something of a key ends by itself, if somebody waits for it here.

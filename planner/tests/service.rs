@@ -238,6 +238,37 @@ async fn stopping_under_load_loses_nothing_that_was_answered() {
 }
 
 #[tokio::test]
+async fn a_port_of_their_own_serves_probes_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));
+    // Where no other test listens.
+    settings.host = "127.93.41.7".into();
+    settings.probe_port = Some(1224);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let stop = Stop::default();
+    let running = tokio::spawn(rfork_planner::run(settings.clone(), listener, stop.clone()));
+    while raw(address, &request("GET", "/v2", &[])).await.unwrap().status == 503 {}
+    let ask =
+        async |path: &str| raw(([127, 93, 41, 7], 1224).into(), &request("GET", path, &[])).await.unwrap();
+    for path in ["/healthz", "/readyz", "/"] {
+        ask(path).await.is(200, r#"{"status":"ok"}"#);
+    }
+    assert!(ask("/metrics").await.body.contains(r#"rfork_planner_shared_places_most{pool="waiting"} 4096"#));
+    for path in ["/get_seed", "/v2", "/debug/snapshot"] {
+        ask(path).await.is(404, "only /healthz, /readyz and /metrics are served at this port");
+    }
+    // A second planner is told which port is taken.
+    let other = Settings { database: DatabaseUrl::Sqlite(home.path().join("q.db")), ..settings };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let refused = rfork_planner::run(other, listener, Stop::default()).await.unwrap_err().to_string();
+    assert!(refused.contains("127.93.41.7 port 1224") && refused.contains("--probe-port"), "{refused}");
+    stop.advance();
+    stop.advance();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn a_planner_that_drains_is_not_ready_and_serves_on() {
     let home = tempfile::tempdir().unwrap();
     let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));

@@ -215,6 +215,43 @@ async fn a_lease_that_ends_by_itself_is_waited_for_without_polling() {
 }
 
 #[tokio::test]
+async fn those_who_wait_leave_the_room_of_those_who_ask_and_have_a_bound_of_their_own() {
+    let (_home, planner) = planner(|settings| {
+        without_sweeps(settings);
+        settings.bounds.requests = 1;
+        settings.bounds.waiting = 2;
+    })
+    .await;
+    planner.add(&SEED).await.is(200, "");
+    let first = planner.get(SEED.key).await;
+    let until_waiting = async |count: u64| {
+        while waiting(&planner).await != count {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let refused = async {
+        tokio::time::timeout(PATIENCE, until_waiting(2)).await.unwrap();
+        let refused = acquire(&planner, 60_000, None).await;
+        assert_eq!((refused.0, &refused.1["code"]), (503, &json!("overloaded")));
+        tokio::time::timeout(PATIENCE, until_waiting(2)).await.unwrap();
+        planner.get(SEED.key).await.is(404, "no available seed");
+        planner.put(&first).await.is(200, "");
+    };
+    let waits = async || {
+        let (status, granted) = acquire(&planner, 60_000, None).await;
+        assert_eq!(status, 200, "{granted}");
+        release(&planner, &granted).await;
+    };
+    let second = async {
+        tokio::time::timeout(PATIENCE, until_waiting(1)).await.unwrap();
+        waits().await;
+    };
+    tokio::join!(waits(), second, refused);
+    assert_eq!(planner.snapshot().await["lease_count"], 0);
+    planner.stop().await;
+}
+
+#[tokio::test]
 async fn a_wait_in_vain_ends_with_its_reason() {
     let (_home, planner) = planner(without_sweeps).await;
     let (status, problem) = acquire(&planner, 50, None).await;

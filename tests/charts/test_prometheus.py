@@ -286,7 +286,7 @@ class Cause:
 
 CAUSES = [
     Cause("PlannerIsAway", goes_away),
-    Cause("PlannerCannotServe", is_crowded, {"maxRequests": 2}, also={"WaitsEndWithoutSeed"}),
+    Cause("PlannerCannotServe", is_crowded, {"maxRequests": 2, "maxWaiting": 2}, also={"WaitsEndWithoutSeed"}),
     Cause(
         "PlannerStoreFails",
         loses_its_database,
@@ -384,7 +384,7 @@ ASKED += [target["expr"] for panel in PANELS for target in panel["targets"]]
 
 @pytest.mark.parametrize("store", STORES)
 def test_every_expression_gives_what_happens(store: str, server: Prometheus, cluster: Postgres, tmp_path: Path) -> None:
-    settings = {"maxRequests": 2, "historySec": 1, "heartbeatSweepSec": 1, "databaseStatementTimeoutMs": 500}
+    settings = {"maxRequests": 2, "maxWaiting": 2, "historySec": 1, "heartbeatSweepSec": 1, "databaseStatementTimeoutMs": 500}
     job = f"all-{store}"
     with planner(tmp_path, server, job, cluster, settings, store == "postgres") as subject:
         missing = {of_job(expression, job) for expression in ASKED}

@@ -55,8 +55,8 @@ def test_a_value_takes_what_its_setting_takes(name: str) -> None:
     takes = TOLD[flag(name)].takes
     if found := re.fullmatch(r"a whole number from (\d+) to (\d+)", takes):
         low, high = (int(number) for number in found.groups())
-        # A Service has to know the port.
-        assert (schema["minimum"], schema["maximum"]) == (1 if name == "port" else low, high)
+        # What Kubernetes is told of a port is its number.
+        assert (schema["minimum"], schema["maximum"]) == (1 if name in ("port", "probePort") else low, high)
     elif takes.startswith("1, 0, true, false"):
         assert schema == {"type": "boolean"}
     elif takes.startswith("networks"):

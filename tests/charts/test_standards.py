@@ -65,8 +65,10 @@ def test_planners_are_probed_at_a_port_that_they_have(name: str) -> None:
     (container,) = only(objects(mode(name)), "Deployment")["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-        assert container[probe]["httpGet"] == {"path": path, "port": "http"}
+        assert container[probe]["httpGet"] == {"path": path, "port": "probes" if "probes" in ports else "http"}
     assert f"--port={ports['http']}" in container["args"]
+    told = [argument for argument in container["args"] if argument.startswith("--probe-port=")]
+    assert told == [f"--probe-port={ports[name]}" for name in ports if name == "probes"]
 
 
 def selects(selector: Object, labels: Object) -> bool:
@@ -124,9 +126,10 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
     for monitor in of_kind(found, "ServiceMonitor"):
         assert monitor["spec"]["endpoints"][0]["port"] == port["name"]
     for monitor in of_kind(found, "PodMonitor"):
-        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == container["ports"][0]["name"]
+        assert monitor["spec"]["podMetricsEndpoints"][0]["port"] == container["ports"][-1]["name"]
     for policy in of_kind(found, "NetworkPolicy"):
-        assert policy["spec"]["ingress"][0]["ports"][0]["port"] == container["ports"][0]["containerPort"]
+        allowed = [port["port"] for port in policy["spec"]["ingress"][0]["ports"]]
+        assert allowed == [port["containerPort"] for port in container["ports"]]
     for test in of_kind(found, "Pod"):
         assert (
             test["spec"]["containers"][0]["args"][1] == f"--planner=http://{service['metadata']['name']}:{port['port']}"

@@ -26,6 +26,11 @@
 {{ .Values.planner.port | default 1223 | int }}
 {{- end }}
 
+{{/* The name of the port where probes are answered. */}}
+{{- define "rfork-planner.probePort" -}}
+{{ empty .Values.planner.probePort | ternary "http" "probes" }}
+{{- end }}
+
 {{- define "rfork-planner.args" -}}
 - planner
 {{ include "rfork-planner.flags" . }}

@@ -3,17 +3,25 @@
 //! Routes are in lanes. The lanes share nothing, so that no kind of request keeps out another: workers that
 //! wait for a seed leave room for the heartbeats of seeds, and probes are answered whatever else goes on.
 
+use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::{StatusCode, header};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
-use tokio::sync::Semaphore;
+use http_body_util::BodyExt;
+use hyper::body::{Frame, SizeHint};
+use tokio::time::Instant;
 
+use super::client::Client;
 use crate::config::Bounds;
+use crate::shares::{Entered, Part, Pool, Pools};
 
 /// Room for a key of 8 KiB that is percent-encoded, and the rest.
 const MAX_URL_BYTES: usize = 32 * 1024;
@@ -21,15 +29,29 @@ const MAX_URL_BYTES: usize = 32 * 1024;
 /// The most that is read of a body; a longer one is answered 413.
 const MAX_BODY_BYTES: usize = 1024 * 1024;
 
+/// The longest that a body may be on its way; what is slower holds no room that others could use.
+const BODY_TIME: Duration = Duration::from_secs(5);
+/// An answer that is longer is counted, and sent in pieces of this size.
+const PIECE_BYTES: usize = 64 * 1024;
+
 /// Why a request was refused, or given up, before its handler had an answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// 503: as many requests as may run do.
+    /// 503: as many requests as may run do, or those of the client's own network have their share.
     #[error("too many requests are running; ask again in a second")]
     Overloaded,
     /// 503: the handler had no answer in time. What it had begun may still take effect.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+    /// 503: the body was too slow. Not 408, for an older worker takes any 4xx for the end of its service.
+    #[error("the body was not complete within {0:?}")]
+    BodyTimedOut(Duration),
+    /// 400: the body ended early, or is none.
+    #[error("the body ended before it was complete")]
+    BodyBroken,
+    /// 413.
+    #[error("a body may have {MAX_BODY_BYTES} bytes")]
+    BodyTooLong,
     /// 414.
     #[error("a URL may have {MAX_URL_BYTES} bytes")]
     UrlTooLong,
@@ -39,7 +61,9 @@ impl Refusal {
     /// Its status.
     pub fn status(self) -> StatusCode {
         match self {
-            Self::Overloaded | Self::TimedOut(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Overloaded | Self::TimedOut(_) | Self::BodyTimedOut(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyBroken => StatusCode::BAD_REQUEST,
+            Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UrlTooLong => StatusCode::URI_TOO_LONG,
         }
     }
@@ -57,11 +81,19 @@ impl IntoResponse for Refusal {
     }
 }
 
+/// What requests of one kind share.
+#[derive(Debug, Clone)]
+struct Room {
+    requests: Pool,
+    body_bytes: Pool,
+    answer_bytes: Pool,
+}
+
 /// Bounds that some routes share.
 #[derive(Debug, Clone)]
 pub struct Lane {
-    /// Requests that may run at once; without it any number, which is that of connections.
-    room: Option<Arc<Semaphore>>,
+    /// Whose requests may run at once; without it any number may, which is that of connections, and no body is read.
+    room: Option<Room>,
     /// From the head's arrival to the answer, the body's arrival included.
     deadline: Duration,
     /// How a refusal is told.
@@ -99,27 +131,130 @@ pub struct Lanes {
 }
 
 impl Lanes {
-    /// With the room that `bounds` give to each.
-    pub fn new(bounds: &Bounds) -> Self {
+    /// With what `bounds` and `pools` give to each.
+    pub fn new(bounds: &Bounds, pools: &Pools) -> Self {
         let lane = |room| Lane { room, deadline: bounds.deadline, tell: Refusal::into_response };
-        let room = || Some(Arc::new(Semaphore::new(bounds.requests)));
-        Self { probes: lane(None), acquire: lane(room()), rest: lane(room()) }
+        let of = |requests: &Pool| {
+            lane(Some(Room {
+                requests: requests.clone(),
+                body_bytes: pools.body_bytes.clone(),
+                answer_bytes: pools.answer_bytes.clone(),
+            }))
+        };
+        Self { probes: lane(None), acquire: of(&pools.asking), rest: of(&pools.other) }
     }
 }
 
-/// Lets one request through, or refuses it. Nothing waits for room: a queue here would only hide the load from
-/// clients and balancers. To give up at the deadline is to drop the handler, as when its client goes away: what
-/// it waits for must bear that.
+/// Lets one request through, or refuses it. Its body comes first, so that a slow one takes no room. Nothing waits for
+/// room: a queue here would only hide the load from clients and balancers. To give up at the deadline is to drop the
+/// handler, as when its client goes away: what it waits for must bear that.
 async fn pass(State(lane): State<Lane>, request: Request, next: Next) -> Response {
+    let ends = Instant::now() + lane.deadline;
+    let client = request.extensions().get::<Client>().map(|client| client.address);
+    match enter(&lane, client, request).await {
+        // Its room is held here, too: a handler that wants nothing of its request drops that at once.
+        Ok((request, _entered)) => match tokio::time::timeout_at(ends, next.run(request)).await {
+            Ok(answer) => taken_in_pieces(&lane, client, answer).unwrap_or_else(lane.tell),
+            Err(_) => (lane.tell)(Refusal::TimedOut(lane.deadline)),
+        },
+        Err(refusal) => (lane.tell)(refusal),
+    }
+}
+
+/// The request with its whole body and its room.
+async fn enter(
+    lane: &Lane,
+    client: Option<IpAddr>,
+    request: Request,
+) -> Result<(Request, Option<Entered>), Refusal> {
     let url = request.uri().path_and_query().map_or(0, |url| url.as_str().len());
     if url > MAX_URL_BYTES {
-        return (lane.tell)(Refusal::UrlTooLong);
+        return Err(Refusal::UrlTooLong);
     }
-    let Ok(_permit) = lane.room.map(Semaphore::try_acquire_owned).transpose() else {
-        return (lane.tell)(Refusal::Overloaded);
+    let Some(room) = &lane.room else { return Ok((request, None)) };
+    let body_time = BODY_TIME.min(lane.deadline);
+    let mut request = with_body(request, room.body_bytes.nothing(client), body_time).await?;
+    let part = room.requests.take(client, 1).ok_or(Refusal::Overloaded)?;
+    let entered = Entered::new(part);
+    request.extensions_mut().insert(entered.clone());
+    Ok((request, Some(entered)))
+}
+
+/// The request with its body in memory, which is counted until the request is dropped.
+async fn with_body(request: Request, mut counted: Part, within: Duration) -> Result<Request, Refusal> {
+    if request.body().is_end_stream() {
+        return Ok(request);
+    }
+    let (mut head, mut body) = request.into_parts();
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(Refusal::BodyTooLong);
+    }
+    let mut whole = Vec::new();
+    let read = async {
+        while let Some(frame) = body.frame().await {
+            // Trailers are nothing to anybody.
+            let Ok(data) = frame.map_err(|_| Refusal::BodyBroken)?.into_data() else { continue };
+            if whole.len() + data.len() > MAX_BODY_BYTES {
+                return Err(Refusal::BodyTooLong);
+            }
+            if !counted.grow(data.len()) {
+                return Err(Refusal::Overloaded);
+            }
+            whole.extend_from_slice(&data);
+        }
+        Ok(())
     };
-    match tokio::time::timeout(lane.deadline, next.run(request)).await {
-        Ok(answer) => answer,
-        Err(_) => (lane.tell)(Refusal::TimedOut(lane.deadline)),
+    tokio::time::timeout(within, read).await.map_err(|_| Refusal::BodyTimedOut(within))??;
+    head.extensions.insert(Arc::new(counted));
+    Ok(Request::from_parts(head, Body::from(whole)))
+}
+
+/// The answer, counted while its client takes it if it is long.
+fn taken_in_pieces(lane: &Lane, client: Option<IpAddr>, answer: Response) -> Result<Response, Refusal> {
+    let bytes = answer.body().size_hint().exact().and_then(|bytes| usize::try_from(bytes).ok());
+    let (Some(room), Some(bytes)) = (&lane.room, bytes.filter(|bytes| *bytes > PIECE_BYTES)) else {
+        return Ok(answer);
+    };
+    let counted = room.answer_bytes.take(client, bytes).ok_or(Refusal::Overloaded)?;
+    Ok(answer.map(|body| Body::new(Pieces { body, next: Bytes::new(), _counted: counted })))
+}
+
+/// A long body, given a piece at a time: the server asks for the next when the client has taken most of those before. So
+/// what is counted is counted until then.
+struct Pieces {
+    body: Body,
+    next: Bytes,
+    _counted: Part,
+}
+
+impl HttpBody for Pieces {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.next.is_empty() {
+            match ready!(Pin::new(&mut self.body).poll_frame(context))
+                .map(|frame| frame.map(Frame::into_data))
+            {
+                Some(Ok(Ok(data))) => self.next = data,
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+                None => return Poll::Ready(None),
+            }
+        }
+        let piece = self.next.len().min(PIECE_BYTES);
+        Poll::Ready(Some(Ok(Frame::data(self.next.split_to(piece)))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.next.is_empty() && self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let rest = self.body.size_hint();
+        rest.exact().map_or(rest, |rest| SizeHint::with_exact(rest + self.next.len() as u64))
     }
 }

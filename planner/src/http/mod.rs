@@ -22,6 +22,7 @@ use crate::domain::policy::Policy;
 use crate::heartbeats::Heartbeats;
 use crate::metrics::Metrics;
 use crate::settings_file::FileSettings;
+use crate::shares::Pools;
 use crate::shutdown::Stop;
 use crate::store::{Opening, Store};
 use crate::writer::{Submit, WriteError, Writer};
@@ -39,11 +40,16 @@ mod tests;
 mod v1;
 pub mod v2;
 
-use bounds::Lanes;
+use bounds::{Lanes, Refusal};
 use error::ApiError;
 
 /// The routes of v1, which clients ask for below a base URL that ends in a slash, too.
 const V1_PATHS: [&str; 5] = [GET_SEED, ADD_SEED, RENEW_SEED_LEASE, PUT_SEED, REMOVE_SEED];
+const HEALTHZ: &str = "/healthz";
+const READYZ: &str = "/readyz";
+const METRICS: &str = "/metrics";
+/// Where balancers ask that were told nothing.
+const ROOT: &str = "/";
 /// Why nothing is done yet.
 const OPENING: &str = "the planner is starting: its database is not open yet";
 /// How long a request is held for that.
@@ -104,16 +110,16 @@ impl Api {
     }
 }
 
-/// All routes, within `bounds`.
-pub fn router(api: Api, bounds: &Bounds) -> Router {
-    let Lanes { probes, acquire, rest } = Lanes::new(bounds);
+/// All routes, within `bounds` and with what `pools` have.
+pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
+    let Lanes { probes, acquire, rest } = Lanes::new(bounds, pools);
     let v2 = v2::router(&acquire, &rest);
     let probes = probes.hold(
         Router::new()
-            .route("/healthz", probe(ops::healthz))
-            .route("/readyz", probe(ops::readyz))
-            .route("/", probe(ops::readyz))
-            .route("/metrics", probe(ops::metrics)),
+            .route(HEALTHZ, probe(ops::healthz))
+            .route(READYZ, probe(ops::readyz))
+            .route(ROOT, probe(ops::readyz))
+            .route(METRICS, probe(ops::metrics)),
     );
     // A request that is held is still answered before its client gives up.
     let deadline = bounds.deadline.max(api.v1_hold + Duration::from_millis(800));
@@ -168,9 +174,9 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router 
         answer
     };
     Router::new()
-        .route("/healthz", probe(ops::healthz))
-        .route("/readyz", probe(ready.clone()))
-        .route("/", probe(ready))
+        .route(HEALTHZ, probe(ops::healthz))
+        .route(READYZ, probe(ready.clone()))
+        .route(ROOT, probe(ready))
         // What is refused later is refused now.
         .route(GET_SEED, get_only(any(hold.clone())))
         .fallback(hold)
@@ -181,6 +187,25 @@ fn unopened(why: &Opening) -> String {
     match why.reason() {
         Some(reason) => format!("{OPENING}; {reason}"),
         None => OPENING.into(),
+    }
+}
+
+/// Whether a path is one that is always served.
+fn is_probe(path: &str) -> bool {
+    [HEALTHZ, READYZ, METRICS, ROOT].contains(&path)
+}
+
+/// What all else is answered at a port for probes.
+fn no_probe() -> Response {
+    (StatusCode::NOT_FOUND, "only /healthz, /readyz and /metrics are served at this port").into_response()
+}
+
+/// What a request is told for which there is no room, in the form of its API.
+fn overloaded(path: &str) -> Response {
+    if path.starts_with(rfork_protocol::v2::SERVICE) {
+        v2::refused(Refusal::Overloaded)
+    } else {
+        Refusal::Overloaded.into_response()
     }
 }
 

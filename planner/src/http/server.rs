@@ -1,5 +1,6 @@
 //! The HTTP server around the routes: bounded connections, deadlines, an orderly end.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::pin;
@@ -9,10 +10,13 @@ use std::task::Poll;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::header;
+use axum::response::IntoResponse;
 use futures_util::FutureExt;
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::service::TowerToHyperService;
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
@@ -24,49 +28,72 @@ use super::client::{self, Client};
 use super::delivery::{Delivery, Watched};
 use crate::config::Bounds;
 use crate::domain::network::Network;
+use crate::shares::{Part, Pool};
 use crate::shutdown::Stop;
 
-/// Open files that are left for the database, whose pool may have 100, and the rest of the process.
-const OTHER_FILES: u64 = 256;
+/// Connections beyond the bound that wait for a place. Probes are answered there.
+pub(super) const HALL: usize = 64;
+/// Connections of the port for probes.
+const PROBES: usize = 64;
 /// Room for a request's head: a key of 8 KiB in both spellings, and the rest. Also the most that is read.
 const MAX_HEAD_BYTES: usize = 64 * 1024;
-/// After this another idle connection makes room, if the one before did not: it was still being answered.
+/// After this another connection is told to make room, if the one before did not: it was still being answered.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
+/// What is served, and how.
+#[derive(Debug, Clone)]
+pub struct Served<'a> {
+    /// What a connection is served by that is accepted while `opened` is nothing.
+    pub opening: Router,
+    /// What it is served by else.
+    pub opened: watch::Receiver<Option<Router>>,
+    /// The networks of those that speak for others: [`client::address`].
+    pub proxies: Arc<[Network]>,
+    /// How long what may take.
+    pub bounds: &'a Bounds,
+    /// Tells when the planner ends.
+    pub stop: &'a Stop,
+}
+
 /// Serves until `stop`, drains, then accepts no more and lets what runs finish within the request deadline. Dropped
-/// before, it drops all connections.
-///
-/// A connection is served by what `opened` is when it is accepted, or by `opening` while that is nothing.
-/// `proxies` are the networks of those that speak for others: [`client::address`].
-pub async fn serve(
-    listener: TcpListener,
-    opening: Router,
-    opened: watch::Receiver<Option<Router>>,
-    bounds: &Bounds,
-    proxies: &Arc<[Network]>,
-    stop: &Stop,
-) {
-    let places = Arc::new(Places::new(connection_limit(bounds.connections)));
+/// before, it drops all connections. They take places of `pool`.
+pub async fn serve(listener: TcpListener, pool: Pool, served: Served<'_>) {
+    accept(listener, pool, served, false).await;
+}
+
+/// The same for a port where nothing but probes is served.
+pub async fn serve_probes(listener: TcpListener, served: Served<'_>) {
+    let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
+    tracing::info!(%address, "the planner answers probes");
+    accept(listener, Pool::uncounted(PROBES), served, true).await;
+}
+
+async fn accept(listener: TcpListener, pool: Pool, served: Served<'_>, only_probes: bool) {
+    let Served { opening, opened, proxies, bounds, stop } = served;
+    let places = Arc::new(Places::new(pool));
     let connections = TaskTracker::new();
     let given_up = CancellationToken::new();
     let _dropped = given_up.clone().drop_guard();
     let closing = stop.close_after(bounds.drain);
     tokio::pin!(closing);
     loop {
-        // Accepted first: an idle connection makes room only for somebody who is there.
+        // Accepted first: nobody makes room for somebody who is not there.
         let accepted = async {
             let (stream, address) = listener.accept().await?;
-            Ok::<_, std::io::Error>((stream, address, places.take().await))
+            let peer = Peer::new(address.ip(), proxies.clone());
+            let entry = places.enter(peer.share()).await;
+            Ok::<_, std::io::Error>((stream, peer, entry))
         };
         let accepted = tokio::select! {
             accepted = accepted => accepted,
             () = closing.as_mut() => break,
         };
         match accepted {
-            Ok((stream, address, Some(place))) => {
-                let peer = Peer { address: address.ip(), proxies: proxies.clone() };
+            Ok((stream, peer, Some(entry))) => {
                 let router = opened.borrow().clone().unwrap_or_else(|| opening.clone());
-                let connection = connection(stream, peer, place, router, bounds.idle, stop.clone());
+                let limits = Limits { idle: bounds.idle, deadline: bounds.deadline, only_probes };
+                let visit = Visit { peer, places: places.clone(), limits };
+                let connection = connection(stream, visit, entry, router, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
             Ok((.., None)) => break,
@@ -87,61 +114,107 @@ pub async fn serve(
     }
 }
 
-/// `wanted`, or fewer where the system lets the process have fewer open files: what can be accepted
-/// can then be served.
-fn connection_limit(wanted: usize) -> usize {
-    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    let room = files
-        .map_or(usize::MAX, |files| usize::try_from(files.saturating_sub(OTHER_FILES)).unwrap_or(usize::MAX));
-    room.min(wanted).max(1)
+/// Places for connections. Whoever comes when there is none for it waits in the hall until one of a connection that has no
+/// request is free: the one that was silent or idle for longest goes. A hall that is full makes room in the same way: who
+/// has waited there for longest is refused.
+struct Places {
+    pool: Pool,
+    hall: Arc<Semaphore>,
+    /// Told when somebody needs a place. Connections without a request wait for it, and the first of them is told.
+    needed: Notify,
+    /// Told when somebody needs room in the hall, in which all wait for it.
+    hall_needed: Notify,
 }
 
-/// Places for connections. Whoever comes when all are taken gets that of the connection that was idle for longest,
-/// or waits for the first that ends or becomes idle.
-struct Places {
-    free: Arc<Semaphore>,
-    /// Told when somebody needs a place. Idle connections wait for it, and the first of them is told.
-    needed: Notify,
+/// What lets a connection be there.
+enum Entry {
+    Placed { _part: Part },
+    InHall { _permit: OwnedSemaphorePermit },
+}
+
+/// Whether the requests of a connection are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standing {
+    /// Probes are; others wait.
+    InHall,
+    Placed,
+    /// Probes are; others are refused.
+    Refused,
 }
 
 impl Places {
-    fn new(places: usize) -> Self {
-        Self { free: Arc::new(Semaphore::new(places)), needed: Notify::new() }
+    fn new(pool: Pool) -> Self {
+        Self { pool, hall: Arc::new(Semaphore::new(HALL)), needed: Notify::new(), hall_needed: Notify::new() }
     }
 
-    /// Waits for a place; `None` never comes, for places are not closed.
-    async fn take(self: &Arc<Self>) -> Option<Place> {
-        let place = |free| Place { _free: free, places: self.clone() };
-        if let Ok(free) = self.free.clone().try_acquire_owned() {
-            return Some(place(free));
+    /// Lets somebody in: to a place, or to the hall as soon as that has room. `None` never comes, for the hall is not
+    /// closed.
+    async fn enter(&self, client: Option<IpAddr>) -> Option<Entry> {
+        if let Some(part) = self.pool.take(client, 1) {
+            return Some(Entry::Placed { _part: part });
         }
         loop {
-            self.needed.notify_one();
-            if let Ok(free) = tokio::time::timeout(ROOM_PAUSE, self.free.clone().acquire_owned()).await {
-                // What nobody was idle to hear is needed no more.
-                let _ = self.needed.notified().now_or_never();
-                return free.ok().map(place);
+            if let Ok(permit) = self.hall.clone().try_acquire_owned() {
+                return Some(Entry::InHall { _permit: permit });
+            }
+            self.hall_needed.notify_one();
+            if let Ok(permit) = tokio::time::timeout(ROOM_PAUSE, self.hall.clone().acquire_owned()).await {
+                forget(&self.hall_needed);
+                return Some(Entry::InHall { _permit: permit.ok()? });
             }
         }
     }
-}
 
-/// What a connection has while it lives.
-struct Place {
-    _free: OwnedSemaphorePermit,
-    places: Arc<Places>,
-}
+    /// Waits in the hall for a place.
+    async fn place(&self, client: Option<IpAddr>) -> Part {
+        loop {
+            // From before the look, so that nothing is missed that is given back after it.
+            let mut freed = pin!(self.pool.freed());
+            freed.as_mut().enable();
+            if let Some(part) = self.pool.take(client, 1) {
+                forget(&self.needed);
+                return part;
+            }
+            self.needed.notify_one();
+            let _ = tokio::time::timeout(ROOM_PAUSE, freed).await;
+        }
+    }
 
-impl Place {
-    /// Ends when somebody needs the place and the connection is idle. To be polled after whatever sets `is_idle`.
-    async fn needed(&self, is_idle: &AtomicBool) {
+    /// What becomes of a connection that is not ended from outside: it ends when its place is needed by somebody else and
+    /// it has no request, or when it is refused one. Gives what it has to keep until it is closed.
+    async fn stay(
+        &self,
+        entry: Entry,
+        client: Option<IpAddr>,
+        standing: &watch::Sender<Standing>,
+        is_idle: &AtomicBool,
+    ) -> Entry {
+        let placed = match entry {
+            Entry::Placed { .. } => entry,
+            Entry::InHall { .. } => {
+                tokio::select! {
+                    part = self.place(client) => Entry::Placed { _part: part },
+                    () = self.hall_needed.notified() => {
+                        standing.send_replace(Standing::Refused);
+                        return entry;
+                    }
+                }
+            }
+        };
+        standing.send_replace(Standing::Placed);
+        self.needed_of(is_idle).await;
+        placed
+    }
+
+    /// Ends when somebody needs the place of a connection, and it is idle. To be polled after whatever sets `is_idle`.
+    async fn needed_of(&self, is_idle: &AtomicBool) {
         let mut told = pin!(None);
         poll_fn(|context| {
             if !is_idle.load(Ordering::Relaxed) {
                 // Another one is told in its stead; it is the last in the row when it is idle again.
                 told.set(None);
             } else if told.is_none() {
-                told.set(Some(self.places.needed.notified()));
+                told.set(Some(self.needed.notified()));
             }
             told.as_mut().as_pin_mut().map_or(Poll::Pending, |told| told.poll(context))
         })
@@ -149,55 +222,126 @@ impl Place {
     }
 }
 
+/// What nobody was there to hear is needed no more.
+fn forget(needed: &Notify) {
+    let _ = needed.notified().now_or_never();
+}
+
 /// The other end of a connection.
+#[derive(Clone)]
 struct Peer {
     address: IpAddr,
     proxies: Arc<[Network]>,
 }
 
+impl Peer {
+    fn new(address: IpAddr, proxies: Arc<[Network]>) -> Self {
+        Self { address: address.to_canonical(), proxies }
+    }
+
+    /// Whose share of the connections it takes. A trusted proxy speaks for many, and has no share.
+    fn share(&self) -> Option<IpAddr> {
+        let is_proxy = self.proxies.iter().any(|network| network.holds(self.address));
+        (!is_proxy).then_some(self.address)
+    }
+}
+
+/// How long what may take, and what is served.
+#[derive(Clone, Copy)]
+struct Limits {
+    idle: Duration,
+    deadline: Duration,
+    only_probes: bool,
+}
+
+impl Limits {
+    /// Whether a request is served that is no probe, once that is decided.
+    async fn serves(self, stands: &mut watch::Receiver<Standing>) -> bool {
+        if self.only_probes {
+            return false;
+        }
+        let decided = stands.wait_for(|standing| *standing != Standing::InHall);
+        let decided = tokio::time::timeout(self.deadline, decided).await;
+        decided.is_ok_and(|standing| standing.is_ok_and(|standing| *standing == Standing::Placed))
+    }
+}
+
+/// Who is connected, and where.
+struct Visit {
+    peer: Peer,
+    places: Arc<Places>,
+    limits: Limits,
+}
+
 /// One connection. It owns its place; a stop lets the request that runs finish and closes it then.
-async fn connection(stream: TcpStream, peer: Peer, place: Place, router: Router, idle: Duration, stop: Stop) {
+async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Router, stop: Stop) {
+    let Visit { peer, places, limits } = visit;
     // Answers are small and awaited: they must not wait for more to send.
     let _ = stream.set_nodelay(true);
     // The system ends a connection whose client takes nothing of what it is sent.
-    let _ = set_tcp_user_timeout(&stream, u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
+    let _ = set_tcp_user_timeout(&stream, u32::try_from(limits.idle.as_millis()).unwrap_or(u32::MAX));
     let delivery = Delivery::default();
     let stream = Watched::new(stream, delivery.clone());
-    // Whether it waits for its next request. One whose first is on its way is not idle.
-    let is_idle = Arc::new(AtomicBool::new(false));
-    let marked = is_idle.clone();
-    let service = router.map_request(move |mut request: hyper::Request<Incoming>| {
-        let address = client::address(peer.address, request.headers(), &peer.proxies);
-        request.extensions_mut().insert(Client { address, delivery: delivery.clone() });
-        super::single_slash(request.map(axum::body::Body::new))
+    let client = peer.share();
+    let (standing, stands) = watch::channel(match entry {
+        Entry::Placed { .. } => Standing::Placed,
+        Entry::InHall { .. } => Standing::InHall,
     });
-    let service = service.map_future(move |answer| {
+    // Whether it has no request: silent from the beginning, or waiting for its next one.
+    let is_idle = Arc::new(AtomicBool::new(true));
+    let is_silent = Arc::new(AtomicBool::new(true));
+    let (marked, spoke) = (is_idle.clone(), is_silent.clone());
+    let service = service_fn(move |request: hyper::Request<Incoming>| {
+        marked.store(false, Ordering::Relaxed);
+        spoke.store(false, Ordering::Relaxed);
         let is_idle = marked.clone();
-        is_idle.store(false, Ordering::Relaxed);
+        let (router, mut stands) = (router.clone(), stands.clone());
+        let address = client::address(peer.address, request.headers(), &peer.proxies);
+        let client = Client { address, delivery: delivery.clone() };
         async move {
-            let answer = answer.await;
+            let mut request = super::single_slash(request.map(Body::new));
+            let path = request.uri().path();
+            let answer = if super::is_probe(path) || limits.serves(&mut stands).await {
+                request.extensions_mut().insert(client);
+                router.oneshot(request).await.into_response()
+            } else {
+                let refused = if limits.only_probes { super::no_probe() } else { super::overloaded(path) };
+                ([(header::CONNECTION, "close")], refused).into_response()
+            };
             is_idle.store(true, Ordering::Relaxed);
-            answer
+            Ok::<_, Infallible>(answer)
         }
     });
     let mut server = hyper::server::conn::http1::Builder::new();
     server
         .timer(TokioTimer::new())
-        .header_read_timeout(idle)
+        .header_read_timeout(limits.idle)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_header_size(MAX_HEAD_BYTES);
-    let connection = server.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    let connection = server.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
+    let stay = places.stay(entry, client, &standing, &is_idle);
+    tokio::pin!(stay);
+    let mut _kept = None;
     let told_to_end = async {
         tokio::select! {
-            () = stop.closing() => {}
-            () = place.needed(&is_idle) => tracing::debug!("an idle connection makes room for another"),
+            () = stop.closing() => None,
+            kept = stay.as_mut() => {
+                tracing::debug!("a connection without a request makes room for another");
+                Some(kept)
+            }
         }
     };
     let ended = tokio::select! {
         biased;
         ended = connection.as_mut() => ended,
-        () = told_to_end => {
+        kept = told_to_end => {
+            if kept.is_some() && is_silent.load(Ordering::Relaxed) {
+                // In order, the server would wait for a first request.
+                return;
+            }
+            // What it has of the places is another one's when it is closed.
+            _kept = kept;
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -13,8 +13,10 @@ use tokio::sync::{Notify, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::bounds::Lanes;
-use super::server;
+use super::server::{self, Served};
 use crate::config::{Bounds, DatabaseUrl, Settings};
+use crate::metrics::Metrics;
+use crate::shares::Pools;
 use crate::shutdown::Stop;
 
 /// The longest that anything here may take.
@@ -32,11 +34,14 @@ impl Server {
     async fn start(bounds: Bounds, routes: impl FnOnce(Lanes) -> Router) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (_, app) = watch::channel(Some(routes(Lanes::new(&bounds))));
+        let pools = Pools::new(&bounds, &Metrics::new().unwrap());
+        let (_, opened) = watch::channel(Some(routes(Lanes::new(&bounds, &pools))));
         let stop = CancellationToken::new();
         let stopping = Stop::from(stop.clone());
         let running = tokio::spawn(async move {
-            server::serve(listener, Router::new(), app, &bounds, &Arc::default(), &stopping).await;
+            let (opening, proxies) = (Router::new(), Arc::default());
+            let served = Served { opening, opened, proxies, bounds: &bounds, stop: &stopping };
+            server::serve(listener, pools.connections.clone(), served).await;
         });
         Self { address, stop, running }
     }
@@ -182,6 +187,32 @@ async fn a_client_that_takes_nothing_of_its_answer_is_left() {
 }
 
 #[tokio::test]
+async fn answers_that_nobody_takes_are_bounded_in_bytes() {
+    const ANSWER_BYTES: usize = 48 << 20;
+    let server = Server::start(Bounds { idle: 2 * PATIENCE, ..bounds() }, |lanes| {
+        let routes = Router::new().route("/much", get(async || vec![b'x'; ANSWER_BYTES]));
+        lanes.rest.hold(routes.route("/", get(async || "hello")))
+    })
+    .await;
+    let mut first = [0; 12];
+    let mut greedy = Vec::new();
+    for _ in 0..2 {
+        let mut stream = server.connect().await;
+        stream.write_all(head("GET", "/much", "").as_bytes()).await.unwrap();
+        soon(stream.read_exact(&mut first)).await.unwrap();
+        assert_eq!(&first, b"HTTP/1.1 200");
+        greedy.push(stream);
+    }
+    assert!(is_busy(&server.ask(&head("GET", "/much", "")).await), "a client has three quarters");
+    assert!(server.ask(&head("GET", "/", "")).await.ends_with("hello"));
+    // Who takes its answer makes room.
+    assert!(rest(&mut greedy[0]).await.len() > ANSWER_BYTES);
+    let again = server.ask(&head("GET", "/much", "")).await;
+    assert!(again.len() > ANSWER_BYTES && again.ends_with('x'), "{} bytes", again.len());
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn more_requests_than_may_run_are_refused_at_once_and_no_lane_fills_another() {
     let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
     let bounds = Bounds { requests: 2, ..bounds() };
@@ -239,13 +270,13 @@ async fn connections_beyond_the_most_take_the_place_of_the_longest_idle_or_wait_
             leave.notified().await;
             "done"
         };
-        lanes.rest.hold(Router::new().route("/held", get(held)).route("/", get(async || "hello")))
+        lanes.rest.hold(Router::new().route("/held", get(held)).route("/hello", get(async || "hello")))
     })
     .await;
     let mut idle = Vec::new();
     for _ in 0..2 {
         let mut stream = server.connect().await;
-        stream.write_all(b"GET / HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
+        stream.write_all(b"GET /hello HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();
         let mut answer = Vec::new();
         while !answer.ends_with(b"hello") {
             answer.push(soon(stream.read_u8()).await.unwrap());
@@ -263,7 +294,7 @@ async fn connections_beyond_the_most_take_the_place_of_the_longest_idle_or_wait_
 
     // Of two that are not idle none makes room.
     let mut waits = server.connect().await;
-    waits.write_all(head("GET", "/", "").as_bytes()).await.unwrap();
+    waits.write_all(head("GET", "/hello", "").as_bytes()).await.unwrap();
     let mut answer = [0; 12];
     let waiting = tokio::time::timeout(SHORT, waits.read_exact(&mut answer)).await;
     assert!(waiting.is_err(), "it is served beside the others");
@@ -272,6 +303,92 @@ async fn connections_beyond_the_most_take_the_place_of_the_longest_idle_or_wait_
         assert!(rest(done).await.ends_with("done"));
     }
     assert!(rest(&mut waits).await.ends_with("hello"));
+    server.stop().await;
+}
+
+/// Routes of which one answers when it is let go, beside one that answers at once.
+fn held_and_others(entered: &Arc<Semaphore>, go: &Arc<Notify>) -> Router {
+    let (arrive, leave) = (entered.clone(), go.clone());
+    let held = async move || {
+        arrive.add_permits(1);
+        leave.notified().await;
+        "done"
+    };
+    Router::new().route("/held", get(held)).route("/hello", get(async || "hello"))
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_make_room() {
+    let bounds = Bounds { connections: 4, idle: 2 * PATIENCE, ..bounds() };
+    let server = Server::start(bounds, |lanes| {
+        let routes = Router::new().route("/hello", get(async || "hello"));
+        lanes
+            .rest
+            .hold(routes)
+            .merge(lanes.probes.hold(Router::new().route("/healthz", get(async || "lives"))))
+    })
+    .await;
+    let mut silent = Vec::new();
+    // More than have a place, or are let wait for one.
+    for _ in 0..200 {
+        let mut stream = server.connect().await;
+        if silent.len() % 2 == 0 {
+            stream.write_all(b"GET / HT").await.unwrap();
+        }
+        silent.push(stream);
+    }
+    for (path, body) in [("/hello", "hello"), ("/healthz", "lives")] {
+        let answer = soon(server.ask(&head("GET", path, ""))).await;
+        assert!(answer.ends_with(body), "{answer}");
+    }
+    assert_eq!(rest(&mut silent[0]).await, "", "the first goes first");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn probes_are_answered_while_requests_have_all_connections_and_others_wait() {
+    let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let bounds = Bounds { connections: 1, deadline: PATIENCE, ..bounds() };
+    let server = Server::start(bounds, |lanes| {
+        let probes = lanes.probes.hold(Router::new().route("/readyz", get(async || "ready")));
+        lanes.rest.hold(held_and_others(&entered, &go)).merge(probes)
+    })
+    .await;
+    let mut held = server.connect().await;
+    held.write_all(head("GET", "/held", "").as_bytes()).await.unwrap();
+    soon(entered.acquire()).await.unwrap().forget();
+    let mut waiting = Vec::new();
+    for _ in 0..server::HALL {
+        let mut stream = server.connect().await;
+        stream.write_all(head("GET", "/hello", "").as_bytes()).await.unwrap();
+        waiting.push(stream);
+    }
+    let answer = soon(server.ask(&head("GET", "/readyz", ""))).await;
+    assert!(answer.ends_with("ready"), "{answer}");
+    assert!(is_busy(&rest(&mut waiting[0]).await), "who waited for longest makes room for the probe");
+    go.notify_waiters();
+    assert!(rest(&mut held).await.ends_with("done"));
+    for waiting in &mut waiting[1..] {
+        assert!(rest(waiting).await.ends_with("hello"));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_on_its_way_takes_no_room_of_requests() {
+    let bounds = Bounds { requests: 1, ..bounds() };
+    let server = Server::start(bounds, |lanes| {
+        lanes.rest.hold(Router::new().route("/", post(async |body: Bytes| body.len().to_string())))
+    })
+    .await;
+    let mut slow = Vec::new();
+    for _ in 0..8 {
+        let mut stream = server.connect().await;
+        stream.write_all((head("POST", "/", "Content-Length: 5\r\n") + "hel").as_bytes()).await.unwrap();
+        slow.push(stream);
+    }
+    let answer = server.ask(&(head("POST", "/", "Content-Length: 5\r\n") + "hello")).await;
+    assert!(answer.ends_with("\r\n\r\n5"), "{answer}");
     server.stop().await;
 }
 

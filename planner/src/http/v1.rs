@@ -15,6 +15,7 @@ use super::client::{Client, tell_of};
 use super::error::ApiError;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
+use crate::shares::Entered;
 use crate::store::commands::{NoRoom, Register, Release, Remove, Renew};
 use crate::store::{Grant, Queue, Refusal, Report, attempt};
 use crate::waiting::{AcquireError, Ask};
@@ -40,6 +41,7 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
 pub(super) async fn get_seed(
     State(api): State<Api>,
     client: Option<Extension<Client>>,
+    entered: Option<Extension<Entered>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let GetSeed { key, .. } = GetSeed::decode(&headers)?;
@@ -54,6 +56,8 @@ pub(super) async fn get_seed(
         wish: Box::new(Wish { location, requester, ..Wish::default() }),
         lease: lease.hash(),
         queue: Queue { wait_ms, attempt: attempt(), ..Queue::default() },
+        client: address,
+        entered: entered.map(|Extension(entered)| entered),
     };
     match api.granter.acquire(&ask).await {
         Ok(granted) => {

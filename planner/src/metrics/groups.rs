@@ -3,7 +3,7 @@
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::series::Series;
-use super::{LATENCY_SECONDS, by_state};
+use super::{LATENCY_SECONDS, Pool, PoolSeries, by_state};
 use crate::store::Counts;
 
 /// Bounds of how many commands one transaction takes.
@@ -57,6 +57,14 @@ pub(super) struct Calls {
     pub(super) swept_at: IntGauge,
 }
 
+/// What clients share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) places: IntGaugeVec,
+    pub(super) most: IntGaugeVec,
+    pub(super) refused: IntCounterVec,
+}
+
 /// Requests that may wait for a seed.
 #[derive(Debug)]
 pub(super) struct Waits {
@@ -70,6 +78,44 @@ pub(super) struct Transfers {
     pub(super) bytes: IntCounter,
     pub(super) seconds: Histogram,
     pub(super) bytes_per_second: Histogram,
+}
+
+impl Shared {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        let pools = Pool::ALL.map(Pool::name);
+        let shared = Self {
+            places: series.gauges(
+                "shared_places",
+                "What clients have of a pool that they share: connections, requests that ask for a seed (asking) or wait for \
+                 one (waiting), all other requests (other), bytes of bodies (body_bytes) and of long answers (answer_bytes).",
+                &["pool"],
+                &pools,
+            )?,
+            most: series.gauges("shared_places_most", "All that there is of a pool.", &["pool"], &pools)?,
+            refused: series.counters(
+                "shared_places_refused_total",
+                "How often nothing was left of a pool (full), or only what is kept for other clients (share).",
+                &["pool", "reason"],
+                &[],
+            )?,
+        };
+        for pool in pools {
+            for reason in ["full", "share"] {
+                shared.refused.with_label_values(&[pool, reason]);
+            }
+        }
+        Ok(shared)
+    }
+
+    pub(super) fn of(&self, pool: Pool) -> PoolSeries {
+        let name = pool.name();
+        PoolSeries {
+            used: self.places.with_label_values(&[name]),
+            most: self.most.with_label_values(&[name]),
+            full: self.refused.with_label_values(&[name, "full"]),
+            share: self.refused.with_label_values(&[name, "share"]),
+        }
+    }
 }
 
 impl Changes {

@@ -11,7 +11,9 @@ mod series;
 
 use std::time::{Duration, Instant};
 
-use prometheus::{Encoder, HistogramVec, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder};
+use prometheus::{
+    Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
+};
 
 use crate::store::commands::{Acquired, Release};
 use crate::store::history::End;
@@ -19,7 +21,7 @@ use crate::store::{
     Commands, Counts, Heard, Leaving, Left, Outcomes, Refusal, Registration, Removal, Report, Store, Tally,
 };
 use due::Due;
-use groups::{Calls, Changes, Held, Transfers, Waits};
+use groups::{Calls, Changes, Held, Shared, Transfers, Waits};
 pub use measured::MeasuredStore;
 use series::Series;
 
@@ -33,6 +35,53 @@ const MAX_TRANSFER_MS: u64 = 86_400_000;
 /// The longest that a scrape waits for the database's counts.
 const COUNT_DEADLINE: Duration = Duration::from_secs(5);
 
+/// A pool that clients share.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pool {
+    /// Connections.
+    Connections,
+    /// Requests that ask for a seed.
+    Asking,
+    /// Requests that wait for one.
+    Waiting,
+    /// All other requests, but for probes.
+    Other,
+    /// Bytes of bodies whose requests are not served yet.
+    BodyBytes,
+    /// Bytes of long answers that their clients have not taken yet.
+    AnswerBytes,
+}
+
+impl Pool {
+    pub(crate) const ALL: [Self; 6] =
+        [Self::Connections, Self::Asking, Self::Waiting, Self::Other, Self::BodyBytes, Self::AnswerBytes];
+
+    /// Its label.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Connections => "connections",
+            Self::Asking => "asking",
+            Self::Waiting => "waiting",
+            Self::Other => "other",
+            Self::BodyBytes => "body_bytes",
+            Self::AnswerBytes => "answer_bytes",
+        }
+    }
+}
+
+/// What is counted of one pool.
+#[derive(Debug)]
+pub struct PoolSeries {
+    /// What clients have.
+    pub used: IntGauge,
+    /// All that there is.
+    pub most: IntGauge,
+    /// How often it was full.
+    pub full: IntCounter,
+    /// How often only what is kept for others was left.
+    pub share: IntCounter,
+}
+
 /// Every series of a planner. Two planners in one process count apart.
 #[derive(Debug)]
 pub struct Metrics {
@@ -45,6 +94,7 @@ pub struct Metrics {
     calls: Calls,
     transfers: Transfers,
     waits: Waits,
+    shared: Shared,
     count_due: Due,
 }
 
@@ -76,9 +126,15 @@ impl Metrics {
             calls: Calls::new(&series)?,
             transfers: Transfers::new(&series)?,
             waits: Waits::new(&series)?,
+            shared: Shared::new(&series)?,
             count_due: Due::default(),
             registry: series.registry,
         })
+    }
+
+    /// The series of a pool.
+    pub(crate) fn pool(&self, pool: Pool) -> PoolSeries {
+        self.shared.of(pool)
     }
 
     /// Counts a request while it runs.

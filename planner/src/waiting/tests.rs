@@ -8,6 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::*;
 use crate::config::{DatabaseUrl, Settings};
 use crate::heartbeats::Heartbeats;
+use crate::shares::Pool;
 use crate::store::Clock;
 use crate::store::commands::Register;
 use crate::store::sqlite::SqliteStore;
@@ -25,7 +26,7 @@ fn key() -> SeedKey {
 
 fn ask(number: u8, wait_ms: i64) -> Ask {
     let queue = Queue { wait_ms, attempt: i64::from(number), ..Queue::default() };
-    Ask { key: key(), wish: Box::default(), lease: [number; 32], queue }
+    Ask { key: key(), wish: Box::default(), lease: [number; 32], queue, client: None, entered: None }
 }
 
 impl Scene {
@@ -39,14 +40,20 @@ impl Scene {
         let identity = SeedIdentity::new("h", 1, 0).unwrap();
         let register = Register { identity, key: key(), profile: Box::default(), age_ms: 0 };
         writer.submit(register).await.unwrap().unwrap();
-        let room = WaitingRoom::new(writer, store, Arc::new(Metrics::new().unwrap()), Stop::default());
+        let room = WaitingRoom::new(
+            writer,
+            store,
+            Arc::new(Metrics::new().unwrap()),
+            Pool::uncounted(64),
+            Stop::default(),
+        );
         Self { room, _writing: writing, _directory: directory }
     }
 
     /// A client that waits, and what the store says of it when its turn has come.
     async fn served(&self) -> (Sitting<'_>, Vec<Woken>) {
         let before = self.room.acquire(&ask(1, 0)).await.unwrap();
-        let mut sitting = self.room.sit(&ask(2, 60_000)).unwrap();
+        let mut sitting = self.room.sit(&ask(2, 60_000));
         let waits = self.room.ask(&ask(2, 60_000), ask(2, 60_000).queue).await.unwrap();
         let Acquisition::Queued(place, _) = waits else { panic!("{waits:?}") };
         sitting.place = Some(place);

@@ -25,7 +25,7 @@ use crate::waiting::{AcquireError, Ask, MAX_WAIT};
 pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let begun = Instant::now();
     let idempotency_key = idempotency_key(&call)?;
-    let Call { api, request, client, .. } = call;
+    let Call { api, request, client, entered, .. } = call;
     let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request));
     let lease_id = match &idempotency_key {
         Some(key) => lease_of(key),
@@ -46,6 +46,8 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
         }),
         lease: lease_id.hash(),
         queue: Queue { wait_ms, idempotency, attempt: attempt(), again: None },
+        client: address,
+        entered,
     };
     match api.granter.acquire(&ask).await {
         Ok(granted) => {

@@ -13,7 +13,7 @@ use rfork_protocol::problem::Code;
 use rfork_protocol::v2;
 
 use super::Api;
-use super::bounds::Lane;
+use super::bounds::{Lane, Refusal};
 use super::client::Client;
 use crate::domain::location::Location;
 use crate::waiting::MAX_WAIT;
@@ -185,7 +185,7 @@ pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
         let routes = if acquires { &mut acquiring } else { &mut others };
         *routes = std::mem::take(routes).route(about.path, serve);
     }
-    let told = |lane: &Lane| lane.clone().telling(|refusal| Refused::from(refusal).into_response());
+    let told = |lane: &Lane| lane.clone().telling(refused);
     let waiting = told(acquire).with_deadline(MAX_WAIT + Duration::from_secs(10));
     let router = waiting.hold(acquiring).merge(told(rest).hold(others));
     let methods = Arc::new(methods);
@@ -195,6 +195,11 @@ pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
     let not_found =
         async || Refused::new(Code::NotFound, "see /v2/openapi.json for the routes that there are");
     ELSEWHERE.iter().fold(router, |router, path| router.route(path, any(not_found)))
+}
+
+/// What a request is answered that its lane refuses.
+pub(super) fn refused(refusal: Refusal) -> Response {
+    Refused::from(refusal).into_response()
 }
 
 /// The answer to any request before the database is open.

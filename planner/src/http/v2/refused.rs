@@ -77,7 +77,9 @@ impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
         let code = match refusal {
             Refusal::Overloaded => Code::Overloaded,
-            Refusal::TimedOut(_) => Code::Timeout,
+            Refusal::TimedOut(_) | Refusal::BodyTimedOut(_) => Code::Timeout,
+            Refusal::BodyBroken => Code::InvalidRequest,
+            Refusal::BodyTooLong => Code::PayloadTooLarge,
             Refusal::UrlTooLong => Code::UriTooLong,
         };
         Self::new(code, refusal.to_string())

@@ -16,9 +16,9 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::super::Api;
-use super::super::bounds::Refusal;
 use super::super::client::Client;
 use super::refused::Refused;
+use crate::shares::Entered;
 use crate::store::StoreError;
 
 /// The longest header section of a request, in bytes, as names and values together.
@@ -30,6 +30,8 @@ pub(super) struct Call<T> {
     pub(super) headers: HeaderMap,
     /// The client, as far as it is known.
     pub(super) client: Option<Client>,
+    /// Its room, which it gives up while it waits.
+    pub(super) entered: Option<Entered>,
     pub(super) request: T,
 }
 
@@ -97,10 +99,9 @@ where
                 let detail = "declare the body with the header Content-Type: application/json";
                 return Err(Refused::new(Code::UnsupportedMediaType, detail));
             }
-            // A route that may wait has a long deadline; its body has no part in the wait.
-            let body = tokio::time::timeout(api.deadline, Bytes::from_request(request, &())).await;
-            let body = body.map_err(|_| Refusal::TimedOut(api.deadline))??;
-            Ok(Call { api, headers, client, request: v2::decode(&body)? })
+            let entered = request.extensions().get().cloned();
+            let body = Bytes::from_request(request, &()).await?;
+            Ok(Call { api, headers, client, entered, request: v2::decode(&body)? })
         };
         match call.await {
             Ok(call) => answer(handler(call).await),
@@ -132,7 +133,7 @@ where
         let client = client_of(&request);
         let call = checked_head(&request).and_then(|headers| {
             let request = Req::decode(request.uri().query().unwrap_or_default())?;
-            Ok(Call { api, headers, client, request })
+            Ok(Call { api, headers, client, entered: None, request })
         });
         match call {
             Ok(call) => answer(handler(call).await),

@@ -5,7 +5,7 @@
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
-use super::list::Part;
+use super::list::{Entry, Part, entry_bytes};
 use super::{LeaseHash, Report};
 use crate::domain::health::Health;
 
@@ -100,6 +100,12 @@ pub struct EndedLease {
     pub bytes: Option<u64>,
     /// How long reading took, in milliseconds.
     pub duration_ms: Option<u64>,
+}
+
+impl Entry for EndedLease {
+    fn bytes(&self) -> usize {
+        entry_bytes(&self.key, [&self.requester, &self.reason].map(Option::as_deref))
+    }
 }
 
 /// What became of a seed, or of a key. The numbers are stored.
@@ -224,6 +230,12 @@ pub struct Event {
     pub identity: Option<SeedIdentity>,
     /// What else there is to say.
     pub detail: Option<String>,
+}
+
+impl Entry for Event {
+    fn bytes(&self) -> usize {
+        entry_bytes(&self.key, [self.detail.as_deref()])
+    }
 }
 
 /// Which events; all that is told must fit.

@@ -7,6 +7,39 @@ use crate::decide::rows::{LeaseRow, SeedRow};
 use crate::domain::chain::Loading;
 use crate::domain::seed::{Profile, State};
 
+/// The most bytes of a page, about; of one entry that has more it is as many.
+pub const MAX_PAGE_BYTES: usize = 1 << 20;
+/// What an entry has beside its texts, about, in bytes of an answer.
+const ENTRY_BYTES: usize = 384;
+
+/// An entry of a list, or of a snapshot.
+pub trait Entry {
+    /// About so many bytes of an answer: its texts may have kilobytes.
+    fn bytes(&self) -> usize;
+}
+
+/// About so many bytes of an answer for an entry with these texts.
+pub(super) fn entry_bytes<const N: usize>(key: &SeedKey, texts: [Option<&str>; N]) -> usize {
+    ENTRY_BYTES + key.as_bytes().len() + texts.into_iter().flatten().map(str::len).sum::<usize>()
+}
+
+/// The first entries, as many as there may be, and of so many bytes at most, but one at least; and whether there are more.
+pub(super) fn first<T: Entry>(
+    entries: impl IntoIterator<Item = T>,
+    most: usize,
+    most_bytes: usize,
+) -> (Vec<T>, bool) {
+    let (mut first, mut bytes) = (Vec::new(), 0_usize);
+    for entry in entries {
+        bytes = bytes.saturating_add(entry.bytes());
+        if first.len() >= most || (bytes > most_bytes && !first.is_empty()) {
+            return (first, true);
+        }
+        first.push(entry);
+    }
+    (first, false)
+}
+
 /// Part of a list.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Page<T> {
@@ -16,13 +49,16 @@ pub struct Page<T> {
     pub next: Option<Vec<u8>>,
 }
 
-impl<T> Page<T> {
-    /// A page of at most `limit` of `entries`, of which one more was asked for: it tells that there is a next
-    /// page, which comes after the last one here.
-    pub(super) fn of(mut entries: Vec<T>, limit: u32, place: impl Fn(&T) -> Vec<u8>) -> Self {
+impl<T: Entry> Page<T> {
+    /// A page of at most `limit` of `entries` and [`MAX_PAGE_BYTES`]. If there is one more, there is a next page, which
+    /// comes after the last one here.
+    pub(super) fn of(
+        entries: impl IntoIterator<Item = T>,
+        limit: u32,
+        place: impl Fn(&T) -> Vec<u8>,
+    ) -> Self {
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
-        let more = entries.len() > limit;
-        entries.truncate(limit);
+        let (entries, more) = first(entries, limit, MAX_PAGE_BYTES);
         let next = entries.last().filter(|_| more).map(place);
         Self { entries, next }
     }
@@ -125,6 +161,28 @@ impl SeedEntry {
     }
 }
 
+impl Entry for SeedEntry {
+    fn bytes(&self) -> usize {
+        profile_bytes(&self.key, &self.profile)
+    }
+}
+
+/// The same for what a seed told of itself.
+pub(super) fn profile_bytes(key: &SeedKey, profile: &Profile) -> usize {
+    let Profile { labels, location, instance_id, incarnation, content_id } = profile;
+    let texts = [
+        &labels.model_url,
+        &labels.deploy_strategy,
+        &location.zone,
+        &location.rack,
+        &location.host,
+        instance_id,
+        incarnation,
+        content_id,
+    ];
+    entry_bytes(key, texts.map(Option::as_deref))
+}
+
 impl SeedFilter {
     /// Whether a seed is shown in a list of these.
     pub(super) fn fits(&self, row: &SeedRow, now: i64, rules: &Rules) -> bool {
@@ -160,6 +218,12 @@ pub struct LeaseEntry {
     pub ttl_ms: i64,
     /// How long ago it was granted, in milliseconds.
     pub age_ms: i64,
+}
+
+impl Entry for LeaseEntry {
+    fn bytes(&self) -> usize {
+        entry_bytes(&self.key, [])
+    }
 }
 
 impl LeaseEntry {
@@ -209,6 +273,12 @@ pub struct KeyEntry {
     pub waiting: u64,
 }
 
+impl Entry for KeyEntry {
+    fn bytes(&self) -> usize {
+        entry_bytes(&self.key, [])
+    }
+}
+
 impl KeyEntry {
     /// Of a key whose seeds these are; `None` if there are none.
     pub(super) fn of(key: &SeedKey, counts: &Counts, waiting: u64) -> Option<Self> {
@@ -224,5 +294,34 @@ impl KeyEntry {
             used: all.iter().map(|tally| tally.leases).sum(),
             waiting,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    impl Entry for usize {
+        fn bytes(&self) -> usize {
+            *self
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_first_are_as_many_as_fit_and_one_at_least(
+            entries in prop::collection::vec(0_usize..50, 0..20), most in 1_usize..20, most_bytes in 0_usize..200,
+        ) {
+            let (first, more) = first(entries.iter().copied(), most, most_bytes);
+            prop_assert_eq!(&entries[..first.len()], &first[..]);
+            prop_assert_eq!(more, first.len() < entries.len());
+            prop_assert!(first.len() <= most && (first.len() <= 1 || first.iter().sum::<usize>() <= most_bytes));
+            if let Some(next) = entries.get(first.len()) {
+                let fits = first.len() < most && first.iter().sum::<usize>() + next <= most_bytes;
+                prop_assert!(!first.is_empty() && !fits, "no more than is needed is left out");
+            }
+        }
     }
 }

@@ -5,6 +5,7 @@ use rfork_protocol::SeedKey;
 use super::Rules;
 use super::commands::LeaseHash;
 use super::history::Forgotten;
+use super::list::{Entry, entry_bytes, first, profile_bytes};
 use crate::decide::rows::SeedRow;
 use crate::domain::seed::{Profile, State};
 
@@ -75,7 +76,24 @@ pub struct LeaseView {
     pub seed_key: SeedKey,
 }
 
-/// Everything at one moment, for people; the lists hold at most [`MAX_SNAPSHOT`] each.
+impl Entry for SeedView {
+    fn bytes(&self) -> usize {
+        profile_bytes(&self.key, &self.profile)
+    }
+}
+
+impl Entry for LeaseView {
+    fn bytes(&self) -> usize {
+        entry_bytes(&self.seed_key, [])
+    }
+}
+
+/// The first entries of a list of a snapshot.
+pub(super) fn shown<T: Entry>(entries: impl IntoIterator<Item = T>) -> Vec<T> {
+    first(entries, usize::try_from(MAX_SNAPSHOT).unwrap_or(usize::MAX), MAX_SNAPSHOT_BYTES).0
+}
+
+/// Everything at one moment, for people; the lists hold at most [`MAX_SNAPSHOT`] and 8 MiB each.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Snapshot {
     /// How far the times here are ahead of the clock that people see, in milliseconds.
@@ -92,6 +110,8 @@ pub struct Snapshot {
 
 /// The most seeds, and the most leases, that a snapshot lists.
 pub const MAX_SNAPSHOT: u32 = 10_000;
+/// The most bytes of seeds, and of leases, that a snapshot lists, about.
+pub(super) const MAX_SNAPSHOT_BYTES: usize = 8 << 20;
 
 /// Seeds in one state, and what they have to lend.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

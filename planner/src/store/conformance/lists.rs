@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::domain::seed::State;
-use crate::store::list::KeyEntry;
+use crate::store::list::{KeyEntry, MAX_PAGE_BYTES};
 
 const ALL: Part = Part { limit: 1_000, after: None };
 
@@ -60,6 +60,31 @@ pub(crate) async fn seeds_are_listed_by_what_they_are<H: Home>() {
     assert!(by_host.iter().all(|seed| Some(seed.identity.host()) == host.as_deref()));
     let none = SeedFilter { key: Some(key("k")), state: Some(State::Silent), ..SeedFilter::default() };
     assert_eq!(bench.listed(none).await, []);
+}
+
+pub(crate) async fn long_keys_make_short_pages<H: Home>() {
+    const SEEDS: u8 = 200;
+    let bench = Bench::<H>::new(Rules { capacity: 1, ..RULES }).await;
+    let long = "k".repeat(8 * 1024);
+    for seed in 0..SEEDS {
+        bench.register(seed, &long).await;
+    }
+    for number in 0..SEEDS {
+        assert!(bench.acquire(&long, number.into()).await.is_some());
+    }
+    let mut part = ALL;
+    let (mut seeds, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = bench.store.list_seeds(&SeedFilter::default(), &part).await.unwrap();
+        assert!(page.entries.len() * long.len() <= MAX_PAGE_BYTES);
+        seeds.extend(page.entries.into_iter().map(|seed| seed.identity.to_string()));
+        pages += 1;
+        let Some(next) = page.next else { break };
+        part.after = Some(next);
+    }
+    assert!(pages > 1 && seeds.is_sorted() && seeds.len() == usize::from(SEEDS), "{pages}: {seeds:?}");
+    let page = bench.store.list_leases(&LeaseFilter::default(), &ALL).await.unwrap();
+    assert!(page.next.is_some() && page.entries.len() * long.len() <= MAX_PAGE_BYTES);
 }
 
 pub(crate) async fn free_points_are_those_that_are_offered<H: Home>() {

@@ -300,6 +300,7 @@ macro_rules! conformance_suite {
             lists: leases_are_listed_while_they_live,
             lists: keys_are_summed_up,
             lists: pages_hold_everything_once,
+            lists: long_keys_make_short_pages,
             found: a_heartbeat_beside_its_seed_s_registration_is_told_the_number,
             found: a_seed_that_was_drained_and_removed_goes_with_its_last_lease,
             found: reports_count_in_the_order_of_a_batch,

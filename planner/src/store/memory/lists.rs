@@ -11,7 +11,8 @@ use crate::decide::rows::SeedRow;
 use crate::store::list::{
     KeyEntry, LeaseEntry, LeaseFilter, LoadingEntry, Page, Part, SeedEntry, SeedFilter, lease_place,
 };
-use crate::store::{Counts, LeaseView, MAX_SNAPSHOT, Rules, SeedView, Snapshot, Tally};
+use crate::store::views::shown;
+use crate::store::{Counts, LeaseView, Rules, SeedView, Snapshot, Tally};
 
 impl Mirror {
     fn shown(&self, now: i64, rules: &Rules) -> impl Iterator<Item = &Arc<SeedRow>> {
@@ -30,8 +31,7 @@ impl Mirror {
     }
 
     pub(super) fn snapshot(&self, now: i64, rules: &Rules) -> Snapshot {
-        let most = usize::try_from(MAX_SNAPSHOT).unwrap_or(usize::MAX);
-        let seeds = self.shown(now, rules).take(most).map(|row| SeedView::of(row, now, rules));
+        let seeds = self.shown(now, rules).map(|row| SeedView::of(row, now, rules));
         let leases = self.by_name(None, String::new()).flat_map(|row| {
             let live = row.leases.iter().filter(|lease| lease.lives(now));
             live.map(|lease| LeaseView {
@@ -44,8 +44,8 @@ impl Mirror {
             ahead_ms: 0,
             seed_count: self.shown(now, rules).count() as u64,
             lease_count: self.seeds.values().map(|seed| u64::from(seed.row.live_leases(now))).sum(),
-            seeds: seeds.collect(),
-            leases: leases.take(most).collect(),
+            seeds: shown(seeds),
+            leases: shown(leases),
         }
     }
 
@@ -61,8 +61,8 @@ impl Mirror {
         let fits = |row: &&Arc<SeedRow>| {
             after.as_deref().is_none_or(|after| *row.name > *after) && filter.fits(row, now, rules)
         };
-        let entries = rows.filter(fits).take(rows_of(part)).map(|row| self.seed_entry(row, now, rules));
-        Page::of(entries.collect(), part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes())
+        let entries = rows.filter(fits).map(|row| self.seed_entry(row, now, rules));
+        Page::of(entries, part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes())
     }
 
     fn seed_entry(&self, row: &SeedRow, now: i64, rules: &Rules) -> SeedEntry {
@@ -90,7 +90,7 @@ impl Mirror {
             live.filter(move |lease| !is_first || i64::from(lease.point) > after_point)
                 .map(|lease| LeaseEntry::of(row, lease, now))
         });
-        Page::of(entries.take(rows_of(part)).collect(), part.limit, LeaseEntry::place)
+        Page::of(entries, part.limit, LeaseEntry::place)
     }
 
     pub(super) fn list_keys(&self, now: i64, rules: &Rules, part: &Part) -> Page<KeyEntry> {
@@ -100,7 +100,7 @@ impl Mirror {
             Err(_) => self.keys.range::<Arc<SeedKey>, _>(..),
         };
         let entries = keys.filter_map(|(key, of_key)| self.key_entry(now, rules, key, of_key));
-        Page::of(entries.take(rows_of(part)).collect(), part.limit, |entry| entry.key.as_bytes().to_vec())
+        Page::of(entries, part.limit, |entry| entry.key.as_bytes().to_vec())
     }
 
     fn key_entry(&self, now: i64, rules: &Rules, key: &SeedKey, of_key: &OfKey) -> Option<KeyEntry> {
@@ -116,10 +116,6 @@ impl Mirror {
         let rows = self.seeds.values().map(|seed| &seed.row);
         counts(rows.filter(|row| row.is_shown(now, rules)), now, rules)
     }
-}
-
-fn rows_of(part: &Part) -> usize {
-    usize::try_from(part.rows()).unwrap_or(usize::MAX)
 }
 
 fn counts<'a>(rows: impl Iterator<Item = &'a Arc<SeedRow>>, now: i64, rules: &Rules) -> Counts {

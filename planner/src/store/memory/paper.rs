@@ -185,7 +185,7 @@ impl Journal for Paper {
             bytes: row.bytes,
             duration_ms: row.duration_ms,
         });
-        Ok(Page::of(entries.collect(), part.limit, |lease: &EndedLease| place(lease.number)))
+        Ok(Page::of(entries, part.limit, |lease: &EndedLease| place(lease.number)))
     }
 
     async fn list_events(
@@ -209,7 +209,7 @@ impl Journal for Paper {
             identity: row.happened.identity.clone(),
             detail: row.happened.detail.clone(),
         });
-        Ok(Page::of(entries.collect(), part.limit, |event: &Event| place(event.number)))
+        Ok(Page::of(entries, part.limit, |event: &Event| place(event.number)))
     }
 
     fn pools(&self) -> Vec<PoolView> {

@@ -148,7 +148,7 @@ impl Work for Leases<'_> {
         .bind(part.rows())
         .fetch_all(connection)
         .await?;
-        let entries = rows.iter().map(|row| lease(row, now)).collect::<Result<_, _>>()?;
+        let entries = rows.iter().map(|row| lease(row, now)).collect::<Result<Vec<_>, _>>()?;
         Ok(Page::of(entries, part.limit, |lease: &EndedLease| place(lease.number)))
     }
 }
@@ -198,7 +198,7 @@ impl Work for Events<'_> {
         .bind(part.rows())
         .fetch_all(connection)
         .await?;
-        let entries = rows.iter().map(|row| event(row, now)).collect::<Result<_, _>>()?;
+        let entries = rows.iter().map(|row| event(row, now)).collect::<Result<Vec<_>, _>>()?;
         Ok(Page::of(entries, part.limit, |event: &Event| place(event.number)))
     }
 }

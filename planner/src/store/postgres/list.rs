@@ -8,7 +8,8 @@ use sqlx::Row;
 
 use super::super::Rules;
 use super::super::list::{
-    KeyEntry, LeaseEntry, LeaseFilter, LoadingEntry, Page, Part, SeedEntry, SeedFilter, lease_place,
+    KeyEntry, LeaseEntry, LeaseFilter, LoadingEntry, MAX_PAGE_BYTES, Page, Part, SeedEntry, SeedFilter,
+    lease_place, profile_bytes,
 };
 use super::Database;
 use super::places::key_hash;
@@ -36,7 +37,7 @@ impl Work for Seeds<'_> {
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Page<SeedEntry>, Stopped> {
         let Self { store, filter, part } = self;
         let now = store.now_to_read(connection).await?;
-        let found = seeds(connection, (now, &store.rules), filter, part).await?;
+        let found = seeds(connection, (now, &store.rules), filter, part, MAX_PAGE_BYTES).await?;
         let rooms = host_rooms(connection, &found, now).await?;
         let sources = sources(connection, &found).await?;
         let entries = found.iter().map(|row| {
@@ -48,7 +49,7 @@ impl Work for Seeds<'_> {
             });
             entry
         });
-        Ok(Page::of(entries.collect(), part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes()))
+        Ok(Page::of(entries, part.limit, |seed: &SeedEntry| seed.identity.to_string().into_bytes()))
     }
 }
 
@@ -69,18 +70,20 @@ async fn sources(
     rows.iter().map(|row| Ok((row.try_get("id")?, rows::identity(row)?))).collect()
 }
 
-/// One seed more than is wanted, in the order of their identities.
+/// One seed more than is wanted, or of more bytes than there may be, in the order of their identities.
 pub(super) async fn seeds(
     connection: &mut Connection,
     (now, rules): (i64, &Rules),
     filter: &SeedFilter,
     part: &Part,
+    most_bytes: usize,
 ) -> Result<Vec<SeedRow>, Stopped> {
     let wanted = usize::try_from(part.rows()).unwrap_or(usize::MAX);
+    let mut bytes = 0;
     let (mut found, mut after) = (Vec::new(), part.after_text().unwrap_or_default());
     // Of those that are looked at few may be in the state that is asked for.
     let step = if filter.state.is_some() { STEP_ROWS } else { part.rows().min(STEP_ROWS) };
-    while found.len() < wanted {
+    while found.len() < wanted && bytes <= most_bytes {
         let rows = sqlx::query(concat!(
             "/* list seeds */ SELECT ",
             rows::seed_columns!(),
@@ -102,6 +105,7 @@ pub(super) async fn seeds(
         for row in &rows {
             let seed = rows::seed(row)?;
             if filter.fits(&seed, now, rules) {
+                bytes += profile_bytes(&seed.key, &seed.profile);
                 found.push(seed);
             }
         }

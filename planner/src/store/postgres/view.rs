@@ -6,6 +6,7 @@ use sqlx::postgres::PgRow;
 
 use super::super::list::{Part, SeedFilter};
 use super::super::schema::Schema;
+use super::super::views::{MAX_SNAPSHOT_BYTES, shown};
 use super::super::{Counts, LeaseView, MAX_SNAPSHOT, PLANNER_TTL_MS, Rules, SeedView, Snapshot, Tally};
 use super::connect::{is_set_read_only, schema};
 use super::session::Connection;
@@ -79,14 +80,21 @@ impl Work for View<'_> {
         let Counts { live, suspect, draining, silent } = all_counts(connection, now, rules).await?;
         let all = [live, suspect, draining, silent];
         let part = Part { limit: MAX_SNAPSHOT, after: None };
-        let seeds = list::seeds(connection, (now, rules), &SeedFilter::default(), &part).await?;
+        let seeds =
+            list::seeds(connection, (now, rules), &SeedFilter::default(), &part, MAX_SNAPSHOT_BYTES).await?;
+        // As many as there may be by their bytes and, without their keys, by their number.
         let rows = sqlx::query(
             "/* list leases */
-             SELECT p.lease_hash, s.identity, s.seed_key FROM points p JOIN seeds s ON s.id = p.seed_id
-             WHERE p.ends_ms > $1 ORDER BY s.identity, p.n LIMIT $2",
+             SELECT lease_hash, identity, seed_key FROM (
+                 SELECT p.lease_hash, s.identity, s.seed_key, p.n,
+                        sum(length(s.seed_key)) OVER (ORDER BY s.identity, p.n) AS bytes
+                 FROM points p JOIN seeds s ON s.id = p.seed_id
+                 WHERE p.ends_ms > $1) AS l
+             WHERE bytes <= $3 ORDER BY identity, n LIMIT $2",
         )
         .bind(now)
         .bind(i64::from(MAX_SNAPSHOT))
+        .bind(i64::try_from(MAX_SNAPSHOT_BYTES).unwrap_or(i64::MAX))
         .fetch_all(connection)
         .await?;
         let mut leases = Vec::with_capacity(rows.len());
@@ -97,13 +105,12 @@ impl Work for View<'_> {
                 seed_key: rows::seed_key(row.try_get("seed_key")?)?,
             });
         }
-        let most = usize::try_from(MAX_SNAPSHOT).unwrap_or(usize::MAX);
         Ok(Snapshot {
             ahead_ms,
             seed_count: all.iter().map(|tally| tally.seeds).sum(),
             lease_count: all.iter().map(|tally| tally.leases).sum(),
-            seeds: seeds.iter().take(most).map(|row| SeedView::of(row, now, rules)).collect(),
-            leases,
+            seeds: shown(seeds.iter().map(|row| SeedView::of(row, now, rules))),
+            leases: shown(leases),
         })
     }
 }

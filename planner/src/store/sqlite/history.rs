@@ -66,7 +66,7 @@ pub(super) async fn leases(
     .bind(part.rows())
     .fetch_all(connection)
     .await?;
-    let entries = rows.iter().map(|row| lease(row, now)).collect::<Result<_, _>>()?;
+    let entries = rows.iter().map(|row| lease(row, now)).collect::<Result<Vec<_>, _>>()?;
     Ok(Page::of(entries, part.limit, |lease: &EndedLease| place(lease.number)))
 }
 
@@ -105,7 +105,7 @@ pub(super) async fn events(
     .bind(part.rows())
     .fetch_all(connection)
     .await?;
-    let entries = rows.iter().map(|row| event(row, now)).collect::<Result<_, _>>()?;
+    let entries = rows.iter().map(|row| event(row, now)).collect::<Result<Vec<_>, _>>()?;
     Ok(Page::of(entries, part.limit, |event: &Event| place(event.number)))
 }
 

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from checking import check
-from rendering import CHART, ROOT, Object, UniqueKeys, defaults, mode, notes, objects, only
+from rendering import CHART, ROOT, Object, UniqueKeys, defaults, mode, notes, objects, only, pods
 from running import ask, running, status, until
 
 EXAMPLES = sorted((CHART / "examples").glob("*.yaml"))
@@ -51,6 +51,24 @@ def test_an_example_names_the_planner_that_the_readme_installs(path: Path) -> No
     (port,) = service["spec"]["ports"]
     urls = set(re.findall(r"http://[^\s\"',}]+", path.read_text()))
     assert urls == {f"http://{service['metadata']['name']}.{load(path)['metadata']['namespace']}:{port['port']}"}
+
+
+def test_the_policy_of_workers_is_for_those_of_the_examples_and_knows_the_planner() -> None:
+    (policy,) = [found for found in in_kubernetes_md() if "kind" in found]
+    chosen = policy["spec"]["podSelector"]["matchLabels"]
+    for path in EXAMPLES:
+        found = load(path)
+        assert policy["metadata"]["namespace"] == found["metadata"]["namespace"]
+        for pod in templates(found):
+            assert chosen.items() <= pod["metadata"]["labels"].items(), path
+    (_, pod), *_ = pods(objects({}, "planner"))
+    peers = [peer for rule in policy["spec"]["ingress"] for peer in rule["from"]]
+    peers += [peer for rule in policy["spec"]["egress"] for peer in rule["to"]]
+    known = [peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer]
+    others = [labels for labels in known if labels != chosen]
+    assert len(others) == 2
+    for labels in others:
+        assert labels.items() <= pod["metadata"]["labels"].items()
 
 
 @pytest.mark.parametrize("path", VLLM, ids=lambda path: path.stem)
@@ -138,13 +156,18 @@ def test_the_daemon_holds_a_model_in_memory(tmp_path: Path) -> None:
         assert ask(address, "GET", "/debug/snapshot").json()["seed_count"] == 0, "it took its leave"
 
 
-def test_manifests_in_the_documents_are_what_kubernetes_takes() -> None:
+def in_kubernetes_md() -> list[Object]:
+    """Each manifest, or part of one, or of values."""
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "kubernetes.md").read_text(), re.DOTALL)
-    found = [yaml.load(block, UniqueKeys) for block in blocks]
+    return [yaml.load(block, UniqueKeys) for block in blocks]
+
+
+def test_manifests_in_the_documents_are_what_kubernetes_takes() -> None:
+    found = in_kubernetes_md()
     for one_object in found:
         if "kind" in one_object:
             check(one_object)
-        elif isinstance(one_object.get("rules"), dict):
+        elif one_object.keys() <= defaults().keys() and not isinstance(one_object.get("rules"), list):
             objects(one_object)
     assert sum("kind" in one_object for one_object in found) == 1
     (adapter,) = [one_object for one_object in found if isinstance(one_object.get("rules"), list)]

@@ -166,6 +166,12 @@ def goes_away(planner: Planner) -> None:
     planner.container.process.kill()
 
 
+def has_no_room(planner: Planner) -> None:
+    """There is one seed more than it takes."""
+    for number in range(3):
+        register(planner.address, number)
+
+
 def is_full(planner: Planner) -> None:
     """Every point of the only seed is leased, and somebody asks for one."""
     register(planner.address)
@@ -301,6 +307,7 @@ CAUSES = [
         on_postgres=True,
         also={"PlannerStoreIsSlow"},
     ),
+    Cause("PlannerIsFull", has_no_room, {"maxSeeds": 2}),
     Cause("SeedsAreFull", is_full),
     Cause("SeedsAreSuspect", fail_their_readers, also={"TransfersFail"}),
     Cause("SeedsVanish", vanish, {"heartbeatTtlSec": 1, "heartbeatSweepSec": 1}),

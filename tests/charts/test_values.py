@@ -285,7 +285,7 @@ def test_the_readme_has_all_values(keeps: Callable[[Path, str], None]) -> None:
 def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
     told = notes({})
     assert "kubectl --namespace models rollout status deployment/demo-rfork-planner" in told
-    assert "helm --namespace models test demo" in told and "WARNING" not in told
+    assert "helm --namespace models test demo --logs" in told and "WARNING" not in told
     for open_to_all in (
         {"ingress": {"enabled": True, "hosts": ["planner.example"]}},
         {"httpRoute": {"enabled": True, "parentRefs": [{"name": "gateway"}]}},

@@ -17,8 +17,9 @@
 //! - What is not there is not put: there is no row of it. Only pages, hosts, sources and witnesses are answered each.
 //! - A page of [`Wants::offers`] has the seeds that [`place`] gives a rank, the least first, equals by their names, and
 //!   of these the ones that are live. A store that keeps places in an index makes them anew when a row changes, and
-//!   when their time [`place::Place::due_ms`] has come. A seed with a wrong rank costs another look and is never leased
-//!   by it; a seed without one that has a free point is a false refusal.
+//!   when their time [`place::Place::due_ms`] has come; or it puts those that are due beside the page. A seed with a
+//!   wrong rank costs another look and is never leased by it; a seed without one that has a free point is a false
+//!   refusal.
 //! - With a request comes its planner ([`Tables::put_planner`]), and, where it is asked for by lease or name, the seed
 //!   on which its lease is.
 //!

@@ -134,6 +134,26 @@ pub(crate) async fn each_policy_keeps_its_order<H: Home>() {
     }
 }
 
+/// Those whose leases have ended by themselves may be free, and say nothing of who comes before them.
+pub(crate) async fn the_order_holds_when_the_batch_takes_the_first_away<H: Home>() {
+    for (name, policy) in Policy::NAMES {
+        let bench = Bench::<H>::new(Rules { policy, lease_ttl_ms: 10, ..RULES }).await;
+        for seed in 1..=4 {
+            bench.register(seed, "k").await;
+        }
+        for (seed, number) in [(1, 1), (2, 2)] {
+            assert_eq!(bench.acquire("k", number).await, Some(identity(seed)), "{name}");
+        }
+        // Nobody sweeps.
+        bench.step(10);
+        let drain = Command::Drain { identity: identity(3), key: key("k") };
+        let outcomes = bench.apply(&[drain, acquire("k", 3)]).await;
+        // Seed 4 was never used; all were heard of at the same time.
+        let expected = if policy == Policy::Fifo { 1 } else { 4 };
+        assert_eq!(super::granted(&outcomes[1]), Some(identity(expected)), "{name}");
+    }
+}
+
 pub(crate) async fn capacity_is_what_is_set_now<H: Home>() {
     let mut bench = Bench::<H>::new(Rules { capacity: 3, ..RULES }).await;
     bench.register(1, "k").await;

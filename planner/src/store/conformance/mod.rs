@@ -239,6 +239,7 @@ macro_rules! conformance_suite {
             allocation: no_false_refusal_when_a_release_waits_beside_it,
             allocation: no_false_refusal_behind_silent_seeds,
             allocation: each_policy_keeps_its_order,
+            allocation: the_order_holds_when_the_batch_takes_the_first_away,
             allocation: capacity_is_what_is_set_now,
             allocation: another_policy_takes_effect_at_a_restart,
             allocation: keys_are_bytes,

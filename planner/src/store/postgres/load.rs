@@ -71,9 +71,12 @@ impl Shown {
     /// Answers what was wanted.
     pub(super) fn put(self, tables: &mut Tables) {
         self.seeds.into_iter().for_each(|row| tables.put_seed(row));
-        for Offer { key, near, limit, mut seeds, due } in self.offers {
+        for Offer { key, near, limit, seeds, due } in self.offers {
             let complete = seeds.len() < limit && due.len() <= limit + MORE_DUE;
-            seeds.extend(due);
+            // Beside the page: what is on it comes before all that is not, and these may come after.
+            for row in due {
+                tables.put_seed(row);
+            }
             tables.put_offer(&key, &near, limit, seeds, complete);
         }
         self.planners.iter().for_each(|(planner, until_ms)| tables.put_planner(planner, *until_ms));

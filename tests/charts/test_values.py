@@ -104,6 +104,7 @@ WRONG: list[tuple[Object, str, str]] = [
         "podDisruptionBudget.maxUnavailable",
         "podDisruptionBudget.minAvailable",
     ),
+    (at("planner.probePort", 1223), "planner.probePort", "choose another one"),
     (at("service.nodePort", 30123), "service.nodePort", "set service.type"),
     (at("service.externalTrafficPolicy", "Local"), "service.externalTrafficPolicy", "set service.type"),
     (

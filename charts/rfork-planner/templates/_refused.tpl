@@ -68,6 +68,9 @@
 {{- if and $values.autoscaling.enabled $values.autoscaling.targetCPUUtilizationPercentage (not $processor) }}
 {{- fail "autoscaling.targetCPUUtilizationPercentage: it is a part of resources.requests.cpu, which is not set" }}
 {{- end }}
+{{- if eq (int ($values.planner.probePort | default 0)) (int (include "rfork-planner.port" .)) }}
+{{- fail "planner.probePort: it is planner.port, too; choose another one, or leave it out: probes are answered there already" }}
+{{- end }}
 {{- $service := $values.service }}
 {{- range $name, $types := dict "nodePort" "NodePort or LoadBalancer" "externalTrafficPolicy" "NodePort or LoadBalancer"
   "loadBalancerClass" "LoadBalancer" "loadBalancerSourceRanges" "LoadBalancer" }}

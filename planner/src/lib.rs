@@ -38,7 +38,7 @@ use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
 use shutdown::Stop;
 use store::postgres::{ConnectError, PostgresStore};
 use store::sqlite::{OpenError, SqliteStore};
-use store::{Clock, Opening, Store};
+use store::{Clock, Store};
 
 /// A planner that could not start.
 #[derive(Debug, thiserror::Error)]
@@ -86,14 +86,14 @@ pub fn migrate(settings: &Settings) -> Pin<Box<dyn Future<Output = Result<(), Ru
 }
 
 /// Opens the settings' database, migrating its schema.
-async fn open(settings: &Settings, opening: &Opening) -> Result<Arc<dyn Store>, RunError> {
+async fn open(settings: &Settings) -> Result<Arc<dyn Store>, RunError> {
     let (rules, clock) = (settings.rules(), Clock::System);
     Ok(match &settings.database {
         DatabaseUrl::Sqlite(path) => {
-            Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait, opening).await?)
+            Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait).await?)
         }
         DatabaseUrl::Postgres(url) => {
-            Arc::new(PostgresStore::open_telling(url, settings.connect, rules, clock, opening).await?)
+            Arc::new(PostgresStore::open(url, settings.connect, rules, clock).await?)
         }
     })
 }
@@ -117,8 +117,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     };
     // From the beginning, so that whoever probes it does not take a planner for dead that migrates.
     let (serving, opened) = watch::channel(None);
-    let opening = Opening::default();
-    let unopened = http::opening(opened.clone(), opening.clone());
+    let unopened = http::opening(opened.clone());
     let proxies = settings.trusted_proxies.clone().into();
     let metrics = Arc::new(metrics::Metrics::new()?);
     let pools = shares::Pools::new(&settings.bounds, &metrics);
@@ -128,7 +127,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let all = http::server::serve(listener, pools.connections.clone(), what);
     let mut server = pin!(join(all, OptionFuture::from(probes_alone)));
     let store = tokio::select! {
-        store = open(&settings, &opening) => store?,
+        store = open(&settings) => store?,
         // A stop does not wait for a database that is away.
         () = stop.draining() => return Ok(()),
         _ = server.as_mut() => return Ok(()),

@@ -5,7 +5,7 @@ mod cluster;
 mod support;
 
 use cluster::Cluster;
-use support::{PATIENCE, Planner, Seed};
+use support::{FAILS, PATIENCE, Planner, Seed};
 
 const SEED: Seed<'_> = Seed { key: "k", ip: "10.0.0.7" };
 
@@ -51,6 +51,7 @@ async fn a_crash_of_postgres_is_503_and_passes() {
         );
         for answer in [answers.0, answers.1, answers.2, answers.3, answers.4] {
             assert_eq!(answer.status, 503, "{answer:?}");
+            assert!(FAILS.contains(&answer.body.as_str()), "{answer:?}");
         }
         // On a slow machine, too.
         assert!(asked.elapsed() < rfork_planner::config::REQUEST_DEADLINE * 10, "{:?}", asked.elapsed());

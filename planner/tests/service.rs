@@ -10,9 +10,11 @@ use std::time::Duration;
 
 use rfork_planner::config::{DatabaseUrl, Settings};
 use rfork_planner::shutdown::Stop;
+use rfork_protocol::problem::Problem;
+use serde_json::json;
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, SqliteConnection};
-use support::{PATIENCE, Planner, Seed, raw, request};
+use support::{Answer, FAILS, PATIENCE, Planner, Seed, raw, request};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -26,6 +28,10 @@ async fn lock(database: &Path) -> SqliteConnection {
     let mut connection = SqliteConnection::connect_with(&options).await.unwrap();
     sqlx::query("BEGIN IMMEDIATE").execute(&mut connection).await.unwrap();
     connection
+}
+
+fn is_unavailable(answer: &Answer) {
+    assert_eq!((answer.status, answer.header("RETRY-AFTER")), (503, Some("1")), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -155,6 +161,7 @@ async fn an_outage_of_the_database_is_503_and_passes() {
     let granted = planner.get(SEED.key).await;
     let away = lock(&database).await;
     let (seed, lease, other) = (SEED.headers(), granted.lease(), Seed { ip: "10.0.0.8", ..SEED });
+    let (acquire, register) = (json!({"seed_key": "k"}), json!({"seed": "10.0.0.9:8000:3", "seed_key": "k"}));
     let answers = tokio::join!(
         planner.get(SEED.key),
         planner.add(&other),
@@ -162,10 +169,17 @@ async fn an_outage_of_the_database_is_503_and_passes() {
         planner.ask("POST", "/put_seed", &lease),
         planner.ask("POST", "/renew_seed_lease", &lease),
         planner.ask("GET", "/readyz", &[]),
+        planner.send("POST", "/v2/leases", &acquire),
+        planner.send("POST", "/v2/seeds", &register),
     );
     for answer in [answers.0, answers.1, answers.2, answers.3, answers.4, answers.5] {
-        assert_eq!(answer.status, 503, "{answer:?}");
-        assert!(answer.header("RETRY-AFTER").is_some());
+        is_unavailable(&answer);
+        assert!(FAILS.contains(&answer.body.as_str()), "{answer:?}");
+    }
+    for answer in [answers.6, answers.7] {
+        is_unavailable(&answer);
+        let problem = Problem::from_json(answer.body.as_bytes()).unwrap();
+        assert!(FAILS.contains(&format!("{}: {}", problem.code, problem.detail).as_str()), "{answer:?}");
     }
     planner.ask("GET", "/healthz", &[]).await.is(200, r#"{"status":"ok"}"#);
     away.close().await.unwrap();
@@ -287,7 +301,9 @@ async fn a_planner_that_drains_is_not_ready_and_serves_on() {
 
     let mut kept = TcpStream::connect(address).await.unwrap();
     stop.advance();
-    ask("GET", "/readyz", &[]).await.is(503, "the planner is stopping");
+    ask("GET", "/readyz", &[])
+        .await
+        .is(503, "stopping: the planner is stopping; ask again, for another may serve by then");
     for (method, path) in [("HEAD", "/readyz"), ("OPTIONS", "/readyz"), ("OPTIONS", "/"), ("OPTIONS", "*")] {
         assert_eq!(ask(method, path, &[]).await.status, 503, "{method} {path}");
     }
@@ -389,6 +405,9 @@ async fn connections_that_are_kept_open_shut_nobody_out() {
     planner.stop().await;
 }
 
+/// What is told while the database is not open: not what it says, nor where it is.
+const UNOPENED: &str = "the planner is starting and its database is not open yet; ask again in a second";
+
 #[tokio::test]
 async fn a_planner_lives_and_is_not_ready_while_its_database_is_opened() {
     // A database that takes connections and says nothing.
@@ -404,7 +423,7 @@ async fn a_planner_lives_and_is_not_ready_while_its_database_is_opened() {
         raw(address, &request(method, path, &[("SEED_KEY", b"k")])).await.unwrap()
     };
     ask("GET", "/healthz").await.is(200, r#"{"status":"ok"}"#);
-    ask("GET", "/readyz").await.is(503, "the planner is starting: its database is not open yet");
+    ask("GET", "/readyz").await.is(503, &format!("store-unavailable: {UNOPENED}"));
     // Held for a moment, all at once.
     let (get, put, add, service, acquire) = tokio::join!(
         ask("GET", "/get_seed"),
@@ -415,9 +434,10 @@ async fn a_planner_lives_and_is_not_ready_while_its_database_is_opened() {
     );
     assert_eq!(ask("HEAD", "/get_seed").await.status, 405);
     for answer in [&get, &put, &add, &service, &acquire] {
-        assert_eq!((answer.status, answer.header("RETRY-AFTER")), (503, Some("1")), "{answer:?}");
+        is_unavailable(answer);
     }
-    assert!(acquire.body.contains("store-unavailable"), "{acquire:?}");
+    let problem = Problem::from_json(acquire.body.as_bytes()).unwrap();
+    assert_eq!((problem.code.as_str(), problem.detail.as_str()), ("store-unavailable", UNOPENED));
     // One that is kept open would go on meeting what is served now.
     let mut kept = TcpStream::connect(address).await.unwrap();
     kept.write_all(b"GET /healthz HTTP/1.1\r\nHost: p\r\n\r\n").await.unwrap();

@@ -124,7 +124,7 @@ fn planners_work_behind(cluster: &Cluster, pooler: &Pooler) {
     let mut keys = 0..;
     until("that a lock is given up", || {
         let key = format!("other-{}", keys.next()?);
-        let answer = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             scope.spawn(|| sql(&direct, "SELECT 1 FROM seeds FOR UPDATE; SELECT pg_sleep(3)"));
             until("that the lock is held", || {
                 let held = "SELECT 1 FROM seeds LIMIT 1 FOR UPDATE NOWAIT";
@@ -132,9 +132,10 @@ fn planners_work_behind(cluster: &Cluster, pooler: &Pooler) {
             });
             let headers =
                 [("SEED_IP", "10.0.0.1"), ("SEED_PORT", "9"), ("SEED_RANK", "0"), ("SEED_KEY", &key)];
-            first.request("POST", "/add_seed", &[&headers[..], &[("SEED_REFCNT", "0")]].concat())
+            first.request("POST", "/add_seed", &[&headers[..], &[("SEED_REFCNT", "0")]].concat());
         });
-        String::from_utf8_lossy(&answer.body).contains("lock timeout").then_some(())
+        let failed = first.process.said("a batch was not applied");
+        failed.iter().any(|line| line.to_string().contains("lock timeout")).then_some(())
     });
 
     for planner in &planners {
@@ -294,12 +295,14 @@ fn a_second_planner_on_a_file_takes_over_when_the_first_ends() {
     let host = format!("--host={}", address.trim_end_matches(":1223"));
     let second = Process::start("second", &["planner", &host, "--database-url", &url]);
     let ask = |path: &str| rfork_tests::http::request(&address, "GET", path, &[]);
-    let told = until("what it waits for", || {
-        let answer = ask("/readyz").ok()?;
-        let text = String::from_utf8_lossy(&answer.body).into_owned();
-        text.contains("in use by another planner process").then_some((answer.status, text))
+    second.wait_until("what it waits for", |line| {
+        let waits = "in use by another planner process: waiting up to 30s for that to end";
+        line["message"].as_str().is_some_and(|message| message.contains(waits))
     });
-    assert!(told.0 == 503 && told.1.contains("30s"), "{told:?}");
+    let told = ask("/readyz").unwrap();
+    let text = String::from_utf8_lossy(&told.body);
+    assert!(told.status == 503 && text.starts_with("store-unavailable: "), "{told:?}");
+    assert!(!text.contains("planner.db"), "where its database is is for the log: {text}");
     assert_eq!(ask("/healthz").unwrap().status, 200);
     assert_eq!(readyz(&first), 200, "the first serves on");
     assert_eq!(first.process.terminate().code(), Some(0));

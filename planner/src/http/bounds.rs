@@ -17,6 +17,7 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use http_body_util::BodyExt;
 use hyper::body::{Frame, SizeHint};
+use rfork_protocol::problem::Code;
 use tokio::time::Instant;
 
 use super::client::Client;
@@ -41,10 +42,10 @@ pub enum Refusal {
     #[error("too many requests are running; ask again in a second")]
     Overloaded,
     /// 503: the handler had no answer in time. What it had begun may still take effect.
-    #[error("no answer within {0:?}")]
+    #[error("no answer within {0:?}; ask again in a second")]
     TimedOut(Duration),
     /// 503: the body was too slow. Not 408, for an older worker takes any 4xx for the end of its service.
-    #[error("the body was not complete within {0:?}")]
+    #[error("the body was not complete within {0:?}; ask again in a second")]
     BodyTimedOut(Duration),
     /// 400: the body ended early, or is none.
     #[error("the body ended before it was complete")]
@@ -58,13 +59,14 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Its status.
-    pub fn status(self) -> StatusCode {
+    /// Its code.
+    pub fn code(self) -> Code {
         match self {
-            Self::Overloaded | Self::TimedOut(_) | Self::BodyTimedOut(_) => StatusCode::SERVICE_UNAVAILABLE,
-            Self::BodyBroken => StatusCode::BAD_REQUEST,
-            Self::BodyTooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::UrlTooLong => StatusCode::URI_TOO_LONG,
+            Self::Overloaded => Code::Overloaded,
+            Self::TimedOut(_) | Self::BodyTimedOut(_) => Code::Timeout,
+            Self::BodyBroken => Code::InvalidRequest,
+            Self::BodyTooLong => Code::PayloadTooLarge,
+            Self::UrlTooLong => Code::UriTooLong,
         }
     }
 }
@@ -72,12 +74,16 @@ impl Refusal {
 /// In plain text, as v1 has it.
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let status = self.status();
-        let mut answer = (status, self.to_string()).into_response();
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            answer.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        let code = self.code();
+        match StatusCode::from_u16(code.status()) {
+            Ok(status) if status != StatusCode::SERVICE_UNAVAILABLE => {
+                (status, self.to_string()).into_response()
+            }
+            _ => {
+                let reason = format!("{}: {self}", code.as_str());
+                (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], reason).into_response()
+            }
         }
-        answer
     }
 }
 

@@ -2,6 +2,7 @@
 
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use rfork_protocol::problem::Code;
 use rfork_protocol::v1::HeaderError;
 
 use crate::store::StoreError;
@@ -9,6 +10,65 @@ use crate::writer::WriteError;
 
 /// Why a planner that is full takes no more.
 const FULL: &str = "the planner holds as many seeds or requests as it may";
+
+/// Why a request is not served for now: a stable code, and what to do. Anybody may read it, so it has no text of the
+/// database's, which may name hosts, files, roles and statements: that is for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Unavailable {
+    pub(super) code: Code,
+    pub(super) detail: &'static str,
+}
+
+impl Unavailable {
+    /// The database is not open yet.
+    pub(super) const OPENING: Self = Self {
+        code: Code::StoreUnavailable,
+        detail: "the planner is starting and its database is not open yet; ask again in a second",
+    };
+    /// The planner is stopping.
+    pub(super) const STOPPING: Self = Self {
+        code: Code::Stopping,
+        detail: "the planner is stopping; ask again, for another may serve by then",
+    };
+    /// The database did not answer in time.
+    pub(super) const TIMED_OUT: Self = Self {
+        code: Code::Timeout,
+        detail: "the planner's database did not answer in time; ask again in a second",
+    };
+    /// The database failed.
+    const STORE: Self = Self {
+        code: Code::StoreUnavailable,
+        detail: "the planner's database does not serve; ask again in a second; the planner's log says why",
+    };
+    /// As many commands wait for the database as may.
+    const OVERLOADED: Self = Self {
+        code: Code::Overloaded,
+        detail: "too many requests are waiting for the database; ask again in a second",
+    };
+    /// A fault of the planner's.
+    pub(super) const FAULT: Self =
+        Self { code: Code::Internal, detail: "a fault of the planner; its log says which" };
+    /// The request was repeated, and the repetition is answered.
+    pub(super) const SUPERSEDED: Self =
+        Self { code: Code::LeaseEnded, detail: "the request was repeated, and its repetition is answered" };
+}
+
+impl From<&StoreError> for Unavailable {
+    fn from(_: &StoreError) -> Self {
+        Self::STORE
+    }
+}
+
+impl From<&WriteError> for Unavailable {
+    fn from(error: &WriteError) -> Self {
+        match error {
+            WriteError::Overloaded => Self::OVERLOADED,
+            WriteError::TimedOut(_) => Self::TIMED_OUT,
+            WriteError::Stopping => Self::STOPPING,
+            WriteError::Store(error) => error.into(),
+        }
+    }
+}
 
 /// A request that was refused or could not be served.
 #[derive(Debug)]
@@ -22,7 +82,7 @@ pub(super) enum ApiError {
     /// The planner holds as much as its settings allow: 429.
     Full,
     /// Nobody's fault, and passing: 503, never 400 or 404, which clients would take for an answer.
-    Unavailable(String),
+    Unavailable(Unavailable),
 }
 
 impl From<HeaderError> for ApiError {
@@ -31,15 +91,21 @@ impl From<HeaderError> for ApiError {
     }
 }
 
+impl From<Unavailable> for ApiError {
+    fn from(unavailable: Unavailable) -> Self {
+        Self::Unavailable(unavailable)
+    }
+}
+
 impl From<WriteError> for ApiError {
     fn from(error: WriteError) -> Self {
-        Self::Unavailable(error.to_string())
+        Unavailable::from(&error).into()
     }
 }
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        Self::Unavailable(error.to_string())
+        Unavailable::from(&error).into()
     }
 }
 
@@ -53,7 +119,8 @@ impl IntoResponse for ApiError {
             Self::NotFound(reason) => (StatusCode::NOT_FOUND, reason).into_response(),
             Self::Conflict(reason) => (StatusCode::CONFLICT, reason).into_response(),
             Self::Full => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], FULL).into_response(),
-            Self::Unavailable(reason) => {
+            Self::Unavailable(Unavailable { code, detail }) => {
+                let reason = format!("{}: {detail}", code.as_str());
                 (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], reason).into_response()
             }
         }

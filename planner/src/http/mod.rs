@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::settings_file::FileSettings;
 use crate::shares::Pools;
 use crate::shutdown::Stop;
-use crate::store::{Opening, Store};
+use crate::store::Store;
 use crate::writer::{Submit, WriteError, Writer};
 
 mod attend;
@@ -41,7 +41,7 @@ mod v1;
 pub mod v2;
 
 use bounds::{Lanes, Refusal};
-use error::ApiError;
+use error::{ApiError, Unavailable};
 
 /// The routes of v1, which clients ask for below a base URL that ends in a slash, too.
 const V1_PATHS: [&str; 5] = [GET_SEED, ADD_SEED, RENEW_SEED_LEASE, PUT_SEED, REMOVE_SEED];
@@ -50,9 +50,7 @@ const READYZ: &str = "/readyz";
 const METRICS: &str = "/metrics";
 /// Where balancers ask that were told nothing.
 const ROOT: &str = "/";
-/// Why nothing is done yet.
-const OPENING: &str = "the planner is starting: its database is not open yet";
-/// How long a request is held for that.
+/// How long a request is held while the database is not open yet.
 const OPENING_HOLD: Duration = Duration::from_secs(2);
 
 /// What every request may use. Cheap to clone: axum does so for each layer that a request goes through.
@@ -145,15 +143,15 @@ pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
 /// What is served while the database is opened, for which a migration may take long: that the process lives, and
 /// that all else is to be asked for again. A database is mostly open soon, so a request is held for a moment first, and
 /// served by what comes then through `opened`. Each answer ends its connection: the next one is not served from here.
-pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router {
+pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
     let ready = {
-        let (opened, why) = (opened.clone(), why.clone());
+        let opened = opened.clone();
         async move |request: Request| {
             // A connection that was there before may ask after it.
             let router = opened.borrow().clone();
             match router {
                 Some(router) => router.oneshot(request).await.into_response(),
-                None => ApiError::Unavailable(unopened(&why)).into_response(),
+                None => ApiError::from(Unavailable::OPENING).into_response(),
             }
         }
     };
@@ -163,10 +161,8 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router 
         let router = router.ok().and_then(|opened| opened.ok()?.clone());
         match router {
             Some(router) => router.oneshot(request).await.into_response(),
-            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => {
-                v2::opening(&unopened(&why))
-            }
-            None => ApiError::Unavailable(unopened(&why)).into_response(),
+            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => v2::opening(),
+            None => ApiError::from(Unavailable::OPENING).into_response(),
         }
     };
     let close = async |mut answer: Response| {
@@ -181,13 +177,6 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: Opening) -> Router 
         .route(GET_SEED, get_only(any(hold.clone())))
         .fallback(hold)
         .layer(map_response(close))
-}
-
-fn unopened(why: &Opening) -> String {
-    match why.reason() {
-        Some(reason) => format!("{OPENING}; {reason}"),
-        None => OPENING.into(),
-    }
 }
 
 /// Whether a path is one that is always served.

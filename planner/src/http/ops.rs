@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Api;
-use super::error::ApiError;
+use super::error::{ApiError, Unavailable};
 use crate::store::{LeaseView, SeedView, Snapshot, StoreError};
 
 /// How long the database may take to answer a question here.
@@ -26,7 +26,7 @@ pub(super) async fn healthz() -> Json<Value> {
 /// Whether requests should be sent here: the database takes writes, and the planner does not end.
 pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiError> {
     if api.stop.is_draining() {
-        return Err(ApiError::Unavailable("the planner is stopping".into()));
+        return Err(Unavailable::STOPPING.into());
     }
     within(api.store.check()).await?;
     Ok(Json(json!({"status": "ok"})))
@@ -36,7 +36,10 @@ pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiErr
 pub(super) async fn metrics(State(api): State<Api>) -> Response {
     match api.metrics.scrape(api.store.as_ref()).await {
         Ok((format, text)) => ([(header::CONTENT_TYPE, format)], text).into_response(),
-        Err(error) => ApiError::Unavailable(error.to_string()).into_response(),
+        Err(error) => {
+            tracing::error!(%error, "the metrics cannot be written");
+            ApiError::from(Unavailable::FAULT).into_response()
+        }
     }
 }
 
@@ -105,6 +108,6 @@ pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody
 async fn within<T>(asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, ApiError> {
     match tokio::time::timeout(DEADLINE, asking).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => Err(ApiError::Unavailable(format!("the database did not answer within {DEADLINE:?}"))),
+        Err(_) => Err(Unavailable::TIMED_OUT.into()),
     }
 }

@@ -12,7 +12,7 @@ use rfork_protocol::v1::{
 
 use super::Api;
 use super::client::{Client, tell_of};
-use super::error::ApiError;
+use super::error::{ApiError, Unavailable};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
 use crate::shares::Entered;
@@ -48,8 +48,7 @@ pub(super) async fn get_seed(
     let address = client.as_ref().map(|Extension(client)| client.address);
     let location = address.map(|address| api.file.networks.locate(address)).unwrap_or_default();
     let requester = address.map(|address| address.to_string());
-    let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string())
-        .map_err(|error| ApiError::Unavailable(error.to_string()))?;
+    let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string()).map_err(|_| Unavailable::FAULT)?;
     let wait_ms = i64::try_from(api.v1_hold.as_millis()).unwrap_or(i64::MAX);
     let ask = Ask {
         key: key.clone(),
@@ -71,7 +70,7 @@ pub(super) async fn get_seed(
         Err(AcquireError::Refused(Refusal::NoRoom)) => Err(ApiError::Full),
         Err(AcquireError::Refused(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
         Err(AcquireError::Write(error)) => Err(error.into()),
-        Err(error) => Err(ApiError::Unavailable(error.to_string())),
+        Err(AcquireError::Superseded) => Err(Unavailable::SUPERSEDED.into()),
     }
 }
 

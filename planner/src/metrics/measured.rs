@@ -1,8 +1,8 @@
 //! The store as the rest of the planner has it: each call is timed, traced, and its outcome counted.
 
 use std::collections::HashSet;
-use std::sync::Arc;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rfork_protocol::SeedKey;
@@ -16,16 +16,43 @@ use crate::store::{
     Beat, Commands, Counts, Outcomes, PoolView, Snapshot, Store, StoreError, Swept, Told, Woken,
 };
 
+/// The least time between two log lines of questions that failed: anybody may ask.
+const SAY_PAUSE: Duration = Duration::from_secs(1);
+
 /// A store whose calls are timed and whose outcomes are counted.
 pub struct MeasuredStore {
     inner: Arc<dyn Store>,
     metrics: Arc<Metrics>,
+    failures: Failures,
+}
+
+/// When it was last said that a question failed.
+#[derive(Debug, Default)]
+struct Failures(Mutex<Unsaid>);
+
+#[derive(Debug, Default)]
+struct Unsaid {
+    said: Option<Instant>,
+    since: u64,
+}
+
+impl Failures {
+    /// Notes one; gives how many were not told of before it, if it is to be told of now.
+    fn note(&self, now: Instant) -> Option<u64> {
+        let mut unsaid = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if unsaid.said.is_some_and(|said| now.saturating_duration_since(said) < SAY_PAUSE) {
+            unsaid.since += 1;
+            return None;
+        }
+        unsaid.said = Some(now);
+        Some(std::mem::take(&mut unsaid.since))
+    }
 }
 
 impl MeasuredStore {
     /// Stands before `inner`.
     pub fn new(inner: Arc<dyn Store>, metrics: Arc<Metrics>) -> Self {
-        Self { inner, metrics }
+        Self { inner, metrics, failures: Failures::default() }
     }
 
     /// `items`: what the call is given, if it is given a list.
@@ -43,6 +70,22 @@ impl MeasuredStore {
         if let Err(error) = &result {
             span.record("error", tracing::field::display(error));
             self.metrics.calls.errors.with_label_values(&[operation]).inc();
+        }
+        result
+    }
+
+    /// A question of a client's. Whoever asks is told nothing of what the database says, so it is said here; those who call
+    /// for the planner itself say it themselves.
+    async fn ask<T>(
+        &self,
+        operation: &'static str,
+        call: impl Future<Output = Result<T, StoreError>> + Send,
+    ) -> Result<T, StoreError> {
+        let result = self.time(operation, 0, call).await;
+        if let Err(error) = &result
+            && let Some(unsaid) = self.failures.note(Instant::now())
+        {
+            tracing::warn!(operation, %error, unsaid, "the database did not answer a question");
         }
         result
     }
@@ -69,11 +112,11 @@ impl Store for MeasuredStore {
     }
 
     async fn source_instance(&self, instance: &str) -> Result<Option<String>, StoreError> {
-        self.time("source_instance", 0, self.inner.source_instance(instance)).await
+        self.ask("source_instance", self.inner.source_instance(instance)).await
     }
 
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
-        let drained = self.time("invalidate", 0, self.inner.invalidate(key, keep)).await?;
+        let drained = self.ask("invalidate", self.inner.invalidate(key, keep)).await?;
         self.metrics.changes.seeds.with_label_values(&["drained"]).inc_by(drained);
         Ok(drained)
     }
@@ -104,15 +147,15 @@ impl Store for MeasuredStore {
     }
 
     async fn snapshot(&self) -> Result<Snapshot, StoreError> {
-        self.time("snapshot", 0, self.inner.snapshot()).await
+        self.ask("snapshot", self.inner.snapshot()).await
     }
 
     async fn list_seeds(&self, filter: &SeedFilter, part: &Part) -> Result<Page<SeedEntry>, StoreError> {
-        self.time("list_seeds", 0, self.inner.list_seeds(filter, part)).await
+        self.ask("list_seeds", self.inner.list_seeds(filter, part)).await
     }
 
     async fn list_leases(&self, filter: &LeaseFilter, part: &Part) -> Result<Page<LeaseEntry>, StoreError> {
-        self.time("list_leases", 0, self.inner.list_leases(filter, part)).await
+        self.ask("list_leases", self.inner.list_leases(filter, part)).await
     }
 
     async fn list_ended_leases(
@@ -120,23 +163,23 @@ impl Store for MeasuredStore {
         filter: &LeaseFilter,
         part: &Part,
     ) -> Result<Page<EndedLease>, StoreError> {
-        self.time("list_ended_leases", 0, self.inner.list_ended_leases(filter, part)).await
+        self.ask("list_ended_leases", self.inner.list_ended_leases(filter, part)).await
     }
 
     async fn list_events(&self, filter: &EventFilter, part: &Part) -> Result<Page<Event>, StoreError> {
-        self.time("list_events", 0, self.inner.list_events(filter, part)).await
+        self.ask("list_events", self.inner.list_events(filter, part)).await
     }
 
     async fn list_keys(&self, part: &Part) -> Result<Page<KeyEntry>, StoreError> {
-        self.time("list_keys", 0, self.inner.list_keys(part)).await
+        self.ask("list_keys", self.inner.list_keys(part)).await
     }
 
     async fn counts(&self) -> Result<Counts, StoreError> {
-        self.time("counts", 0, self.inner.counts()).await
+        self.ask("counts", self.inner.counts()).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {
-        self.time("check", 0, self.inner.check()).await
+        self.ask("check", self.inner.check()).await
     }
 
     fn pools(&self) -> Vec<PoolView> {
@@ -145,5 +188,23 @@ impl Store for MeasuredStore {
 
     async fn close(&self) {
         self.inner.close().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_told_of_once_in_a_while_and_counted_in_between() {
+        let failures = Failures::default();
+        let begun = Instant::now();
+        assert_eq!(failures.note(begun), Some(0));
+        for _ in 0..3 {
+            assert_eq!(failures.note(begun + SAY_PAUSE / 2), None);
+        }
+        assert_eq!(failures.note(begun + SAY_PAUSE), Some(3));
+        assert_eq!(failures.note(begun + SAY_PAUSE), None);
+        assert_eq!(failures.note(begun + 3 * SAY_PAUSE), Some(1));
     }
 }

@@ -20,7 +20,6 @@ use history::{EndedLease, Event, EventFilter};
 use list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 #[cfg(test)]
 pub(crate) use listed::{ApplyList, Command, Outcome};
-pub use opening::Opening;
 pub(crate) use rules::{
     DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, MAX_CALLED, MAX_CALLS, ONCE_MEMORY_MS, REQUEST_MEMORY_MS,
 };
@@ -37,7 +36,6 @@ pub mod list;
 #[cfg(test)]
 mod listed;
 pub mod memory;
-mod opening;
 pub mod postgres;
 mod rules;
 mod schema;

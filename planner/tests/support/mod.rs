@@ -17,6 +17,13 @@ use tokio_util::sync::CancellationToken;
 /// The longest that anything here may take: what takes longer hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
+/// What is told of a database that fails, or does not answer in time: nothing of what it says, which may name files, hosts
+/// and statements.
+pub(crate) const FAILS: [&str; 2] = [
+    "store-unavailable: the planner's database does not serve; ask again in a second; the planner's log says why",
+    "timeout: the planner's database did not answer in time; ask again in a second",
+];
+
 pub(crate) struct Planner {
     pub(crate) address: SocketAddr,
     pub(crate) stop: CancellationToken,

@@ -15,6 +15,7 @@ use rfork_protocol::v2;
 use super::Api;
 use super::bounds::{Lane, Refusal};
 use super::client::Client;
+use super::error::Unavailable;
 use crate::domain::location::Location;
 use crate::waiting::MAX_WAIT;
 
@@ -203,8 +204,8 @@ pub(super) fn refused(refusal: Refusal) -> Response {
 }
 
 /// The answer to any request before the database is open.
-pub(super) fn opening(why: &str) -> Response {
-    Refused::new(Code::StoreUnavailable, why).into_response()
+pub(super) fn opening() -> Response {
+    Refused::from(Unavailable::OPENING).into_response()
 }
 
 /// A place, as the planner keeps it.

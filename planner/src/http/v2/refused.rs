@@ -7,6 +7,7 @@ use rfork_protocol::problem::{Code, MEDIA_TYPE, Problem};
 use rfork_protocol::v2::{BodyError, QueryError};
 
 use super::super::bounds::Refusal;
+use super::super::error::Unavailable;
 use crate::store::StoreError;
 use crate::writer::WriteError;
 
@@ -75,32 +76,25 @@ impl From<BytesRejection> for Refused {
 
 impl From<Refusal> for Refused {
     fn from(refusal: Refusal) -> Self {
-        let code = match refusal {
-            Refusal::Overloaded => Code::Overloaded,
-            Refusal::TimedOut(_) | Refusal::BodyTimedOut(_) => Code::Timeout,
-            Refusal::BodyBroken => Code::InvalidRequest,
-            Refusal::BodyTooLong => Code::PayloadTooLarge,
-            Refusal::UrlTooLong => Code::UriTooLong,
-        };
-        Self::new(code, refusal.to_string())
+        Self::new(refusal.code(), refusal.to_string())
+    }
+}
+
+impl From<Unavailable> for Refused {
+    fn from(Unavailable { code, detail }: Unavailable) -> Self {
+        Self::new(code, detail)
     }
 }
 
 impl From<WriteError> for Refused {
     fn from(error: WriteError) -> Self {
-        let code = match error {
-            WriteError::Overloaded => Code::Overloaded,
-            WriteError::TimedOut(_) => Code::Timeout,
-            WriteError::Stopping => Code::Stopping,
-            WriteError::Store(error) => return error.into(),
-        };
-        Self::new(code, error.to_string())
+        Unavailable::from(&error).into()
     }
 }
 
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
-        Self::new(Code::StoreUnavailable, error.to_string())
+        Unavailable::from(&error).into()
     }
 }
 

@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::Api;
 use super::super::client::Client;
+use super::super::error::Unavailable;
 use super::refused::Refused;
 use crate::shares::Entered;
 use crate::store::StoreError;
@@ -187,8 +188,6 @@ pub(super) async fn within<T>(
 ) -> Result<T, Refused> {
     match tokio::time::timeout(deadline, asking).await {
         Ok(answer) => Ok(answer?),
-        Err(_) => {
-            Err(Refused::new(Code::Timeout, format!("the database did not answer within {deadline:?}")))
-        }
+        Err(_) => Err(Unavailable::TIMED_OUT.into()),
     }
 }

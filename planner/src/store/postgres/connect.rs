@@ -11,7 +11,6 @@ use super::pool::{Pool, set};
 use super::session;
 use super::transaction::{SET_READ_ONLY, is_read_only};
 use super::url::{PostgresUrl, Server, Target};
-use crate::store::Opening;
 use crate::store::schema::{self, Schema};
 
 /// What there is to set.
@@ -114,16 +113,17 @@ pub(super) struct Patience<'a> {
     url: &'a PostgresUrl,
     limit: Duration,
     since: Instant,
-    opening: &'a Opening,
+    /// What was last said to be waited for.
+    said: Option<String>,
 }
 
 impl<'a> Patience<'a> {
-    pub(super) fn new(url: &'a PostgresUrl, limit: Duration, opening: &'a Opening) -> Self {
-        Self { url, limit, since: Instant::now(), opening }
+    pub(super) fn new(url: &'a PostgresUrl, limit: Duration) -> Self {
+        Self { url, limit, since: Instant::now(), said: None }
     }
 
     /// Waits for the next attempt after one that failed.
-    pub(super) async fn after(&self, refusal: Refusal) -> Result<(), ConnectError> {
+    pub(super) async fn after(&mut self, refusal: Refusal) -> Result<(), ConnectError> {
         let database = self.url.to_string();
         let reason = match refusal {
             Refusal::Final(reason) => return Err(ConnectError::Unusable { database, reason }),
@@ -135,8 +135,9 @@ impl<'a> Patience<'a> {
             let waited_sec = self.since.elapsed().as_secs();
             return Err(ConnectError::Away { database, reason, waited_sec });
         }
-        if self.opening.waits_for(format!("waiting up to {limit:?} for {database}: {reason}")) {
+        if self.said.as_ref() != Some(&reason) {
             tracing::warn!(%database, %reason, "waiting up to {limit:?} for the database");
+            self.said = Some(reason);
         }
         tokio::time::sleep(CONNECT_PAUSE).await;
         Ok(())
@@ -150,8 +151,7 @@ impl<'a> Patience<'a> {
 /// # Errors
 /// [`ConnectError`].
 pub async fn migrate(url: &PostgresUrl, settings: ConnectSettings) -> Result<(), ConnectError> {
-    let opening = Opening::default();
-    let patience = Patience::new(url, settings.patience, &opening);
+    let mut patience = Patience::new(url, settings.patience);
     loop {
         match reach(url, settings).await {
             Ok(_) => return Ok(()),

@@ -61,7 +61,7 @@ use super::commands::Serve;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Commands, Counts, MAX_BATCH, MAX_FLUSH, Opening, Outcomes, PoolView, Rules, Snapshot, Store,
+    Beat, Clock, Commands, Counts, MAX_BATCH, MAX_FLUSH, Outcomes, PoolView, Rules, Snapshot, Store,
     StoreError, Swept, Told, Woken, pool_view,
 };
 use crate::decide::{self, Tables, adopt, collect, drain};
@@ -124,21 +124,7 @@ impl PostgresStore {
         rules: Rules,
         clock: Clock,
     ) -> Result<Self, ConnectError> {
-        Self::open_telling(url, settings, rules, clock, &Opening::default()).await
-    }
-
-    /// The same, telling meanwhile what it waits for.
-    ///
-    /// # Errors
-    /// [`ConnectError`].
-    pub async fn open_telling(
-        url: &PostgresUrl,
-        settings: ConnectSettings,
-        rules: Rules,
-        clock: Clock,
-        opening: &Opening,
-    ) -> Result<Self, ConnectError> {
-        let patience = Patience::new(url, settings.patience, opening);
+        let mut patience = Patience::new(url, settings.patience);
         let database = loop {
             match Database::open(url, settings, &rules, &clock).await {
                 Ok(database) => break Arc::new(database),

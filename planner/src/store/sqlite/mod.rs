@@ -39,7 +39,7 @@ pub use open::OpenError;
 use super::history::{EndedLease, Event, EventFilter, Forgotten};
 use super::list::{LeaseFilter, Page, Part};
 use super::memory::{Journal, Loaded, MirrorStore, Record, Version};
-use super::{Clock, Opening, PoolView, Rules, StoreError, pool_view};
+use super::{Clock, PoolView, Rules, StoreError, pool_view};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -77,7 +77,7 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(path: &Path, rules: Rules, clock: Clock) -> Result<Self, OpenError> {
-        Self::open_after(path, rules, clock, Duration::ZERO, &Opening::default()).await
+        Self::open_after(path, rules, clock, Duration::ZERO).await
     }
 
     /// The same, once another planner that has the file has ended, which is waited for so long.
@@ -89,10 +89,9 @@ impl SqliteStore {
         rules: Rules,
         clock: Clock,
         lock_wait: Duration,
-        opening: &Opening,
     ) -> Result<Self, OpenError> {
         let path = &open::prepare(path)?;
-        let lock = open::wait_for_lock(path, lock_wait, opening).await?;
+        let lock = open::wait_for_lock(path, lock_wait).await?;
         open::make(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)

@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
 
-use super::super::Opening;
 use super::super::schema::{self, Schema};
 
 /// Pause between two attempts to get the file from another planner.
@@ -104,17 +103,17 @@ async fn reached(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>
 
 /// Takes the lock, waiting so long for whoever has it. It is asked for now and then: a wait in the system's own call
 /// could not be ended.
-pub(super) async fn wait_for_lock(path: &Path, wait: Duration, opening: &Opening) -> Result<File, OpenError> {
+pub(super) async fn wait_for_lock(path: &Path, wait: Duration) -> Result<File, OpenError> {
     let since = Instant::now();
+    let mut said = false;
     loop {
         match lock(path) {
             Err(OpenError::InUse { .. }) if since.elapsed() < wait => {
-                let path = path.display();
-                let reason = format!(
-                    "{path} is in use by another planner process: waiting up to {wait:?} for that to end"
-                );
-                if opening.waits_for(reason.clone()) {
-                    tracing::warn!("{reason}");
+                if !std::mem::replace(&mut said, true) {
+                    let path = path.display();
+                    tracing::warn!(
+                        "{path} is in use by another planner process: waiting up to {wait:?} for that to end"
+                    );
                 }
                 tokio::time::sleep(LOCK_PAUSE).await;
             }

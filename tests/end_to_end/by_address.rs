@@ -1,6 +1,7 @@
 //! Seeds of the field say no digests and are read by address, as YuanRong does. Here an engine reads so from the
 //! memory of peers' processes, through our own session.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -68,7 +69,7 @@ impl TransferEngine for ByAddress {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: false, serves_while_loading: false }
+        Capabilities { verifies: false, serves_while_loading: false, by_address: true }
     }
 
     async fn register(&self, _memory: Arc<WeightMemory>) -> Result<(), EngineError> {
@@ -167,6 +168,10 @@ async fn a_seed_without_digests_is_read_and_its_reader_gives_them_to_the_next() 
         let named = peer.process.wait_for("loaded")["content_id"].clone();
         assert_eq!(metadata["rfork_rs"]["content_id"], named, "the same as from storage");
         assert_eq!(metadata["rfork_rs"]["engine"], "yuanrong");
+        let entries = metadata["rfork_transfer_engine_info"][1].as_object().unwrap();
+        let told: BTreeSet<_> = entries.values().filter_map(|entry| entry[0].as_u64()).collect();
+        let has: BTreeSet<_> = (0..entries.len()).filter_map(|at| ours.memory.tensor_address(at)).collect();
+        assert_eq!(told, has, "who reads by address is told them");
         ours.session.close().await;
     }
 }

@@ -67,6 +67,10 @@ fn inspect_shows_what_planner_and_seed_say() {
     assert!(shown.contains("layers.1.weight") && shown.contains("bfloat16"), "{shown}");
     let seed = json(&run(&["inspect", "seed", &url, "--seed-key", &serving.key, "--json"]));
     assert_eq!((seed["bytes"].as_u64(), &seed["engine"]), (Some(model.bytes), &"tcp".into()));
+    assert!(
+        seed["tensors"][0]["address"].is_null(),
+        "where its memory is is nobody's who does not read by it"
+    );
 
     let wrong = run(&["inspect", "seed", &url, "--seed-key", "other"]);
     assert!(!wrong.status.success());

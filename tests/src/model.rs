@@ -65,6 +65,16 @@ impl Model {
         self.directory.path().join("model.safetensors")
     }
 
+    /// The first bytes of a tensor, enough to tell it from all others.
+    ///
+    /// # Panics
+    /// When it has no such tensor.
+    pub fn start_of(&self, tensor: &str) -> Vec<u8> {
+        let file = std::fs::read(self.file()).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&file).unwrap();
+        tensors.tensor(tensor).unwrap().data()[..64].to_vec()
+    }
+
     /// SHA-256 over its tensors, computed from the file.
     pub fn digest(&self) -> String {
         Arc::new(Checkpoint::open(self.path()).unwrap()).model_digest().unwrap().to_string()

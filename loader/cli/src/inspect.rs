@@ -8,6 +8,7 @@ use anyhow::{Context, Result, bail};
 use clap::Subcommand;
 use rfork_loader::{http, seed_client};
 use rfork_protocol::SeedKey;
+use rfork_protocol::manifest::NO_ADDRESS;
 use rfork_protocol::shown::Shown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -151,7 +152,8 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
     let extension = metadata.extension.as_ref();
     if as_json {
         let tensors = manifest.tensors().iter().map(|tensor| {
-            json!({"name": tensor.name, "address": tensor.address, "count": tensor.count,
+            let address = Some(tensor.address).filter(|address| *address != NO_ADDRESS);
+            json!({"name": tensor.name, "address": address, "count": tensor.count,
                 "element_bytes": tensor.element_bytes, "shape": tensor.shape, "dtype": tensor.dtype,
                 "format": tensor.format})
         });

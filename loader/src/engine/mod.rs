@@ -32,6 +32,9 @@ pub struct Capabilities {
     pub verifies: bool,
     /// Peers may read what is held while the rest still loads.
     pub serves_while_loading: bool,
+    /// Peers read by the addresses of the tensors, so they are told them. Nobody else is: they show where things lie in a
+    /// process.
+    pub by_address: bool,
 }
 
 /// A batch of chunks to be read from a seed.

@@ -206,9 +206,10 @@ pub(super) fn metadata(
     manifest: &Manifest,
     content: &Content,
 ) -> Metadata {
+    let manifest = manifest.clone();
     Metadata {
         session,
-        manifest: manifest.clone(),
+        manifest: if engine.capabilities().by_address { manifest } else { manifest.without_addresses() },
         extension: Some(Extension {
             engine: engine.name().to_owned(),
             engine_version: engine.version().map(str::to_owned),

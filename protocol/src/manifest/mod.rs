@@ -22,6 +22,9 @@ pub const MAX_DIMENSIONS: usize = 64;
 /// The storage format that AscendCL calls `ACL_FORMAT_ND`: plain row-major, what host memory has.
 pub const FORMAT_ND: i64 = 2;
 
+/// The address of a tensor whose owner does not say where it is: an entry of every generation has one.
+pub const NO_ADDRESS: u64 = 0;
+
 /// A manifest that cannot be right. Names the tensor, so that its owner can look at it.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ManifestError {
@@ -52,7 +55,7 @@ pub enum ManifestError {
 pub struct Tensor {
     /// Its unique name, 1 to [`MAX_NAME_BYTES`] bytes.
     pub name: String,
-    /// Where it starts in its owner's memory (device or host address).
+    /// Where it starts in its owner's memory (device or host address); [`NO_ADDRESS`] when its owner does not say.
     pub address: u64,
     /// How many elements it has, at least 1.
     pub count: u64,
@@ -163,6 +166,15 @@ impl Manifest {
         self
     }
 
+    /// The same without addresses, for peers that do not read by them.
+    #[must_use]
+    pub fn without_addresses(mut self) -> Self {
+        for tensor in &mut self.tensors {
+            tensor.address = NO_ADDRESS;
+        }
+        self
+    }
+
     /// All tensors' sizes together.
     pub fn total_bytes(&self) -> u64 {
         self.total_bytes
@@ -237,6 +249,15 @@ pub(crate) mod tests {
     }
 
     proptest! {
+        #[test]
+        fn without_addresses_all_else_is_the_same(manifest in manifests()) {
+            let told = manifest.clone().without_addresses();
+            prop_assert!(told.tensors().iter().all(|tensor| tensor.address == NO_ADDRESS));
+            let back = told.tensors().iter().zip(manifest.tensors());
+            let back = back.map(|(told, own)| Tensor { address: own.address, ..told.clone() }).collect();
+            prop_assert_eq!(Manifest::new(back).unwrap(), manifest);
+        }
+
         #[test]
         fn order_of_arrival_does_not_matter(manifest in manifests(), rotate in 0usize..8) {
             let mut tensors = manifest.tensors().to_vec();

@@ -127,7 +127,8 @@ impl TransferEngine for TcpEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: self.options.verify, serves_while_loading: self.options.verify }
+        let verifies = self.options.verify;
+        Capabilities { verifies, serves_while_loading: verifies, by_address: false }
     }
 
     async fn register(&self, memory: Arc<WeightMemory>) -> Result<(), EngineError> {

@@ -12,7 +12,9 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rfork_protocol::Host;
+use rfork_protocol::manifest::NO_ADDRESS;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
+use rfork_protocol::shown::Shown;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
@@ -290,7 +292,7 @@ impl TransferEngine for YuanRongEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: false, serves_while_loading: false }
+        Capabilities { verifies: false, serves_while_loading: false, by_address: true }
     }
 
     async fn register(&self, memory: Arc<WeightMemory>) -> Result<(), EngineError> {
@@ -310,6 +312,10 @@ impl TransferEngine for YuanRongEngine {
             // A draft model's seed may lack what it shares with its target; then the two are not cut alike.
             let reason = format!("it has {} tensors, this worker {}", from.len(), to.len());
             return Err(ReadError::Unusable { peer: peer.clone(), reason });
+        }
+        if let Some(tensor) = theirs.iter().find(|tensor| tensor.address == NO_ADDRESS) {
+            let reason = format!("it does not tell the address of '{}'", Shown::within(&tensor.name, 120));
+            return Err(ReadError::Protocol { peer: peer.clone(), reason });
         }
         let mut report = ReadReport::default();
         // Chunks of which only a part is there yet.

@@ -188,6 +188,21 @@ async fn a_seed_with_fewer_tensors_is_not_read() {
 }
 
 #[tokio::test]
+async fn a_seed_that_does_not_tell_where_its_tensors_are_is_not_read() {
+    let vendor = Pretending::default();
+    let engine = engine(&vendor, options()).await;
+    let (mut seed, memory) = model(3);
+    seed.manifest = seed.manifest.without_addresses();
+    let error = read(&engine, &seed, &memory).await.unwrap_err();
+    assert!(matches!(error, ReadError::Protocol { .. }) && error.to_string().contains("'t0000'"), "{error}");
+    assert_eq!(
+        (memory.held_bytes(), vendor.seen().batches.len()),
+        (0, 0),
+        "nothing was asked of the library"
+    );
+}
+
+#[tokio::test]
 async fn a_hung_call_keeps_its_memory_until_it_returns_and_nothing_else_is_asked_of_the_library() {
     let (release, hang) = mpsc::channel();
     let vendor = Pretending { hang: Some(Arc::new(Mutex::new(hang))), ..Pretending::default() };

@@ -5,7 +5,7 @@
 use std::io::Write;
 
 use async_trait::async_trait;
-use rfork_protocol::manifest::FORMAT_ND;
+use rfork_protocol::manifest::{FORMAT_ND, NO_ADDRESS};
 use rfork_protocol::v2::{SeedPhase, TransferOutcome};
 use tokio::task::JoinHandle;
 
@@ -237,6 +237,17 @@ async fn four_workers_form_a_chain_and_the_seed_sends_one_copy() {
     for session in sessions {
         session.close().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_its_memory_is_a_seed_over_tcp_tells_nobody() {
+    let planner = Planner::start(true).await;
+    let (_root, memory) = root(&planner, 1, 1000.0).await;
+    assert!(memory.tensor_address(0).is_some_and(|address| address != NO_ADDRESS));
+    let seed = planner.look(|state| state.seeds[0].identity.clone());
+    let (http, key) = (crate::http::client(HANGS, false).unwrap(), SeedKey::from_text("k").unwrap());
+    let told = crate::seed_client::fetch(&http, &seed, &key, Duration::ZERO).await.unwrap();
+    assert_eq!(told.manifest, manifest().without_addresses());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

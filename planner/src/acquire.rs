@@ -245,7 +245,7 @@ mod tests {
             let places = Pool::uncounted(settings.bounds.waiting);
             let stopping = Stop::from(stop.clone());
             let room = Arc::new(WaitingRoom::new(writer.clone(), store.clone(), metrics, places, stopping));
-            let prober = Arc::new(Prober::new(vec!["127.0.0.0/8".parse().unwrap()]));
+            let prober = Arc::new(Prober::new(vec!["127.0.0.0/8".parse().unwrap()], [127, 0, 0, 1].into()));
             let acquaintance = Acquaintance::new(prober.clone(), writer.clone(), stop.clone());
             let liveness = Liveness {
                 prober,

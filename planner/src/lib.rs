@@ -155,7 +155,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let room = Arc::new(room);
     let seating = tokio::spawn(room.clone().run(settings.heartbeat_sweep, requests_done.clone()));
     let liveness = settings.liveness_probe.then(|| {
-        let prober = Arc::new(probe::Prober::new(settings.probe_networks.clone()));
+        let prober = Arc::new(probe::Prober::new(settings.probe_networks.clone(), address.ip()));
         let acquaintance =
             Arc::new(acquaint::Acquaintance::new(prober.clone(), writer.clone(), requests_done.clone()));
         let heartbeat_interval = settings.heartbeat_interval;

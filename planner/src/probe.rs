@@ -1,14 +1,16 @@
 //! Asking a seed whether it lives.
 //!
 //! A seed that was silent for longer than a heartbeat interval is asked before it is granted. The address comes
-//! from whoever registered the seed, so only addresses of allowed networks are asked, at the address that was
-//! looked up and checked, without following redirects, and nothing of the answer is used but its status.
+//! from whoever registered the seed, so only addresses of allowed networks are asked, and those of this machine itself only
+//! where workers reach the planner there, too: else clients could reach by it what listens on loopback to be reached by
+//! nobody. It is asked at the address that was looked up and checked, without following redirects, and nothing of the
+//! answer is used but its status.
 //!
 //! A seed is blamed only for what it does itself: time that passes before it is asked, because many others are or
 //! because a name cannot be looked up, is none of its silence.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,15 +58,25 @@ pub enum Verdict {
 #[derive(Debug)]
 pub struct Prober {
     networks: Vec<Network>,
+    loopback: bool,
     at_once: Semaphore,
     look_ups: Arc<Semaphore>,
 }
 
 impl Prober {
-    /// One that asks only at addresses of these networks.
-    pub fn new(networks: Vec<Network>) -> Self {
+    /// One that asks only at addresses of these networks, for a planner that listens on `listens`.
+    pub fn new(networks: Vec<Network>, listens: IpAddr) -> Self {
         let look_ups = Arc::new(Semaphore::new(MAX_LOOK_UPS));
-        Self { networks, at_once: Semaphore::new(MAX_AT_ONCE), look_ups }
+        let loopback = listens.to_canonical().is_loopback();
+        Self { networks, loopback, at_once: Semaphore::new(MAX_AT_ONCE), look_ups }
+    }
+
+    /// Whether somebody may be asked there.
+    fn may_ask(&self, address: IpAddr) -> bool {
+        let address = address.to_canonical();
+        // Who connects to the unspecified address comes to loopback.
+        let is_loopback = address.is_loopback() || address.is_unspecified();
+        (self.loopback || !is_loopback) && self.networks.iter().any(|network| network.holds(address))
     }
 
     /// Asks one, for at most 300 ms.
@@ -86,8 +98,7 @@ impl Prober {
             Some(address) => vec![SocketAddr::new(address, seed.port())],
             None => self.look_up(resolve(seed.host().to_owned(), seed.port())).await?,
         };
-        let allowed =
-            found.into_iter().filter(|address| self.networks.iter().any(|one| one.holds(address.ip())));
+        let allowed = found.into_iter().filter(|address| self.may_ask(address.ip()));
         let (ipv4, ipv6): (Vec<_>, Vec<_>) = allowed.partition(SocketAddr::is_ipv4);
         let addresses: Vec<_> = ipv4.into_iter().take(1).chain(ipv6.into_iter().take(1)).collect();
         if addresses.is_empty() {
@@ -181,7 +192,30 @@ mod tests {
     }
 
     fn prober(network: &str) -> Prober {
-        Prober::new(vec![network.parse().unwrap()])
+        Prober::new(vec![network.parse().unwrap()], [127, 0, 0, 1].into())
+    }
+
+    #[test]
+    fn loopback_is_asked_only_by_a_planner_that_listens_there() {
+        let here = ["127.0.0.1", "127.8.8.8", "::1", "::ffff:127.0.0.1", "0.0.0.0", "::", "::ffff:0.0.0.0"];
+        let away = ["10.0.0.7", "fd00::7", "::ffff:10.0.0.7"];
+        let all = || ["0.0.0.0/0", "::/0"].map(|network| network.parse().unwrap()).into();
+        for (listens, loopback) in [
+            ("127.0.0.1", true),
+            ("::1", true),
+            ("::ffff:127.0.0.1", true),
+            ("0.0.0.0", false),
+            ("::", false),
+            ("10.0.0.1", false),
+        ] {
+            let prober = Prober::new(all(), listens.parse().unwrap());
+            for address in here {
+                assert_eq!(prober.may_ask(address.parse().unwrap()), loopback, "{listens} {address}");
+            }
+            for address in away {
+                assert!(prober.may_ask(address.parse().unwrap()), "{listens} {address}");
+            }
+        }
     }
 
     #[tokio::test]

@@ -271,7 +271,11 @@ pub const SETTINGS: &[Section] = &[
                 .value("NETWORKS")
                 .env("RFORK_CFG_PROBE_NETWORKS")
                 // Private networks, and this machine.
-                .default("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,fc00::/7,127.0.0.0/8,::1/128"),
+                .default("10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7,127.0.0.0/8,::1/128")
+                .more(
+                    "Those of this machine itself (127.0.0.0/8, ::1) are asked only by a planner that listens on such a one. \
+                     Name 100.64.0.0/10, which providers share with others, if your seeds are there",
+                ),
         ],
     },
     Section {

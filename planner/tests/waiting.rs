@@ -378,6 +378,40 @@ async fn a_planner_that_stops_sends_those_who_wait_to_another() {
 }
 
 #[tokio::test]
+async fn a_planner_that_listens_elsewhere_asks_nobody_on_loopback() {
+    for (listens, asks) in [("127.0.0.1:0", true), ("0.0.0.0:0", false)] {
+        let home = tempfile::tempdir().unwrap();
+        let database = DatabaseUrl::Sqlite(home.path().join("p.db"));
+        let planner = Planner::start_at(listens, database, |settings| {
+            settings.heartbeat_interval = Duration::ZERO;
+        })
+        .await;
+        // Asked of the system at once, whether or not the runtime has heard of a connection.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        let seed = format!("127.0.0.1:{}:0", listener.local_addr().unwrap().port());
+        let (status, _) = ask(&planner, "POST", "/v2/seeds", &json!({"seed": seed, "seed_key": "k"})).await;
+        assert_eq!(status, 200);
+        // Until it is doubted.
+        tokio::time::timeout(PATIENCE, async {
+            loop {
+                let shown = ask(&planner, "GET", "/v2/seeds", &Value::Null).await.1;
+                if shown["seeds"][0]["heartbeat_age_ms"].as_i64().unwrap() > 3_000 {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        })
+        .await
+        .unwrap();
+        // It is asked before the answer, or not at all.
+        planner.get("k").await.is(200, "");
+        assert_eq!(listener.accept().is_ok(), asks, "{listens}");
+        planner.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_quiet_seed_is_asked_whether_it_lives_before_it_is_granted() {
     let (_home, planner) = planner(|settings| {
         settings.heartbeat_interval = Duration::ZERO;

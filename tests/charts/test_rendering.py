@@ -297,7 +297,7 @@ def test_seeds_may_be_asked_where_the_network_policy_lets_planners_go() -> None:
         return [to["ipBlock"]["cidr"] for rule in rules for to in rule["to"] if "ipBlock" in to]
 
     policy = {"networkPolicy": {"enabled": True}}
-    assert networks(policy) == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"]
+    assert networks(policy) == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
     assert networks(mode("network-policy")) == ["10.0.0.0/8", "fc00::/7"]
     assert networks(merged(policy, {"planner": {"noLivenessProbe": True}})) == []
 

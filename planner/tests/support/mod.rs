@@ -36,12 +36,22 @@ impl Planner {
     }
 
     pub(crate) async fn start_on(database: DatabaseUrl, change: impl FnOnce(&mut Settings)) -> Self {
+        Self::start_at("127.0.0.1:0", database, change).await
+    }
+
+    /// The same, listening on this address.
+    pub(crate) async fn start_at(
+        listens: &str,
+        database: DatabaseUrl,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let mut settings = Settings::of(database);
         // Seeds of tests stand at addresses where somebody may be.
         settings.probe_networks = vec!["127.0.0.0/8".parse().unwrap()];
         change(&mut settings);
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind(listens).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let address = SocketAddr::from(([127, 0, 0, 1], port));
         let stop = CancellationToken::new();
         let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
         // Held until its database is open, or not for as long as that takes.

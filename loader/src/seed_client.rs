@@ -6,7 +6,7 @@ use reqwest::Client;
 use rfork_protocol::manifest::metadata::{
     INFO_PATH, MAX_WAIT_MS, Metadata, MetadataError, SHAPE_INFO_PATH, WAIT_PARAMETER,
 };
-use rfork_protocol::{SeedIdentity, SeedKey};
+use rfork_protocol::{Host, SeedIdentity, SeedKey};
 
 use crate::http::BodyError;
 
@@ -38,6 +38,17 @@ pub enum SeedMetadataError {
         /// `host:port` of the seed.
         seed: String,
     },
+    /// It is a worker of ours, and sends its readers to another host than its own.
+    #[error(
+        "the seed at {seed} names a transfer engine on another host, {engine}: it is not read. A worker tells one host for \
+         both (rfork_seed_advertise_host)"
+    )]
+    EngineElsewhere {
+        /// `host:port` of the seed.
+        seed: String,
+        /// The host of the transfer engine that it names.
+        engine: Host,
+    },
     /// It was read, but cannot be used.
     #[error("the seed at {seed}: {source}")]
     Metadata {
@@ -51,6 +62,10 @@ pub enum SeedMetadataError {
 /// Fetches and decodes the metadata of the seed at `seed`, its shapes from the second URL where the first
 /// does not tell them. One that still loads may take `wait` until it knows its own.
 ///
+/// A worker of ours has its transfer engine on the host that the planner granted: else whoever registers a seed could have
+/// readers connect to whatever they reach. Seeds of other programs may have a network of their own for data:
+/// [`engine_elsewhere`].
+///
 /// # Errors
 /// [`SeedMetadataError`]; [`SeedMetadataError::Status`] with 503 when it still does not know.
 pub async fn fetch(
@@ -59,7 +74,18 @@ pub async fn fetch(
     key: &SeedKey,
     wait: Duration,
 ) -> Result<Metadata, SeedMetadataError> {
-    fetch_within(http, &seed.authority(), key, wait).await
+    let metadata = fetch_within(http, &seed.authority(), key, wait).await?;
+    match engine_elsewhere(seed, &metadata) {
+        Some(engine) if metadata.extension.is_some() => {
+            Err(SeedMetadataError::EngineElsewhere { seed: seed.authority(), engine })
+        }
+        _ => Ok(metadata),
+    }
+}
+
+/// The host of the seed's transfer engine, if that is not the seed's own.
+pub fn engine_elsewhere(seed: &SeedIdentity, metadata: &Metadata) -> Option<Host> {
+    metadata.session_host().filter(|engine| engine.as_str() != seed.host())
 }
 
 /// As [`fetch`], from `host:port`, of a seed that knows what it holds.
@@ -117,4 +143,69 @@ async fn get(
         BodyError::Broken(reason) => SeedMetadataError::Unreachable { seed: authority.to_owned(), reason },
         BodyError::TooLong(_) => SeedMetadataError::TooLarge { seed: authority.to_owned() },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rfork_protocol::manifest::content::{ChunkDigests, ContentId};
+    use rfork_protocol::manifest::metadata::{EntryFields, Extension};
+    use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
+
+    use super::*;
+    use crate::seed_service::SeedService;
+
+    fn metadata(session: &str, is_ours: bool) -> Metadata {
+        let tensor = Tensor {
+            name: "w".into(),
+            address: 16,
+            count: 6,
+            element_bytes: 2,
+            shape: Some(vec![2, 3]),
+            dtype: Some("bfloat16".into()),
+            format: Some(FORMAT_ND),
+        };
+        let chunks =
+            ChunkDigests { algorithm: "crc64nvme".into(), chunk_bytes: 262_144, digests: [1].into() };
+        let extension =
+            Extension { engine: "tcp".into(), engine_version: None, content_id: ContentId([7; 32]), chunks };
+        let manifest = Manifest::new(vec![tensor]).unwrap();
+        Metadata { session: session.into(), manifest, extension: is_ours.then_some(extension) }
+    }
+
+    #[test]
+    fn an_engine_on_another_host_is_told_from_one_on_the_seed_s() {
+        for (seed, session, elsewhere) in [
+            ("10.0.0.7", "10.0.0.7:9", None),
+            ("10.0.0.7", "[::ffff:10.0.0.7]:9", None),
+            ("fd00::7", "[FD00:0::7]:9", None),
+            ("node-1", "Node-1.:9", None),
+            ("10.0.0.7", "10.0.0.8:9", Some("10.0.0.8")),
+            ("10.0.0.7", "node-1:9", Some("node-1")),
+            ("127.0.0.1", "[::1]:9", Some("::1")),
+        ] {
+            let seed = SeedIdentity::new(seed, 1, 0).unwrap();
+            let found = engine_elsewhere(&seed, &metadata(session, true));
+            assert_eq!(found.as_ref().map(Host::as_str), elsewhere, "{seed} {session}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_worker_of_ours_that_sends_its_readers_elsewhere_is_refused_and_another_program_s_is_not() {
+        let key = SeedKey::from_text("k").unwrap();
+        let http = crate::http::client(Duration::from_secs(300), false).unwrap();
+        let service = SeedService::start(Some("127.0.0.1"), 0, &key).await.unwrap();
+        let seed = SeedIdentity::new("127.0.0.1", service.address().port(), 0).unwrap();
+        for (session, is_ours, refused) in [
+            ("127.0.0.1:9", true, false),
+            ("10.0.0.8:9", true, true),
+            ("127.0.0.1:9", false, false),
+            ("10.0.0.8:9", false, false),
+        ] {
+            service.publish(&metadata(session, is_ours), EntryFields::Five);
+            let told = fetch(&http, &seed, &key, Duration::ZERO).await;
+            let is_refused = matches!(&told, Err(SeedMetadataError::EngineElsewhere { engine, .. })
+                if engine.as_str() == "10.0.0.8");
+            assert_eq!((is_refused, told.is_ok()), (refused, !refused), "{session} {is_ours}: {told:?}");
+        }
+    }
 }

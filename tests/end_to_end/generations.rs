@@ -132,6 +132,26 @@ fn a_peer_without_the_tcp_engine_is_passed_over() {
 }
 
 #[test]
+fn a_peer_whose_engine_is_on_another_host_is_warned_of_once() {
+    let (model, planner) = (Model::new(1, 1), Planner::start(&[]));
+    // Of two, so that there is a second time.
+    let peers = ["--session=127.9.9.1:9", "--session=127.9.9.2:9"];
+    let flags = |session| ["--no-extension", session];
+    let peers = peers.map(|session| Generation::B.start(&model, &planner.url(), &flags(session)));
+    for peer in &peers {
+        peer.serving();
+    }
+    let ours = start_ours(Generation::B, &model, &planner);
+    assert_loaded(&ours, &model, "storage");
+    assert_eq!(ours.process.said("the seed is passed over").len(), 2);
+    let warned = "a seed names a transfer engine on another host";
+    let warnings = ours.process.log();
+    let warnings =
+        warnings.iter().filter(|line| line["message"].as_str().is_some_and(|m| m.starts_with(warned)));
+    assert_eq!(warnings.count(), 1);
+}
+
+#[test]
 fn only_the_last_generation_keeps_its_lease_over_a_long_read() {
     for generation in [Generation::B, Generation::C] {
         let (model, planner) = (Model::new(24, 1), Planner::start(&["--lease-ttl-sec=1"]));

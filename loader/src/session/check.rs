@@ -49,6 +49,16 @@ impl Load<'_> {
                 return Event::SeedFailed;
             }
         };
+        if let Some(engine) = seed_client::engine_elsewhere(&seed, &metadata)
+            && !std::mem::replace(&mut self.told_of_data_network, true)
+        {
+            tracing::warn!(
+                %seed,
+                %engine,
+                "a seed names a transfer engine on another host; it is read there, as workers of other programs may have a \
+                 network of their own for weights. This is said once"
+            );
+        }
         if let Err(error) = agree(self.manifest, &metadata.manifest, &self.worker.tolerance) {
             tracing::warn!(%seed, %error, "the seed holds another model under this key: no byte is read");
             return Event::Disagreed;

@@ -57,6 +57,8 @@ pub(super) struct Load<'a> {
     pub(super) shares: Vec<Share>,
     /// Whether a seed's bytes may have been written.
     pub(super) touched: bool,
+    /// Whether it was said that a seed has its engine on another host.
+    pub(super) told_of_data_network: bool,
 }
 
 impl<'a> Load<'a> {
@@ -91,6 +93,7 @@ impl<'a> Load<'a> {
             patience: Patience::new(session.config.seed_wait.unwrap_or_default()),
             shares: Vec::new(),
             touched: false,
+            told_of_data_network: false,
         }
     }
 

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use rfork_protocol::SeedIdentity;
 use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::content::content_id;
-use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata};
+use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata, session_host};
 use rfork_protocol::v2::Name;
+use rfork_protocol::{Host, SeedIdentity};
 
 use super::error::ServeError;
 use super::{Model, Session, Stage};
@@ -127,7 +127,18 @@ impl Session {
         if self.advertised.by == By::Guess
             && let Some(address) = self.planner.local_address().await
         {
-            self.advertised = Advertised { host: address.into(), by: By::Connection };
+            let host = Host::from(address);
+            // Readers refuse a seed whose engine is elsewhere.
+            if session_host(&self.engine.session(&host)).is_none_or(|engine| engine == host) {
+                self.advertised = Advertised { host, by: By::Connection };
+            } else {
+                tracing::warn!(
+                    planner_reached_from = %host,
+                    "the transfer engine was told {} before the planner was reached, and keeps it: if others do not reach this \
+                     worker there, set rfork_seed_advertise_host",
+                    self.advertised.host
+                );
+            }
         }
         if let Some(warning) = self.advertised.only_here(self.planner.local_address().await) {
             tracing::warn!("{warning}");

@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 
 use super::content::{ChunkDigests, ContentId};
 use super::{Manifest, ManifestError, Tensor};
+use crate::host::Host;
 use crate::shown::Shown;
 
 mod wire;
@@ -171,6 +172,11 @@ impl Metadata {
         Ok(Self { session, manifest, extension })
     }
 
+    /// Where its transfer engine is.
+    pub fn session_host(&self) -> Option<Host> {
+        session_host(&self.session)
+    }
+
     /// Adds the shapes that generations A and B serve at [`SHAPE_INFO_PATH`].
     ///
     /// # Errors
@@ -237,9 +243,14 @@ fn to_json(value: &impl Serialize) -> String {
 }
 
 fn is_session(session: &str) -> bool {
-    session.rsplit_once(':').is_some_and(|(host, port)| {
-        port.parse::<u16>().is_ok_and(|port| crate::SeedIdentity::new(host, port, 0).is_ok())
-    })
+    session_host(session).is_some()
+}
+
+/// The host of a transfer-engine session; `None` for what is not `host:port`.
+pub fn session_host(session: &str) -> Option<Host> {
+    let (host, port) = session.rsplit_once(':')?;
+    port.parse::<u16>().ok().filter(|port| *port > 0)?;
+    host.parse().ok()
 }
 
 /// Gives each tensor its value of a list that must name all of them and nothing else.

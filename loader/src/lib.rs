@@ -63,9 +63,11 @@ mod heartbeat;
 mod held;
 mod lease;
 mod listen;
+mod places;
 mod reach;
 mod reporting;
 mod retry;
+mod silence;
 
 pub use config::{Config, ConfigBuilder};
 pub use engine::memory::WeightMemory;

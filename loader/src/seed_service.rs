@@ -1,12 +1,16 @@
 //! The metadata service of a worker that serves its weights: what it holds, and where to read it.
 //!
 //! It answers from documents that were made once, so a request costs a copy to a socket. Slow or silent
-//! clients are closed and connections are bounded, because the process around it runs inference.
+//! clients are closed and connections are bounded, because the process around it runs inference. When there are as many as
+//! may be, the one makes room that has asked for nothing, or taken nothing of its answer, for longest.
 //!
 //! A worker that still loads listens before it has documents. A request may wait for them, for a bounded time.
 
+use std::io::{self, IoSlice};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Bytes;
@@ -15,6 +19,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rfork_protocol::SeedKey;
@@ -22,15 +27,19 @@ use rfork_protocol::manifest::metadata::{
     EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, MAX_WAIT_MS, Metadata, SERVICE_HEADER,
     SHAPE_INFO_PATH, WAIT_PARAMETER, encode_other_key, encode_other_key_shapes,
 };
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::listen::listen;
+use crate::places::{Place, Places};
 
-/// Connections served at once; more wait in the listen queue.
+/// Connections served at once. More take the place of silent ones, or wait in the listen queue.
 const MAX_CONNECTIONS: usize = 64;
+/// How long a client that has just come is left to send its request, even if others wait.
+const GRACE: Duration = Duration::from_millis(10);
 /// Requests that wait for documents at once: the other connections are for health checks, and for those who ask for what
 /// there is.
 const MAX_WAITING: usize = MAX_CONNECTIONS / 2;
@@ -88,6 +97,15 @@ impl SeedService {
     /// # Errors
     /// [`SeedServiceError::Bind`].
     pub async fn start(host: Option<&str>, port: u16, key: &SeedKey) -> Result<Self, SeedServiceError> {
+        Self::start_with(host, port, key, HEAD_DEADLINE).await
+    }
+
+    async fn start_with(
+        host: Option<&str>,
+        port: u16,
+        key: &SeedKey,
+        head_deadline: Duration,
+    ) -> Result<Self, SeedServiceError> {
         let failed = |source| {
             let address = format!("{} port {port}", host.unwrap_or("every address"));
             SeedServiceError::Bind { address, source }
@@ -109,7 +127,8 @@ impl SeedService {
             .route(HEALTH_PATH, get(health))
             .with_state(shared.clone());
         let connections = TaskTracker::new();
-        connections.spawn(accept(listener, router, shared.stop.clone(), connections.clone()));
+        let serving = Serving { router, head_deadline, stop: shared.stop.clone() };
+        connections.spawn(accept(listener, serving, connections.clone()));
         Ok(Self { address, shared, connections })
     }
 
@@ -150,45 +169,131 @@ impl Drop for SeedService {
     }
 }
 
-/// Accepts until stopped. It owns the listener; each connection owns its permit and ends with `stop`.
-async fn accept(listener: TcpListener, router: Router, stop: CancellationToken, connections: TaskTracker) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+/// What each connection is served.
+#[derive(Clone)]
+struct Serving {
+    router: Router,
+    head_deadline: Duration,
+    stop: CancellationToken,
+}
+
+/// Accepts until stopped. It owns the listener; each connection owns its place and ends with `stop`.
+async fn accept(listener: TcpListener, serving: Serving, connections: TaskTracker) {
+    let places = Places::new(MAX_CONNECTIONS, GRACE);
     loop {
+        // Accepted first: a silent one makes room only for somebody who is there.
         let accepted = async {
-            let permit = permits.clone().acquire_owned().await.ok()?;
-            Some((permit, listener.accept().await))
+            let (stream, _) = listener.accept().await?;
+            Ok::<_, std::io::Error>((stream, places.wait().await))
         };
-        let (permit, stream) = tokio::select! {
-            () = stop.cancelled() => return,
+        let (stream, place) = tokio::select! {
+            () = serving.stop.cancelled() => return,
             accepted = accepted => match accepted {
-                Some((permit, Ok((stream, _)))) => (permit, stream),
-                Some((_, Err(error))) => {
+                Ok(accepted) => accepted,
+                Err(error) => {
                     // Out of file descriptors, say: not a reason to end, nor to spin.
                     tracing::warn!(%error, "the seed service could not accept a connection");
                     tokio::time::sleep(Duration::from_millis(100)).await;
                     continue;
                 }
-                None => return,
             },
         };
-        let (service, stop) = (TowerToHyperService::new(router.clone()), stop.clone());
+        let serving = serving.clone();
         connections.spawn(async move {
-            let _permit = permit;
-            let mut server = hyper::server::conn::http1::Builder::new();
-            server.timer(TokioTimer::new()).header_read_timeout(HEAD_DEADLINE);
-            let connection = server.serve_connection(TokioIo::new(stream), service);
-            tokio::pin!(connection);
-            let ended = tokio::time::timeout(CONNECTION_DEADLINE, async {
-                tokio::select! {
-                    result = connection.as_mut() => return result,
-                    () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
-                }
-                connection.await
-            });
-            if let Ok(Err(error)) = ended.await {
-                tracing::debug!(%error, "a connection to the seed service ended early");
+            let ended = place.ended.clone();
+            if ended.run_until_cancelled(connection(stream, place, serving)).await.is_none() {
+                tracing::debug!("a silent connection to the seed service made room for another");
             }
         });
+    }
+}
+
+/// One connection. Its client says something when a request of it is whole; from then until the answer is ready it stays.
+async fn connection(stream: TcpStream, place: Place, serving: Serving) {
+    let Serving { router, head_deadline, stop } = serving;
+    let place = Arc::new(place);
+    let stream = Noted { stream, place: place.clone() };
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |request| {
+        let place = place.clone();
+        place.speaks();
+        let answering = router.call(request);
+        async move {
+            let answer = answering.await;
+            place.falls_silent();
+            answer
+        }
+    });
+    let mut server = hyper::server::conn::http1::Builder::new();
+    server.timer(TokioTimer::new()).header_read_timeout(head_deadline);
+    let connection = server.serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let ended = tokio::time::timeout(CONNECTION_DEADLINE, async {
+        tokio::select! {
+            result = connection.as_mut() => return result,
+            () = stop.cancelled() => connection.as_mut().graceful_shutdown(),
+        }
+        connection.await
+    });
+    if let Ok(Err(error)) = ended.await {
+        tracing::debug!(%error, "a connection to the seed service ended early");
+    }
+}
+
+/// A connection whose client is not silent while it takes what it is sent.
+struct Noted {
+    stream: TcpStream,
+    place: Arc<Place>,
+}
+
+impl Noted {
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if matches!(written, Poll::Ready(Ok(1..))) {
+            self.place.moves();
+        }
+        written
+    }
+}
+
+impl AsyncRead for Noted {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Noted {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.note(written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        pieces: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
+        self.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
     }
 }
 
@@ -365,6 +470,61 @@ mod tests {
         }
     }
 
+    /// Whether the service has closed the connection, on which it has sent nothing.
+    fn is_closed(stream: &TcpStream) -> bool {
+        match stream.try_read(&mut [0]) {
+            Ok(0) => true,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => false,
+            other => other.is_err(),
+        }
+    }
+
+    #[tokio::test]
+    async fn silent_connections_keep_nobody_out() {
+        let key = SeedKey::from_text("k").unwrap();
+        let hangs = Duration::from_secs(300);
+        // Nobody is closed for being slow.
+        let service = SeedService::start_with(Some("127.0.0.1"), 0, &key, hangs).await.unwrap();
+        let url = format!("http://{}{HEALTH_PATH}?seed_key=k", service.address());
+        let mut silent = Vec::new();
+        for number in 0..3 * MAX_CONNECTIONS {
+            let mut stream = TcpStream::connect(service.address()).await.unwrap();
+            if number % 2 == 0 {
+                // A part of a request says nothing yet.
+                stream.write_all(b"GET / HTTP/1.1\r\nX: ").await.unwrap();
+            }
+            silent.push(stream);
+        }
+        let client = crate::http::client(hangs, false).unwrap();
+        assert_eq!(client.get(&url).send().await.unwrap().status(), StatusCode::OK);
+        let (first, last) = silent.split_at(2 * MAX_CONNECTIONS);
+        for stream in first {
+            tokio::time::timeout(hangs, stream.readable()).await.unwrap().unwrap();
+            assert!(is_closed(stream), "the oldest make room");
+        }
+        assert_eq!(last.iter().filter(|stream| is_closed(stream)).count(), 1, "and no more than have to");
+        service.stop().await;
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_an_answer_stays_however_many_come() {
+        let key = SeedKey::from_text("k").unwrap();
+        let (service, base) = start(&key).await;
+        service.withdraw();
+        let waiting = tokio::spawn(http().get(format!("{base}{INFO_PATH}?seed_key=k&wait_ms=10000")).send());
+        while service.shared.waiting.available_permits() == MAX_WAITING {
+            tokio::task::yield_now().await;
+        }
+        let mut silent = Vec::new();
+        for _ in 0..2 * MAX_CONNECTIONS {
+            silent.push(TcpStream::connect(service.address()).await.unwrap());
+        }
+        tokio::time::timeout(Duration::from_secs(300), silent[0].readable()).await.unwrap().unwrap();
+        service.publish(&metadata(), EntryFields::Five);
+        let answer = waiting.await.unwrap().unwrap().bytes().await.unwrap();
+        assert_eq!(Metadata::decode(&answer).unwrap(), metadata());
+    }
+
     #[tokio::test]
     async fn an_address_in_use_is_named() {
         let key = SeedKey::from_text("k").unwrap();
@@ -378,7 +538,7 @@ mod tests {
     async fn garbage_costs_only_its_connection() {
         let key = SeedKey::from_text("k").unwrap();
         let (service, base) = start(&key).await;
-        let mut garbage = tokio::net::TcpStream::connect(service.address()).await.unwrap();
+        let mut garbage = TcpStream::connect(service.address()).await.unwrap();
         garbage.write_all(b"\x00\x01garbage\r\n\r\n").await.unwrap();
         let mut rest = Vec::new();
         let _ = garbage.read_to_end(&mut rest).await;

@@ -1,6 +1,7 @@
 //! What fails on the way: the weights must be right in the end, or the worker must say that it has none.
 
 use std::fs::File;
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 
 use rfork_tests::http::request;
@@ -8,7 +9,7 @@ use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Serving, Worker};
 use rfork_tests::proxy::{Corrupt, corrupting, info_path};
 use rfork_tests::until;
-use rustix::process::Signal;
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 
 /// Slow enough for a test to step in: 16 MiB take about a second.
 const SLOW: &str = "--rfork-seed-max-gib-per-sec=0.015";
@@ -191,6 +192,30 @@ fn a_bit_that_flips_in_a_seed_s_memory_is_found() {
     assert!(failure["tensors"].as_str().unwrap().contains("layers.3.weight"), "{failure}");
     let from_storage = loaded.shares.iter().find(|(source, _)| source == "storage").unwrap().1;
     assert!(from_storage > 0 && from_storage + loaded.bytes_from_seeds == model.bytes, "{loaded:?}");
+}
+
+/// Lets this process have as many open files as it may.
+fn raise_open_files() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).unwrap();
+}
+
+#[test]
+fn a_thousand_silent_peers_keep_nobody_out_of_a_seed() {
+    raise_open_files();
+    let (model, planner) = (Model::new(8, 1), Planner::start(&[]));
+    let seed = Worker::start("seed", &model, &planner.url(), &[]);
+    let serving = seed.serving();
+    let metadata = request(&serving.address, "GET", &info_path(&serving.key), &[]).unwrap().json();
+    let engine = metadata["rfork_transfer_engine_info"][0].as_str().unwrap();
+    let silent: Vec<TcpStream> = (0..1_000)
+        .flat_map(|_| [serving.address.as_str(), engine].map(|address| TcpStream::connect(address).unwrap()))
+        .collect();
+    let reader = Worker::start("reader", &model, &planner.url(), &["--once"]);
+    let loaded = reader.loaded();
+    assert_eq!((loaded.digest, loaded.bytes_from_seeds), (model.digest(), model.bytes));
+    drop(silent);
 }
 
 #[test]

@@ -19,7 +19,6 @@ use rfork_protocol::manifest::content::ContentId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::WriteHalf;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -30,12 +29,19 @@ use super::throttle::Throttle;
 use crate::engine::EngineError;
 use crate::engine::memory::{ChunkReader, WeightMemory};
 use crate::listen::listen;
+use crate::places::{Place, Places};
 
 /// How long ending may take: a system call that runs is the longest that a task does not notice a stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(5);
-/// Connections that are being greeted at once; more are closed without a word. They are counted apart from the
-/// readers, so that peers that connect and say nothing take no reader's place.
+/// Connections that are being greeted at once. They are counted apart from the readers, so that peers that connect and say
+/// nothing take no reader's place. When there are more, the one goes that has been silent for longest; if all have said whom
+/// they want to read, the next is closed without a word.
 const MAX_GREETINGS: usize = 64;
+/// How long a peer that has just come is left to say something, even if others wait.
+const GRACE: Duration = Duration::from_millis(10);
+/// How long a reader that was just let in is left to ask for chunks, even if others wait: longer, for to lose a reader that
+/// is only slow costs its load a source.
+const READER_GRACE: Duration = Duration::from_millis(250);
 
 /// What is served, and the connections that are served it.
 #[derive(Debug)]
@@ -49,10 +55,12 @@ struct Service {
 struct Shared {
     options: TcpOptions,
     throttle: Throttle,
-    greetings: Arc<Semaphore>,
-    readers: Arc<Semaphore>,
-    /// Readers that are told what is held, apart from their connections for chunks.
-    followers: Arc<Semaphore>,
+    greetings: Places,
+    /// Connections for chunks. Who has asked for none yet is silent.
+    readers: Places,
+    /// Readers that are told what is held, apart from their connections for chunks. Of these nothing is heard; those with a
+    /// leased point stay, and the others count as silent.
+    followers: Places,
     /// Whose connections those of leased points are.
     points: Points,
     served_bytes: AtomicU64,
@@ -79,9 +87,9 @@ impl Server {
         let address = listener.local_addr().map_err(failed)?;
         let shared = Arc::new(Shared {
             throttle: Throttle::new(options.max_bytes_per_sec),
-            greetings: Arc::new(Semaphore::new(MAX_GREETINGS)),
-            readers: Arc::new(Semaphore::new(options.max_readers as usize)),
-            followers: Arc::new(Semaphore::new(options.max_readers as usize)),
+            greetings: Places::new(MAX_GREETINGS, GRACE),
+            readers: Places::new(options.max_readers as usize, READER_GRACE),
+            followers: Places::new(options.max_readers as usize, READER_GRACE),
             points: Points::default(),
             served_bytes: AtomicU64::new(0),
             service: Mutex::new(None),
@@ -148,7 +156,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let Ok(greeting) = shared.greetings.clone().try_acquire_owned() else { continue };
+        let Some(greeting) = shared.greetings.enter().await else { continue };
         let (service, shared) = (shared.service().clone(), shared.clone());
         match service {
             Some(service) => {
@@ -178,12 +186,8 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Tells a reader that nothing is served, within twice the deadline.
-async fn refuse(
-    mut stream: TcpStream,
-    _greeting: OwnedSemaphorePermit,
-    deadline: Duration,
-) -> Result<(), Ended> {
-    hello(&mut stream, deadline).await?;
+async fn refuse(mut stream: TcpStream, greeting: Place, deadline: Duration) -> Result<(), Ended> {
+    greeted(&mut stream, &greeting, deadline).await?;
     write_all(&mut stream, deadline, &Welcome::refuse(Refusal::OtherContent).encode()).await?;
     Ok(())
 }
@@ -195,6 +199,16 @@ enum Ended {
     Io(#[from] io::Error),
     #[error(transparent)]
     Frame(#[from] FrameError),
+    #[error("it was silent, and made room for another")]
+    MadeRoom,
+}
+
+/// Reads a reader's first frame. From then on its place among those that greet is its own.
+async fn greeted(stream: &mut TcpStream, greeting: &Place, deadline: Duration) -> Result<Hello, Ended> {
+    let hello = greeting.ended.run_until_cancelled(hello(stream, deadline)).await;
+    let hello = hello.unwrap_or(Err(Ended::MadeRoom))?;
+    greeting.speaks();
+    Ok(hello)
 }
 
 /// Reads a reader's first frame. The magic comes first, so that a foreign preamble is closed at once and not
@@ -228,34 +242,33 @@ async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ende
 /// Serves one reader until it goes away, counting the chunk bytes that it is sent.
 async fn serve(
     mut stream: TcpStream,
-    greeting: OwnedSemaphorePermit,
+    greeting: Place,
     shared: &Shared,
     service: &Service,
     sent_bytes: &mut u64,
 ) -> Result<(), Ended> {
     prepare(&stream)?;
     let options = &shared.options;
-    let hello = hello(&mut stream, options.connect_timeout).await?;
+    let hello = greeted(&mut stream, &greeting, options.connect_timeout).await?;
     let announces = hello.features & ANNOUNCEMENTS != 0;
     let held = match hello.point()? {
         Some(point) => shared.points.enter(point, options.connect_timeout).await.map(Some),
         None => Some(None),
     };
-    let places = if announces { &shared.followers } else { &shared.readers };
-    let permit = places.clone().try_acquire_owned();
-    let refusal = if hello.version != VERSION {
-        Some(Refusal::Version)
+    let place = if hello.version != VERSION {
+        Err(Refusal::Version)
     } else if !holds(&service.memory, hello.content) {
-        Some(Refusal::OtherContent)
+        Err(Refusal::OtherContent)
     } else if held.is_none() {
-        Some(Refusal::NotAllowed)
+        Err(Refusal::NotAllowed)
     } else {
-        permit.is_err().then_some(Refusal::Busy)
+        let places = if announces { &shared.followers } else { &shared.readers };
+        places.enter().await.ok_or(Refusal::Busy)
     };
     let plan = service.memory.plan();
-    let welcome = match refusal {
-        Some(refusal) => Welcome::refuse(refusal),
-        None => Welcome {
+    let welcome = match &place {
+        Err(refusal) => Welcome::refuse(*refusal),
+        Ok(_) => Welcome {
             refusal: None,
             version: VERSION,
             features: hello.features & (ANNOUNCEMENTS | POINT),
@@ -266,21 +279,34 @@ async fn serve(
     };
     write_all(&mut stream, options.connect_timeout, &welcome.encode()).await?;
     drop(greeting);
-    if refusal.is_some() {
-        return Ok(());
-    }
+    let Ok(place) = place else { return Ok(()) };
+    let held = held.flatten();
     let serving = async {
         if announces {
+            if held.is_some() {
+                place.speaks();
+            }
             announce(stream, options, &service.memory, hello.content).await
         } else {
-            send(stream, shared, service, hello.content, sent_bytes).await
+            send(stream, shared, service, hello.content, &place, sent_bytes).await
         }
     };
-    match held.flatten() {
-        // Cancelled between two system calls, as by the end of the service.
-        Some(held) => held.ended.run_until_cancelled(serving).await.unwrap_or(Ok(())),
-        None => serving.await,
-    }
+    let lost_its_point = async {
+        match &held {
+            Some(held) => held.ended.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
+    // Ended between two system calls, as by the end of the service.
+    let ended = tokio::select! {
+        biased;
+        () = lost_its_point => Ok(()),
+        () = place.ended.cancelled() => Err(Ended::MadeRoom),
+        ended = serving => ended,
+    };
+    // Before the point is: who has that next needs the place.
+    drop(place);
+    ended
 }
 
 /// Sends the chunks that a reader asks for, until it goes away.
@@ -289,6 +315,7 @@ async fn send(
     shared: &Shared,
     service: &Service,
     content: ContentId,
+    place: &Place,
     sent_bytes: &mut u64,
 ) -> Result<(), Ended> {
     let (options, plan) = (&shared.options, service.memory.plan());
@@ -300,7 +327,9 @@ async fn send(
         };
         let mut ranges = vec![0; Read::decode_head(&head)? * RANGE_BYTES];
         within(options.connect_timeout, stream.read_exact(&mut ranges)).await?;
-        for chunk in Read::decode_ranges(&ranges)?.chunks() {
+        let read = Read::decode_ranges(&ranges)?;
+        place.speaks();
+        for chunk in read.chunks() {
             let reader = if chunk < plan.count() {
                 let reader = held(&mut stream, options, &service.memory, chunk).await?;
                 // While this chunk is being read the content cannot change, but it may have since the greeting.

@@ -315,13 +315,21 @@ async fn a_wrong_chunk_is_neither_held_nor_announced() {
 #[tokio::test]
 async fn those_who_follow_take_no_place_of_those_who_read() {
     let root = seed(&[CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
-    let _follower = following(&session(&root.engine), root.content.id).await;
+    let follow = async |point: Option<LeasedPoint>| {
+        let mut stream = TcpStream::connect(root.engine.address()).await.unwrap();
+        let hello = Hello { version: 1, features: ANNOUNCEMENTS, content: root.content.id, identity: vec![] };
+        let hello = point.map_or(hello.clone(), |point| hello.holding(point));
+        stream.write_all(&hello.encode().unwrap()).await.unwrap();
+        let mut welcome = [0; rfork_protocol::frame::WELCOME_BYTES];
+        stream.read_exact(&mut welcome).await.unwrap();
+        (stream, rfork_protocol::frame::Welcome::decode(&welcome).unwrap().refusal)
+    };
+    let (mut nobodys, refusal) = follow(None).await;
+    assert_eq!(refusal, None);
     root.read(&root.empty_memory()).await.unwrap();
-    let mut second = TcpStream::connect(root.engine.address()).await.unwrap();
-    let hello = Hello { version: 1, features: ANNOUNCEMENTS, content: root.content.id, identity: vec![] };
-    second.write_all(&hello.encode().unwrap()).await.unwrap();
-    let mut welcome = [0; rfork_protocol::frame::WELCOME_BYTES];
-    second.read_exact(&mut welcome).await.unwrap();
-    let welcome = rfork_protocol::frame::Welcome::decode(&welcome).unwrap();
-    assert_eq!(welcome.refusal, Some(rfork_protocol::frame::Refusal::Busy));
+    // Whoever has no leased point makes room, and who has one stays.
+    let (_leased, refusal) = follow(Some(LeasedPoint { number: 0, since_ms: 1 })).await;
+    assert_eq!(refusal, None);
+    let _ = until("the end", nobodys.read_to_end(&mut Vec::new())).await;
+    assert_eq!(follow(None).await.1, Some(rfork_protocol::frame::Refusal::Busy));
 }

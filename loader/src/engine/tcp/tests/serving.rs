@@ -91,7 +91,8 @@ async fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
 #[tokio::test]
 async fn readers_are_bounded_and_the_rest_is_told_so() {
     let seed = seed(&[8 * CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
-    let (holder, _) = greeted(&seed).await;
+    let (mut holder, _) = greeted(&seed).await;
+    assert_eq!(ask(&mut holder, 0).await, Answer::Chunk { chunk: 0, len_bytes: CHUNK });
     let memory = seed.empty_memory();
     let error = seed.read(&memory).await.unwrap_err().to_string();
     assert!(error.contains("rfork_seed_max_readers"), "{error}");
@@ -119,6 +120,56 @@ async fn peers_that_say_nothing_take_no_readers_place() {
         silent.push(TcpStream::connect(seed.engine.address()).await.unwrap());
     }
     seed.read(&seed.empty_memory()).await.unwrap();
+}
+
+/// Whether the seed closes the connection, on which it sends nothing more.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let read = tokio::time::timeout(HANGS, stream.read(&mut [0])).await.expect("it is closed");
+    matches!(read, Ok(0) | Err(_))
+}
+
+#[tokio::test]
+async fn however_many_peers_say_nothing_readers_are_greeted() {
+    // Nobody is closed for being slow.
+    let seed = seed(&[CHUNK], 1, TcpOptions { connect_timeout: HANGS, ..options() }).await;
+    let mut silent = Vec::new();
+    for number in 0..200 {
+        let mut stream = TcpStream::connect(seed.engine.address()).await.unwrap();
+        if number % 2 == 0 {
+            // The beginning of a greeting says nothing yet.
+            stream.write_all(&rfork_protocol::frame::MAGIC[..4]).await.unwrap();
+        }
+        silent.push(stream);
+    }
+    seed.read(&seed.empty_memory()).await.unwrap();
+    assert!(is_closed(&mut silent[0]).await, "the oldest has made room");
+    // The youngest are there yet.
+    let last = silent.last().unwrap().try_read(&mut [0]);
+    assert!(last.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+}
+
+#[tokio::test]
+async fn readers_that_ask_for_nothing_make_room_and_those_that_do_stay() {
+    let seed = seed(
+        &[4 * CHUNK],
+        1,
+        TcpOptions { max_readers: 4, idle_timeout: HANGS, connect_timeout: HANGS, ..options() },
+    )
+    .await;
+    let (mut reader, _) = greeted(&seed).await;
+    assert_eq!(ask(&mut reader, 0).await, Answer::Chunk { chunk: 0, len_bytes: CHUNK });
+    reader.read_exact(&mut vec![0; CHUNK as usize]).await.unwrap();
+    let mut idle = Vec::new();
+    for _ in 0..7 {
+        let (stream, welcome) = greeted(&seed).await;
+        assert_eq!(welcome.refusal, None);
+        idle.push(stream);
+    }
+    let memory = seed.empty_memory();
+    seed.read(&memory).await.unwrap();
+    assert!(bytes(&memory) == bytes(&seed.memory));
+    assert!(is_closed(&mut idle[0]).await, "the first that asked for nothing");
+    assert_eq!(ask(&mut reader, 1).await, Answer::Chunk { chunk: 1, len_bytes: CHUNK }, "who reads stays");
 }
 
 #[tokio::test]

@@ -73,6 +73,9 @@ pub use url::PostgresUrl;
 /// The most steps of one sweep; what is left then waits for the next.
 const MAX_SWEEP_STEPS: usize = 1_000;
 
+/// The most steps of one invalidation; beyond them seeds come as fast as they are taken out.
+const MAX_INVALIDATE_STEPS: usize = 1_000;
+
 /// The most keys that wait to be looked at once more; a sweep makes up for others.
 const MAX_AGAIN: usize = 8_192;
 
@@ -273,7 +276,7 @@ impl Store for PostgresStore {
     async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
         let store = self.database.as_ref();
         let mut all = 0;
-        loop {
+        for _ in 0..MAX_INVALIDATE_STEPS {
             let decide = |tables: &mut Tables, now| drain::invalidate(tables, now, &store.rules, key, keep);
             match run(&store.pool, Begin::Write, Change::new(store, sweep::Outdated { key, keep }, decide))
                 .await?
@@ -282,6 +285,9 @@ impl Store for PostgresStore {
                 drained => all += drained,
             }
         }
+        Err(StoreError::Unavailable(format!(
+            "the key has outdated seeds still after {all} were taken out: invalidate it again"
+        )))
     }
 
     async fn flush(&self, beats: &[Beat]) -> Result<HashSet<i64>, StoreError> {

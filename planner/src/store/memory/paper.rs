@@ -10,7 +10,7 @@ use super::{Journal, Loaded, Record, Version};
 use crate::decide::rows::{EndedRow, EventRow, RequestRow, SeedRow};
 use crate::store::history::{EndedLease, Event, EventFilter, Forgotten, before, place};
 use crate::store::list::{LeaseFilter, Page, Part};
-use crate::store::simulation::statement;
+use crate::store::simulation::{commit, statement};
 use crate::store::{PoolView, Rules, StoreError};
 
 #[derive(Debug, Default)]
@@ -152,6 +152,7 @@ impl Journal for Paper {
             sheet.take_in(staged);
         }
         drop(sheet);
+        commit();
         moment().await;
         match fails {
             Some(_) => Err(StoreError::Unavailable("the commit failed".into())),

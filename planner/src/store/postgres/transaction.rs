@@ -56,6 +56,8 @@ impl Begin {
 
     async fn commit(self, connection: &mut Connection) -> Result<(), Stopped> {
         if !matches!(self, Self::Single) || connection.shared {
+            #[cfg(test)]
+            crate::store::simulation::commit();
             connection.execute("COMMIT").await?;
         }
         Ok(())

@@ -56,10 +56,18 @@ pub(crate) enum Work {
 /// When a call is cut off.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut {
-    /// After so many statements.
-    pub(super) statements: u64,
+    pub(super) at: Place,
     /// And so many waits since.
     pub(super) waits: u64,
+}
+
+/// Where a call is cut off.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Place {
+    /// After so many statements.
+    Statement(u64),
+    /// At its commit, which has been sent: nobody is told what became of it.
+    Commit,
 }
 
 /// What a client asks. Leases are counted back from the newest that was granted; a seed may be named wrongly.
@@ -135,9 +143,15 @@ fn asks_of_waiters() -> impl Strategy<Value = Ask> {
 }
 
 fn cuts() -> impl Strategy<Value = Cut> {
-    // Few batches have more statements than the first range; one that has just made its last is cut at its commit.
-    (prop_oneof![3 => 1u64..8, 1 => 0u64..14], 0u64..5)
-        .prop_map(|(statements, waits)| Cut { statements, waits })
+    // Few batches have more statements than the first range.
+    let statements = prop_oneof![3 => 1u64..8, 1 => 0u64..14];
+    // Mostly at once: the answer to a commit takes one wait, as a rule.
+    let waits = prop_oneof![3 => Just(0u64), 1 => Just(1)];
+    prop_oneof![
+        3 => (statements, 0u64..5).prop_map(|(count, waits)| Cut { at: Place::Statement(count), waits }),
+        // However many statements came before it: of the places above few are the last one.
+        2 => waits.prop_map(|waits| Cut { at: Place::Commit, waits }),
+    ]
 }
 
 fn works() -> impl Strategy<Value = Work> {

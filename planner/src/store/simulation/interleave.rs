@@ -9,7 +9,7 @@ use proptest::prelude::Rng;
 use proptest::test_runner::{RngAlgorithm, TestRng};
 use sha2::{Digest, Sha256};
 
-use super::history::Cut;
+use super::history::{Cut, Place};
 use super::statements;
 
 /// How long a task keeps its turn without a statement: it waits for a lock that another task holds.
@@ -28,7 +28,9 @@ struct Running<'a, T> {
     task: Task<'a, T>,
     /// Statements that it has sent.
     sent: u64,
-    /// Times that it waited since the statement after which it is cut off.
+    /// Whether a commit was among them.
+    commits: bool,
+    /// Times that it waited since the place at which it is cut off.
     waits: u64,
 }
 
@@ -37,19 +39,24 @@ struct Running<'a, T> {
 pub(super) async fn interleave<T>(tasks: Vec<Task<'_, T>>, order: u64) -> Vec<Option<T>> {
     let mut random = random(order);
     let mut done: Vec<Option<T>> = tasks.iter().map(|_| None).collect();
-    let begin = |(at, task)| Running { at, task, sent: 0, waits: 0 };
+    let begin = |(at, task)| Running { at, task, sent: 0, commits: false, waits: 0 };
     let mut running: Vec<_> = tasks.into_iter().enumerate().map(begin).collect();
     let mut turn = pick(&mut random, running.len());
     let mut blocked = pin!(tokio::time::sleep(BLOCKED));
     poll_fn(|context| {
-        while let Some(Running { at, task, sent, waits }) = running.get_mut(turn) {
-            let before = statements::made();
+        while let Some(Running { at, task, sent, commits, waits }) = running.get_mut(turn) {
+            let (before, commits_before) = (statements::made(), statements::commits());
             let polled = task.future.as_mut().poll(context);
             let made = statements::made() - before;
             *sent += made;
+            *commits |= statements::commits() > commits_before;
             let mut ended = polled.is_ready();
+            let is_there = |cut: Cut| match cut.at {
+                Place::Statement(count) => *sent >= count,
+                Place::Commit => *commits,
+            };
             if let Some(cut) = task.cut
-                && *sent >= cut.statements
+                && is_there(cut)
             {
                 ended |= *waits >= cut.waits;
                 *waits += 1;

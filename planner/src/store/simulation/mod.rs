@@ -6,7 +6,8 @@
 //! - One planner after the other: each answer is exactly the model's. Planners that work at the same time take
 //!   turns statement by statement, and there must be an order of what they did in which every answer was right.
 //! - In a part of the histories some wait: these happen one after the other, so that it is known who is served.
-//! - A planner is killed by dropping its call after some statement: what it did is there as a whole or not at all.
+//! - A planner is killed by dropping its call after some statement, or at its commit: what it did is there as a whole or not
+//!   at all.
 //! - [`faults`] puts deliberate faults into the stores; a fault that no history finds is a failure.
 //!
 //! [`simulation_suite!`] makes the tests of one store. Each has a budget of histories, never of time.
@@ -37,7 +38,7 @@ use super::Store;
 use super::conformance::Home;
 use history::{History, histories};
 use play::{Stage, Tally};
-pub(crate) use statements::{sqlx, statement};
+pub(crate) use statements::{commit, sqlx, statement};
 use world::World;
 
 /// How long a history that shows a difference is made shorter.

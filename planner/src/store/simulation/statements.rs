@@ -13,6 +13,8 @@ pub(crate) type Edit = (&'static str, &'static str);
 thread_local! {
     /// Statements that were made on this thread.
     static MADE: Cell<u64> = const { Cell::new(0) };
+    /// Commits that were begun on this thread.
+    static COMMITS: Cell<u64> = const { Cell::new(0) };
     static EDITS: RefCell<Vec<(Edit, bool)>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -24,6 +26,16 @@ pub(crate) fn made() -> u64 {
 /// A store without statements has come as far as another with one.
 pub(crate) fn statement() {
     MADE.set(MADE.get() + 1);
+}
+
+/// How many commits were begun on this thread so far.
+pub(crate) fn commits() -> u64 {
+    COMMITS.get()
+}
+
+/// A commit begins: drivers send it by calls of their own, so the stores tell it.
+pub(crate) fn commit() {
+    COMMITS.set(COMMITS.get() + 1);
 }
 
 /// Edits of all statements of this thread, until it is dropped.

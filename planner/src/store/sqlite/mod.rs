@@ -205,6 +205,8 @@ impl Journal for SqliteFile {
     }
 
     async fn commit(&self, tx: Self::Transaction) -> Result<(), StoreError> {
+        #[cfg(test)]
+        crate::store::simulation::commit();
         tx.commit().await?;
         self.checkpoints.written();
         Ok(())

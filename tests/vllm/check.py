@@ -23,7 +23,8 @@ from typing import Any
 
 import rfork
 
-READY_SEC = 180
+# For what hangs: on two slow cores a server takes minutes to come up, beside another one more.
+READY_SEC = 1800
 HIDDEN_SIZE = 1024
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",

@@ -1,17 +1,18 @@
 //! A planner as a process of its own: it listens, and runs until a signal ends it.
 
-use std::net::Ipv6Addr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 
 use rustix::net::sockopt::set_ipv6_v6only;
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 
 use crate::config::Settings;
 use crate::shutdown::Stop;
 use crate::{RunError, run};
 
-/// Connections that may wait to be accepted.
-const BACKLOG: u32 = 1024;
+/// Connections that may wait to be accepted, as far as the system lets them. One that finds no room there is tried again by
+/// its system after a second.
+const BACKLOG: u32 = 4096;
 
 /// Why a planner ended badly.
 #[derive(Debug, thiserror::Error)]
@@ -58,14 +59,24 @@ pub fn serve(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), Serve
 /// whatever the system's own rule is for sockets that do not say.
 pub(crate) async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
-    if !host.parse::<Ipv6Addr>().is_ok_and(|address| address.is_unspecified()) {
-        return TcpListener::bind((host, port)).await;
+    let mut refused = std::io::Error::new(std::io::ErrorKind::AddrNotAvailable, "the name has no address");
+    for address in lookup_host((host, port)).await? {
+        match listen_at(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => refused = error,
+        }
     }
-    let socket = TcpSocket::new_v6()?;
-    // As tokio's own listeners have it: the port of a planner that has just ended is free.
+    Err(refused)
+}
+
+fn listen_at(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // The port of a planner that has just ended is free.
     socket.set_reuseaddr(true)?;
-    set_ipv6_v6only(&socket, false)?;
-    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        set_ipv6_v6only(&socket, false)?;
+    }
+    socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 

@@ -26,6 +26,8 @@ const SHARES: usize = 16;
 /// Open files that are left for the database, whose pool may have 100, for connections in the hall and for probes, and for
 /// the rest of the process.
 const OTHER_FILES: u64 = 512;
+/// The most lists that are made at once: each may take some milliseconds of a processor.
+const LISTS: usize = 4;
 /// The most bytes of bodies whose requests are not served yet.
 const BODY_BYTES: usize = 64 << 20;
 /// The most bytes of long answers that their clients have not taken yet.
@@ -40,6 +42,8 @@ pub struct Pools {
     pub asking: Pool,
     /// Requests that wait for one.
     pub waiting: Pool,
+    /// Requests that list much for people.
+    pub listing: Pool,
     /// All other requests, but for probes.
     pub other: Pool,
     /// Bytes of bodies whose requests are not served yet.
@@ -56,6 +60,7 @@ impl Pools {
             connections: pool(connection_limit(bounds.connections), metrics::Pool::Connections),
             asking: pool(bounds.requests, metrics::Pool::Asking),
             waiting: pool(bounds.waiting, metrics::Pool::Waiting),
+            listing: pool(LISTS, metrics::Pool::Listing),
             other: pool(bounds.requests, metrics::Pool::Other),
             body_bytes: pool(BODY_BYTES, metrics::Pool::BodyBytes),
             answer_bytes: pool(ANSWER_BYTES, metrics::Pool::AnswerBytes),
@@ -115,24 +120,27 @@ impl Pool {
     }
 
     /// Takes `places`, if the client may have them now. A client that is not known has no share: it takes what is free.
-    pub fn take(&self, client: Option<IpAddr>, places: usize) -> Option<Part> {
+    ///
+    /// # Errors
+    /// [`Short`].
+    pub fn take(&self, client: Option<IpAddr>, places: usize) -> Result<Part, Short> {
         let client = client.map(network);
         let mut taken = self.taken();
         let mine = client.and_then(|client| taken.by_client.get(&client)).copied().unwrap_or_default();
-        let verdict = verdict(self.0.places, taken.all, client.map(|_| mine), places);
-        if verdict == Verdict::Taken {
+        let short = short(self.0.places, taken.all, client.map(|_| mine), places);
+        let Some(short) = short else {
             taken.all += places;
             if let Some(client) = client.filter(|_| places > 0) {
                 *taken.by_client.entry(client).or_default() += places;
             }
             self.0.count(&taken);
-            return Some(Part { pool: self.clone(), client, places });
-        }
+            return Ok(Part { pool: self.clone(), client, places });
+        };
         drop(taken);
         if let Some(series) = &self.0.series {
-            if verdict == Verdict::Full { series.full.inc() } else { series.share.inc() }
+            if short == Short::Full { series.full.inc() } else { series.share.inc() }
         }
-        None
+        Err(short)
     }
 
     /// A part without a place, for a client who takes some later.
@@ -162,7 +170,7 @@ impl Inner {
 impl Part {
     /// Takes more, if the client may have it now.
     pub fn grow(&mut self, places: usize) -> bool {
-        let Some(mut more) = self.pool.take(self.client, places) else { return false };
+        let Ok(mut more) = self.pool.take(self.client, places) else { return false };
         self.places += std::mem::take(&mut more.places);
         true
     }
@@ -203,23 +211,21 @@ impl Entered {
     }
 }
 
+/// Why a client may take nothing now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    Taken,
-    /// No more than this is left of the pool.
+pub enum Short {
+    /// Not as much is left.
     Full,
-    /// What is left is kept for others.
+    /// What is left is kept for clients that have less.
     Share,
 }
 
-/// Whether a client that has `mine` places may take `wanted` more, of a pool of `places` of which `taken` are.
-fn verdict(places: usize, taken: usize, mine: Option<usize>, wanted: usize) -> Verdict {
-    let Some(left) = places.checked_sub(taken.saturating_add(wanted)) else { return Verdict::Full };
+/// Why a client that has `mine` places may not take `wanted` more, of a pool of `places` of which `taken` are.
+fn short(places: usize, taken: usize, mine: Option<usize>, wanted: usize) -> Option<Short> {
+    let Some(left) = places.checked_sub(taken.saturating_add(wanted)) else { return Some(Short::Full) };
     let share = (places / SHARES).max(1);
-    match mine {
-        Some(mine) if left < places / KEPT && mine.saturating_add(wanted) > share => Verdict::Share,
-        _ => Verdict::Taken,
-    }
+    let is_greedy = mine.is_some_and(|mine| mine.saturating_add(wanted) > share);
+    (is_greedy && left < places / KEPT).then_some(Short::Share)
 }
 
 /// Whose share an address counts to: a host has any number of IPv6 addresses of its network.
@@ -243,21 +249,21 @@ mod tests {
     #[test]
     fn a_lone_client_has_three_quarters_and_others_find_room() {
         let pool = Pool::uncounted(64);
-        let mine: Vec<_> = (0..64).filter_map(|_| pool.take(Some(client(1)), 1)).collect();
+        let mine: Vec<_> = (0..64).filter_map(|_| pool.take(Some(client(1)), 1).ok()).collect();
         assert_eq!(mine.len(), 48);
-        let others: Vec<_> = (2..9).filter_map(|number| pool.take(Some(client(number)), 4)).collect();
+        let others: Vec<_> = (2..9).filter_map(|number| pool.take(Some(client(number)), 4).ok()).collect();
         assert_eq!(others.len(), 4, "each of four has its share");
-        assert!(pool.take(Some(client(9)), 1).is_none(), "then it is full");
+        assert_eq!(pool.take(Some(client(9)), 1).err(), Some(Short::Full));
         drop(mine);
-        assert!(pool.take(Some(client(2)), 8).is_some(), "shares bind only while little is left");
+        assert!(pool.take(Some(client(2)), 8).is_ok(), "shares bind only while little is left");
     }
 
     #[test]
     fn a_small_pool_serves_a_lone_client_whole() {
         let pool = Pool::uncounted(2);
         let both = (pool.take(Some(client(1)), 1), pool.take(Some(client(1)), 1));
-        assert!(both.0.is_some() && both.1.is_some());
-        assert!(pool.take(Some(client(2)), 1).is_none());
+        assert!(both.0.is_ok() && both.1.is_ok());
+        assert_eq!(pool.take(Some(client(2)), 1).err(), Some(Short::Full));
     }
 
     #[test]
@@ -273,10 +279,10 @@ mod tests {
         let part = pool.take(None, 1).unwrap();
         let mut freed = std::pin::pin!(pool.freed());
         freed.as_mut().enable();
-        assert!(pool.take(None, 1).is_none());
+        assert!(pool.take(None, 1).is_err());
         drop(part);
         freed.await;
-        assert!(pool.take(None, 1).is_some());
+        assert!(pool.take(None, 1).is_ok());
     }
 
     proptest! {
@@ -298,7 +304,7 @@ mod tests {
                 if grown.is_none() {
                     let part = pool.take(Some(who), wanted);
                     if wanted <= (places / SHARES).max(1) && had_nothing {
-                        prop_assert_eq!(part.is_some(), had + wanted <= places, "a share is refused only by a full pool");
+                        prop_assert_eq!(part.is_ok(), had + wanted <= places, "a share is refused only by a full pool");
                     }
                     parts.extend(part);
                 }

@@ -229,7 +229,7 @@ impl WaitingRoom {
             }
         }
         // Without room for it, its place in the queue ends with `sitting`.
-        let _place = self.places.take(ask.client, 1).ok_or(WriteError::Overloaded)?;
+        let _place = self.places.take(ask.client, 1).map_err(|_| WriteError::Overloaded)?;
         if let Some(entered) = &ask.entered {
             entered.leave();
         }

@@ -132,6 +132,8 @@ pub struct Lanes {
     pub probes: Lane,
     /// Those that ask for a seed, and may wait for one.
     pub acquire: Lane,
+    /// Those that list much for people.
+    pub lists: Lane,
     /// All others.
     pub rest: Lane,
 }
@@ -147,7 +149,12 @@ impl Lanes {
                 answer_bytes: pools.answer_bytes.clone(),
             }))
         };
-        Self { probes: lane(None), acquire: of(&pools.asking), rest: of(&pools.other) }
+        Self {
+            probes: lane(None),
+            acquire: of(&pools.asking),
+            lists: of(&pools.listing),
+            rest: of(&pools.other),
+        }
     }
 }
 
@@ -180,7 +187,7 @@ async fn enter(
     let Some(room) = &lane.room else { return Ok((request, None)) };
     let body_time = BODY_TIME.min(lane.deadline);
     let mut request = with_body(request, room.body_bytes.nothing(client), body_time).await?;
-    let part = room.requests.take(client, 1).ok_or(Refusal::Overloaded)?;
+    let part = room.requests.take(client, 1).map_err(|_| Refusal::Overloaded)?;
     let entered = Entered::new(part);
     request.extensions_mut().insert(entered.clone());
     Ok((request, Some(entered)))
@@ -221,7 +228,7 @@ fn taken_in_pieces(lane: &Lane, client: Option<IpAddr>, answer: Response) -> Res
     let (Some(room), Some(bytes)) = (&lane.room, bytes.filter(|bytes| *bytes > PIECE_BYTES)) else {
         return Ok(answer);
     };
-    let counted = room.answer_bytes.take(client, bytes).ok_or(Refusal::Overloaded)?;
+    let counted = room.answer_bytes.take(client, bytes).map_err(|_| Refusal::Overloaded)?;
     Ok(answer.map(|body| Body::new(Pieces { body, next: Bytes::new(), _counted: counted })))
 }
 

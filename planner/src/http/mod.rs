@@ -4,7 +4,6 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
 use axum::extract::Request;
 use axum::handler::Handler;
@@ -12,7 +11,9 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, any, get, post};
+use axum::{Json, Router};
 use rfork_protocol::v1::{ADD_SEED, GET_SEED, PUT_SEED, REMOVE_SEED, RENEW_SEED_LEASE};
+use serde::Serialize;
 use tokio::sync::watch;
 use tower::ServiceExt;
 
@@ -110,8 +111,8 @@ impl Api {
 
 /// All routes, within `bounds` and with what `pools` have.
 pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
-    let Lanes { probes, acquire, rest } = Lanes::new(bounds, pools);
-    let v2 = v2::router(&acquire, &rest);
+    let Lanes { probes, acquire, lists, rest } = Lanes::new(bounds, pools);
+    let v2 = v2::router(&acquire, &lists, &rest);
     let probes = probes.hold(
         Router::new()
             .route(HEALTHZ, probe(ops::healthz))
@@ -128,13 +129,14 @@ pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
             .route(ADD_SEED, post(v1::add_seed))
             .route(RENEW_SEED_LEASE, post(v1::renew_seed_lease))
             .route(PUT_SEED, post(v1::put_seed))
-            .route(REMOVE_SEED, post(v1::remove_seed))
-            .route("/debug/snapshot", get_only(get(ops::snapshot))),
+            .route(REMOVE_SEED, post(v1::remove_seed)),
     );
+    let lists = lists.hold(Router::new().route("/debug/snapshot", get_only(get(ops::snapshot))));
     Router::new()
         .merge(probes)
         .merge(acquire)
         .merge(rest)
+        .merge(lists)
         .merge(v2)
         .layer(from_fn_with_state(api.clone(), attend::attend))
         .with_state(api)
@@ -182,6 +184,16 @@ pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
 /// Whether a path is one that is always served.
 fn is_probe(path: &str) -> bool {
     [HEALTHZ, READYZ, METRICS, ROOT].contains(&path)
+}
+
+/// An answer that may have megabytes, written as JSON by a thread of its own: it would keep this one, and all that waits for
+/// it, for as many milliseconds.
+async fn written_apart(answer: impl Serialize + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(move || Json(answer).into_response()).await {
+        Ok(answer) => answer,
+        // It panicked, or the planner ends.
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 /// What all else is answered at a port for probes.

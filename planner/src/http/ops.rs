@@ -11,8 +11,8 @@ use rfork_protocol::ids::hash_fingerprint;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::Api;
 use super::error::{ApiError, Unavailable};
+use super::{Api, written_apart};
 use crate::store::{LeaseView, SeedView, Snapshot, StoreError};
 
 /// How long the database may take to answer a question here.
@@ -73,7 +73,7 @@ struct LeaseBody {
 
 /// What the planner knows, in the form that the example planner gives; leases are named by the first 12
 /// characters of their hash.
-pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody>, ApiError> {
+pub(super) async fn snapshot(State(api): State<Api>) -> Result<Response, ApiError> {
     let Snapshot { ahead_ms, seed_count, lease_count, seeds, leases } = within(api.store.snapshot()).await?;
     let truncated = seeds.len() as u64 != seed_count || leases.len() as u64 != lease_count;
     let shown = |ms: i64| if ms > 0 { ms.saturating_sub(ahead_ms) as f64 / 1000.0 } else { 0.0 };
@@ -96,13 +96,9 @@ pub(super) async fn snapshot(State(api): State<Api>) -> Result<Json<SnapshotBody
         };
         (hash_fingerprint(&lease.lease), body)
     });
-    Ok(Json(SnapshotBody {
-        seed_count,
-        lease_count,
-        truncated,
-        seeds: seeds.collect(),
-        leases: leases.collect(),
-    }))
+    let body =
+        SnapshotBody { seed_count, lease_count, truncated, seeds: seeds.collect(), leases: leases.collect() };
+    Ok(written_apart(body).await)
 }
 
 async fn within<T>(asking: impl Future<Output = Result<T, StoreError>>) -> Result<T, ApiError> {

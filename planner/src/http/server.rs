@@ -3,11 +3,11 @@
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::Poll;
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::body::Body;
@@ -19,6 +19,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustix::net::sockopt::set_tcp_user_timeout;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::futures::Notified;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,7 +29,7 @@ use super::client::{self, Client};
 use super::delivery::{Delivery, Watched};
 use crate::config::Bounds;
 use crate::domain::network::Network;
-use crate::shares::{Part, Pool};
+use crate::shares::{Part, Pool, Short};
 use crate::shutdown::Stop;
 
 /// Connections beyond the bound that wait for a place. Probes are answered there.
@@ -39,6 +40,8 @@ const PROBES: usize = 64;
 const MAX_HEAD_BYTES: usize = 64 * 1024;
 /// After this another connection is told to make room, if the one before did not: it was still being answered.
 const ROOM_PAUSE: Duration = Duration::from_millis(100);
+/// How long a connection is left that a client of many wants.
+const LONG_IDLE: Duration = Duration::from_secs(1);
 
 /// What is served, and how.
 #[derive(Debug, Clone)]
@@ -122,6 +125,9 @@ struct Places {
     hall: Arc<Semaphore>,
     /// Told when somebody needs a place. Connections without a request wait for it, and the first of them is told.
     needed: Notify,
+    /// Told when a client that has more than its share wants another one. Only who had no request for [`LONG_IDLE`] goes
+    /// for that: else whoever floods the planner would have others go before their first request is here.
+    wanted: Notify,
     /// Told when somebody needs room in the hall, in which all wait for it.
     hall_needed: Notify,
 }
@@ -144,13 +150,14 @@ enum Standing {
 
 impl Places {
     fn new(pool: Pool) -> Self {
-        Self { pool, hall: Arc::new(Semaphore::new(HALL)), needed: Notify::new(), hall_needed: Notify::new() }
+        let hall = Arc::new(Semaphore::new(HALL));
+        Self { pool, hall, needed: Notify::new(), wanted: Notify::new(), hall_needed: Notify::new() }
     }
 
     /// Lets somebody in: to a place, or to the hall as soon as that has room. `None` never comes, for the hall is not
     /// closed.
     async fn enter(&self, client: Option<IpAddr>) -> Option<Entry> {
-        if let Some(part) = self.pool.take(client, 1) {
+        if let Ok(part) = self.pool.take(client, 1) {
             return Some(Entry::Placed { _part: part });
         }
         loop {
@@ -171,11 +178,15 @@ impl Places {
             // From before the look, so that nothing is missed that is given back after it.
             let mut freed = pin!(self.pool.freed());
             freed.as_mut().enable();
-            if let Some(part) = self.pool.take(client, 1) {
-                forget(&self.needed);
-                return part;
+            match self.pool.take(client, 1) {
+                Ok(part) => {
+                    forget(&self.needed);
+                    forget(&self.wanted);
+                    return part;
+                }
+                Err(Short::Full) => self.needed.notify_one(),
+                Err(Short::Share) => self.wanted.notify_one(),
             }
-            self.needed.notify_one();
             let _ = tokio::time::timeout(ROOM_PAUSE, freed).await;
         }
     }
@@ -187,7 +198,7 @@ impl Places {
         entry: Entry,
         client: Option<IpAddr>,
         standing: &watch::Sender<Standing>,
-        is_idle: &AtomicBool,
+        idle: &Idle,
     ) -> Entry {
         let placed = match entry {
             Entry::Placed { .. } => entry,
@@ -202,23 +213,73 @@ impl Places {
             }
         };
         standing.send_replace(Standing::Placed);
-        self.needed_of(is_idle).await;
+        self.needed_of(idle).await;
         placed
     }
 
-    /// Ends when somebody needs the place of a connection, and it is idle. To be polled after whatever sets `is_idle`.
-    async fn needed_of(&self, is_idle: &AtomicBool) {
-        let mut told = pin!(None);
+    /// Ends when somebody needs the place of a connection, and it is idle. To be polled after whatever changes `idle`.
+    async fn needed_of(&self, idle: &Idle) {
+        let (mut needed, mut wanted) = (pin!(None), pin!(None));
         poll_fn(|context| {
-            if !is_idle.load(Ordering::Relaxed) {
+            if !idle.is() {
                 // Another one is told in its stead; it is the last in the row when it is idle again.
-                told.set(None);
-            } else if told.is_none() {
-                told.set(Some(self.needed.notified()));
+                needed.set(None);
+                wanted.set(None);
+                return Poll::Pending;
             }
-            told.as_mut().as_pin_mut().map_or(Poll::Pending, |told| told.poll(context))
+            if needed.is_none() {
+                needed.set(Some(self.needed.notified()));
+                wanted.set(Some(self.wanted.notified()));
+            }
+            if is_told(needed.as_mut(), context) {
+                return Poll::Ready(());
+            }
+            while is_told(wanted.as_mut(), context) {
+                if idle.for_long() {
+                    return Poll::Ready(());
+                }
+                wanted.set(Some(self.wanted.notified()));
+            }
+            Poll::Pending
         })
         .await;
+    }
+}
+
+fn is_told(told: Pin<&mut Option<Notified<'_>>>, context: &mut Context<'_>) -> bool {
+    told.as_pin_mut().is_some_and(|told| told.poll(context).is_ready())
+}
+
+/// Whether a connection has no request: silent from the beginning, or waiting for its next one.
+struct Idle {
+    is: AtomicBool,
+    /// Milliseconds after `begun`.
+    since_ms: AtomicU64,
+    begun: Instant,
+}
+
+impl Idle {
+    fn new() -> Self {
+        Self { is: AtomicBool::new(true), since_ms: AtomicU64::new(0), begun: Instant::now() }
+    }
+
+    fn is(&self) -> bool {
+        self.is.load(Ordering::Relaxed)
+    }
+
+    fn ends(&self) {
+        self.is.store(false, Ordering::Relaxed);
+    }
+
+    fn begins(&self) {
+        let now_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.since_ms.store(now_ms, Ordering::Relaxed);
+        self.is.store(true, Ordering::Relaxed);
+    }
+
+    fn for_long(&self) -> bool {
+        let since = Duration::from_millis(self.since_ms.load(Ordering::Relaxed));
+        self.begun.elapsed().saturating_sub(since) >= LONG_IDLE
     }
 }
 
@@ -287,14 +348,13 @@ async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Route
         Entry::Placed { .. } => Standing::Placed,
         Entry::InHall { .. } => Standing::InHall,
     });
-    // Whether it has no request: silent from the beginning, or waiting for its next one.
-    let is_idle = Arc::new(AtomicBool::new(true));
+    let idle = Arc::new(Idle::new());
     let is_silent = Arc::new(AtomicBool::new(true));
-    let (marked, spoke) = (is_idle.clone(), is_silent.clone());
+    let (marked, spoke) = (idle.clone(), is_silent.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
-        marked.store(false, Ordering::Relaxed);
+        marked.ends();
         spoke.store(false, Ordering::Relaxed);
-        let is_idle = marked.clone();
+        let idle = marked.clone();
         let (router, mut stands) = (router.clone(), stands.clone());
         let address = client::address(peer.address, request.headers(), &peer.proxies);
         let client = Client { address, delivery: delivery.clone() };
@@ -308,7 +368,7 @@ async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Route
                 let refused = if limits.only_probes { super::no_probe() } else { super::overloaded(path) };
                 ([(header::CONNECTION, "close")], refused).into_response()
             };
-            is_idle.store(true, Ordering::Relaxed);
+            idle.begins();
             Ok::<_, Infallible>(answer)
         }
     });
@@ -320,7 +380,7 @@ async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Route
         .max_header_size(MAX_HEAD_BYTES);
     let connection = server.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let stay = places.stay(entry, client, &standing, &is_idle);
+    let stay = places.stay(entry, client, &standing, &idle);
     tokio::pin!(stay);
     let mut _kept = None;
     let told_to_end = async {

@@ -87,7 +87,7 @@ impl Shared {
             places: series.gauges(
                 "shared_places",
                 "What clients have of a pool that they share: connections, requests that ask for a seed (asking) or wait for \
-                 one (waiting), all other requests (other), bytes of bodies (body_bytes) and of long answers (answer_bytes).",
+                 one (waiting), list for people (listing), all other requests (other), bytes of bodies (body_bytes) and of long answers (answer_bytes).",
                 &["pool"],
                 &pools,
             )?,

@@ -44,6 +44,8 @@ pub enum Pool {
     Asking,
     /// Requests that wait for one.
     Waiting,
+    /// Requests that list much for people.
+    Listing,
     /// All other requests, but for probes.
     Other,
     /// Bytes of bodies whose requests are not served yet.
@@ -53,8 +55,15 @@ pub enum Pool {
 }
 
 impl Pool {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Connections, Self::Asking, Self::Waiting, Self::Other, Self::BodyBytes, Self::AnswerBytes];
+    pub(crate) const ALL: [Self; 7] = [
+        Self::Connections,
+        Self::Asking,
+        Self::Waiting,
+        Self::Listing,
+        Self::Other,
+        Self::BodyBytes,
+        Self::AnswerBytes,
+    ];
 
     /// Its label.
     pub(crate) fn name(self) -> &'static str {
@@ -62,6 +71,7 @@ impl Pool {
             Self::Connections => "connections",
             Self::Asking => "asking",
             Self::Waiting => "waiting",
+            Self::Listing => "listing",
             Self::Other => "other",
             Self::BodyBytes => "body_bytes",
             Self::AnswerBytes => "answer_bytes",

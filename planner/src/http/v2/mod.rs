@@ -32,7 +32,7 @@ mod seeds;
 mod service;
 
 use refused::Refused;
-use route::{About, Route, get, post};
+use route::{About, Kind, Route, get, post};
 
 /// What is under the prefix of this API and no route of it.
 const ELSEWHERE: [&str; 2] = ["/v2/", "/v2/{*rest}"];
@@ -61,7 +61,7 @@ fn routes() -> Vec<Route> {
             body,
             seeds::register,
         ),
-        get(About::new(v2::SEEDS, "list_seeds", "List seeds, by identity"), lists::seeds),
+        get(About::new(v2::SEEDS, "list_seeds", "List seeds, by identity"), lists::seeds).listing(),
         post(
             About {
                 description: "One request for all ranks of a host. A seed whose status is `unknown` must register.",
@@ -108,7 +108,7 @@ fn routes() -> Vec<Route> {
             leases::acquire,
         )
         .acquiring(),
-        get(About::new(v2::LEASES, "list_leases", "List leases that live, by seed"), lists::leases),
+        get(About::new(v2::LEASES, "list_leases", "List leases that live, by seed"), lists::leases).listing(),
         get(
             About {
                 description: "They are remembered for a set time, and of very many only the last.",
@@ -119,7 +119,7 @@ fn routes() -> Vec<Route> {
                 )
             },
             history::leases,
-        ),
+        ).listing(),
         post(
             About {
                 description: "A worker that reads for longer than a third of the lease's time renews it.",
@@ -139,7 +139,7 @@ fn routes() -> Vec<Route> {
             body,
             leases::release,
         ),
-        get(About::new(v2::KEYS, "list_keys", "List keys, and what there is of each"), lists::keys),
+        get(About::new(v2::KEYS, "list_keys", "List keys, and what there is of each"), lists::keys).listing(),
         post(
             About {
                 description: "For weights that were replaced under the same name: every seed of the key whose content id is \
@@ -156,7 +156,7 @@ fn routes() -> Vec<Route> {
                 ..About::new(v2::EVENTS, "list_events", "List events, the last one first")
             },
             history::events,
-        ),
+        ).listing(),
         post(
             About {
                 description: "Nothing is leased, and no seed is asked whether it lives.",
@@ -168,7 +168,7 @@ fn routes() -> Vec<Route> {
             },
             body,
             explain::explain,
-        ),
+        ).listing(),
     ]
 }
 
@@ -176,19 +176,23 @@ const IDEMPOTENCY: &str = "Makes the request repeatable after a lost answer: the
     same lease. 8 to 200 visible ASCII characters, unguessable: it is a credential.";
 
 /// Serves all routes in the lanes of their kind, and everything else under their prefix with a problem document.
-pub(super) fn router(acquire: &Lane, rest: &Lane) -> Router<Api> {
+pub(super) fn router(acquire: &Lane, lists: &Lane, rest: &Lane) -> Router<Api> {
     let mut methods: BTreeMap<&'static str, String> = BTreeMap::new();
-    let (mut acquiring, mut others) = (Router::new(), Router::new());
-    for Route { about, method, serve, acquires, .. } in routes() {
+    let (mut acquiring, mut listing, mut others) = (Router::new(), Router::new(), Router::new());
+    for Route { about, method, serve, kind, .. } in routes() {
         // A GET route answers HEAD as well.
         let more = if method == "get" { "GET, HEAD".into() } else { method.to_ascii_uppercase() };
         methods.entry(about.path).and_modify(|known| *known = format!("{known}, {more}")).or_insert(more);
-        let routes = if acquires { &mut acquiring } else { &mut others };
+        let routes = match kind {
+            Kind::Acquires => &mut acquiring,
+            Kind::Lists => &mut listing,
+            Kind::Other => &mut others,
+        };
         *routes = std::mem::take(routes).route(about.path, serve);
     }
     let told = |lane: &Lane| lane.clone().telling(refused);
     let waiting = told(acquire).with_deadline(MAX_WAIT + Duration::from_secs(10));
-    let router = waiting.hold(acquiring).merge(told(rest).hold(others));
+    let router = waiting.hold(acquiring).merge(told(lists).hold(listing)).merge(told(rest).hold(others));
     let methods = Arc::new(methods);
     let router = router.method_not_allowed_fallback(async move |path: MatchedPath| {
         Refused::method(methods.get(path.as_str()).map_or("", String::as_str))

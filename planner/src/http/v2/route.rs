@@ -15,9 +15,9 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::super::Api;
 use super::super::client::Client;
 use super::super::error::Unavailable;
+use super::super::{Api, written_apart};
 use super::refused::Refused;
 use crate::shares::Entered;
 use crate::store::StoreError;
@@ -62,6 +62,17 @@ impl About {
 /// A type's schema, given where the schemas of its parts are gathered.
 pub(super) type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
 
+/// With which others a route has its room.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// It asks for a seed, for which it may wait.
+    Acquires,
+    /// It lists much for people.
+    Lists,
+    /// Neither.
+    Other,
+}
+
 pub(super) struct Route {
     pub(super) about: About,
     /// `get` or `post`.
@@ -69,15 +80,20 @@ pub(super) struct Route {
     pub(super) parameters: &'static [&'static str],
     pub(super) body: Option<SchemaOf>,
     pub(super) answer: SchemaOf,
-    /// Whether it asks for a seed, for which it may wait.
-    pub(super) acquires: bool,
+    /// With which others it has its room.
+    pub(super) kind: Kind,
     pub(super) serve: MethodRouter<Api>,
 }
 
 impl Route {
     /// This route, which asks for a seed.
     pub(super) fn acquiring(self) -> Self {
-        Self { acquires: true, ..self }
+        Self { kind: Kind::Acquires, ..self }
+    }
+
+    /// This route, which lists much for people.
+    pub(super) fn listing(self) -> Self {
+        Self { kind: Kind::Lists, ..self }
     }
 }
 
@@ -115,7 +131,7 @@ where
         parameters: &[],
         body: Some(SchemaGenerator::subschema_for::<Req>),
         answer: SchemaGenerator::subschema_for::<Res>,
-        acquires: false,
+        kind: Kind::Other,
         serve: serve.layer(DefaultBodyLimit::max(most_bytes)),
     }
 }
@@ -127,7 +143,7 @@ pub(super) fn get<Req, Res, F>(
 ) -> Route
 where
     Req: Query + Send + 'static,
-    Res: Serialize + JsonSchema + 'static,
+    Res: Serialize + JsonSchema + Send + 'static,
     F: Future<Output = Result<Res, Refused>> + Send + 'static,
 {
     let serve = routing::get(async move |State(api): State<Api>, request: Request| {
@@ -137,7 +153,7 @@ where
             Ok(Call { api, headers, client, entered: None, request })
         });
         match call {
-            Ok(call) => answer(handler(call).await),
+            Ok(call) => long_answer(handler(call).await).await,
             Err(refused) => refused.into_response(),
         }
     });
@@ -147,8 +163,16 @@ where
         parameters: Req::PARAMETERS,
         body: None,
         answer: SchemaGenerator::subschema_for::<Res>,
-        acquires: false,
+        kind: Kind::Other,
         serve,
+    }
+}
+
+/// An answer that may be long: it is written as JSON where that keeps no other request waiting.
+async fn long_answer<Res: Serialize + Send + 'static>(outcome: Result<Res, Refused>) -> Response {
+    match outcome {
+        Ok(answer) => written_apart(answer).await,
+        Err(refused) => refused.into_response(),
     }
 }
 

@@ -84,11 +84,19 @@ pub fn request_from(
     path: &str,
     headers: &[(&str, &str)],
 ) -> std::io::Result<Answer> {
+    exchange(connect_from(from, address)?, DEADLINE, address, (method, path, headers, ""))
+}
+
+/// Connects to `address` from this address.
+///
+/// # Errors
+/// When the address is not this machine's, or nobody listens.
+pub fn connect_from(from: Ipv4Addr, address: &str) -> std::io::Result<TcpStream> {
     let to: SocketAddr = address.parse().map_err(|_| std::io::ErrorKind::InvalidInput)?;
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None)?;
     bind(&socket, &SocketAddr::from((from, 0)))?;
     connect(&socket, &to)?;
-    exchange(TcpStream::from(socket), DEADLINE, address, (method, path, headers, ""))
+    Ok(TcpStream::from(socket))
 }
 
 fn exchange(

@@ -1,0 +1,191 @@
+//! What a hostile client does.
+
+use std::collections::VecDeque;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rfork_tests::http::connect_from;
+use rfork_tests::until;
+
+/// Its address: all that it does is one client's.
+const FROM: Ipv4Addr = Ipv4Addr::new(127, 66, 6, 6);
+/// Threads of it.
+const THREADS: usize = 3;
+/// Between two steps of a thread, so that a build without optimisation has time for others on any machine. With
+/// `RFORK_HOSTILE=full` in the environment there is no pause.
+const PACE: Duration = Duration::from_millis(5);
+/// Connections that each thread keeps open at most.
+const KEPT: usize = 1_000;
+/// After so many connections the other client begins.
+const BEGUN: usize = 300;
+const NO_WAIT: Duration = Duration::from_millis(1);
+
+/// One attack: what is done again and again with the connections that are kept.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    step: fn(&mut Hostile),
+}
+
+/// What the same number of harmless requests does.
+pub(crate) const HARMLESS: Attack =
+    Attack { name: "harmless requests", step: |me| me.asks("GET", "/healthz", "") };
+
+/// Connections that never say anything.
+pub(crate) const SILENT: Attack = Attack { name: "silent sockets", step: |me| me.keeps(b"") };
+/// Heads that come a byte at a time.
+pub(crate) const SLOW_HEADS: Attack = Attack {
+    name: "slow heads",
+    step: |me| {
+        me.keeps(b"GET /get_seed HTTP/1.1\r\nX: ");
+        me.trickles(b"x");
+    },
+};
+/// Bodies that come a byte at a time.
+pub(crate) const SLOW_BODIES: Attack = Attack {
+    name: "slow bodies",
+    step: |me| {
+        me.keeps(b"POST /v2/leases HTTP/1.1\r\nHost: p\r\nContent-Type: application/json\r\nContent-Length: 60000\r\n\r\n{");
+        me.trickles(b" ");
+    },
+};
+/// Requests that wait for a seed that never comes.
+pub(crate) const LONG_WAITS: Attack = Attack {
+    name: "long waits",
+    step: |me| me.keeps(post("/v2/leases", r#"{"seed_key": "nobody's", "wait_ms": 300000}"#).as_bytes()),
+};
+/// Large answers that nobody reads.
+pub(crate) const UNREAD: Attack = Attack {
+    name: "answers unread",
+    step: |me| me.keeps(b"GET /v2/seeds?limit=1000 HTTP/1.1\r\nHost: p\r\n\r\n"),
+};
+/// As many connections as there can be, each cut off at once.
+pub(crate) const STORM: Attack = Attack {
+    name: "connections",
+    step: |me| {
+        if let Some(stream) = me.connect() {
+            let _ = stream.shutdown(Shutdown::Both);
+        }
+    },
+};
+/// As many seeds in a heartbeat as there may be, none of which is known.
+pub(crate) const BATCHES: Attack = Attack {
+    name: "large batches",
+    step: |me| {
+        let one = |port: usize| format!(r#"{{"seed": "127.66.6.6:{port}:0", "seed_key": "k"}}"#);
+        let seeds: Vec<String> = (1..=1_000).map(one).collect();
+        me.asks("POST", "/v2/seeds/heartbeat", &format!(r#"{{"seeds": [{}]}}"#, seeds.join(",")));
+    },
+};
+/// A seed with a long key of its own each time.
+pub(crate) const REGISTRATIONS: Attack = Attack {
+    name: "registrations",
+    step: |me| {
+        let number = me.made.fetch_add(1, Ordering::Relaxed);
+        let (host, port, key) = (number / 60_000, 1 + number % 60_000, "k".repeat(7_000));
+        let seed = format!(r#"{{"seed": "127.66.6.{host}:{port}:0", "seed_key": "{number}{key}"}}"#);
+        me.asks("POST", "/v2/seeds", &seed);
+    },
+};
+
+fn post(path: &str, body: &str) -> String {
+    let length = body.len();
+    format!(
+        "POST {path} HTTP/1.1\r\nHost: p\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+}
+
+/// One thread of an attack.
+struct Hostile {
+    planner: String,
+    kept: VecDeque<TcpStream>,
+    /// Connections of all threads.
+    made: Arc<AtomicUsize>,
+}
+
+impl Hostile {
+    fn connect(&self) -> Option<TcpStream> {
+        let stream = connect_from(FROM, &self.planner).ok()?;
+        self.made.fetch_add(1, Ordering::Relaxed);
+        stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        stream.set_write_timeout(Some(NO_WAIT)).unwrap();
+        Some(stream)
+    }
+
+    /// Opens a connection, says this, and keeps it open as long as there is room for it.
+    fn keeps(&mut self, said: &[u8]) {
+        let Some(mut stream) = self.connect() else { return };
+        let _ = stream.write_all(said);
+        self.kept.push_back(stream);
+        if self.kept.len() > KEPT {
+            self.kept.pop_front();
+        }
+    }
+
+    /// Says a little more on the connection that was left alone for longest.
+    fn trickles(&mut self, more: &[u8]) {
+        if let Some(mut stream) = self.kept.pop_front()
+            && stream.write_all(more).is_ok()
+        {
+            self.kept.push_back(stream);
+        }
+    }
+
+    /// One request, whose answer is read.
+    fn asks(&mut self, method: &str, path: &str, body: &str) {
+        let Some(mut stream) = self.connect() else { return };
+        stream.set_write_timeout(Some(Duration::from_secs(10))).unwrap();
+        let request = if body.is_empty() {
+            format!("{method} {path} HTTP/1.1\r\nHost: p\r\n\r\n")
+        } else {
+            post(path, body)
+        };
+        let _ = stream.write_all(request.replacen("\r\n", "\r\nConnection: close\r\n", 1).as_bytes());
+        let _ = stream.read_to_end(&mut Vec::new());
+    }
+}
+
+/// An attack that goes on until it is dropped.
+pub(crate) struct Running {
+    stop: Arc<AtomicBool>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+impl Attack {
+    /// Begins, and waits until it is felt.
+    pub(crate) fn begin(self, planner: &str) -> Running {
+        let pace = if std::env::var_os("RFORK_HOSTILE").is_some_and(|how| how == "full") {
+            Duration::ZERO
+        } else {
+            PACE
+        };
+        let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
+        let threads = (0..THREADS).map(|_| {
+            let stop = stop.clone();
+            let mut me = Hostile { planner: planner.to_owned(), kept: VecDeque::new(), made: made.clone() };
+            std::thread::spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    (self.step)(&mut me);
+                    std::thread::sleep(pace);
+                }
+            })
+        });
+        let threads = threads.collect();
+        let running = Running { stop, threads };
+        until(self.name, || (made.load(Ordering::Relaxed) >= BEGUN).then_some(()));
+        running
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}

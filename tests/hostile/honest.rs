@@ -1,0 +1,49 @@
+//! The client that must not notice.
+
+use std::net::Ipv4Addr;
+use std::time::{Duration, Instant};
+
+use rfork_tests::http::request_from;
+
+/// Its address; nobody else's here.
+const FROM: Ipv4Addr = Ipv4Addr::new(127, 71, 0, 1);
+const KEY: (&str, &str) = ("SEED_KEY", "honest");
+const SEED: [(&str, &str); 3] = [("SEED_IP", "127.71.0.2"), ("SEED_PORT", "8000"), ("SEED_RANK", "0")];
+/// What it does once: a heartbeat, a lease, its release, a probe and a scrape.
+const REQUESTS: [(&str, &str); 5] = [
+    ("POST", "/add_seed"),
+    ("GET", "/get_seed"),
+    ("POST", "/put_seed"),
+    ("GET", "/readyz"),
+    ("GET", "/metrics"),
+];
+
+/// Does all of it so many times, and gives how long 99 of 100 requests took at most.
+///
+/// # Panics
+/// When one does not succeed.
+pub(crate) fn rounds(planner: &str, rounds: usize) -> Duration {
+    let mut took = Vec::new();
+    let mut lease = String::new();
+    for round in 0..rounds {
+        for (method, path) in REQUESTS {
+            let mut headers = vec![KEY, ("SEED_REFCNT", "0"), ("USER_ID", lease.as_str())];
+            headers.extend(SEED);
+            let begun = Instant::now();
+            let answer = request_from(FROM, planner, method, path, &headers);
+            took.push(begun.elapsed());
+            let answer = answer.unwrap_or_else(|error| panic!("round {round}, {path}: {error}"));
+            assert_eq!(
+                answer.status,
+                200,
+                "round {round}, {path}: {}",
+                String::from_utf8_lossy(&answer.body)
+            );
+            if path == "/get_seed" {
+                answer.header("user_id").clone_into(&mut lease);
+            }
+        }
+    }
+    took.sort_unstable();
+    took[took.len() * 99 / 100]
+}

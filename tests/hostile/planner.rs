@@ -1,0 +1,97 @@
+//! Attacks on a planner.
+
+use std::fs;
+use std::path::Path;
+
+use rfork_tests::process::Planner;
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use crate::attacks::{self, Attack};
+use crate::honest;
+
+/// How often the well-behaved client does what it does.
+const ROUNDS: usize = 60;
+/// Limits that are reached at once.
+const SMALL: &[&str] = &["--max-connections=32", "--max-requests=8", "--max-waiting=8", "--max-seeds=2000"];
+/// Seeds with long keys.
+const LONG_KEYS: usize = 200;
+/// The most memory that an attacked planner may take, in KiB.
+const MOST_KIB: u64 = 512 << 10;
+
+fn tried(attack: Attack) {
+    let mut files = getrlimit(Resource::Nofile);
+    files.current = files.maximum;
+    setrlimit(Resource::Nofile, files).unwrap();
+    for (limits, flags) in [("default", &[][..]), ("small", SMALL)] {
+        let planner = Planner::start(&[&["--host=127.0.0.1", "--no-liveness-probe"], flags].concat());
+        // So that a page of a list is long.
+        for rank in 0..LONG_KEYS {
+            let (rank, key) = (rank.to_string(), "k".repeat(7_000));
+            let seed = [
+                ("SEED_KEY", key.as_str()),
+                ("SEED_IP", "127.71.0.3"),
+                ("SEED_PORT", "1"),
+                ("SEED_RANK", &rank),
+            ];
+            assert_eq!(planner.request("POST", "/add_seed", &seed).status, 200);
+        }
+        let harmless = {
+            let _running = attacks::HARMLESS.begin(&planner.address);
+            honest::rounds(&planner.address, ROUNDS)
+        };
+        let attacked = {
+            let _running = attack.begin(&planner.address);
+            honest::rounds(&planner.address, ROUNDS)
+        };
+        let kib = peak_kib(planner.process.pid());
+        let (harmless_ms, attacked_ms) = (harmless.as_secs_f64() * 1e3, attacked.as_secs_f64() * 1e3);
+        let is_met = attacked_ms <= 2.0 * harmless_ms + 20.0;
+        println!(
+            "| {} | {limits} | {harmless_ms:.1} | {attacked_ms:.1} | {} | {} | {:.1} |",
+            attack.name,
+            if is_met { "met" } else { "missed" },
+            kib >> 10,
+            disk_bytes(planner.database_url()) as f64 / 1e6,
+        );
+        assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
+    }
+}
+
+/// The most memory that a process ever had, in KiB.
+fn peak_kib(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+/// A SQLite file's bytes, and those of its log.
+fn disk_bytes(database_url: &str) -> u64 {
+    let path = database_url.strip_prefix("sqlite:").unwrap();
+    ["", "-wal"]
+        .iter()
+        .filter_map(|end| fs::metadata(Path::new(&format!("{path}{end}"))).ok())
+        .map(|file| file.len())
+        .sum()
+}
+
+macro_rules! attacked {
+    ($($name:ident: $attack:ident,)*) => {
+        $(
+            #[test]
+            fn $name() {
+                tried(attacks::$attack);
+            }
+        )*
+    };
+}
+
+attacked! {
+    silent_sockets_keep_nobody_out: SILENT,
+    slow_heads_keep_nobody_out: SLOW_HEADS,
+    slow_bodies_keep_nobody_out: SLOW_BODIES,
+    long_waits_keep_nobody_out: LONG_WAITS,
+    answers_that_nobody_reads_keep_nobody_out: UNREAD,
+    connections_that_are_cut_off_keep_nobody_out: STORM,
+    large_batches_keep_nobody_out: BATCHES,
+    registrations_keep_nobody_out: REGISTRATIONS,
+}

@@ -24,6 +24,7 @@ mod arrivals;
 mod backing;
 mod chunk;
 mod content;
+mod huge;
 mod regions;
 
 pub use ahead::PagesAhead;
@@ -173,6 +174,10 @@ impl WeightMemory {
         let addresses = tensors.iter().map(|(address, _)| *address).collect();
         let start = ranges.first().map_or(0, |(start, ..)| *start);
         let end = ranges.last().map_or(0, |(_, end, _)| *end);
+        if callers.device.is_none() {
+            // SAFETY: as the caller promises.
+            unsafe { huge::ask(ranges.iter().map(|(start, end, _)| (*start, *end))) };
+        }
         // SAFETY: as the caller promises.
         let backing = unsafe { Backing::of_caller(callers, start, end) };
         Ok(Arc::new(Self::new(backing, addresses, plan)))

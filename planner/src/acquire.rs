@@ -25,6 +25,8 @@ const MAX_DEAD: u32 = 16;
 const LATE_MS: i64 = 3_000;
 /// The most leases of a seed among which one is looked up: more than a seed may have by its settings.
 const MAX_LEASES: u32 = 1_024;
+/// The most pages in which these are looked through: of keys as long as may be a page has a hundred.
+const MAX_PAGES: u32 = 16;
 /// Why the lease on a seed that does not answer ends.
 const NO_ANSWER: &str = "no-answer";
 
@@ -114,7 +116,7 @@ impl Granter {
     async fn is_read(&self, ask: &Ask, lost: &Stalled) -> bool {
         let filter = LeaseFilter { key: Some(ask.key.clone()), seed: Some(lost.identity.clone()) };
         let mut part = Part { limit: MAX_LEASES, after: None };
-        for _ in 0..MAX_LEASES {
+        for _ in 0..MAX_PAGES {
             let Ok(page) = self.store.list_leases(&filter, &part).await else { return false };
             if page.entries.iter().any(|entry| entry.lease == lost.lease) {
                 return true;

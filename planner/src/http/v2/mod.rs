@@ -119,7 +119,8 @@ fn routes() -> Vec<Route> {
                 )
             },
             history::leases,
-        ).listing(),
+        )
+        .listing(),
         post(
             About {
                 description: "A worker that reads for longer than a third of the lease's time renews it.",
@@ -156,7 +157,8 @@ fn routes() -> Vec<Route> {
                 ..About::new(v2::EVENTS, "list_events", "List events, the last one first")
             },
             history::events,
-        ).listing(),
+        )
+        .listing(),
         post(
             About {
                 description: "Nothing is leased, and no seed is asked whether it lives.",
@@ -168,7 +170,8 @@ fn routes() -> Vec<Route> {
             },
             body,
             explain::explain,
-        ).listing(),
+        )
+        .listing(),
     ]
 }
 

@@ -204,7 +204,11 @@ impl Places {
             Entry::Placed { .. } => entry,
             Entry::InHall { .. } => {
                 tokio::select! {
-                    part = self.place(client) => Entry::Placed { _part: part },
+                    part = self.place(client) => {
+                        // Else it would keep its room in the hall for as long as it is connected.
+                        drop(entry);
+                        Entry::Placed { _part: part }
+                    }
                     () = self.hall_needed.notified() => {
                         standing.send_replace(Standing::Refused);
                         return entry;

@@ -339,10 +339,11 @@ async fn other_bytes_are_never_mixed_with_those_that_are_held() {
     let (mut other, weights) = loaded(&planner, 2, 1000.0).await;
     let (seed, _) = root(&planner, 1, 1.0).await;
     let gone = planner.look(|state| state.seeds[0].identity.clone());
+    // It serves before the first seed ends: otherwise it could be given that one's port, and be taken for it.
+    other.serve().await.unwrap();
     let reader = reader(&planner, 1000.0, PATIENT, None).await;
     reader.holds(1).await;
     seed.close().await;
-    other.serve().await.unwrap();
     let (_session, _, memory) = reader.ends().await;
     assert!(bytes(&memory) == bytes(&weights), "all is of the second seed");
     planner.look(|state| {

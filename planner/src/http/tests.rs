@@ -375,6 +375,49 @@ async fn probes_are_answered_while_requests_have_all_connections_and_others_wait
 }
 
 #[tokio::test]
+async fn whoever_had_to_wait_for_a_place_leaves_the_hall_with_it() {
+    let (entered, go) = (Arc::new(Semaphore::new(0)), Arc::new(Notify::new()));
+    let bounds = Bounds { connections: 2 * server::HALL, deadline: PATIENCE, ..bounds() };
+    // One address has three quarters of them.
+    let places = 2 * server::HALL - server::HALL / 2;
+    let server = Server::start(bounds, |lanes| {
+        let probes = lanes.probes.hold(Router::new().route("/readyz", get(async || "ready")));
+        lanes.rest.hold(held_and_others(&entered, &go)).merge(probes)
+    })
+    .await;
+    let come = async |number: usize| {
+        let mut streams = Vec::new();
+        for _ in 0..number {
+            let mut stream = server.connect().await;
+            stream.write_all(head("GET", "/held", "").as_bytes()).await.unwrap();
+            streams.push(stream);
+        }
+        streams
+    };
+    let run = async |number: usize| {
+        soon(entered.acquire_many(u32::try_from(number).unwrap())).await.unwrap().forget();
+    };
+    let first = come(places).await;
+    run(places).await;
+    let mut waited = come(server::HALL).await;
+    go.notify_waiters();
+    for mut stream in first {
+        assert!(rest(&mut stream).await.ends_with("done"));
+    }
+    // All of these came through the hall, and have requests.
+    run(server::HALL).await;
+    waited.extend(come(places - server::HALL).await);
+    run(places - server::HALL).await;
+    let answer = soon(server.ask(&head("GET", "/readyz", ""))).await;
+    assert!(answer.ends_with("ready"), "{answer}");
+    go.notify_waiters();
+    for stream in &mut waited {
+        assert!(rest(stream).await.ends_with("done"));
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_on_its_way_takes_no_room_of_requests() {
     let bounds = Bounds { requests: 1, ..bounds() };
     let server = Server::start(bounds, |lanes| {

@@ -67,15 +67,11 @@ fn one(
     fill: Fill<'_>,
     ahead: Option<Fill<'_>>,
 ) -> Result<Filling> {
-    let make_pages = || {
-        let room = new(setup)?;
-        let begun = Instant::now();
-        room.make_pages()?;
-        Ok::<_, Box<dyn std::error::Error>>(begun.elapsed().as_secs_f64())
-    };
-    make_pages()?;
+    // As huge pages, which the loader asks for in a caller's memory, too.
+    let take_frames = || Room::own(setup)?.make_pages();
+    take_frames()?;
     let fresh_ahead = ahead.map(|fill| fill(&new(setup)?.memory(setup)?)).transpose()?;
-    make_pages()?;
+    take_frames()?;
     let room = new(setup)?;
     let fresh = fill(&room.memory(setup)?)?;
     let touched_ahead = ahead.map(|fill| fill(&room.memory(setup)?)).transpose()?;
@@ -83,7 +79,10 @@ fn one(
     let touched = fill(&memory)?;
     engines.check(&memory)?;
     drop((memory, room));
-    Ok(Filling { touched, touched_ahead, fresh, fresh_ahead, pages: make_pages()? })
+    let room = new(setup)?;
+    let begun = Instant::now();
+    room.make_pages()?;
+    Ok(Filling { touched, touched_ahead, fresh, fresh_ahead, pages: begun.elapsed().as_secs_f64() })
 }
 
 /// Memory that is filled several times.

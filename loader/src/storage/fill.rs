@@ -38,6 +38,9 @@ impl Default for FillOptions {
 /// it, others make pages: one more thread that makes them ahead only took time from them (`docs/tcp-engine.md`).
 const DEFAULT_THREADS: NonZeroUsize = NonZeroUsize::new(8).unwrap();
 
+/// How much a thread takes at once where there is enough.
+const TURN_BYTES: u64 = 8 << 20;
+
 impl Checkpoint {
     /// Reads those of `chunks` that `memory` does not hold, straight into place, and returns the digest of each
     /// that it has read, ascending by chunk. `progress` grows by the bytes of each chunk once it is held.
@@ -114,6 +117,13 @@ impl Checkpoint {
     }
 }
 
+/// How many chunks that follow each other a thread takes at once: those of some huge pages, for threads that fill one page
+/// together that was never touched all clear it. Fewer where threads would be left without any. Pure.
+fn turn(chunk_bytes: u64, chunks: usize, threads: usize) -> usize {
+    let wanted = usize::try_from(TURN_BYTES / chunk_bytes.max(1)).unwrap_or(1);
+    wanted.min(chunks / threads / 4).max(1)
+}
+
 /// One call of [`Checkpoint::fill`], shared by its threads. Each chunk is taken by exactly one of them, through
 /// `next`, and written under that chunk's guard; a thread that leaves early drops its guard, which empties the
 /// chunk again.
@@ -124,7 +134,7 @@ struct Fill<'a> {
     cancel: &'a CancellationToken,
     progress: &'a AtomicU64,
     order: &'a [u32],
-    /// How many of `order` have been taken.
+    /// How many of `order` have been taken, or more.
     next: AtomicUsize,
     /// Whether a thread has failed, so that the others stop too.
     failed: AtomicBool,
@@ -138,8 +148,15 @@ impl Fill<'_> {
 
     fn run_until_done(&self, mut reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
         let mut digests = Vec::new();
+        let turn = turn(self.memory.plan().chunk_size(), self.order.len(), self.options.threads.get());
+        let mut taken = &[][..];
         while !self.failed.load(Ordering::Relaxed) {
-            let Some(&chunk) = self.order.get(self.next.fetch_add(1, Ordering::Relaxed)) else { break };
+            if taken.is_empty() {
+                let from = self.next.fetch_add(turn, Ordering::Relaxed).min(self.order.len());
+                taken = &self.order[from..self.order.len().min(from.saturating_add(turn))];
+            }
+            let Some((&chunk, others)) = taken.split_first() else { break };
+            taken = others;
             match self.memory.begin_write(chunk) {
                 Some(writer) => digests.push((chunk, self.fill_chunk(&mut reader, writer)?)),
                 // Held already: nothing to do. A chunk that another source is writing may still fail there.
@@ -230,6 +247,15 @@ mod tests {
             assert!(error.contains("it was written to"), "{error}");
             assert!(fill.failed.load(Ordering::Relaxed));
         });
+    }
+
+    #[test]
+    fn a_thread_takes_some_huge_pages_and_leaves_enough_to_the_others() {
+        assert_eq!(turn(256 << 10, 4_096, 8), 32);
+        assert_eq!(turn(16 << 20, 4_096, 8), 1);
+        // Four turns for each.
+        assert_eq!(turn(256 << 10, 320, 8), 10);
+        assert_eq!((turn(256 << 10, 3, 8), turn(256 << 10, 0, 8), turn(0, 1, 1)), (1, 1, 1));
     }
 
     #[test]

@@ -10,8 +10,10 @@ use rfork_protocol::{Host, SeedIdentity, SeedKey};
 
 use crate::http::BodyError;
 
-/// The longest metadata that is read; a manifest of 100,000 tensors takes about 15 MB.
-const MAX_METADATA_BYTES: usize = 256 << 20;
+/// The longest metadata that is read: three times what the largest models in the field have. 100,000 tensors take 21 MB.
+const MAX_METADATA_BYTES: usize = 64 << 20;
+/// What is longer is read on a thread for what takes long: 100,000 tensors take a tenth of a second.
+const SHORT_BYTES: usize = 256 << 10;
 
 /// A seed's metadata could not be had.
 #[derive(Debug, thiserror::Error)]
@@ -104,16 +106,31 @@ async fn fetch_within(
 ) -> Result<Metadata, SeedMetadataError> {
     let unusable = |source| SeedMetadataError::Metadata { seed: authority.to_owned(), source };
     let info = get(http, authority, INFO_PATH, key, wait).await?;
-    let mut metadata = Metadata::decode(&info).map_err(unusable)?;
+    let metadata = read(info, |info| Metadata::decode(&info)).await.map_err(unusable)?;
     if !metadata.has_shapes() && metadata.extension.is_none() {
         match get(http, authority, SHAPE_INFO_PATH, key, Duration::ZERO).await {
-            Ok(shapes) => metadata.add_shapes(&shapes).map_err(unusable)?,
+            Ok(shapes) => {
+                return read(shapes, move |shapes| metadata.with_shapes(&shapes)).await.map_err(unusable);
+            }
             // Seeds of the last generation do not have this URL; their entries may lack a shape all the same.
             Err(SeedMetadataError::Status { status: 404, .. }) => {}
             Err(error) => return Err(error),
         }
     }
     Ok(metadata)
+}
+
+/// Reads what a seed sent, apart from the runtime's threads when that may take long: other loads, leases and readers need
+/// those. Dropped meanwhile, the thread reads to its end, which is bounded as the text is.
+async fn read(
+    text: Vec<u8>,
+    read: impl FnOnce(Vec<u8>) -> Result<Metadata, MetadataError> + Send + 'static,
+) -> Result<Metadata, MetadataError> {
+    if text.len() <= SHORT_BYTES {
+        return read(text);
+    }
+    let reading = tokio::task::spawn_blocking(move || read(text));
+    reading.await.unwrap_or_else(|error| Err(MetadataError::Malformed(error.to_string())))
 }
 
 async fn get(

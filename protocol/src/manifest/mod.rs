@@ -11,7 +11,7 @@ pub mod metadata;
 use crate::shown::Shown;
 
 /// The most tensors a manifest may list; the largest models in the field have about 100,000.
-pub const MAX_TENSORS: usize = 1_000_000;
+pub const MAX_TENSORS: usize = 250_000;
 
 /// The longest tensor name, in bytes.
 pub const MAX_NAME_BYTES: usize = 4096;

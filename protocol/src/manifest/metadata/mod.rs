@@ -21,7 +21,8 @@ use crate::shown::Shown;
 mod wire;
 
 use wire::{
-    DtypesOut, EntriesOut, ExtensionOut, FormatsOut, InfoDocument, InfoIn, Named, Served, ShapesIn, ShapesOut,
+    DtypesOut, EntriesOut, ExtensionOut, FormatsOut, InfoDocument, InfoIn, Named, Served, Shape, ShapesIn,
+    ShapesOut,
 };
 
 /// Path of the metadata.
@@ -122,7 +123,8 @@ pub struct Extension {
 }
 
 impl Metadata {
-    /// Reads metadata of any generation.
+    /// Reads metadata of any generation. Tensors, dimensions and names are counted while they are read, so that what
+    /// is made of a text takes some five times its size at most, whatever it says.
     ///
     /// # Errors
     /// [`MetadataError`]: malformed JSON, an unknown version, another key's answer, or lists that
@@ -177,19 +179,19 @@ impl Metadata {
         session_host(&self.session)
     }
 
-    /// Adds the shapes that generations A and B serve at [`SHAPE_INFO_PATH`].
+    /// The same with the shapes that generations A and B serve at [`SHAPE_INFO_PATH`].
     ///
     /// # Errors
     /// [`MetadataError`] when the answer is malformed, of another key, or does not fit the tensors.
-    pub fn add_shapes(&mut self, json: &[u8]) -> Result<(), MetadataError> {
+    pub fn with_shapes(mut self, json: &[u8]) -> Result<Self, MetadataError> {
         let wire: ShapesIn =
             serde_json::from_slice(json).map_err(|error| MetadataError::Malformed(error.to_string()))?;
         let shapes = wire.rfork_transfer_engine_shape_info.ok_or(MetadataError::OtherKey)?;
-        self.manifest = Manifest::new(with_shapes(self.manifest.clone(), shapes)?.tensors)?;
-        Ok(())
+        self.manifest = Manifest::new(with_shapes(self.manifest, shapes)?.tensors)?;
+        Ok(self)
     }
 
-    /// Whether every tensor's shape is known; if not, [`Metadata::add_shapes`] may help.
+    /// Whether every tensor's shape is known; if not, [`Metadata::with_shapes`] may help.
     pub fn has_shapes(&self) -> bool {
         self.manifest.tensors().iter().all(|tensor| tensor.shape.is_some())
     }
@@ -281,9 +283,9 @@ fn fill_all<T>(
 }
 
 /// Adds shapes from a list; a shape that an entry already has must be the same.
-fn with_shapes(mut manifest: Manifest, shapes: Named<'_, Vec<u64>>) -> Result<Manifest, MetadataError> {
+fn with_shapes(mut manifest: Manifest, shapes: Named<'_, Shape>) -> Result<Manifest, MetadataError> {
     let mut conflict = None;
-    fill_all(&mut manifest, "shape", shapes, |tensor, shape| {
+    fill_all(&mut manifest, "shape", shapes, |tensor, Shape(shape)| {
         if tensor.shape.as_ref().is_some_and(|own| *own != shape) && conflict.is_none() {
             conflict = Some(format!("'{}' has {:?} in its entry", tensor.name, tensor.shape));
         }
@@ -313,8 +315,11 @@ fn digests_from_hex(text: &str) -> Result<Vec<u64>, MetadataError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fmt::Write as _;
+
     use super::super::content::content_id;
     use super::super::tests::{manifests, tensor};
+    use super::super::{MAX_NAME_BYTES, MAX_TENSORS};
     use super::*;
     use proptest::prelude::*;
 
@@ -349,15 +354,15 @@ mod tests {
 
     #[test]
     fn generation_a_says_its_shapes_at_a_second_url() {
-        let mut read =
+        let read =
             Metadata::decode(br#"{"rfork_transfer_engine_info": ["[::1]:9", {"w": [16, 6, 2]}]}"#).unwrap();
         assert!(!read.has_shapes());
-        read.add_shapes(br#"{"rfork_transfer_engine_shape_info": {"w": [2, 3]}}"#).unwrap();
+        let read = read.with_shapes(br#"{"rfork_transfer_engine_shape_info": {"w": [2, 3]}}"#).unwrap();
         assert!(read.has_shapes());
         assert_eq!(read.manifest.get("w").unwrap().shape.as_deref(), Some(&[2, 3][..]));
         for wrong in [r#"{"w": [2, 4]}"#, r#"{"v": [2, 3]}"#, "{}", r#"{"w": [2, 3], "v": [1]}"#, "null"] {
             let json = format!(r#"{{"rfork_transfer_engine_shape_info": {wrong}}}"#);
-            assert!(read.add_shapes(json.as_bytes()).is_err(), "{wrong}");
+            assert!(read.clone().with_shapes(json.as_bytes()).is_err(), "{wrong}");
         }
     }
 
@@ -397,9 +402,43 @@ mod tests {
             ("5", "malformed"),
             ("", "malformed"),
         ];
+        let many = |one: &str| vec![one; 70].join(", ");
+        let long = "w".repeat(MAX_NAME_BYTES + 1);
+        let too_much = [
+            (
+                format!(r#"{{"rfork_transfer_engine_info": ["h:9", {{"w": [16, 1, 2, [{}]]}}]}}"#, many("1")),
+                "more than 64 dimensions",
+            ),
+            (
+                format!(
+                    r#"{{"rfork_transfer_engine_info": ["h:9", {{"w": [16, 1, 2]}}], "rfork_transfer_engine_shape_info": {{"w": [{}]}}}}"#,
+                    many("1")
+                ),
+                "more than 64 dimensions",
+            ),
+            (
+                format!(r#"{{"rfork_transfer_engine_info": ["h:9", {{"{long}": [16, 1, 2]}}]}}"#),
+                "more than 4096 bytes",
+            ),
+        ];
+        let cases = cases.iter().map(|(json, expected)| ((*json).to_owned(), *expected)).chain(too_much);
         for (json, expected) in cases {
             let error = Metadata::decode(json.as_bytes()).unwrap_err().to_string();
             assert!(error.contains(expected), "{json}: {error}");
+        }
+    }
+
+    #[test]
+    fn tensors_are_counted_while_they_are_read() {
+        // Broken after the first too many: whoever reads to the end says that.
+        for list in ["rfork_transfer_engine_info\": [\"h:9\", {", "rfork_transfer_engine_shape_info\": {"] {
+            let value = if list.ends_with("[\"h:9\", {") { "[16, 1, 2]" } else { "[1]" };
+            let mut json = format!("{{\"{list}");
+            for number in 0..=MAX_TENSORS {
+                write!(json, "\"{number}\": {value},").unwrap();
+            }
+            let error = Metadata::decode(json.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("more than 250000 tensors"), "{error}");
         }
     }
 
@@ -428,8 +467,7 @@ mod tests {
                 prop_assert_eq!(&three, &served);
             }
             prop_assert!(three.has_shapes());
-            let mut shapes = three;
-            shapes.add_shapes(served.encode_shapes().as_bytes()).unwrap();
+            three.with_shapes(served.encode_shapes().as_bytes()).unwrap();
         }
 
         #[test]

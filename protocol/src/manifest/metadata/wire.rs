@@ -8,7 +8,7 @@ use serde::de::{Error as _, MapAccess, SeqAccess, Visitor};
 use serde::ser::{SerializeMap, SerializeTuple};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::super::Tensor;
+use super::super::{MAX_DIMENSIONS, MAX_NAME_BYTES, MAX_TENSORS, Tensor};
 use super::EntryFields;
 
 // What is read.
@@ -22,7 +22,7 @@ pub(super) struct InfoDocument<'a> {
     pub(super) rfork_transfer_engine_info: Option<InfoIn>,
     #[serde(default)]
     #[serde(borrow)]
-    pub(super) rfork_transfer_engine_shape_info: Option<Named<'a, Vec<u64>>>,
+    pub(super) rfork_transfer_engine_shape_info: Option<Named<'a, Shape>>,
     #[serde(default)]
     #[serde(borrow)]
     pub(super) rfork_transfer_engine_format_info: Option<Named<'a, i64>>,
@@ -35,7 +35,7 @@ pub(super) struct InfoDocument<'a> {
 pub(super) struct ShapesIn<'a> {
     #[serde(default)]
     #[serde(borrow)]
-    pub(super) rfork_transfer_engine_shape_info: Option<Named<'a, Vec<u64>>>,
+    pub(super) rfork_transfer_engine_shape_info: Option<Named<'a, Shape>>,
 }
 
 #[derive(Deserialize)]
@@ -66,14 +66,50 @@ impl<'de> Deserialize<'de> for Name<'de> {
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
                 f.write_str("a tensor's name")
             }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Borrowed(text)))
+            fn visit_borrowed_str<E: serde::de::Error>(self, text: &'de str) -> Result<Name<'de>, E> {
+                bounded(text).map(|text| Name(Cow::Borrowed(text)))
             }
-            fn visit_str<E>(self, text: &str) -> Result<Name<'de>, E> {
-                Ok(Name(Cow::Owned(text.to_owned())))
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<Name<'de>, E> {
+                bounded(text).map(|text| Name(Cow::Owned(text.to_owned())))
             }
         }
         deserializer.deserialize_str(Text)
+    }
+}
+
+/// A name no longer than a tensor's may be.
+fn bounded<E: serde::de::Error>(name: &str) -> Result<&str, E> {
+    if name.len() > MAX_NAME_BYTES {
+        return Err(E::custom(format_args!("a name has more than {MAX_NAME_BYTES} bytes")));
+    }
+    Ok(name)
+}
+
+/// A tensor's dimensions, no more than it may have: two bytes of text are one number of eight.
+pub(super) struct Shape(pub(super) Vec<u64>);
+
+impl<'de> Deserialize<'de> for Shape {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Dimensions;
+        impl<'de> Visitor<'de> for Dimensions {
+            type Value = Shape;
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a tensor's dimensions")
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut dimensions: A) -> Result<Shape, A::Error> {
+                let mut shape = Vec::new();
+                while let Some(dimension) = dimensions.next_element()? {
+                    if shape.len() == MAX_DIMENSIONS {
+                        return Err(A::Error::custom(format_args!(
+                            "a shape has more than {MAX_DIMENSIONS} dimensions"
+                        )));
+                    }
+                    shape.push(dimension);
+                }
+                Ok(Shape(shape))
+            }
+        }
+        deserializer.deserialize_seq(Dimensions)
     }
 }
 
@@ -96,7 +132,7 @@ impl<'de> Deserialize<'de> for EntriesIn {
     }
 }
 
-/// What `make` makes of each member of an object.
+/// What `make` makes of each member of an object, which has no more than there may be tensors.
 fn members<'de, D: Deserializer<'de>, T: Deserialize<'de>, U>(
     deserializer: D,
     make: impl Fn(Name<'de>, T) -> U,
@@ -110,6 +146,10 @@ fn members<'de, D: Deserializer<'de>, T: Deserialize<'de>, U>(
         fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<U>, A::Error> {
             let mut made = Vec::new();
             while let Some((name, value)) = map.next_entry()? {
+                // Said before the next is read: what is refused later has taken its memory by then.
+                if made.len() == MAX_TENSORS {
+                    return Err(A::Error::custom(format_args!("it lists more than {MAX_TENSORS} tensors")));
+                }
                 made.push(self.0(name, value));
             }
             Ok(made)
@@ -136,7 +176,7 @@ impl<'de> Deserialize<'de> for EntryIn {
                 let address = required(fields.next_element()?, 0)?;
                 let count = required(fields.next_element()?, 1)?;
                 let element_bytes = required(fields.next_element()?, 2)?;
-                let shape = fields.next_element()?.flatten();
+                let shape = fields.next_element::<Option<Shape>>()?.flatten().map(|shape| shape.0);
                 let dtype = fields.next_element()?.flatten();
                 if fields.next_element::<serde::de::IgnoredAny>()?.is_some() {
                     return Err(A::Error::custom("an entry has more than 5 fields"));

@@ -16,6 +16,7 @@ use super::memory::WeightMemory;
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
 
 mod client;
+mod pace;
 mod points;
 mod server;
 mod socket;
@@ -52,6 +53,8 @@ pub struct TcpOptions {
     pub sign_interval: Duration,
     /// How long a seed waits for a chunk before it gives up on the reader.
     pub held_timeout: Duration,
+    /// What a reader takes at least while its socket is full, over twice `progress_timeout`; else it is left.
+    pub least_bytes_per_sec: u64,
     /// How long an idle reader is kept.
     pub idle_timeout: Duration,
     /// Connections served at once.
@@ -78,6 +81,8 @@ impl TcpOptions {
             not_yet_interval: Duration::from_secs(1),
             sign_interval: Duration::from_secs(1),
             held_timeout: Duration::from_mins(10),
+            // A hundredth of what a reader has who shares a link of 100 Mbit/s with fifteen others.
+            least_bytes_per_sec: 8 << 10,
             idle_timeout: Duration::from_mins(1),
             max_readers: 16,
             max_bytes_per_sec: None,

@@ -23,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::TcpOptions;
+use super::pace::Pace;
 use super::points::Points;
 use super::socket::{prepare, read_exact, send_chunk, within, write_all};
 use super::throttle::Throttle;
@@ -319,6 +320,7 @@ async fn send(
     sent_bytes: &mut u64,
 ) -> Result<(), Ended> {
     let (options, plan) = (&shared.options, service.memory.plan());
+    let mut taking = Pace::new(options.least_bytes_per_sec, 2 * options.progress_timeout);
     loop {
         let head = match read_exact::<READ_BYTES>(&mut stream, options.idle_timeout).await {
             Ok(head) => head,
@@ -348,7 +350,7 @@ async fn send(
             let len_bytes = reader.len() as u64;
             let head = Answer::Chunk { chunk, len_bytes }.encode();
             let stall = options.progress_timeout;
-            let sent = send_chunk(&stream, &head, &reader, &shared.throttle, stall).await?;
+            let sent = send_chunk(&stream, &head, &reader, &shared.throttle, stall, &mut taking).await?;
             *sent_bytes += sent as u64;
             shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         }

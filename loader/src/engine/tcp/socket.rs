@@ -2,11 +2,12 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
+use super::pace::Pace;
 use super::throttle::Throttle;
 use crate::digest::{ChunkDigest, DigestAlgorithm};
 use crate::engine::memory::{ChunkReader, ChunkWriter};
@@ -71,13 +72,14 @@ pub(super) async fn receive_chunk(
 }
 
 /// Sends `head` and the chunk behind it, no faster than `throttle` allows. `stall` is how long the peer may take
-/// nothing. Gives the chunk's size.
+/// nothing, `pace` how little it may take. Gives the chunk's size.
 pub(super) async fn send_chunk(
     stream: &TcpStream,
     head: &[u8],
     reader: &ChunkReader,
     throttle: &Throttle,
     stall: Duration,
+    pace: &mut Pace,
 ) -> io::Result<usize> {
     let piece_bytes = if throttle.is_unlimited() { reader.len() } else { THROTTLED_PIECE_BYTES };
     let total = head.len() + reader.len();
@@ -88,7 +90,11 @@ pub(super) async fn send_chunk(
         while at < end {
             let max = end - at.max(head.len());
             let send = stream.async_io(Interest::WRITABLE, || reader.send(stream.as_fd(), head, at, max));
-            at += within(stall, send).await?;
+            let begun = Instant::now();
+            let taken = within(stall, send).await?;
+            pace.took(taken, begun.elapsed())
+                .map_err(|slow| io::Error::new(io::ErrorKind::TimedOut, slow))?;
+            at += taken;
         }
     }
     Ok(reader.len())

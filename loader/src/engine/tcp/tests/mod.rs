@@ -12,7 +12,7 @@ use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 use rfork_protocol::v2::LeasedPoint;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_util::sync::CancellationToken;
 
 use super::*;

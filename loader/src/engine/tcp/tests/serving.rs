@@ -89,6 +89,35 @@ async fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
 }
 
 #[tokio::test]
+async fn a_reader_that_takes_a_little_now_and_then_is_dropped() {
+    // More than it takes, whatever machine this is.
+    let options =
+        TcpOptions { progress_timeout: Duration::from_secs(1), least_bytes_per_sec: 1 << 40, ..options() };
+    let seed = seed(&[64 * CHUNK], 1, options).await;
+    let reader = TcpSocket::new_v4().unwrap();
+    reader.set_recv_buffer_size(64 << 10).unwrap();
+    let mut reader = reader.connect(seed.engine.address()).await.unwrap();
+    let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
+    reader.write_all(&hello.encode().unwrap()).await.unwrap();
+    let all: Vec<u32> = (0..64).collect();
+    reader.write_all(&Read::new(&all).unwrap().encode()).await.unwrap();
+    let mut piece = vec![0; 64 << 10];
+    let taking = async {
+        let mut total = 0;
+        // Often enough that the seed's socket has room again within the deadline.
+        loop {
+            match reader.read(&mut piece).await {
+                Ok(0) | Err(_) => return total,
+                Ok(read) => total += read as u64,
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let total = tokio::time::timeout(HANGS, taking).await.expect("the seed closed it");
+    assert!(total < 64 * CHUNK, "{total}");
+}
+
+#[tokio::test]
 async fn readers_are_bounded_and_the_rest_is_told_so() {
     let seed = seed(&[8 * CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
     let (mut holder, _) = greeted(&seed).await;

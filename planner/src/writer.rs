@@ -354,6 +354,9 @@ mod tests {
     async fn a_batch_is_linked_to_the_requests_that_it_serves() {
         use tracing_subscriber::layer::SubscriberExt;
         let links = Links::default();
+        // With one alone, whether a span is wanted is asked of the thread that comes to it first: another test's, which has
+        // none. The answer stays.
+        let _second = tracing::Dispatch::new(tracing_subscriber::registry());
         // The writer runs on this thread, too.
         let _guard = tracing::subscriber::set_default(tracing_subscriber::registry().with(links.clone()));
         let directory = tempfile::TempDir::new().unwrap();

@@ -57,7 +57,10 @@ pub fn serve(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), Serve
 
 /// Listens on an address, which may stand in brackets as in a URL, or on a name's. `::` is every address of both families,
 /// whatever the system's own rule is for sockets that do not say.
-pub(crate) async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
+///
+/// # Errors
+/// When the name has no address, or none of its addresses can be listened on.
+pub async fn listen(host: &str, port: u16) -> std::io::Result<TcpListener> {
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let mut refused = std::io::Error::new(std::io::ErrorKind::AddrNotAvailable, "the name has no address");
     for address in lookup_host((host, port)).await? {

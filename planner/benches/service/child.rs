@@ -80,7 +80,8 @@ fn plan(database: &str, heartbeat_ttl: Option<Duration>) -> Result<()> {
     // As the command has it.
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+        // With room for as many who are not accepted yet as the command has.
+        let listener = rfork_planner::serve::listen("127.0.0.1", 0).await?;
         println!("{}", listener.local_addr()?);
         let stop = CancellationToken::new();
         std::thread::spawn({

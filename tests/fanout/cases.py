@@ -1,0 +1,169 @@
+"""What is measured: each case starts a fleet and tells how long it took."""
+
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fleet import Fleet, Place
+from processes import until
+from processors import Busy
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measurement. `sec`: until the last worker was loaded. `copies`: what left the seed, in models. `busy`: the share
+    of the processors' time that was used meanwhile."""
+
+    sec: float
+    copies: float | None
+    busy: float
+
+
+@dataclass(frozen=True)
+class Case:
+    """`bar`: of `sec` in shares of `unit`; `grace_sec` is added to it. `most_copies`: the bar of `copies`."""
+
+    name: str
+    what: str
+    run: Callable[["Bench", Path], Result]
+    bar: float
+    most_copies: float | None = None
+    grace_sec: float = 0.0
+    # Of what the time is a share: "one" or "one-off", a fork alone; "one-loopback", the same over loopback.
+    unit: str = "one"
+
+
+@dataclass
+class Bench:
+    """Where cases are run. `t1_sec` is what one worker took, once that is measured."""
+
+    shaped: Place
+    large: Place
+    loopback: Place
+    mbit: float
+    model_bytes: dict[Path, int]
+    t1_sec: float = 0.0
+
+    def watch(self, place: Place) -> "Watch":
+        return Watch(place, self.model_bytes[place.model])
+
+
+class Watch:
+    """What leaves the seed, and how busy processors are, from when a case starts its workers."""
+
+    def __init__(self, place: Place, model_bytes: int):
+        self._seed, self._model_bytes = place.nodes and place.nodes[0], model_bytes
+        self._before = self._seed.sent_bytes() if self._seed else 0
+        self._busy = Busy()
+
+    def result(self, sec: float) -> Result:
+        busy = self._busy.share()
+        copies = (self._seed.sent_bytes() - self._before) / self._model_bytes if self._seed else None
+        return Result(sec, copies, busy)
+
+
+def one(place_of: Callable[[Bench], Place], is_on: bool = True):
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(place_of(bench), home, is_on=is_on) as fleet:
+            watch = bench.watch(place_of(bench))
+            fleet.start(1)
+            fleet.wait_until_loaded(fleet.workers)
+            return watch.result(fleet.last_sec(fleet.workers))
+
+    return run
+
+
+def together(count: int, capacity: int = 1):
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(bench.shaped, home, capacity=capacity) as fleet:
+            watch = bench.watch(bench.shaped)
+            fleet.start(count)
+            fleet.wait_until_loaded(fleet.workers)
+            return watch.result(fleet.last_sec(fleet.workers))
+
+    return run
+
+
+def relay_hit(count: int, number: int):
+    """The relay in the middle gets this signal when it has a third; everybody else counts."""
+
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(bench.shaped, home) as fleet:
+            watch = bench.watch(bench.shaped)
+            fleet.start(count)
+            relay = fleet.chain()[count // 2]
+            until(f"{relay.name} has a third", lambda: relay.held_share() >= 1 / 3, fleet.workers)
+            relay.signal(number)
+            others = [worker for worker in fleet.workers if worker is not relay]
+            fleet.wait_until_loaded(others)
+            return watch.result(fleet.last_sec(others))
+
+    return run
+
+
+def joiners(count: int, pause: float):
+    """One worker each `pause` T1; the time is that of the one that took longest, each from its own start."""
+
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(bench.shaped, home) as fleet:
+            watch = bench.watch(bench.shaped)
+            fleet.start(count, pause * bench.t1_sec)
+            fleet.wait_until_loaded(fleet.workers)
+            return watch.result(max(worker.load_sec() for worker in fleet.workers))
+
+    return run
+
+
+def slow_link(count: int, *, down: float = 1.0, up: float = 1.0):
+    """The link of the worker in the middle is so much of the others', from when it has a place; everybody else counts."""
+
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(bench.large, home) as fleet:
+            watch = bench.watch(bench.large)
+            fleet.start(count)
+            slow = fleet.chain()[count // 2]
+            node = fleet.node_of(slow)
+            node.shape(down_mbit=bench.mbit * down, up_mbit=bench.mbit * up)
+            try:
+                others = [worker for worker in fleet.workers if worker is not slow]
+                fleet.wait_until_loaded(others)
+                return watch.result(fleet.last_sec(others))
+            finally:
+                node.shape(down_mbit=bench.mbit, up_mbit=bench.mbit)
+
+    return run
+
+
+def over_loopback(count: int):
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(bench.loopback, home) as fleet:
+            watch = bench.watch(bench.loopback)
+            fleet.start(count)
+            fleet.wait_until_loaded(fleet.workers)
+            return watch.result(fleet.last_sec(fleet.workers))
+
+    return run
+
+
+# What others are measured by.
+UNITS = {
+    "one": one(lambda bench: bench.shaped),
+    "one-off": one(lambda bench: bench.shaped, is_on=False),
+    "one-large": one(lambda bench: bench.large),
+    "one-loopback": one(lambda bench: bench.loopback),
+}
+
+CASES = [
+    Case("8", "8 workers", together(8), 1.04, 1.02),
+    Case("16", "16 workers", together(16), 1.08, 1.02),
+    Case("capacity", "16 workers, capacity 8", together(16, capacity=8), 1.10, 1.1),
+    Case("killed", "16, a relay in the middle killed at a third", relay_hit(16, signal.SIGKILL), 1.15),
+    Case("stopped", "16, the same relay stopped", relay_hit(16, signal.SIGSTOP), 1.0, grace_sec=6.0),
+    Case("joiners", "8 joiners, one every T1/16, each from its start", joiners(8, 1 / 16), 1.06),
+    Case("slow-down", "8, a downlink in the middle at a quarter: the others", slow_link(8, down=0.25), 1.30, unit="one-large"),
+    Case("slow-up", "8, an uplink in the middle at a quarter: the others", slow_link(8, up=0.25), 1.40, unit="one-large"),
+    Case("loopback", "32 over loopback, engines at 20 MiB/s", over_loopback(32), 1.15, unit="one-loopback"),
+    # At least 0.98 of the throughput.
+    Case("alone", "one alone, over one without", UNITS["one"], 1 / 0.98, unit="one-off"),
+]

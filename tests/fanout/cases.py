@@ -12,8 +12,8 @@ from processors import Busy
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement. `sec`: until the last worker was loaded. `copies`: what left the seed, in models. `busy`: the share
-    of the processors' time that was used meanwhile."""
+    """One measurement. `sec`: until the last worker was loaded. `copies`: what left the seed, in models. `busy`: the
+    share of the processors' time that was used meanwhile."""
 
     sec: float
     copies: float | None
@@ -30,7 +30,7 @@ class Case:
     bar: float
     most_copies: float | None = None
     grace_sec: float = 0.0
-    # Of what the time is a share: "one" or "one-off", a fork alone; "one-loopback", the same over loopback.
+    # Of what the time is a share, by its name in UNITS.
     unit: str = "one"
 
 
@@ -65,9 +65,9 @@ class Watch:
 
 def one(place_of: Callable[[Bench], Place], is_on: bool = True):
     def run(bench: Bench, home: Path) -> Result:
-        with Fleet(place_of(bench), home, is_on=is_on) as fleet:
+        with Fleet(place_of(bench), home, 1, is_on=is_on) as fleet:
             watch = bench.watch(place_of(bench))
-            fleet.start(1)
+            fleet.start()
             fleet.wait_until_loaded(fleet.workers)
             return watch.result(fleet.last_sec(fleet.workers))
 
@@ -76,9 +76,9 @@ def one(place_of: Callable[[Bench], Place], is_on: bool = True):
 
 def together(count: int, capacity: int = 1):
     def run(bench: Bench, home: Path) -> Result:
-        with Fleet(bench.shaped, home, capacity=capacity) as fleet:
+        with Fleet(bench.shaped, home, count, capacity=capacity) as fleet:
             watch = bench.watch(bench.shaped)
-            fleet.start(count)
+            fleet.start()
             fleet.wait_until_loaded(fleet.workers)
             return watch.result(fleet.last_sec(fleet.workers))
 
@@ -89,9 +89,9 @@ def relay_hit(count: int, number: int):
     """The relay in the middle gets this signal when it has a third; everybody else counts."""
 
     def run(bench: Bench, home: Path) -> Result:
-        with Fleet(bench.shaped, home) as fleet:
+        with Fleet(bench.shaped, home, count) as fleet:
             watch = bench.watch(bench.shaped)
-            fleet.start(count)
+            fleet.start()
             relay = fleet.chain()[count // 2]
             until(f"{relay.name} has a third", lambda: relay.held_share() >= 1 / 3, fleet.workers)
             relay.signal(number)
@@ -106,9 +106,9 @@ def joiners(count: int, pause: float):
     """One worker each `pause` T1; the time is that of the one that took longest, each from its own start."""
 
     def run(bench: Bench, home: Path) -> Result:
-        with Fleet(bench.shaped, home) as fleet:
+        with Fleet(bench.shaped, home, count) as fleet:
             watch = bench.watch(bench.shaped)
-            fleet.start(count, pause * bench.t1_sec)
+            fleet.start(pause * bench.t1_sec)
             fleet.wait_until_loaded(fleet.workers)
             return watch.result(max(worker.load_sec() for worker in fleet.workers))
 
@@ -116,12 +116,12 @@ def joiners(count: int, pause: float):
 
 
 def slow_link(count: int, *, down: float = 1.0, up: float = 1.0):
-    """The link of the worker in the middle is so much of the others', from when it has a place; everybody else counts."""
+    """The middle worker's link is so much of the others', from when it has a place; everybody else counts."""
 
     def run(bench: Bench, home: Path) -> Result:
-        with Fleet(bench.large, home) as fleet:
+        with Fleet(bench.large, home, count) as fleet:
             watch = bench.watch(bench.large)
-            fleet.start(count)
+            fleet.start()
             slow = fleet.chain()[count // 2]
             node = fleet.node_of(slow)
             node.shape(down_mbit=bench.mbit * down, up_mbit=bench.mbit * up)
@@ -137,9 +137,9 @@ def slow_link(count: int, *, down: float = 1.0, up: float = 1.0):
 
 def over_loopback(count: int):
     def run(bench: Bench, home: Path) -> Result:
-        with Fleet(bench.loopback, home) as fleet:
+        with Fleet(bench.loopback, home, count) as fleet:
             watch = bench.watch(bench.loopback)
-            fleet.start(count)
+            fleet.start()
             fleet.wait_until_loaded(fleet.workers)
             return watch.result(fleet.last_sec(fleet.workers))
 
@@ -147,10 +147,11 @@ def over_loopback(count: int):
 
 
 # What others are measured by.
+LARGE = "one-large"
 UNITS = {
     "one": one(lambda bench: bench.shaped),
     "one-off": one(lambda bench: bench.shaped, is_on=False),
-    "one-large": one(lambda bench: bench.large),
+    LARGE: one(lambda bench: bench.large),
     "one-loopback": one(lambda bench: bench.loopback),
 }
 
@@ -161,8 +162,8 @@ CASES = [
     Case("killed", "16, a relay in the middle killed at a third", relay_hit(16, signal.SIGKILL), 1.15),
     Case("stopped", "16, the same relay stopped", relay_hit(16, signal.SIGSTOP), 1.0, grace_sec=6.0),
     Case("joiners", "8 joiners, one every T1/16, each from its start", joiners(8, 1 / 16), 1.06),
-    Case("slow-down", "8, a downlink in the middle at a quarter: the others", slow_link(8, down=0.25), 1.30, unit="one-large"),
-    Case("slow-up", "8, an uplink in the middle at a quarter: the others", slow_link(8, up=0.25), 1.40, unit="one-large"),
+    Case("slow-down", "8, the middle's downlink at a quarter: the others", slow_link(8, down=0.25), 1.30, unit=LARGE),
+    Case("slow-up", "8, the middle's uplink at a quarter: the others", slow_link(8, up=0.25), 1.40, unit=LARGE),
     Case("loopback", "32 over loopback, engines at 20 MiB/s", over_loopback(32), 1.15, unit="one-loopback"),
     # At least 0.98 of the throughput.
     Case("alone", "one alone, over one without", UNITS["one"], 1 / 0.98, unit="one-off"),

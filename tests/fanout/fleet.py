@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from memory import Warm
 from network import PLANNER_HOST, Node
 from processes import Process, Worker, until
 
@@ -19,6 +20,8 @@ class Place:
     model: Path
     # The seed's, then the workers'; None: all are on loopback.
     nodes: list[Node] | None
+    # How long a model takes over a link; memory is freed for workers within it. None: they take it as it comes.
+    warm_sec: float | None = None
     # What an engine sends at most, in GiB/s.
     rate: float | None = None
     # Whether workers compute SHA-256 of all that they hold before they say that they are loaded.
@@ -26,13 +29,14 @@ class Place:
 
 
 class Fleet:
-    """Starts with a seed that serves; `workers` are started by the cases. Ends with the `with` block."""
+    """Begins with a seed that serves; `start` starts `count` workers. Ends with the `with` block."""
 
-    def __init__(self, place: Place, home: Path, *, capacity=1, is_on=True):
-        self._place, self._home = place, home
+    def __init__(self, place: Place, home: Path, count: int, *, capacity=1, is_on=True):
+        self._place, self._home, self._count = place, home, count
         rfork, nodes = place.rfork, place.nodes
         self._host = PLANNER_HOST if nodes else "127.0.0.1"
         self.workers: list[Worker] = []
+        self._warm: Warm | None = None
         home.mkdir(parents=True)
         self._planner = Process(
             "planner",
@@ -45,14 +49,19 @@ class Fleet:
             self._planner.wait_for("the planner listens")
             self.seed = self._worker("seed", nodes and nodes[0])
             self.seed_identity = self.seed.wait_for("serving")["identity"]
+            if place.warm_sec:
+                self._warm = Warm(count * place.model.stat().st_size, place.warm_sec)
         except BaseException:
             self.close()
             raise
 
-    def start(self, count: int, pause_sec: float = 0.0) -> None:
-        """Starts so many workers, one each `pause_sec`."""
-        begun, nodes = time.monotonic(), self._place.nodes
-        for at in range(count):
+    def start(self, pause_sec: float = 0.0) -> None:
+        """Starts the workers, one each `pause_sec`."""
+        nodes = self._place.nodes
+        if self._warm:
+            self._warm.release()
+        begun = time.monotonic()
+        for at in range(self._count):
             time.sleep(max(0.0, begun + at * pause_sec - time.monotonic()))
             node = nodes and nodes[1 + len(self.workers)]
             self.workers.append(self._worker(f"worker-{len(self.workers)}", node))
@@ -91,12 +100,15 @@ class Fleet:
 
     def last_sec(self, workers: list[Worker]) -> float:
         """From the first start to the last of these that is loaded."""
-        return max(worker.begun + worker.load_sec() for worker in workers) - min(worker.begun for worker in self.workers)
+        first = min(worker.begun for worker in self.workers)
+        return max(worker.begun + worker.load_sec() for worker in workers) - first
 
     def close(self) -> None:
         for process in [*self.workers, getattr(self, "seed", None), self._planner]:
             if process:
                 process.kill()
+        if self._warm:
+            self._warm.close()
 
     def __enter__(self) -> "Fleet":
         return self

@@ -24,12 +24,18 @@ MOST_WORKERS = 16
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/fanout/run", description=__doc__)
     parser.add_argument("--rfork", type=Path, required=True, help=argparse.SUPPRESS)
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="this one alone; may be repeated")
+    names = [case.name for case in CASES]
+    parser.add_argument("--case", action="append", choices=names, help="this one alone; may be repeated")
     parser.add_argument("--times", type=int, default=3, help="of which the median counts [3]")
     parser.add_argument("--mib", type=int, default=256, help="the model's size [256]")
     parser.add_argument("--large-mib", type=int, default=1024, help="the model's size with a slow link [1024]")
     parser.add_argument("--mbit", type=float, default=400.0, help="a link's rate, each way [400]")
-    parser.add_argument("--digest", action="store_true", help="compare SHA-256 of all bytes, too, which takes time that counts")
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="give workers memory that was used before: for virtual machines that return free memory to their host",
+    )
+    parser.add_argument("--digest", action="store_true", help="compare SHA-256 of all bytes, too, whose time counts")
     parser.add_argument("--logs", type=Path, help="keep the processes' logs in this new directory")
     return parser.parse_args()
 
@@ -55,13 +61,16 @@ def bench(options: argparse.Namespace, work: Path, nodes: list[network.Node]) ->
         model.write(path, size_bytes)
     usual, large = (work / f"{mib}.safetensors" for mib in (options.mib, options.large_mib))
 
-    def place(path: Path, **where) -> Place:
-        return Place(options.rfork, path, has_digests=options.digest, **where)
+    def place(path: Path, bytes_per_sec: float, **where) -> Place:
+        warm_sec = sizes[path] / bytes_per_sec if options.warm else None
+        return Place(options.rfork, path, warm_sec=warm_sec, has_digests=options.digest, **where)
+
+    link = options.mbit * 1e6 / 8
 
     return Bench(
-        shaped=place(usual, nodes=nodes),
-        large=place(large, nodes=nodes),
-        loopback=place(usual, nodes=None, rate=LOOPBACK_GIB_PER_SEC),
+        shaped=place(usual, link, nodes=nodes),
+        large=place(large, link, nodes=nodes),
+        loopback=place(usual, LOOPBACK_GIB_PER_SEC * 2**30, nodes=None, rate=LOOPBACK_GIB_PER_SEC),
         mbit=options.mbit,
         model_bytes=sizes,
     )

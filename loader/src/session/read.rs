@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::error::LoadError;
 use super::load::Load;
 use super::progress::{Phase, Source};
-use super::stall::StallRule;
+use super::stall::{StallRule, UNHEARD};
 use super::state::Event;
 use crate::engine::memory::WeightMemory;
 use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
@@ -25,9 +25,6 @@ const CANCEL_GRACE: Duration = Duration::from_secs(2);
 const SEED_WAIT_IN_A_CHAIN: Duration = Duration::from_secs(30);
 /// How often it is looked whether a source has stalled.
 const LOOK: Duration = Duration::from_millis(200);
-
-/// A source that says nothing of itself for so long, two signs of life, and brings no byte, is called lost.
-const UNHEARD: Duration = Duration::from_secs(2);
 
 /// What is read from a seed just now. Dropped, nothing is read any more.
 pub(super) struct Reading<'a> {
@@ -243,14 +240,19 @@ impl Watch {
         self.state.as_ref().map_or(of_a_complete_one, |state| *state.borrow())
     }
 
+    /// For how long it has said nothing of itself, once it has said something.
+    fn unheard(&self) -> Option<Duration> {
+        self.state().signed.map(|signed| signed.elapsed())
+    }
+
     /// Whether no byte comes for longer than the source may take.
     pub(super) fn has_stalled(&self, memory: &WeightMemory) -> bool {
-        self.stall.is_over(memory.arrivals().silent(), self.state())
+        self.stall.is_over(memory.arrivals().silent(), self.state(), self.unheard())
     }
 
     /// Whether neither a byte nor a sign of life comes.
     pub(super) fn is_lost(&self, memory: &WeightMemory) -> bool {
-        let is_heard = self.state().signed.is_some_and(|signed| signed.elapsed() < UNHEARD);
+        let is_heard = self.unheard().is_some_and(|unheard| unheard < UNHEARD);
         !is_heard && memory.arrivals().silent() >= self.stall.stall
     }
 }

@@ -219,9 +219,13 @@ impl ChunkWriter {
     /// The chunk is complete and verified: from now on it is held.
     pub fn commit(self) {
         self.bytes.memory.held_bytes.fetch_add(self.bytes.len as u64, Ordering::Relaxed);
-        self.bytes.state().store(HELD, Ordering::Release);
-        // Excluded: a chunk is announced before it can be read. Who reads the log reads it after this.
-        self.bytes.memory.log().push(self.bytes.chunk);
+        {
+            // Excluded: a chunk is announced before it can be read, or it is forgotten before it is in the log, which then
+            // has a chunk that is not held. Who reads or forgets the log does so before both, or after both.
+            let mut log = self.bytes.memory.log();
+            self.bytes.state().store(HELD, Ordering::Release);
+            log.push(self.bytes.chunk);
+        }
         self.bytes.memory.commits.send_modify(|commits| *commits += 1);
     }
 }

@@ -50,6 +50,27 @@ fn memory_of_a_caller_is_kept_while_anybody_uses_it_and_then_given_back() {
 }
 
 #[test]
+fn a_chunk_is_held_and_in_the_log_at_once() {
+    let memory = memory(&[MIN_CHUNK_BYTES]);
+    let writer = memory.begin_write(0).unwrap();
+    // While somebody reads the log, or forgets it, nothing comes to be held.
+    let log = memory.log();
+    let committing = std::thread::spawn(move || writer.commit());
+    while memory.held_bytes() == 0 {
+        std::thread::yield_now();
+    }
+    // It has begun, and comes as far as it can.
+    for _ in 0..1_000 {
+        std::thread::yield_now();
+        assert!(memory.begin_read(0).is_none(), "whoever forgets now leaves it in the log");
+    }
+    drop(log);
+    committing.join().unwrap();
+    assert!(memory.begin_read(0).is_some());
+    assert_eq!(memory.held_since(&mut memory.held_cursor()), Some(vec![0]));
+}
+
+#[test]
 fn ranges_of_a_caller_that_cannot_be_are_refused() {
     let (owner, ranges) = callers(&[100, 200, 300], 0);
     let refused = |ranges: &[(u64, u64)]| {

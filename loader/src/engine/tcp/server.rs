@@ -8,7 +8,7 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use rfork_protocol::frame::{
@@ -19,6 +19,7 @@ use rfork_protocol::manifest::content::ContentId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::WriteHalf;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -49,7 +50,29 @@ const READER_GRACE: Duration = Duration::from_millis(250);
 struct Service {
     memory: Arc<WeightMemory>,
     stop: CancellationToken,
+    /// Until when its end may last, once that has begun.
+    deadline: OnceLock<Instant>,
     connections: TaskTracker,
+}
+
+impl Service {
+    fn of(memory: Arc<WeightMemory>) -> Self {
+        let (stop, connections) = (CancellationToken::new(), TaskTracker::new());
+        Self { memory, stop, deadline: OnceLock::new(), connections }
+    }
+
+    /// Ends its connections. Whoever calls it again waits no longer than the first one does: a connection that hangs hangs
+    /// for all of them.
+    async fn end(&self, patience: Duration) -> Result<(), EngineError> {
+        self.stop.cancel();
+        self.connections.close();
+        let deadline = *self.deadline.get_or_init(|| Instant::now() + patience);
+        if tokio::time::timeout_at(deadline, self.connections.wait()).await.is_err() {
+            let waited_ms = u64::try_from(patience.as_millis()).unwrap_or(u64::MAX);
+            return Err(EngineError::StillRead { readers: self.connections.len(), waited_ms });
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -109,8 +132,7 @@ impl Server {
     }
 
     pub(super) fn register(&self, memory: Arc<WeightMemory>) {
-        let service = Service { memory, stop: CancellationToken::new(), connections: TaskTracker::new() };
-        let before = self.shared.service().replace(Arc::new(service));
+        let before = self.shared.service().replace(Arc::new(Service::of(memory)));
         if let Some(before) = before {
             before.stop.cancel();
         }
@@ -118,12 +140,7 @@ impl Server {
 
     pub(super) async fn unregister(&self) -> Result<(), EngineError> {
         let Some(service) = self.shared.service().clone() else { return Ok(()) };
-        service.stop.cancel();
-        service.connections.close();
-        if tokio::time::timeout(STOP_DEADLINE, service.connections.wait()).await.is_err() {
-            let waited_ms = u64::try_from(STOP_DEADLINE.as_millis()).unwrap_or(u64::MAX);
-            return Err(EngineError::StillRead { readers: service.connections.len(), waited_ms });
-        }
+        service.end(STOP_DEADLINE).await?;
         let mut registered = self.shared.service();
         if registered.as_ref().is_some_and(|registered| Arc::ptr_eq(registered, &service)) {
             *registered = None;
@@ -423,5 +440,25 @@ async fn held(
                 write_all(stream, options.progress_timeout, &Answer::NotYet { chunk }.encode()).await?;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_connection_that_hangs_is_waited_for_once() {
+        let service = Service::of(WeightMemory::allocate(&[1]).unwrap());
+        let hangs = service.connections.token();
+        assert!(service.end(Duration::from_millis(10)).await.is_err());
+        let again = tokio::select! {
+            biased;
+            again = service.end(Duration::from_secs(3_600)) => Some(again),
+            () = std::future::ready(()) => None,
+        };
+        assert!(matches!(again, Some(Err(EngineError::StillRead { readers: 1, .. }))), "{again:?}");
+        drop(hangs);
+        service.end(Duration::from_secs(3_600)).await.unwrap();
     }
 }

@@ -157,6 +157,7 @@ async fn renew(
     let retries = |ttl: Duration| Backoff::new(renew_after(ttl) / 8, renew_after(ttl));
     let mut backoff = retries(ttl);
     let mut next = since + due(ttl, told.as_ref().map(|told| told.first));
+    let mut is_registered = true;
     loop {
         tokio::time::sleep_until(next).await;
         let sent = Instant::now();
@@ -172,7 +173,9 @@ async fn renew(
                 next = sent + due(ttl, asked);
                 match (advice, &told) {
                     (Some(Advice::Move), Some(told)) => told.advised_to_move.cancel(),
-                    (Some(Advice::RegistrationEnded), _) => {
+                    // Each renewal is answered so.
+                    (Some(Advice::RegistrationEnded), _) if is_registered => {
+                        is_registered = false;
                         tracing::info!("the planner does not know this loading seed any more");
                     }
                     _ => {}

@@ -280,7 +280,12 @@ impl Session {
             }
         };
         self.stage = Stage::Spent;
-        let mut loading = if first == State::begin() { self.open_loading().await } else { None };
+        let mut loading = if first == State::begin() {
+            // What was begun of it ends with its future, and the load ends at its first step.
+            cancel.run_until_cancelled(self.open_loading()).await.flatten()
+        } else {
+            None
+        };
         let begun = Instant::now();
         let load = Load::new(self, &manifest, &memory, fallback, cancel, &mut loading);
         let shares = match load.run(first).await {

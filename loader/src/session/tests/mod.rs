@@ -117,6 +117,8 @@ async fn session_over(planner: &Planner, options: TcpOptions, mib_per_sec: f64, 
     let config = Config::builder(&planner.url, "model", "test")
         .seed_bind_host("127.0.0.1")
         .seed_advertise_host("127.0.0.1")
+        // A planner that does not answer is a matter of its own test.
+        .request_timeout(2 * HANGS)
         .build()
         .unwrap();
     let worker = Worker {
@@ -290,6 +292,18 @@ async fn a_relay_that_is_cancelled_takes_itself_away_and_its_reader_goes_on() {
         );
     });
     session.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_can_be_cancelled_before_its_planner_has_answered() {
+    let planner = Planner::start(true).await;
+    let session = session(&planner, 1.0, PATIENT).await;
+    planner.look(|state| state.is_silent = true);
+    let reader = reader_with(session, None);
+    planner.until(|state| state.unanswered > 0).await;
+    reader.cancel.cancel();
+    let (_, ended) = tokio::time::timeout(HANGS, reader.task).await.expect("it ends").unwrap();
+    assert!(matches!(ended, Err(LoadError::Cancelled)), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

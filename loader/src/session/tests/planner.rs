@@ -36,6 +36,9 @@ pub(super) struct State {
     pub(super) outcomes: Vec<TransferOutcome>,
     /// What renewals are answered.
     pub(super) advice: Option<Advice>,
+    /// Whether nobody is answered, and how many were not.
+    pub(super) is_silent: bool,
+    pub(super) unanswered: usize,
     /// Whether a reader may be granted who reads from it.
     pub(super) makes_circles: bool,
 }
@@ -172,6 +175,11 @@ impl Planner {
     async fn answer(&self, request: Request, knows_loading_seeds: bool) -> Response {
         let path = request.uri().path().to_owned();
         let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
+        if self.look(|state| state.is_silent) {
+            self.look(|state| state.unanswered += 1);
+            self.changes.send_modify(|changes| *changes += 1);
+            return std::future::pending().await;
+        }
         let answer = match path.as_str() {
             "/v2" => {
                 let features = if knows_loading_seeds { vec![LOADING_SEEDS] } else { vec![] };

@@ -8,9 +8,12 @@ use crate::retry::Backoff;
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
-/// How long a load may wait for seeds in all. Only the time without one counts.
+/// How long a load may wait for seeds. Only the time without one counts, and, in a chain, since a chunk came last: there are
+/// only so many of those.
 pub(super) struct Patience {
     limit: Duration,
+    /// What was held when time was counted anew.
+    held_bytes: u64,
     /// Time spent waiting before `since`.
     waited: Duration,
     /// When the wait began that lasts.
@@ -23,12 +26,19 @@ pub(super) struct Patience {
 impl Patience {
     pub(super) fn new(limit: Duration) -> Self {
         let backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
-        Self { limit, waited: Duration::ZERO, since: None, backoff, asked: false }
+        Self { limit, held_bytes: 0, waited: Duration::ZERO, since: None, backoff, asked: false }
     }
 
     /// The limit is `limit` from now on, whatever was waited before.
     pub(super) fn extend(&mut self, limit: Duration) {
-        self.limit = self.waited() + limit;
+        *self = Self { held_bytes: self.held_bytes, ..Self::new(limit) };
+    }
+
+    /// So much is held. If that is more than ever, what was waited before does not count any more.
+    pub(super) fn progress(&mut self, held_bytes: u64) {
+        if held_bytes > self.held_bytes {
+            *self = Self { held_bytes, ..Self::new(self.limit) };
+        }
     }
 
     /// A wait begins, or lasts.
@@ -38,7 +48,7 @@ impl Patience {
 
     /// There is a seed: no time counts, and the next wait begins with short pauses.
     pub(super) fn rest(&mut self) {
-        *self = Self { waited: self.waited(), ..Self::new(self.limit) };
+        *self = Self { waited: self.waited(), held_bytes: self.held_bytes, ..Self::new(self.limit) };
     }
 
     pub(super) fn waited(&self) -> Duration {
@@ -57,5 +67,45 @@ impl Patience {
     /// The next pause, within what is left.
     pub(super) fn pause(&mut self) -> Duration {
         self.backoff.pause().min(self.left())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Duration = Duration::from_secs(3_600);
+
+    fn waits(patience: &mut Patience) {
+        let before = patience.waited();
+        patience.wait();
+        while patience.waited() == before {
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn waits_add_up_until_more_is_held_than_ever() {
+        let mut patience = Patience::new(HOUR);
+        patience.progress(5);
+        waits(&mut patience);
+        patience.rest();
+        let once = patience.waited();
+        waits(&mut patience);
+        patience.progress(5);
+        patience.progress(3);
+        assert!(!once.is_zero() && patience.waited() > once && patience.left() < HOUR);
+        patience.progress(6);
+        assert_eq!((patience.waited(), patience.left()), (Duration::ZERO, HOUR));
+        waits(&mut patience);
+        patience.extend(2 * HOUR);
+        assert_eq!(patience.left(), 2 * HOUR);
+    }
+
+    #[test]
+    fn who_may_not_wait_may_not_whatever_comes() {
+        let mut patience = Patience::new(Duration::ZERO);
+        patience.progress(5);
+        assert!(patience.left().is_zero());
     }
 }

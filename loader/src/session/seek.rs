@@ -25,6 +25,7 @@ impl Load<'_> {
     /// Reads on, if there is something to read from, and asks for another source. The answer is in `replacement` after
     /// [`Event::Granted`].
     pub(super) async fn seek(&mut self) -> Result<Event, LoadError> {
+        self.patience.progress(self.memory.held_bytes());
         self.patience.wait();
         let arrived = self.memory.arrivals().bytes();
         let mut asking = self.ask_meanwhile();

@@ -233,6 +233,45 @@ CREATE TABLE events (
     detail   TEXT
 );
 
+-- How many rows there are of what clients have planners keep: triggers count what comes and goes, so that nobody need read
+-- a table for it. Each count is the sum of its slots, of which a session has one, so that planners do not wait for each
+-- other.
+CREATE TABLE row_counts (
+    table_name TEXT    NOT NULL,
+    slot       INTEGER NOT NULL,
+    -- rows that came by this slot, less those that went by it: it may be negative
+    n          BIGINT  NOT NULL,
+    PRIMARY KEY (table_name, slot)
+)
+WITH (fillfactor = 20);
+
+CREATE FUNCTION count_rows() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    changes BIGINT;
+BEGIN
+    IF TG_OP = 'TRUNCATE' THEN
+        UPDATE row_counts SET n = 0 WHERE table_name = TG_TABLE_NAME;
+        RETURN NULL;
+    END IF;
+    SELECT count(*) INTO changes FROM changed;
+    IF changes > 0 THEN
+        INSERT INTO row_counts AS c (table_name, slot, n)
+        VALUES (TG_TABLE_NAME, pg_backend_pid() % 16, CASE TG_OP WHEN 'INSERT' THEN changes ELSE -changes END)
+        ON CONFLICT (table_name, slot) DO UPDATE SET n = c.n + excluded.n;
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER seeds_come AFTER INSERT ON seeds REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER seeds_go AFTER DELETE ON seeds REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER seeds_emptied AFTER TRUNCATE ON seeds FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER requests_come AFTER INSERT ON requests REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER requests_go AFTER DELETE ON requests REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER requests_emptied AFTER TRUNCATE ON requests FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER instances_come AFTER INSERT ON instances REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER instances_go AFTER DELETE ON instances REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+CREATE TRIGGER instances_emptied AFTER TRUNCATE ON instances FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
+
 -- What time it is for planners: the clock's, and this.
 CREATE TABLE clock (
     id        BOOLEAN NOT NULL PRIMARY KEY DEFAULT TRUE CHECK (id),

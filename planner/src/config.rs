@@ -158,7 +158,7 @@ pub struct Settings {
     pub connect: ConnectSettings,
     /// How long another planner that has the file is waited for. Only SQLite.
     pub lock_wait: Duration,
-    /// How much it may hold that has its rows in memory. Only SQLite.
+    /// How much clients may have it keep.
     pub room: Room,
     /// A seed that was silent this long is not offered.
     pub heartbeat_ttl: Duration,
@@ -226,6 +226,9 @@ impl Settings {
             lock_wait: values.seconds("database_lock_wait_sec")?,
             room: Room {
                 seeds: values.get("max_seeds")?,
+                requests: values.get("max_remembered_requests")?,
+                // One is remembered for a request at most.
+                instances: values.get("max_remembered_requests")?,
                 bytes: values.get::<usize>("max_memory_mib")?.saturating_mul(1 << 20),
             },
             heartbeat_ttl: values.seconds("heartbeat_ttl_sec")?,

@@ -150,10 +150,20 @@ pub const SETTINGS: &[Section] = &[
             Setting::new(
                 "max_seeds",
                 Takes::Whole(1, 100_000_000),
-                "Seeds that a planner with a SQLite file holds, since it has all of them in memory",
+                "Seeds that planners of one database keep, drained and silent ones among them",
             )
             .value("SEEDS")
             .env("RFORK_CFG_MAX_SEEDS")
+            .default("1000000")
+            .more("More are answered 429, and those that are known go on"),
+            Setting::new(
+                "max_remembered_requests",
+                Takes::Whole(1, 100_000_000),
+                "Requests that planners of one database keep: those that wait for a seed, and those under an idempotency \
+                 key, which are remembered for an hour or --history-sec",
+            )
+            .value("REQUESTS")
+            .env("RFORK_CFG_MAX_REMEMBERED_REQUESTS")
             .default("1000000")
             .more("More are answered 429"),
             Setting::new(

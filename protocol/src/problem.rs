@@ -111,6 +111,9 @@ pub struct Problem {
     /// The field, parameter or header at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
+    /// What is used up of that the planner keeps only so much: `seeds`, `requests` or `memory`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quota: Option<String>,
     /// When the same request may succeed, in milliseconds from now; a hint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_ms: Option<u64>,
@@ -131,6 +134,7 @@ impl Problem {
             detail: detail.into(),
             code: code.as_str().into(),
             field: None,
+            quota: None,
             retry_after_ms: None,
         }
     }

@@ -129,6 +129,7 @@ def test_each_setting_becomes_its_flag() -> None:
         "--max-chain-depth=64",
         "--max-connections=1000000",
         "--max-memory-mib=1500",
+        "--max-remembered-requests=3000000",
         "--max-seeds=2000000",
         "--max-waiting=20000",
         "--no-liveness-probe",

@@ -237,12 +237,15 @@ pub(super) fn claim(
     tables.note_lease(lease, seed);
     let Some(instance) = &wish.instance_id else { return };
     let is_known = tables.sources.get(instance).is_some_and(Option::is_some);
-    if tables.room.bytes == 0 && !is_known {
+    if (tables.room.instances == 0 || tables.room.bytes == 0) && !is_known {
         // It is only a preference, so nobody is refused for it.
         return;
     }
     // The first rank of an instance that is served decides for the others.
     if let Some(source) = wish.source_instance.as_ref().or(row.profile.instance_id.as_ref()) {
+        if !is_known {
+            tables.room.instances = tables.room.instances.saturating_sub(1);
+        }
         tables.sources.insert(instance.clone(), Some(source.clone()));
         tables.changes.sources.insert(instance.clone(), Some(source.clone()));
     }

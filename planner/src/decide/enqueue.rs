@@ -32,8 +32,8 @@ pub(super) fn enqueue(
         _ => return,
     };
     if waits {
-        if tables.room.bytes == 0 {
-            *answer = Acquired::Refused(Refusal::NoRoom);
+        if let Err(no_room) = tables.room.for_request() {
+            *answer = Acquired::Refused(Refusal::NoRoom(no_room));
             return;
         }
         tables.lives(planner, now);
@@ -60,6 +60,8 @@ mod tests {
 
     use super::super::testing::{NOW, any_requests, key, lease, tables};
     use super::*;
+    use crate::decide::quota::Quota;
+    use crate::store::commands::NoRoom;
     use crate::store::{Grant, Idempotency, Queue};
 
     fn any_answer() -> impl Strategy<Value = Acquired> {
@@ -90,7 +92,7 @@ mod tests {
             for row in &requests {
                 tables.put_request(Arc::new(row.clone()));
             }
-            tables.room.bytes = if has_room { 1 << 20 } else { 0 };
+            tables.room.requests = usize::from(has_room);
             let idempotency = name.map(|name| Idempotency { key: [name + 100; 32], request: [1; 32] });
             let queue = Queue { wait_ms, idempotency: idempotency.clone(), attempt: 9, again: None };
             let command = Acquire { key: key("k"), wish: Box::default(), lease: lease(number), queue: Some(Box::new(queue)) };
@@ -103,7 +105,7 @@ mod tests {
                 Acquired::Refused(Refusal::UnknownKey | Refusal::AllBusy | Refusal::AllSuspect)
             );
             if nothing_there && wait_ms > 0 && !has_room {
-                prop_assert_eq!((answer, new.len()), (Acquired::Refused(Refusal::NoRoom), 0));
+                prop_assert_eq!((answer, new.len()), (Acquired::Refused(Refusal::NoRoom(NoRoom(Quota::Requests))), 0));
             } else if nothing_there && wait_ms > 0 {
                 prop_assert_eq!(answer, Acquired::Queued(None));
                 prop_assert_eq!(new.len(), 1);

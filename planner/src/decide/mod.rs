@@ -62,6 +62,7 @@ mod join;
 mod leave;
 pub mod place;
 mod progress;
+pub mod quota;
 mod refuse;
 mod register;
 mod release;
@@ -191,6 +192,7 @@ impl<'a> Batch<'a> {
             // Until it is known what became of the first.
             self.answers[*at] = Some(Acquired::Queued(None));
         }
+        quota::admit(tables, &commands.acquires, &mut self.answers);
         let released = commands.releases.iter().filter_map(|one| tables.seed_at(&one.identity));
         self.touched.extend(released.map(|seed| SeedKey::clone(&seed.key)));
         // Whoever holds more than it did may be a source for somebody who waits.

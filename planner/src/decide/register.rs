@@ -26,9 +26,7 @@ pub(super) fn register(
     let registration = seed::register(known.as_ref(), key, profile);
     let id = match (registration, row.zip(known)) {
         (Registration::New, _) | (_, None) => {
-            if tables.room.seeds == 0 || tables.room.bytes == 0 {
-                return Err(NoRoom);
-            }
+            tables.room.for_seed()?;
             remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Registered));
             tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, rules)
         }
@@ -72,6 +70,7 @@ mod tests {
 
     use super::super::testing::{NOW, any_seed, identity, key, rules, seed, tables};
     use super::*;
+    use crate::decide::quota::Quota;
     use crate::domain::policy::Policy;
     use crate::store::Room;
 
@@ -82,12 +81,12 @@ mod tests {
     #[test]
     fn what_is_full_takes_nobody_new_and_goes_on_with_who_is_there() {
         let rules = rules(Policy::Balanced);
-        let mut tables = Tables::new(1, 1, Room { seeds: 1, bytes: 1 << 20 });
+        let mut tables = Tables::new(1, 1, Room { seeds: 1, ..Room::AMPLE });
         assert!(register(&mut tables, NOW, &rules, &of("k", 0)).is_ok());
         assert!(register(&mut tables, NOW, &rules, &of("k", 0)).is_ok(), "its heartbeat");
         assert!(register(&mut tables, NOW, &rules, &of("l", 0)).is_ok(), "in its own place");
         let other = Register { identity: identity(1), ..of("k", 0) };
-        assert_eq!(register(&mut tables, NOW, &rules, &other), Err(NoRoom));
+        assert_eq!(register(&mut tables, NOW, &rules, &other), Err(NoRoom(Quota::Seeds)));
     }
 
     #[test]

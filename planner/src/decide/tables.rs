@@ -297,6 +297,7 @@ impl Tables {
     pub(super) fn insert_request(&mut self, mut row: RequestRow) {
         row.id = self.new_request;
         self.new_request += 1;
+        self.room.requests = self.room.requests.saturating_sub(1);
         self.room.bytes = self.room.bytes.saturating_sub(row.bytes());
         self.index_request(&row);
         self.requests.insert(row.id, Changed { before: None, after: Some(Arc::new(row)) });

@@ -5,11 +5,23 @@ use axum::response::{IntoResponse, Response};
 use rfork_protocol::problem::Code;
 use rfork_protocol::v1::HeaderError;
 
+use crate::decide::quota::Quota;
 use crate::store::StoreError;
+use crate::store::commands::NoRoom;
 use crate::writer::WriteError;
 
-/// Why a planner that is full takes no more.
-const FULL: &str = "the planner holds as many seeds or requests as it may";
+/// What a planner that is full says: what is used up, and what bounds it.
+pub(super) fn full(NoRoom(quota): NoRoom) -> String {
+    let what = match quota {
+        Quota::Seeds => "as many seeds",
+        Quota::Requests => "as many requests that wait or are remembered",
+        Quota::Memory => "as much in memory",
+    };
+    let (name, flag) = (quota.name(), quota.flag());
+    format!(
+        "quota {name}: the planner keeps {what} as it may ({flag}); what is there goes on, come back later"
+    )
+}
 
 /// Why a request is not served for now: a stable code, and what to do. Anybody may read it, so it has no text of the
 /// database's, which may name hosts, files, roles and statements: that is for the log.
@@ -80,7 +92,7 @@ pub(super) enum ApiError {
     /// 409 with this reason.
     Conflict(&'static str),
     /// The planner holds as much as its settings allow: 429.
-    Full,
+    Full(NoRoom),
     /// Nobody's fault, and passing: 503, never 400 or 404, which clients would take for an answer.
     Unavailable(Unavailable),
 }
@@ -118,7 +130,10 @@ impl IntoResponse for ApiError {
             Self::Header(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
             Self::NotFound(reason) => (StatusCode::NOT_FOUND, reason).into_response(),
             Self::Conflict(reason) => (StatusCode::CONFLICT, reason).into_response(),
-            Self::Full => (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], FULL).into_response(),
+            Self::Full(no_room) => {
+                let reason = format!("{}: {}", Code::PlannerFull.as_str(), full(no_room));
+                (StatusCode::TOO_MANY_REQUESTS, [(header::RETRY_AFTER, "1")], reason).into_response()
+            }
             Self::Unavailable(Unavailable { code, detail }) => {
                 let reason = format!("{}: {detail}", code.as_str());
                 (StatusCode::SERVICE_UNAVAILABLE, [(header::RETRY_AFTER, "1")], reason).into_response()

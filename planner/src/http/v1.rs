@@ -16,7 +16,7 @@ use super::error::{ApiError, Unavailable};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
 use crate::shares::Entered;
-use crate::store::commands::{NoRoom, Register, Release, Remove, Renew};
+use crate::store::commands::{Register, Release, Remove, Renew};
 use crate::store::{Grant, Queue, Refusal, Report, attempt};
 use crate::waiting::{AcquireError, Ask};
 
@@ -29,7 +29,7 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
         return Ok(StatusCode::OK);
     }
     let register = Register { identity, key: key.clone(), profile, age_ms: 0 };
-    let (registration, _) = api.submit(register).await?.map_err(|NoRoom| ApiError::Full)?;
+    let (registration, _) = api.submit(register).await?.map_err(ApiError::Full)?;
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(seed = %name, %key, "a seed registered");
     }
@@ -67,7 +67,7 @@ pub(super) async fn get_seed(
             let granted = Granted { identity, lease, lease_ttl };
             Ok((StatusCode::OK, granted.encode()).into_response())
         }
-        Err(AcquireError::Refused(Refusal::NoRoom)) => Err(ApiError::Full),
+        Err(AcquireError::Refused(Refusal::NoRoom(no_room))) => Err(ApiError::Full(no_room)),
         Err(AcquireError::Refused(_)) => Err(ApiError::NotFound(NO_AVAILABLE_SEED)),
         Err(AcquireError::Write(error)) => Err(error.into()),
         Err(AcquireError::Superseded) => Err(Unavailable::SUPERSEDED.into()),

@@ -287,7 +287,7 @@ fn reason(refusal: Refusal) -> &'static str {
         Refusal::AllSuspect => "all_suspect",
         Refusal::LeaseEnded => "lease_ended",
         Refusal::OtherRequest => "other_request",
-        Refusal::NoRoom => "no_room",
+        Refusal::NoRoom(_) => "no_room",
     }
 }
 

@@ -4,6 +4,7 @@ use rfork_protocol::v2::Advice;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::{Account, End};
+use crate::decide::quota::Quota;
 use crate::domain::chain::{Progress, Source};
 use crate::domain::health::{BackOff, Health};
 use crate::domain::policy::Wish;
@@ -158,8 +159,8 @@ pub enum Refusal {
     LeaseEnded,
     /// Under the idempotency key of another request.
     OtherRequest,
-    /// It would have to wait, and the planner has no memory left for one more that does.
-    NoRoom,
+    /// It would have to wait, or to be remembered, and there is no room for one more that does.
+    NoRoom(NoRoom),
 }
 
 /// A waiter that was told of its turn: the lease, and which attempt of it.
@@ -377,9 +378,9 @@ impl Commands {
     }
 }
 
-/// There is no room for one more.
+/// There is no room for one more: this is used up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NoRoom;
+pub struct NoRoom(pub Quota);
 
 /// What became of an acquisition.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -4,6 +4,7 @@ mod sort;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use super::commands::NoRoom;
 use super::history::Account;
 use super::{Grant, LeaseHash, Leaving, Left, Queue, Refusal, Renewed, Report};
 use crate::domain::chain::Progress;
@@ -112,7 +113,7 @@ pub(crate) enum Outcome {
     /// Of [`Command::Register`], with the store's number of the seed, which is that of this holding alone.
     Registered(Registration, i64),
     /// Of [`Command::Register`]: there is no room for one more seed.
-    NoRoom,
+    NoRoom(NoRoom),
     /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
     Heard(Heard, Option<i64>),
     /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.

@@ -51,7 +51,7 @@ pub struct Rules {
     pub overrides: Option<Arc<Overrides>>,
     /// How much is kept of what was.
     pub history: Keep,
-    /// How much a planner holds that keeps its rows in memory.
+    /// How much there may be at most.
     pub room: Room,
 }
 
@@ -60,14 +60,23 @@ pub struct Rules {
 pub struct Room {
     /// Seeds.
     pub seeds: usize,
-    /// Bytes of memory.
+    /// Requests that wait or are remembered.
+    pub requests: usize,
+    /// Instances of which it is remembered which other one serves them. Nobody is refused for them.
+    pub instances: usize,
+    /// Bytes of memory, of a planner that keeps its rows there.
     pub bytes: usize,
 }
 
 impl Room {
+    /// More than there ever is.
+    pub(crate) const ENDLESS: Self =
+        Self { seeds: usize::MAX, requests: usize::MAX, instances: usize::MAX, bytes: usize::MAX };
+
     /// More than any test needs.
     #[cfg(test)]
-    pub(crate) const AMPLE: Self = Self { seeds: 1_000_000, bytes: 1 << 30 };
+    pub(crate) const AMPLE: Self =
+        Self { seeds: 1_000_000, requests: 1_000_000, instances: 1_000_000, bytes: 1 << 30 };
 }
 
 impl Rules {

@@ -110,7 +110,7 @@ fn refused(refusal: Refusal) -> Refused {
             (Code::IdempotencyConflict, "another request was made under this idempotency key; take a new one")
         }
         Refusal::AllSuspect => (Code::AllSuspect, "the seeds of this key that have room failed lately"),
-        Refusal::NoRoom => (Code::PlannerFull, "too many requests wait or are remembered; come back later"),
+        Refusal::NoRoom(no_room) => return Refused::full(no_room),
     };
     Refused::new(code, detail)
 }

@@ -7,8 +7,9 @@ use rfork_protocol::problem::{Code, MEDIA_TYPE, Problem};
 use rfork_protocol::v2::{BodyError, QueryError};
 
 use super::super::bounds::Refusal;
-use super::super::error::Unavailable;
+use super::super::error::{Unavailable, full};
 use crate::store::StoreError;
+use crate::store::commands::NoRoom;
 use crate::writer::WriteError;
 
 /// When a client may come back that met an overloaded planner or a database that is away, in milliseconds.
@@ -38,6 +39,13 @@ impl Refused {
     pub(super) fn invalid(field: impl Into<String>, detail: impl Into<String>) -> Self {
         let mut refused = Self::new(Code::InvalidRequest, detail);
         refused.problem.field = Some(field.into());
+        refused
+    }
+
+    /// There is no room for one more.
+    pub(super) fn full(no_room: NoRoom) -> Self {
+        let mut refused = Self::new(Code::PlannerFull, full(no_room));
+        refused.problem.quota = Some(no_room.0.name().into());
         refused
     }
 

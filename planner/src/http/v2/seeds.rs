@@ -25,10 +25,8 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     let located = api.file.networks.locate_seed(&seed);
     let profile = Box::new(profile(request, &located));
     let register = commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
-    let registered = api.submit(register).await?.map_err(|commands::NoRoom| {
-        Refused::new(Code::PlannerFull, "the planner holds as many seeds as it may")
-    });
-    let registration = told(registered?.0);
+    let (registration, _) = api.submit(register).await?.map_err(Refused::full)?;
+    let registration = told(registration);
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(%seed, %key, "a seed registered");
     }

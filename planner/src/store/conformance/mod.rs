@@ -28,6 +28,7 @@ pub(crate) mod inheriting;
 pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod loading;
+pub(crate) mod quotas;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;
 mod values;
@@ -309,6 +310,10 @@ macro_rules! conformance_suite {
             found: no_false_refusal_when_another_seed_of_a_full_host_holds_something_else,
             found: who_was_given_a_dead_seed_has_another_one_when_its_lease_has_ended,
             found: a_repetition_comes_beside_whoever_wants_its_place_again,
+            quotas: what_is_there_goes_on_while_there_is_room_for_no_other_seed,
+            quotas: seeds_that_are_drained_or_silent_count_while_they_are_kept,
+            quotas: only_so_many_requests_are_remembered,
+            quotas: only_so_many_instances_are_remembered,
             history: each_end_of_a_lease_leaves_one_row,
             history: what_a_seed_takes_along_is_kept,
             history: ended_leases_are_listed_by_key_and_seed,

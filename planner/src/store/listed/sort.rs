@@ -2,8 +2,8 @@
 
 use super::{Command, Outcome};
 use crate::store::commands::{
-    Acquire, Acquired, Answered, Commands, Drain, Heartbeat, Leave, NoRoom, Outcomes, Register, Release,
-    Remove, Renew, Serve,
+    Acquire, Acquired, Answered, Commands, Drain, Heartbeat, Leave, Outcomes, Register, Release, Remove,
+    Renew, Serve,
 };
 use crate::store::{Store, StoreError};
 
@@ -82,7 +82,7 @@ fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, StoreErr
         Some(match *place {
             At::Register(at) => match outcomes.registers.get(at)? {
                 Ok((registration, id)) => Outcome::Registered(*registration, *id),
-                Err(NoRoom) => Outcome::NoRoom,
+                Err(no_room) => Outcome::NoRoom(*no_room),
             },
             At::Heartbeat(at) => {
                 let (heard, id) = outcomes.heartbeats.get(at)?;

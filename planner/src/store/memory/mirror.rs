@@ -102,6 +102,8 @@ impl Mirror {
         let most = self.rules.room;
         Room {
             seeds: most.seeds.saturating_sub(self.seeds.len()),
+            requests: most.requests.saturating_sub(self.requests.len()),
+            instances: most.instances.saturating_sub(self.sources.len()),
             bytes: most.bytes.saturating_sub(self.bytes),
         }
     }

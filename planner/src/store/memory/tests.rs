@@ -6,8 +6,10 @@ use async_trait::async_trait;
 
 use super::paper::{Failure, Paper};
 use super::{MirrorStore, Own};
+use crate::decide::quota::Quota;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
+use crate::store::commands::NoRoom;
 use crate::store::conformance::{self, Home, RULES, acquire, register, release};
 use crate::store::simulation::{self, Ground};
 use crate::store::{ApplyList, Clock, Command, Outcome, Registration, Room, Rules, Store, StoreError};
@@ -89,10 +91,10 @@ async fn what_somebody_else_has_written_is_noticed() {
 
 #[tokio::test]
 async fn a_planner_that_is_full_takes_nobody_new_and_serves_who_is_there() {
-    let room = Room { seeds: 1, bytes: 1 << 20 };
+    let room = Room { seeds: 1, ..Room::AMPLE };
     let store = Paper::default().open(Rules { room, ..RULES }, Clock::System).await;
     let outcomes = store.apply_list(&[register(1, "k"), register(2, "k"), acquire("k", 1)]).await.unwrap();
-    assert_eq!(outcomes[1], Outcome::NoRoom);
+    assert_eq!(outcomes[1], Outcome::NoRoom(NoRoom(Quota::Seeds)));
     assert!(matches!(outcomes[2], Outcome::Acquired(Ok(_))), "{outcomes:?}");
     let outcomes = store.apply_list(&[register(1, "k"), release(1, 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Registered(Registration::Repeated, _)), "{outcomes:?}");
@@ -108,7 +110,7 @@ async fn a_planner_that_is_full_remembers_no_more_instances() {
     let Command::Register { identity, key, age_ms, .. } = register(1, "k") else { unreachable!() };
     store.apply_list(&[Command::Register { identity, key, profile, age_ms }]).await.unwrap();
     for (bytes, number, expected) in [(1 << 20, 1, of("old")), (0, 2, None)] {
-        let room = Room { seeds: 1, bytes };
+        let room = Room { seeds: 1, bytes, ..Room::AMPLE };
         let store = paper.open(Rules { room, ..RULES }, Clock::System).await;
         let new = format!("new-{number}");
         let wish = Box::new(Wish { instance_id: of(&new), ..Wish::default() });

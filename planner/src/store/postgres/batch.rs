@@ -19,9 +19,6 @@ use crate::decide::{Batch, Decision, Tables, Wants};
 /// The most looks that a batch takes: each asks for something that no one before has asked for.
 const MAX_LOOKS: usize = 4_096;
 
-/// The database does not bound what it keeps by memory of ours.
-const ROOM: Room = Room { seeds: usize::MAX, bytes: usize::MAX };
-
 /// The work of [`super::super::Store::apply`].
 pub(super) struct Apply<'a> {
     store: &'a Database,
@@ -48,11 +45,11 @@ impl<'a> Apply<'a> {
         let mut wants = Batch::first_wants(commands, &store.rules);
         wants.hosts.extend(held.hosts.iter().cloned());
         // Whoever waited may load now, and be a seed.
-        load.takes_numbers = !commands.registers.is_empty()
+        load.adds_rows = !commands.registers.is_empty()
             || store.rules.max_chain_depth > 0
-            || commands.acquires.iter().any(|acquire| acquire.queue.is_some());
+            || commands.acquires.iter().any(|one| one.queue.is_some() || one.wish.instance_id.is_some());
         let shown = load.look(connection, &wants, (&[], &[])).await?;
-        let mut tables = Tables::new(load.first_number, load.first_number, ROOM);
+        let mut tables = Tables::new(load.first_number, load.first_number, load.room);
         shown.put(&mut tables);
         let mut batch = Batch::new(commands, &store.rules, &store.planner, load.now()?, tables);
         for _ in 0..MAX_LOOKS {
@@ -139,7 +136,7 @@ impl<T: Send, F: Find, D: FnMut(&mut Tables, i64) -> T + Send> Work for Change<'
         load.now = Some(now);
         let wants = Wants { hosts: self.held.hosts.clone(), ..Wants::default() };
         let shown = load.look(connection, &wants, (&seeds, &requests)).await?;
-        let mut tables = Tables::new(0, 0, ROOM);
+        let mut tables = Tables::new(0, 0, Room::ENDLESS);
         shown.put(&mut tables);
         let done = (self.decide)(&mut tables, now);
         let changes = tables.into_changes();

@@ -130,6 +130,18 @@ async fn check_history(url: &PostgresUrl, granted: i64) {
     assert!(ways >= 3, "they were released, expired, and ended with what their seed held: {ways}");
 }
 
+/// What is counted is what is there.
+async fn check_counts(url: &PostgresUrl) {
+    let mut connection = url.options().connect().await.unwrap();
+    let counted = "SELECT table_name, sum(n)::bigint FROM row_counts GROUP BY 1 ORDER BY 1";
+    let counted: Vec<(String, i64)> = sqlx::query_as(counted).fetch_all(&mut connection).await.unwrap();
+    for (table, counted) in counted {
+        let there = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
+        let there: i64 = sqlx::query_scalar(there).fetch_one(&mut connection).await.unwrap();
+        assert_eq!(counted, there, "{table}");
+    }
+}
+
 /// The database's own word, at any moment: no seed has more leases than points, and none on a point that it
 /// does not offer.
 async fn check_capacity(store: &PostgresStore) {
@@ -179,6 +191,7 @@ async fn planners_that_storm_one_database_keep_every_invariant() {
     };
     tokio::time::timeout(std::time::Duration::from_secs(30), all_new).await.unwrap();
     check_history(&url, all_granted).await;
+    check_counts(&url).await;
     let all = u32::from(SEEDS) * CAPACITY;
     let wanted: Vec<Command> = (0..all + 5).map(|number| acquire(KEYS[0], 9_000_000 + number)).collect();
     let outcomes = stores[2].apply_list(&wanted).await.unwrap();

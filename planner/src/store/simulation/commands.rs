@@ -63,7 +63,7 @@ pub(super) fn command(world: World, event: &Event) -> Command {
 pub(super) fn told(outcome: &Outcome) -> Told {
     match outcome {
         Outcome::Registered(registration, number) => Told::Registered(*registration, *number),
-        Outcome::NoRoom => panic!("there is room"),
+        Outcome::NoRoom(_) => panic!("there is room"),
         Outcome::Heard(heard, number) => Told::Heard(*heard, *number),
         Outcome::Acquired(Err(refusal)) => Told::Refused(*refusal),
         Outcome::Acquired(Ok(grant)) => Told::Granted(granted(grant)),

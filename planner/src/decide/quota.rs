@@ -1,0 +1,134 @@
+//! How much clients may have a planner keep, and what is refused beyond that.
+//!
+//! What only goes on is never refused: heartbeats, renewals, releases and removals of what is there, repetitions of what
+//! was asked, and a seed that comes to hold something else in its own place.
+
+use super::tables::Tables;
+use crate::store::commands::{Acquire, Acquired, NoRoom};
+use crate::store::{Refusal, Room};
+
+/// Something of which a planner keeps only so much.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Quota {
+    /// Seeds, those among them that are drained, silent or load. So there are no more keys either.
+    Seeds,
+    /// Requests that wait for a seed, or are remembered for their repetitions.
+    Requests,
+    /// Bytes of memory, where all rows are in memory.
+    Memory,
+}
+
+impl Quota {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Seeds, Self::Requests, Self::Memory];
+
+    /// Its name, which is stable.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Seeds => "seeds",
+            Self::Requests => "requests",
+            Self::Memory => "memory",
+        }
+    }
+
+    /// The flag that sets it.
+    pub const fn flag(self) -> &'static str {
+        match self {
+            Self::Seeds => "--max-seeds",
+            Self::Requests => "--max-remembered-requests",
+            Self::Memory => "--max-memory-mib",
+        }
+    }
+}
+
+impl Room {
+    /// Whether there is room for one more seed.
+    pub(super) fn for_seed(&self) -> Result<(), NoRoom> {
+        self.of(Quota::Seeds, self.seeds)
+    }
+
+    /// Whether there is room for one more request that waits or is remembered.
+    pub(super) fn for_request(&self) -> Result<(), NoRoom> {
+        self.of(Quota::Requests, self.requests)
+    }
+
+    fn of(&self, quota: Quota, left: usize) -> Result<(), NoRoom> {
+        match (left, self.bytes) {
+            (0, _) => Err(NoRoom(quota)),
+            (_, 0) => Err(NoRoom(Quota::Memory)),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses acquisitions under new idempotency keys for which there is no room: before they are granted anything, for what
+/// is not remembered could be granted twice.
+pub(super) fn admit(tables: &Tables, commands: &[Acquire], answers: &mut [Option<Acquired>]) {
+    let mut room = tables.room;
+    for (Acquire { lease, queue, .. }, answer) in commands.iter().zip(answers) {
+        let is_named = queue.as_ref().is_some_and(|queue| queue.idempotency.is_some());
+        if !is_named || answer.is_some() || tables.request_for(lease).is_some() {
+            continue;
+        }
+        match room.for_request() {
+            Ok(()) => room.requests -= 1,
+            Err(no_room) => *answer = Some(Acquired::Refused(Refusal::NoRoom(no_room))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::rows::RequestRow;
+    use super::super::testing::{key, lease, tables};
+    use super::*;
+    use crate::store::{Idempotency, Queue};
+
+    #[test]
+    fn what_is_short_is_named() {
+        let room = Room { seeds: 1, requests: 1, instances: 1, bytes: 1 };
+        assert_eq!((room.for_seed(), room.for_request()), (Ok(()), Ok(())));
+        assert_eq!(Room { seeds: 0, ..room }.for_seed(), Err(NoRoom(Quota::Seeds)));
+        assert_eq!(Room { requests: 0, ..room }.for_request(), Err(NoRoom(Quota::Requests)));
+        let room = Room { bytes: 0, ..room };
+        assert_eq!(
+            (room.for_seed(), room.for_request()),
+            (Err(NoRoom(Quota::Memory)), Err(NoRoom(Quota::Memory)))
+        );
+    }
+
+    #[test]
+    fn only_new_requests_that_may_be_repeated_need_room_before_they_are_granted() {
+        let asked = |name: u8| Idempotency { key: [name; 32], request: [1; 32] };
+        let ask = |number: u32, name: Option<u8>| {
+            let queue = Queue { idempotency: name.map(asked), ..Queue::default() };
+            Acquire {
+                key: key("k"),
+                wish: Box::default(),
+                lease: lease(number),
+                queue: Some(Box::new(queue)),
+            }
+        };
+        let mut tables = tables(&[]);
+        tables.put_request(Arc::new(RequestRow {
+            id: 1,
+            key: Arc::new(key("k")),
+            lease: lease(1),
+            idempotency: Some(asked(1)),
+            attempt: 1,
+            wish: Arc::default(),
+            planner: None,
+            waits_until_ms: None,
+            changed_ms: 0,
+        }));
+        tables.room.requests = 1;
+        let commands = [ask(1, Some(1)), ask(2, Some(2)), ask(3, Some(3)), ask(4, None), ask(5, Some(5))];
+        let mut answers = vec![None; commands.len()];
+        answers[4] = Some(Acquired::Queued(None));
+        admit(&tables, &commands, &mut answers);
+        let refused = Some(Acquired::Refused(Refusal::NoRoom(NoRoom(Quota::Requests))));
+        assert_eq!(answers, [None, None, refused, None, Some(Acquired::Queued(None))]);
+    }
+}

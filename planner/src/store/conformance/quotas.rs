@@ -1,0 +1,110 @@
+//! Quotas: what is beyond them is refused by its name, and what is there goes on.
+
+use super::waiting::{attempt, queue};
+use super::*;
+use crate::decide::quota::Quota;
+use crate::store::commands::NoRoom;
+use crate::store::{Heard, Room};
+
+const NO_ROOM: Outcome = Outcome::NoRoom(NoRoom(Quota::Seeds));
+
+fn rules(room: Room) -> Rules {
+    Rules { room, ..RULES }
+}
+
+/// Why an acquisition was refused.
+fn refused(outcome: &Outcome) -> Option<Refusal> {
+    match outcome {
+        Outcome::Acquired(Err(refusal)) => Some(*refusal),
+        _ => None,
+    }
+}
+
+pub(crate) async fn what_is_there_goes_on_while_there_is_room_for_no_other_seed<H: Home>() {
+    let rules = rules(Room { seeds: 2, ..Room::AMPLE });
+    let mut bench = Bench::<H>::new(rules.clone()).await;
+    let outcomes = bench.apply(&[register(1, "k"), register(2, "k"), register(3, "k")]).await;
+    assert!(matches!(outcomes[..2], [Outcome::Registered(..), Outcome::Registered(..)]), "{outcomes:?}");
+    assert_eq!(outcomes[2], NO_ROOM, "the third of a batch");
+    for restarts in [false, true] {
+        if restarts {
+            bench.restart(rules.clone()).await;
+        }
+        assert_eq!(bench.one(register(3, "k")).await, NO_ROOM);
+        let (registration, id) = bench.register(1, "k").await;
+        assert_eq!(registration, Registration::Repeated);
+        assert_eq!(bench.store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().len(), 0);
+        let beat = Command::Beat {
+            identity: identity(1),
+            key: key("k"),
+            incarnation: None,
+            age_ms: 0,
+            progress: None,
+        };
+        assert!(matches!(bench.one(beat).await, Outcome::Heard(Heard::Known, _)));
+        let lease = 1 + u32::from(restarts);
+        let seed = bench.acquire("k", lease).await.unwrap();
+        let seed = (1..=2).find(|number| identity(*number) == seed).unwrap();
+        assert!(bench.renew(seed, lease).await);
+        assert!(bench.release(seed, lease).await);
+    }
+    // In its own place, and in that of one that goes.
+    assert_eq!(bench.register(1, "l").await.0, Registration::NewHolding);
+    assert_eq!(bench.one(register(3, "k")).await, NO_ROOM);
+    assert_eq!(bench.remove(2, "k").await, Removal::Gone);
+    assert_eq!(bench.register(3, "k").await.0, Registration::New);
+    assert_eq!(bench.one(register(2, "k")).await, NO_ROOM);
+}
+
+pub(crate) async fn seeds_that_are_drained_or_silent_count_while_they_are_kept<H: Home>() {
+    let bench = Bench::<H>::new(rules(Room { seeds: 2, ..Room::AMPLE })).await;
+    bench.apply(&[register(1, "k"), register(2, "k")]).await;
+    let drain = Command::Drain { identity: identity(1), key: key("k") };
+    assert_eq!(bench.one(drain).await, Outcome::Drained(Some(0)));
+    bench.step(RULES.heartbeat_ttl_ms);
+    assert_eq!(bench.one(register(3, "k")).await, NO_ROOM, "nobody has tidied up");
+    bench.store.sweep().await.unwrap();
+    assert_eq!(bench.register(3, "k").await.0, Registration::New, "in the place of the silent one");
+    assert_eq!(bench.one(register(4, "k")).await, NO_ROOM, "it is remembered who was drained");
+}
+
+pub(crate) async fn only_so_many_requests_are_remembered<H: Home>() {
+    let no_room = Some(Refusal::NoRoom(NoRoom(Quota::Requests)));
+    let room = Room { requests: 2, ..Room::AMPLE };
+    let mut bench = Bench::<H>::new(Rules { capacity: 3, ..rules(room) }).await;
+    bench.register(1, "k").await;
+    let outcomes = bench.apply(&[attempt(1, 1, 0, 1), attempt(2, 1, 0, 1), attempt(3, 1, 0, 1)]).await;
+    assert_eq!(outcomes.iter().map(refused).collect::<Vec<_>>(), [None, None, no_room], "{outcomes:?}");
+    bench.restart(Rules { capacity: 3, ..rules(room) }).await;
+    assert_eq!(refused(&bench.one(attempt(3, 1, 0, 1)).await), no_room);
+    assert_eq!(refused(&bench.one(attempt(3, 1, 50, 1)).await), no_room);
+    // What was asked has its lease, and who is not remembered has one as well.
+    assert!(granted(&bench.one(attempt(1, 1, 0, 2)).await).is_some());
+    assert!(bench.acquire("k", 9).await.is_some());
+    assert_eq!(refused(&bench.one(queue("k", 10, 50)).await), no_room, "it would have to wait");
+    assert!(bench.renew(1, 1).await && bench.release(1, 2).await && bench.release(1, 9).await);
+    // What is over makes room, and what has its lease stays.
+    for _ in 0..=RULES.request_memory_ms() / (RULES.lease_ttl_ms - 1) {
+        bench.step(RULES.lease_ttl_ms - 1);
+        assert!(bench.renew(1, 1).await);
+    }
+    bench.register(1, "k").await;
+    bench.store.sweep().await.unwrap();
+    assert!(granted(&bench.one(attempt(3, 1, 0, 1)).await).is_some());
+    assert_eq!(refused(&bench.one(attempt(4, 1, 0, 1)).await), no_room);
+}
+
+pub(crate) async fn only_so_many_instances_are_remembered<H: Home>() {
+    let room = Room { instances: 1, ..Room::AMPLE };
+    let bench = Bench::<H>::new(Rules { capacity: 9, ..rules(room) }).await;
+    let profile = Box::new(Profile { instance_id: Some("old".into()), ..Profile::default() });
+    bench.apply(&[Command::Register { identity: identity(1), key: key("k"), profile, age_ms: 0 }]).await;
+    for (number, expected) in [(1, Some("old".to_owned())), (2, None), (1, Some("old".to_owned()))] {
+        let instance = format!("new-{number}");
+        let wish = Box::new(Wish { instance_id: Some(instance.clone()), ..Wish::default() });
+        let acquire = Command::Acquire { key: key("k"), wish, lease: lease(number), queue: None };
+        assert!(granted(&bench.one(acquire).await).is_some(), "nobody is refused for it");
+        assert!(bench.release(1, number).await);
+        assert_eq!(bench.store.source_instance(&instance).await.unwrap(), expected);
+    }
+}

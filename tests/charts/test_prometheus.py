@@ -172,6 +172,12 @@ def has_no_room(planner: Planner) -> None:
         register(planner.address, number)
 
 
+def fills(planner: Planner) -> None:
+    """It takes one seed more, and no second one."""
+    for number in range(4):
+        register(planner.address, number)
+
+
 def is_full(planner: Planner) -> None:
     """Every point of the only seed is leased, and somebody asks for one."""
     register(planner.address)
@@ -316,7 +322,8 @@ CAUSES = [
         on_postgres=True,
         also={"PlannerStoreIsSlow"},
     ),
-    Cause("PlannerIsFull", has_no_room, {"maxSeeds": 2}),
+    Cause("PlannerIsFull", has_no_room, {"maxSeeds": 2}, also={"PlannerIsNearlyFull"}),
+    Cause("PlannerIsNearlyFull", fills, {"maxSeeds": 5}),
     Cause("SeedsAreFull", is_full),
     Cause("SeedsAreSuspect", fail_their_readers, also={"TransfersFail"}),
     Cause("SeedsVanish", vanish, {"heartbeatTtlSec": 1, "heartbeatSweepSec": 1}),

@@ -3,7 +3,9 @@
 use std::fs;
 use std::path::Path;
 
+use rfork_tests::cluster::{Cluster, sql};
 use rfork_tests::process::Planner;
+use rfork_tests::until;
 use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::attacks::{self, Attack};
@@ -55,6 +57,60 @@ fn tried(attack: Attack) {
         );
         assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
     }
+}
+
+/// Seeds that a planner keeps which one client fills.
+const QUOTA: u64 = 400;
+/// No seed falls silent meanwhile, however slow the machine is.
+const FLAGS: [&str; 3] = ["--host=127.0.0.1", "--no-liveness-probe", "--heartbeat-ttl-sec=3600"];
+/// Bytes of a seed's row, and of the event that it came, at most: each with a key of 7 KB, on pages of which as much is
+/// free.
+const SEED_BYTES: u64 = 2 * 2 * (8 << 10);
+/// Bytes of a database without rows, and of a log that is not written back yet.
+const LOG_BYTES: u64 = 80 << 20;
+
+/// One client registers as fast as it can, until there is room for no other seed and on: whoever is known goes on.
+fn filled(name: &str, planner: &Planner, database_bytes: impl Fn() -> u64) {
+    let before = database_bytes();
+    honest::rounds(&planner.address, 1);
+    let running = attacks::REGISTRATIONS.begin(&planner.address);
+    let other = [("SEED_KEY", "k"), ("SEED_IP", "127.71.0.9"), ("SEED_PORT", "1"), ("SEED_RANK", "0")];
+    let refusal = until("a full planner", || {
+        // Each time it is another seed.
+        let answer = planner.request("POST", "/add_seed", &other);
+        let _ = planner.request("POST", "/remove_seed", &other);
+        (answer.status == 429).then_some(answer)
+    });
+    let text = String::from_utf8_lossy(&refusal.body);
+    assert!(text.contains("planner-full: quota seeds"), "{text}");
+    let took = honest::rounds(&planner.address, ROUNDS);
+    drop(running);
+    assert_eq!(planner.snapshot()["seed_count"], QUOTA, "as many as there may be");
+    let (kib, bytes) = (peak_kib(planner.process.pid()), database_bytes());
+    println!(
+        "| registrations at their quota, {name} | {QUOTA} seeds | | {:.1} | | {} | {:.1} |",
+        took.as_secs_f64() * 1e3,
+        kib >> 10,
+        bytes as f64 / 1e6,
+    );
+    assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
+    assert!(bytes - before < QUOTA * SEED_BYTES + LOG_BYTES, "{bytes} bytes, {before} before");
+}
+
+#[test]
+fn registrations_fill_no_disk_beyond_their_quota_on_sqlite() {
+    let quota = format!("--max-seeds={QUOTA}");
+    let planner = Planner::start(&[&FLAGS[..], &[&quota]].concat());
+    filled("SQLite", &planner, || disk_bytes(planner.database_url()));
+}
+
+#[test]
+fn registrations_fill_no_disk_beyond_their_quota_on_postgres() {
+    let quota = format!("--max-seeds={QUOTA}");
+    let url = Cluster::shared().database();
+    let planner = Planner::start_on(&url, &[&FLAGS[..], &[&quota]].concat());
+    let size = || sql(&url, "SELECT pg_database_size(current_database())").unwrap().trim().parse().unwrap();
+    filled("Postgres", &planner, size);
 }
 
 /// The most memory that a process ever had, in KiB.

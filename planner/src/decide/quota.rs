@@ -41,6 +41,17 @@ impl Quota {
     }
 }
 
+/// How much there is of something of which only so much is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// Of what.
+    pub quota: Quota,
+    /// How much there is.
+    pub used: usize,
+    /// How much there may be.
+    pub most: usize,
+}
+
 impl Room {
     /// Whether there is room for one more seed.
     pub(super) fn for_seed(&self) -> Result<(), NoRoom> {

@@ -43,6 +43,8 @@ pub(super) struct Held {
     pub(super) seeds: IntGaugeVec,
     pub(super) capacity: IntGaugeVec,
     pub(super) leases: IntGaugeVec,
+    pub(super) quota_used: IntGaugeVec,
+    pub(super) quota_most: IntGaugeVec,
     pub(super) counted_at: IntGauge,
 }
 
@@ -177,6 +179,14 @@ impl Held {
                 "Leases that seeds may have at once, by the seeds' state; only live ones are offered.",
             )?,
             leases: by_state("leases", "Leases that live, by their seed's state.")?,
+            quota_used: series.gauges(
+                "quota_used",
+                "How much planners of the database keep of what has a quota: seeds, requests that wait or are remembered, and \
+                 bytes of memory, on SQLite alone.",
+                &["quota"],
+                &[],
+            )?,
+            quota_most: series.gauges("quota_most", "How much they may keep of it.", &["quota"], &[])?,
             counted_at: series.gauge(
                 "counted_timestamp_seconds",
                 "When the database last said how many seeds and leases there are, in Unix seconds.",

@@ -13,7 +13,7 @@ use super::{Metrics, unix_seconds};
 use crate::store::history::{EndedLease, Event, EventFilter};
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use crate::store::{
-    Beat, Commands, Counts, Outcomes, PoolView, Snapshot, Store, StoreError, Swept, Told, Woken,
+    Beat, Commands, Counts, Outcomes, PoolView, Snapshot, Store, StoreError, Swept, Told, Usage, Woken,
 };
 
 /// The least time between two log lines of questions that failed: anybody may ask.
@@ -176,6 +176,10 @@ impl Store for MeasuredStore {
 
     async fn counts(&self) -> Result<Counts, StoreError> {
         self.ask("counts", self.inner.counts()).await
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        self.ask("usage", self.inner.usage()).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

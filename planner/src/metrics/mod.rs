@@ -19,6 +19,7 @@ use crate::store::commands::{Acquired, Release};
 use crate::store::history::End;
 use crate::store::{
     Commands, Counts, Heard, Leaving, Left, Outcomes, Refusal, Registration, Removal, Report, Store, Tally,
+    Usage,
 };
 use due::Due;
 use groups::{Calls, Changes, Held, Shared, Transfers, Waits};
@@ -203,7 +204,11 @@ impl Metrics {
         }
         let begun = Instant::now();
         if self.count_due.claim(begun) {
-            match tokio::time::timeout(COUNT_DEADLINE, store.counts()).await {
+            let asked = async {
+                self.note_usage(&store.usage().await?);
+                store.counts().await
+            };
+            match tokio::time::timeout(COUNT_DEADLINE, asked).await {
                 Ok(Ok(counts)) => self.count(&counts),
                 Ok(Err(error)) => tracing::debug!(%error, "the counts of seeds and leases are old"),
                 Err(_) => tracing::debug!("the counts of seeds and leases are old: no answer in time"),
@@ -218,6 +223,14 @@ impl Metrics {
         let mut text = Vec::new();
         encoder.encode(&self.registry.gather(), &mut text)?;
         Ok((encoder.format_type().to_owned(), text))
+    }
+
+    fn note_usage(&self, usage: &[Usage]) {
+        let number = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for Usage { quota, used, most } in usage {
+            self.held.quota_used.with_label_values(&[quota.name()]).set(number(*used));
+            self.held.quota_most.with_label_values(&[quota.name()]).set(number(*most));
+        }
     }
 
     fn count(&self, counts: &Counts) {
@@ -328,6 +341,7 @@ fn unix_seconds() -> i64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Quota;
 
     #[test]
     fn every_series_is_named_once_and_shown() {
@@ -349,6 +363,7 @@ mod tests {
             silent: Tally { seeds: 1, capacity: 2, leases: 1 },
             ..Counts::default()
         });
+        metrics.note_usage(&[Usage { quota: Quota::Requests, used: 3, most: 4 }]);
         metrics.transfer(Some(3 << 30), Some(2_000));
         metrics.transfer(Some(u64::MAX), None);
         metrics.transfer(Some(0), Some(0));
@@ -371,6 +386,8 @@ mod tests {
             r#"seeds{state="suspect"} 0"#,
             r#"capacity_points{state="live"} 6"#,
             r#"leases{state="silent"} 1"#,
+            r#"quota_used{quota="requests"} 3"#,
+            r#"quota_most{quota="requests"} 4"#,
             "transfer_bytes_total 1125903128068096\n",
             "transfer_seconds_count 2\n",
             r#"transfer_bytes_per_second_bucket{le="1073741824"} 0"#,

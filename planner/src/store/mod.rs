@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use rfork_protocol::SeedKey;
 use tokio::sync::Notify;
 
+pub use crate::decide::quota::{Quota, Usage};
 pub use crate::domain::seed::{Heard, Registration, Removal};
 pub use clock::{Clock, ManualClock};
 pub use commands::{
@@ -161,6 +162,12 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`].
     async fn counts(&self) -> Result<Counts, StoreError>;
+
+    /// How much there is of what has a quota here.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError>;
 
     /// Whether the store can be read and written.
     ///

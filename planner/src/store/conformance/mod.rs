@@ -212,6 +212,9 @@ impl Store for Closed {
     async fn counts(&self) -> Result<super::Counts, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
+    async fn usage(&self) -> Result<Vec<super::Usage>, super::StoreError> {
+        Err(super::StoreError::Unavailable("closed".into()))
+    }
     async fn check(&self) -> Result<(), super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }

@@ -4,7 +4,7 @@ use super::waiting::{attempt, queue};
 use super::*;
 use crate::decide::quota::Quota;
 use crate::store::commands::NoRoom;
-use crate::store::{Heard, Room};
+use crate::store::{Heard, Room, Usage};
 
 const NO_ROOM: Outcome = Outcome::NoRoom(NoRoom(Quota::Seeds));
 
@@ -26,6 +26,8 @@ pub(crate) async fn what_is_there_goes_on_while_there_is_room_for_no_other_seed<
     let outcomes = bench.apply(&[register(1, "k"), register(2, "k"), register(3, "k")]).await;
     assert!(matches!(outcomes[..2], [Outcome::Registered(..), Outcome::Registered(..)]), "{outcomes:?}");
     assert_eq!(outcomes[2], NO_ROOM, "the third of a batch");
+    let used = Usage { quota: Quota::Seeds, used: 2, most: 2 };
+    assert!(bench.store.usage().await.unwrap().contains(&used));
     for restarts in [false, true] {
         if restarts {
             bench.restart(rules.clone()).await;
@@ -75,6 +77,8 @@ pub(crate) async fn only_so_many_requests_are_remembered<H: Home>() {
     bench.register(1, "k").await;
     let outcomes = bench.apply(&[attempt(1, 1, 0, 1), attempt(2, 1, 0, 1), attempt(3, 1, 0, 1)]).await;
     assert_eq!(outcomes.iter().map(refused).collect::<Vec<_>>(), [None, None, no_room], "{outcomes:?}");
+    let used = Usage { quota: Quota::Requests, used: 2, most: 2 };
+    assert!(bench.store.usage().await.unwrap().contains(&used));
     bench.restart(Rules { capacity: 3, ..rules(room) }).await;
     assert_eq!(refused(&bench.one(attempt(3, 1, 0, 1)).await), no_room);
     assert_eq!(refused(&bench.one(attempt(3, 1, 50, 1)).await), no_room);

@@ -10,7 +10,7 @@ use crate::decide::place::{HostUse, Place, place};
 use crate::decide::rows::{RequestRow, SeedRow};
 use crate::decide::{Changed, Changes, Near};
 use crate::domain::seed::Profile;
-use crate::store::{LeaseHash, Room, Rules};
+use crate::store::{LeaseHash, Quota, Room, Rules, Usage};
 
 /// A seed in the order of offers: its rank, its name, its number.
 pub(super) type Slot = (u64, i64, Arc<str>, i64);
@@ -106,6 +106,16 @@ impl Mirror {
             instances: most.instances.saturating_sub(self.sources.len()),
             bytes: most.bytes.saturating_sub(self.bytes),
         }
+    }
+
+    /// How much there is of what has a quota.
+    pub(super) fn usage(&self) -> [Usage; 3] {
+        let most = self.rules.room;
+        [
+            Usage { quota: Quota::Seeds, used: self.seeds.len(), most: most.seeds },
+            Usage { quota: Quota::Requests, used: self.requests.len(), most: most.requests },
+            Usage { quota: Quota::Memory, used: self.bytes, most: most.bytes },
+        ]
     }
 
     /// Takes in what was committed at `now`.

@@ -33,7 +33,9 @@ use super::clock::Own;
 use super::commands::{Commands, Outcomes};
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
-use super::{Beat, Counts, MAX_FLUSH, PoolView, Rules, Snapshot, Store, StoreError, Swept, Told, Woken};
+use super::{
+    Beat, Counts, MAX_FLUSH, PoolView, Rules, Snapshot, Store, StoreError, Swept, Told, Usage, Woken,
+};
 use crate::decide::place::Place;
 use crate::decide::{Batch, Changes, Decision, adopt, collect, drain, heartbeat, sweep};
 pub use journal::{Journal, Loaded, Record, Version};
@@ -451,6 +453,10 @@ impl<J: Journal> Store for MirrorStore<J> {
 
     async fn counts(&self) -> Result<Counts, StoreError> {
         Ok(self.held().mirror.counts(self.time.now_ms(), &self.rules))
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        Ok(self.held().mirror.usage().to_vec())
     }
 
     async fn check(&self) -> Result<(), StoreError> {

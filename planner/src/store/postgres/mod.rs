@@ -62,7 +62,7 @@ use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
     Beat, Clock, Commands, Counts, MAX_BATCH, MAX_FLUSH, Outcomes, PoolView, Rules, Snapshot, Store,
-    StoreError, Swept, Told, Woken, pool_view,
+    StoreError, Swept, Told, Usage, Woken, pool_view,
 };
 use crate::decide::{self, Tables, adopt, collect, drain};
 use batch::{Apply, Change};
@@ -362,6 +362,10 @@ impl Store for PostgresStore {
 
     async fn counts(&self) -> Result<Counts, StoreError> {
         run(&self.database.pool, Begin::View, view::Count(&self.database)).await
+    }
+
+    async fn usage(&self) -> Result<Vec<Usage>, StoreError> {
+        run(&self.database.pool, Begin::Single, view::Used(&self.database)).await
     }
 
     async fn check(&self) -> Result<(), StoreError> {

@@ -77,6 +77,7 @@ impl Load<'_> {
             Effect::Release => {
                 self.lease = None;
                 self.replacement = None;
+                self.asking = None;
                 self.condemned.clear();
             }
             Effect::Replace => {

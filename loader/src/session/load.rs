@@ -13,6 +13,7 @@ use super::loading::Loading;
 use super::patience::Patience;
 use super::progress::{Reporter, Share, Source};
 use super::read::Reading;
+use super::seek::Asking;
 use super::stall::StallRule;
 use super::{Session, Worker};
 use crate::engine::TransferEngine;
@@ -48,6 +49,8 @@ pub(super) struct Load<'a> {
     pub(super) reading: Option<Reading<'a>>,
     /// The lease on another source, which was asked for because this one stalls.
     pub(super) replacement: Option<Lease>,
+    /// The question for one that is under way, when the connection to this one has ended.
+    pub(super) asking: Option<Asking>,
     /// This worker as a loading seed, if it is one.
     pub(super) loading: &'a mut Option<Loading>,
     pub(super) patience: Patience,
@@ -89,6 +92,7 @@ impl<'a> Load<'a> {
             source: None,
             reading: None,
             replacement: None,
+            asking: None,
             loading,
             patience: Patience::new(session.config.seed_wait.unwrap_or_default()),
             shares: Vec::new(),

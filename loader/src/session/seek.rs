@@ -19,7 +19,11 @@ const LOOK: Duration = Duration::from_millis(100);
 
 /// A question that is under way, on a task of its own. Nobody may want the answer any more when it comes: dropped, the
 /// task goes on, and the lease that it was given is released with its result.
-type Asking = JoinHandle<Option<Lease>>;
+pub(super) struct Asking {
+    task: JoinHandle<Option<Lease>>,
+    /// Whether it says of a source that it is lost, or of none: there is nothing more to say when the connection ends.
+    says_all: bool,
+}
 
 impl Load<'_> {
     /// Reads on, if there is something to read from, and asks for another source. The answer is in `replacement` after
@@ -28,7 +32,7 @@ impl Load<'_> {
         self.patience.progress(self.memory.held_bytes());
         self.patience.wait();
         let arrived = self.memory.arrivals().bytes();
-        let mut asking = self.ask_meanwhile();
+        let mut asking = self.asking.take().unwrap_or_else(|| self.ask_meanwhile());
         let lease = self.lease.as_ref().filter(|lease| !lease.lost().is_cancelled());
         let (has_lease, is_advised) =
             (lease.is_some(), lease.is_some_and(|lease| lease.advised_to_move().is_cancelled()));
@@ -45,8 +49,15 @@ impl Load<'_> {
             }
         };
         let event = tokio::select! {
-            result = ended => return self.ended(result).await,
-            granted = &mut asking => {
+            result = ended => {
+                let event = self.ended(result).await?;
+                if event == Event::SourceGone && asking.says_all {
+                    // Excluded: it loses its place among those who wait, or it waits twice.
+                    self.asking = Some(asking);
+                }
+                return Ok(event);
+            }
+            granted = &mut asking.task => {
                 // A task that has died gave nothing.
                 self.replacement = granted.unwrap_or_default();
                 if self.replacement.is_some() { Event::Granted } else { self.nobody_else(is_advised) }
@@ -84,7 +95,7 @@ impl Load<'_> {
 
     /// Asks, at once and then after pauses that grow, for a source that is not the one that stalls.
     fn ask_meanwhile(&mut self) -> Asking {
-        let pause = self.patience.before_the_next();
+        let (pause, mut says_all) = (self.patience.before_the_next(), true);
         let mut wish = Wish { wait: QUESTION.min(self.patience.left()), ..self.wish() };
         // Whose lease is gone has left no source: it may have the same one again, and has nothing that it could pass on.
         if let Some(lease) = self.lease.as_ref().filter(|lease| !lease.lost().is_cancelled()) {
@@ -92,6 +103,7 @@ impl Load<'_> {
             let lost = self.reading.as_ref().is_none_or(|reading| reading.watch.is_lost(self.memory));
             tracing::warn!(seed = %reference.identity, lost, "another source is asked for, and what is held is kept");
             let silent_ms = u64::try_from(self.memory.arrivals().silent().as_millis()).unwrap_or(u64::MAX);
+            says_all = lost;
             wish.exclude.push(reference.identity.clone());
             wish.stalled = Some(Stalled {
                 seed: reference.identity.clone(),
@@ -102,7 +114,7 @@ impl Load<'_> {
         }
         let reporting = self.loading.as_ref().and_then(|loading| loading.reporting(self.memory));
         let (planner, releases, key) = (self.planner.clone(), self.releases.clone(), self.worker.key.clone());
-        tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             match planner.acquire(&key, &wish).await {
                 Ok(grant) => grant.map(|grant| Lease::hold(grant, planner, releases, reporting)),
@@ -111,7 +123,8 @@ impl Load<'_> {
                     None
                 }
             }
-        })
+        });
+        Asking { task, says_all }
     }
 }
 

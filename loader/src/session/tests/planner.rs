@@ -29,6 +29,9 @@ pub(super) struct State {
     leases: BTreeMap<String, (SeedIdentity, Option<SeedIdentity>)>,
     granted: usize,
     pub(super) acquisitions: Vec<Acquire>,
+    /// How many of them wait, and did at once at most.
+    waiting: usize,
+    pub(super) most_waiting: usize,
     pub(super) renewals: Vec<LoadProgress>,
     pub(super) beats: Vec<LoadProgress>,
     pub(super) completed: Vec<SeedIdentity>,
@@ -238,7 +241,11 @@ impl Planner {
 
     async fn acquire(&self, request: Acquire) -> Response {
         let mut changes = self.changes.subscribe();
-        self.look(|state| state.acquisitions.push(request.clone()));
+        self.look(|state| {
+            state.acquisitions.push(request.clone());
+            state.waiting += 1;
+            state.most_waiting = state.most_waiting.max(state.waiting);
+        });
         self.changes.send_modify(|changes| *changes += 1);
         let wait = Duration::from_millis(request.wait_ms);
         let granting = async {
@@ -250,7 +257,9 @@ impl Planner {
                 changes.changed().await.unwrap();
             }
         };
-        match tokio::time::timeout(wait, granting).await {
+        let granted = tokio::time::timeout(wait, granting).await;
+        self.look(|state| state.waiting -= 1);
+        match granted {
             Ok(granted) => json(&granted),
             Err(_) => missing(),
         }

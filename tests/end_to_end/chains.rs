@@ -68,7 +68,7 @@ impl Chain {
 
 #[test]
 fn workers_that_ask_together_are_a_chain_and_the_seed_sends_one_copy() {
-    let mut chain = Chain::start(4);
+    let mut chain = Chain::start(8);
     for (at, worker) in chain.workers.iter().enumerate() {
         assert_eq!(chain.loaded(worker), [chain.sources[at].clone()]);
     }

@@ -55,7 +55,9 @@ CREATE TABLE seeds (
     -- the inference instance that it is a rank of, its process, the digest of its weights
     instance_id      TEXT,
     incarnation      TEXT,
-    content_id       TEXT
+    content_id       TEXT,
+    -- the address that registered it, or its network of IPv6: whose share of the seeds it counts to
+    client           TEXT
 )
 -- Room for the next version of a row on its page: no index has a column that a lease changes.
 WITH (fillfactor = 70);

@@ -33,6 +33,8 @@ CREATE TABLE seeds (
     instance_id      TEXT,
     incarnation      TEXT,
     content_id       TEXT,
+    -- the address that registered it, or its network of IPv6: whose share of the seeds it counts to
+    client           TEXT,
 
     UNIQUE (host, port, rank)
 );

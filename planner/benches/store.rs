@@ -169,7 +169,13 @@ impl Bench {
             let register = |seed: &u32| {
                 let [_, a, b, c] = (seed / 8).to_be_bytes();
                 let identity = SeedIdentity::new(format!("10.{a}.{b}.{c}"), 20_000, seed % 8)?;
-                Ok(Register { identity, key: key(seed % self.keys)?, profile: Box::default(), age_ms: 0 })
+                Ok(Register {
+                    identity,
+                    key: key(seed % self.keys)?,
+                    profile: Box::default(),
+                    age_ms: 0,
+                    client: None,
+                })
             };
             let registers: Result<Vec<Register>> = some.iter().map(register).collect();
             self.store.apply(&Commands { registers: registers?, ..Commands::default() }).await?;

@@ -274,6 +274,7 @@ mod tests {
                 key: Self::key(),
                 profile: Box::default(),
                 age_ms: 0,
+                client: None,
             };
             self.granter.writer.submit(register).await.unwrap().unwrap();
         }

@@ -83,7 +83,7 @@ impl Heartbeats {
     /// Learns from a batch that the writer has just committed, before anybody is answered. `None` for
     /// outcomes: it is not known whether it was committed.
     pub fn learn(&self, commands: &Commands, outcomes: Option<&Outcomes>) {
-        for (at, Register { identity, key, profile, age_ms }) in commands.registers.iter().enumerate() {
+        for (at, Register { identity, key, profile, age_ms, .. }) in commands.registers.iter().enumerate() {
             let outcome = outcomes.and_then(|outcomes| outcomes.registers.get(at)?.ok());
             // One that drains must go on asking whether it may return.
             let offered = outcome.filter(|(registration, _)| *registration != Registration::Draining);

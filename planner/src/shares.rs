@@ -221,7 +221,7 @@ pub enum Short {
 }
 
 /// Why a client that has `mine` places may not take `wanted` more, of a pool of `places` of which `taken` are.
-fn short(places: usize, taken: usize, mine: Option<usize>, wanted: usize) -> Option<Short> {
+pub(crate) fn short(places: usize, taken: usize, mine: Option<usize>, wanted: usize) -> Option<Short> {
     let Some(left) = places.checked_sub(taken.saturating_add(wanted)) else { return Some(Short::Full) };
     let share = (places / SHARES).max(1);
     let is_greedy = mine.is_some_and(|mine| mine.saturating_add(wanted) > share);
@@ -229,7 +229,7 @@ fn short(places: usize, taken: usize, mine: Option<usize>, wanted: usize) -> Opt
 }
 
 /// Whose share an address counts to: a host has any number of IPv6 addresses of its network.
-fn network(address: IpAddr) -> IpAddr {
+pub fn network(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
         address @ IpAddr::V4(_) => address,

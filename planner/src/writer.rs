@@ -306,7 +306,7 @@ mod tests {
         let key = SeedKey::new(*b"k").unwrap();
         let identity = SeedIdentity::new("h", 1, 0).unwrap();
         writer
-            .submit(Register { identity, key: key.clone(), profile: Box::default(), age_ms: 0 })
+            .submit(Register { identity, key: key.clone(), profile: Box::default(), age_ms: 0, client: None })
             .await
             .unwrap()
             .unwrap();

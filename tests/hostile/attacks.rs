@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rfork_tests::http::connect_from;
+use rfork_tests::http::{Answer, connect_from, request_from};
 use rfork_tests::until;
 
 /// Its address: all that it does is one client's.
@@ -91,6 +91,18 @@ pub(crate) const REGISTRATIONS: Attack = Attack {
         me.asks("POST", "/v2/seeds", &seed);
     },
 };
+
+/// A registration by the same client; gives what it is answered.
+pub(crate) fn register_once(planner: &str) -> Answer {
+    let seed = [
+        ("SEED_KEY", "once"),
+        ("SEED_IP", "127.66.6.6"),
+        ("SEED_PORT", "65000"),
+        ("SEED_RANK", "7"),
+        ("SEED_REFCNT", "0"),
+    ];
+    request_from(FROM, planner, "POST", "/add_seed", &seed).unwrap()
+}
 
 fn post(path: &str, body: &str) -> String {
     let length = body.len();

@@ -18,6 +18,17 @@ const REQUESTS: [(&str, &str); 5] = [
     ("GET", "/metrics"),
 ];
 
+/// Registers one more seed.
+///
+/// # Panics
+/// When that does not succeed.
+pub(crate) fn registers(planner: &str, number: u64) {
+    let rank = (1 + number).to_string();
+    let seed = [KEY, SEED[0], SEED[1], ("SEED_RANK", rank.as_str()), ("SEED_REFCNT", "0")];
+    let answer = request_from(FROM, planner, "POST", "/add_seed", &seed).unwrap();
+    assert_eq!(answer.status, 200, "seed {number}: {}", String::from_utf8_lossy(&answer.body));
+}
+
 /// Does all of it so many times, and gives how long 99 of 100 requests took at most.
 ///
 /// # Panics

@@ -37,7 +37,7 @@ pub(super) fn reader(
     let row = tables.seed_at(&asker.identity);
     let known = row.map(|row| row.known(now, rules));
     let own = match joining(known.as_ref(), key, wish, asker) {
-        Joining::New if tables.room.for_seed().is_err() => return None,
+        Joining::New if tables.room_for_seed(wish.client, rules).is_err() => return None,
         Joining::Refused => return None,
         Joining::New | Joining::NewHolding if !tables.may_join() => return None,
         Joining::New | Joining::NewHolding => None,
@@ -112,7 +112,7 @@ pub(super) fn join(
                 // Other memory: nothing of what it was remains, its leases included.
                 end::seed(tables, now, rules, row.id);
             }
-            tables.insert_seed((&asker.identity, key), profile(wish, asker), now, rules)
+            tables.insert_seed((&asker.identity, key), profile(wish, asker), now, wish.client, rules)
         }
     };
     let kind = if joining == Joining::New { EventKind::Registered } else { EventKind::NewHolding };

@@ -119,6 +119,8 @@ impl<'a> Batch<'a> {
         let telling = commands.renewals.iter().filter(|renewal| renewal.progress.is_some());
         wants.readers.extend(telling.map(|renewal| renewal.lease));
         wants.readers.extend(commands.releases.iter().map(|release| release.lease));
+        wants.clients.extend(commands.registers.iter().filter_map(|one| one.client));
+        wants.clients.extend(commands.acquires.iter().filter_map(|one| one.wish.client));
         wants.waiting.extend(commands.keys().map(|key| (key.clone(), 0)));
         let mut asked: BTreeMap<&SeedKey, usize> = BTreeMap::new();
         for Acquire { key, wish, lease, queue } in &commands.acquires {

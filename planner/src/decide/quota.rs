@@ -4,6 +4,7 @@
 //! was asked, and a seed that comes to hold something else in its own place.
 
 use super::tables::Tables;
+use crate::shares::{Short, short};
 use crate::store::commands::{Acquire, Acquired, NoRoom};
 use crate::store::{Refusal, Room};
 
@@ -12,6 +13,8 @@ use crate::store::{Refusal, Room};
 pub enum Quota {
     /// Seeds, those among them that are drained, silent or load. So there are no more keys either.
     Seeds,
+    /// Of the last quarter of these, what one client may have.
+    SeedsOfClient,
     /// Requests that wait for a seed, or are remembered for their repetitions.
     Requests,
     /// Bytes of memory, where all rows are in memory.
@@ -19,13 +22,11 @@ pub enum Quota {
 }
 
 impl Quota {
-    /// All of them.
-    pub const ALL: [Self; 3] = [Self::Seeds, Self::Requests, Self::Memory];
-
     /// Its name, which is stable.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Seeds => "seeds",
+            Self::SeedsOfClient => "seeds-of-client",
             Self::Requests => "requests",
             Self::Memory => "memory",
         }
@@ -34,7 +35,7 @@ impl Quota {
     /// The flag that sets it.
     pub const fn flag(self) -> &'static str {
         match self {
-            Self::Seeds => "--max-seeds",
+            Self::Seeds | Self::SeedsOfClient => "--max-seeds",
             Self::Requests => "--max-remembered-requests",
             Self::Memory => "--max-memory-mib",
         }
@@ -53,9 +54,13 @@ pub struct Usage {
 }
 
 impl Room {
-    /// Whether there is room for one more seed.
-    pub(super) fn for_seed(&self) -> Result<(), NoRoom> {
-        self.of(Quota::Seeds, self.seeds)
+    /// Whether there is room for one more seed of a client who has `theirs`, of `most` that there may be.
+    pub(super) fn for_seed_of(&self, theirs: Option<usize>, most: usize) -> Result<(), NoRoom> {
+        self.of(Quota::Seeds, self.seeds)?;
+        match short(most, most.saturating_sub(self.seeds), theirs, 1) {
+            Some(Short::Share) => Err(NoRoom(Quota::SeedsOfClient)),
+            _ => Ok(()),
+        }
     }
 
     /// Whether there is room for one more request that waits or is remembered.
@@ -100,12 +105,12 @@ mod tests {
     #[test]
     fn what_is_short_is_named() {
         let room = Room { seeds: 1, requests: 1, instances: 1, bytes: 1 };
-        assert_eq!((room.for_seed(), room.for_request()), (Ok(()), Ok(())));
-        assert_eq!(Room { seeds: 0, ..room }.for_seed(), Err(NoRoom(Quota::Seeds)));
+        assert_eq!((room.for_seed_of(None, 1), room.for_request()), (Ok(()), Ok(())));
+        assert_eq!(Room { seeds: 0, ..room }.for_seed_of(None, 1), Err(NoRoom(Quota::Seeds)));
         assert_eq!(Room { requests: 0, ..room }.for_request(), Err(NoRoom(Quota::Requests)));
         let room = Room { bytes: 0, ..room };
         assert_eq!(
-            (room.for_seed(), room.for_request()),
+            (room.for_seed_of(None, 1), room.for_request()),
             (Err(NoRoom(Quota::Memory)), Err(NoRoom(Quota::Memory)))
         );
     }

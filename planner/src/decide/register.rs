@@ -19,16 +19,16 @@ pub(super) fn register(
     rules: &Rules,
     command: &Register,
 ) -> Result<(Registration, i64), NoRoom> {
-    let Register { identity, key, profile, age_ms } = command;
+    let Register { identity, key, profile, age_ms, client } = command;
     let row = tables.seed_at(identity).cloned();
     let known = row.as_ref().map(|row| row.known(now, rules));
     let heard_ms = now.saturating_sub(*age_ms);
     let registration = seed::register(known.as_ref(), key, profile);
     let id = match (registration, row.zip(known)) {
         (Registration::New, _) | (_, None) => {
-            tables.room.for_seed()?;
+            tables.room_for_seed(*client, rules)?;
             remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Registered));
-            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, rules)
+            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, *client, rules)
         }
         (Registration::NewHolding, Some((row, known))) => {
             let novelty = seed::novelty(&known, key, profile);
@@ -36,7 +36,7 @@ pub(super) fn register(
             remember::event(tables, now, rules, happened);
             // Nothing of what it was remains, its leases included.
             end::seed(tables, now, rules, row.id);
-            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, rules)
+            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, *client, rules)
         }
         (Registration::Repeated | Registration::Completed, Some((row, known))) => {
             if registration == Registration::Completed {
@@ -66,6 +66,8 @@ pub(super) fn register(
 
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use proptest::prelude::*;
 
     use super::super::testing::{NOW, any_seed, identity, key, rules, seed, tables};
@@ -75,7 +77,7 @@ mod tests {
     use crate::store::Room;
 
     fn of(holds: &str, age_ms: i64) -> Register {
-        Register { identity: identity(0), key: key(holds), profile: Box::default(), age_ms }
+        Register { identity: identity(0), key: key(holds), profile: Box::default(), age_ms, client: None }
     }
 
     #[test]
@@ -87,6 +89,25 @@ mod tests {
         assert!(register(&mut tables, NOW, &rules, &of("l", 0)).is_ok(), "in its own place");
         let other = Register { identity: identity(1), ..of("k", 0) };
         assert_eq!(register(&mut tables, NOW, &rules, &other), Err(NoRoom(Quota::Seeds)));
+    }
+
+    #[test]
+    fn the_last_quarter_is_for_clients_with_no_more_than_their_share() {
+        let room = Room { seeds: 16, ..Room::AMPLE };
+        let rules = Rules { room, ..rules(Policy::Balanced) };
+        let mut tables = Tables::new(1, 1, room);
+        let client = |number: u8| IpAddr::from([10, 1, 0, number]);
+        (1..6).for_each(|number| tables.put_client(client(number), 0));
+        let mut of_client = |seed: u8, number: u8| {
+            let one = Register { identity: identity(seed), client: Some(client(number)), ..of("k", 0) };
+            register(&mut tables, NOW, &rules, &one).map(|_| ())
+        };
+        assert!((0..12).all(|seed| of_client(seed, 1).is_ok()), "three quarters are anybody's");
+        assert_eq!(of_client(12, 1), Err(NoRoom(Quota::SeedsOfClient)));
+        assert_eq!(of_client(0, 1), Ok(()), "what is there goes on");
+        assert_eq!((of_client(12, 2), of_client(13, 2)), (Ok(()), Err(NoRoom(Quota::SeedsOfClient))));
+        assert!((13..16).all(|seed| of_client(seed, seed - 10).is_ok()), "others find room");
+        assert_eq!(of_client(16, 6), Err(NoRoom(Quota::Seeds)));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The rows over which is decided: what a store keeps, as plain values. Times are Unix milliseconds.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -25,6 +26,8 @@ pub struct SeedRow {
     pub key: Arc<SeedKey>,
     /// What it told of itself.
     pub profile: Arc<Profile>,
+    /// Who registered it, as far as that is known, as its share is counted.
+    pub client: Option<IpAddr>,
     /// On what terms it is lent.
     pub terms: Terms,
     /// Whether its owner took it out: it goes with its last lease.

@@ -1,6 +1,7 @@
 //! The rows that a decision has seen, as it changes them. What it has not seen it asks for ([`Wants`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -11,6 +12,7 @@ use super::wants::Near;
 use crate::domain::chain::{self, Source};
 use crate::domain::health::Health;
 use crate::domain::seed::Profile;
+use crate::store::commands::NoRoom;
 use crate::store::{Grant, LeaseHash, PLANNER_TTL_MS, Room, Rules};
 
 /// A page of an index: whether it is the whole, and the seeds in the order of the index.
@@ -26,6 +28,8 @@ pub(super) struct Offered {
 pub struct Tables {
     pub(super) changes: Changes,
     pub(super) room: Room,
+    /// How many seeds are those clients', who are known.
+    seeds_by_client: HashMap<IpAddr, usize>,
     seeds: BTreeMap<i64, Changed<SeedRow>>,
     requests: BTreeMap<i64, Changed<RequestRow>>,
     /// The seed of an identity now. One that is not here was not loaded, or is not there.
@@ -58,6 +62,7 @@ impl Tables {
         Self {
             changes: Changes::default(),
             room,
+            seeds_by_client: HashMap::new(),
             seeds: BTreeMap::new(),
             requests: BTreeMap::new(),
             identities: HashMap::new(),
@@ -98,6 +103,17 @@ impl Tables {
         }
         self.index_request(&row);
         self.requests.insert(row.id, Changed::loaded(row));
+    }
+
+    /// Answers one of [`Wants::clients`](super::Wants): how many seeds it has registered that are there.
+    pub fn put_client(&mut self, client: IpAddr, seeds: usize) {
+        self.seeds_by_client.entry(client).or_insert(seeds);
+    }
+
+    /// Whether there is room for one more seed of a client's. Who is not known has no share: it takes what is free.
+    pub(super) fn room_for_seed(&self, client: Option<IpAddr>, rules: &Rules) -> Result<(), NoRoom> {
+        let theirs = client.and_then(|client| self.seeds_by_client.get(&client)).copied();
+        self.room.for_seed_of(theirs, rules.room.seeds)
     }
 
     /// Answers one of [`Wants::waiting`](super::Wants): the rows, and whether there may be more after them.
@@ -216,6 +232,7 @@ impl Tables {
         (identity, key): (&SeedIdentity, &SeedKey),
         profile: Profile,
         heard_ms: i64,
+        client: Option<IpAddr>,
         rules: &Rules,
     ) -> i64 {
         let id = self.new_seed;
@@ -228,6 +245,7 @@ impl Tables {
             key: Arc::new(key.clone()),
             terms: rules.terms(identity, key, &profile),
             profile: Arc::new(profile),
+            client,
             removed: false,
             drained: false,
             loading: None,
@@ -238,6 +256,9 @@ impl Tables {
             leases: Vec::new(),
         });
         self.room.seeds = self.room.seeds.saturating_sub(1);
+        if let Some(theirs) = client.and_then(|client| self.seeds_by_client.get_mut(&client)) {
+            *theirs += 1;
+        }
         self.room.bytes = self.room.bytes.saturating_sub(row.bytes());
         self.index(&row);
         self.seeds.insert(id, Changed { before: None, after: Some(row) });
@@ -252,6 +273,9 @@ impl Tables {
                 self.identities.remove(&row.identity);
             }
             self.room.seeds = self.room.seeds.saturating_add(1);
+            if let Some(theirs) = row.client.and_then(|client| self.seeds_by_client.get_mut(&client)) {
+                *theirs = theirs.saturating_sub(1);
+            }
             self.room.bytes = self.room.bytes.saturating_add(row.bytes());
         }
     }

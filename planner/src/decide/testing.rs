@@ -44,6 +44,7 @@ pub(super) fn seed(number: u8, capacity: u32) -> SeedRow {
         identity,
         key: Arc::new(key("k")),
         profile: Arc::new(Profile::default()),
+        client: None,
         terms: Terms { capacity, lease_ttl_ms: RULES.lease_ttl_ms, host_capacity: None },
         removed: false,
         drained: false,

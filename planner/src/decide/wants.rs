@@ -1,6 +1,7 @@
 //! What a decision has to see, in the words of an index. A store answers each with [`super::Tables`]'s `put_` functions.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
@@ -68,6 +69,8 @@ pub struct Wants {
     pub sources: BTreeSet<String>,
     /// All seeds of these hosts, whose leases are bounded together.
     pub hosts: BTreeSet<String>,
+    /// How many seeds are these clients'.
+    pub clients: BTreeSet<IpAddr>,
     /// Of a key one seed that is live, else one that is suspect, if there is one beside those that were loaded.
     pub witnesses: BTreeSet<SeedKey>,
 }

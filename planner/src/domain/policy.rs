@@ -7,6 +7,7 @@
 use std::cmp::{Ordering, Reverse};
 use std::collections::HashMap;
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use rfork_protocol::SeedIdentity;
@@ -67,6 +68,8 @@ pub struct Wish {
     pub exclude: Vec<SeedIdentity>,
     /// Who it is, for people: nothing is chosen by it.
     pub requester: Option<String>,
+    /// Who asks, as its share is counted: that of the loading seed that it may be.
+    pub client: Option<IpAddr>,
     /// What it would be as a loading seed, if it can read from one.
     pub loading: Option<Box<Asker>>,
     /// The same as it stands at the choice; without it no loading seed is granted.

@@ -14,6 +14,7 @@ use crate::writer::WriteError;
 pub(super) fn full(NoRoom(quota): NoRoom) -> String {
     let what = match quota {
         Quota::Seeds => "as many seeds",
+        Quota::SeedsOfClient => "as many seeds of one client while few more may come",
         Quota::Requests => "as many requests that wait or are remembered",
         Quota::Memory => "as much in memory",
     };

@@ -15,12 +15,16 @@ use super::client::{Client, tell_of};
 use super::error::{ApiError, Unavailable};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
-use crate::shares::Entered;
+use crate::shares::{Entered, network};
 use crate::store::commands::{Register, Release, Remove, Renew};
 use crate::store::{Grant, Queue, Refusal, Report, attempt};
 use crate::waiting::{AcquireError, Ask};
 
-pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+pub(super) async fn add_seed(
+    State(api): State<Api>,
+    client: Option<Extension<Client>>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
     let AddSeed { key, identity, labels, .. } = AddSeed::decode(&headers)?;
     let name = identity.to_string();
     let location = api.file.networks.locate_seed(&identity);
@@ -28,7 +32,8 @@ pub(super) async fn add_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     if api.heartbeats.note(&name, &key, &profile) {
         return Ok(StatusCode::OK);
     }
-    let register = Register { identity, key: key.clone(), profile, age_ms: 0 };
+    let client = client.map(|Extension(client)| network(client.address));
+    let register = Register { identity, key: key.clone(), profile, age_ms: 0, client };
     let (registration, _) = api.submit(register).await?.map_err(ApiError::Full)?;
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(seed = %name, %key, "a seed registered");
@@ -52,7 +57,7 @@ pub(super) async fn get_seed(
     let wait_ms = i64::try_from(api.v1_hold.as_millis()).unwrap_or(i64::MAX);
     let ask = Ask {
         key: key.clone(),
-        wish: Box::new(Wish { location, requester, ..Wish::default() }),
+        wish: Box::new(Wish { location, requester, client: address.map(network), ..Wish::default() }),
         lease: lease.hash(),
         queue: Queue { wait_ms, attempt: attempt(), ..Queue::default() },
         client: address,

@@ -1,5 +1,7 @@
 //! What clients ask of a store, and what became of it.
 
+use std::net::IpAddr;
+
 use rfork_protocol::v2::Advice;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
@@ -197,6 +199,8 @@ pub struct Register {
     pub profile: Box<Profile>,
     /// How long ago the request arrived, in milliseconds.
     pub age_ms: i64,
+    /// Who asks, as far as it is known, as its [share](crate::shares::network) is counted.
+    pub client: Option<IpAddr>,
 }
 
 /// A heartbeat that registers nothing.

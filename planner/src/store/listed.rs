@@ -2,6 +2,8 @@
 
 mod sort;
 
+use std::net::IpAddr;
+
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::commands::NoRoom;
@@ -25,6 +27,8 @@ pub(crate) enum Command {
         profile: Box<Profile>,
         /// How long ago the request arrived, in milliseconds. The writer fills it in.
         age_ms: i64,
+        /// Who asks, as its share is counted.
+        client: Option<IpAddr>,
     },
     /// A heartbeat that registers nothing.
     Beat {

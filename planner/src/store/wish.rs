@@ -1,5 +1,7 @@
 //! A wish as the database keeps it while its worker waits.
 
+use std::net::IpAddr;
+
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::v1::Labels;
 use serde::{Deserialize, Serialize};
@@ -20,6 +22,8 @@ struct Kept {
     exclude: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     requester: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     loading: Option<KeptAsker>,
 }
@@ -86,6 +90,7 @@ pub(super) fn encode(wish: &Wish) -> String {
         instance_id: wish.instance_id.clone(),
         exclude: wish.exclude.iter().map(ToString::to_string).collect(),
         requester: wish.requester.clone(),
+        client: wish.client,
         loading: wish.loading.as_deref().map(Into::into),
     };
     // A struct of texts always has a JSON form; should it not, nothing is wished.
@@ -102,6 +107,7 @@ pub(super) fn decode(text: &str) -> Result<Wish, String> {
         source_instance: None,
         exclude: exclude.collect::<Result<_, _>>().map_err(|error| format!("a wish: {error}"))?,
         requester: kept.requester,
+        client: kept.client,
         loading: kept.loading.map(|kept| Box::new(kept.into())),
         reader: None,
     })
@@ -135,11 +141,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}"), loading in prop::option::of(asker())) {
+        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}"), client in any::<Option<IpAddr>>(), loading in prop::option::of(asker())) {
             let exclude = ports.into_iter().map(|port| SeedIdentity::new("fd00::1", port, 7).unwrap()).collect();
             let location = Location { zone, ..Location::default() };
             let loading = loading.map(Box::new);
-            let wish = Wish { location, instance_id, exclude, requester, loading, ..Wish::default() };
+            let wish = Wish { location, instance_id, exclude, requester, client, loading, ..Wish::default() };
             prop_assert_eq!(decode(&encode(&wish)).unwrap(), wish);
         }
     }

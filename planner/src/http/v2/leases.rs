@@ -18,6 +18,7 @@ use super::refused::Refused;
 use super::route::Call;
 use crate::domain::location::Location;
 use crate::domain::policy::Wish;
+use crate::shares::network;
 use crate::store::history::{Account, End};
 use crate::store::{Grant, Idempotency, Queue, Refusal, Report, attempt, commands};
 use crate::waiting::{AcquireError, Ask, MAX_WAIT};
@@ -96,7 +97,7 @@ fn wish(
         (Some(instance), None) => Some(instance.clone()),
         (None, address) => address.map(|address| address.to_string()),
     };
-    Wish { location, instance_id, exclude, requester, ..Wish::default() }
+    Wish { location, instance_id, exclude, requester, client: address.map(network), ..Wish::default() }
 }
 
 fn refused(refusal: Refusal) -> Refused {

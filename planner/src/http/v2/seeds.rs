@@ -16,15 +16,18 @@ use super::service::heartbeat_interval_ms;
 use super::{location, millis};
 use crate::domain::location::Location;
 use crate::domain::seed::{self, Profile};
+use crate::shares::network;
 use crate::store::commands::{self, Heartbeat};
 
 pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused> {
     let heartbeat_interval_ms = heartbeat_interval_ms(&call);
-    let Call { api, request, .. } = call;
+    let Call { api, request, client, .. } = call;
+    let client = client.map(|client| network(client.address));
     let (seed, key) = (request.seed.clone(), request.seed_key.clone());
     let located = api.file.networks.locate_seed(&seed);
     let profile = Box::new(profile(request, &located));
-    let register = commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0 };
+    let register =
+        commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0, client };
     let (registration, _) = api.submit(register).await?.map_err(Refused::full)?;
     let registration = told(registration);
     if matches!(registration, Registration::New | Registration::NewHolding) {

@@ -201,7 +201,9 @@ pub(crate) async fn keys_are_bytes<H: Home>() {
     for (bytes, seed) in keys.iter().zip(1u8..) {
         let key = SeedKey::new(bytes.to_vec()).unwrap();
         let identity = identity(seed);
-        bench.apply(&[Command::Register { identity, key, profile: Box::default(), age_ms: 0 }]).await;
+        bench
+            .apply(&[Command::Register { identity, key, profile: Box::default(), age_ms: 0, client: None }])
+            .await;
     }
     for (bytes, seed) in keys.iter().zip(1u8..) {
         let key = SeedKey::new(bytes.to_vec()).unwrap();

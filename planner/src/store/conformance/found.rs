@@ -42,7 +42,7 @@ pub(crate) async fn no_false_refusal_when_another_seed_of_a_full_host_holds_some
     let on_host = |seed: u8, text: &str| {
         let location = Location { host: Some("h".into()), ..Location::default() };
         let profile = Box::new(Profile { location, ..Profile::default() });
-        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
+        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0, client: None }
     };
     bench.apply(&[on_host(1, "k"), on_host(2, "k")]).await;
     assert_eq!(bench.acquire("k", 1).await, Some(identity(1)));

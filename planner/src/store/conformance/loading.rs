@@ -74,7 +74,13 @@ pub(super) fn complete(seed: u8, content: &str) -> Command {
         content_id: Some(content.into()),
         ..Profile::default()
     };
-    Command::Register { identity: identity(seed), key: key("k"), profile: Box::new(profile), age_ms: 0 }
+    Command::Register {
+        identity: identity(seed),
+        key: key("k"),
+        profile: Box::new(profile),
+        age_ms: 0,
+        client: None,
+    }
 }
 
 pub(super) fn grant(outcome: &Outcome) -> Option<Grant> {

@@ -137,7 +137,13 @@ impl<H: Home> Bench<H> {
 }
 
 pub(crate) fn register(seed: u8, text: &str) -> Command {
-    Command::Register { identity: identity(seed), key: key(text), profile: Box::default(), age_ms: 0 }
+    Command::Register {
+        identity: identity(seed),
+        key: key(text),
+        profile: Box::default(),
+        age_ms: 0,
+        client: None,
+    }
 }
 
 pub(crate) fn acquire(text: &str, number: u32) -> Command {
@@ -315,6 +321,7 @@ macro_rules! conformance_suite {
             found: a_repetition_comes_beside_whoever_wants_its_place_again,
             quotas: what_is_there_goes_on_while_there_is_room_for_no_other_seed,
             quotas: seeds_that_are_drained_or_silent_count_while_they_are_kept,
+            quotas: one_client_leaves_room_for_the_seeds_of_others,
             quotas: only_so_many_requests_are_remembered,
             quotas: only_so_many_instances_are_remembered,
             history: each_end_of_a_lease_leaves_one_row,

@@ -70,6 +70,36 @@ pub(crate) async fn seeds_that_are_drained_or_silent_count_while_they_are_kept<H
     assert_eq!(bench.one(register(4, "k")).await, NO_ROOM, "it is remembered who was drained");
 }
 
+pub(crate) async fn one_client_leaves_room_for_the_seeds_of_others<H: Home>() {
+    let rules = rules(Room { seeds: 16, ..Room::AMPLE });
+    let mut bench = Bench::<H>::new(rules.clone()).await;
+    let of_client = |seed: u8, number: u8| Command::Register {
+        identity: identity(seed),
+        key: key("k"),
+        profile: Box::default(),
+        age_ms: 0,
+        client: Some([10, 1, 0, number].into()),
+    };
+    let is_refused = |outcome: &Outcome| *outcome == Outcome::NoRoom(NoRoom(Quota::SeedsOfClient));
+    let greedy: Vec<Command> = (0..16).map(|seed| of_client(seed, 1)).collect();
+    let outcomes = bench.apply(&greedy).await;
+    assert_eq!(outcomes.iter().filter(|outcome| is_refused(outcome)).count(), 4, "{outcomes:?}");
+    bench.restart(rules).await;
+    bench.store.sweep().await.unwrap();
+    assert!(is_refused(&bench.one(of_client(12, 1)).await), "it is known after a restart, too");
+    assert!(matches!(bench.one(of_client(0, 1)).await, Outcome::Registered(Registration::Repeated, _)));
+    assert!(matches!(bench.one(of_client(0, 2)).await, Outcome::Registered(Registration::Repeated, _)));
+    for number in 2..6 {
+        let outcome = bench.one(of_client(10 + number, number)).await;
+        assert!(matches!(outcome, Outcome::Registered(Registration::New, _)), "{outcome:?}");
+    }
+    assert_eq!(bench.one(of_client(16, 6)).await, NO_ROOM);
+    // Who gives something back may take it again up to its share, or where it is anybody's.
+    assert_eq!(bench.remove(1, "k").await, Removal::Gone);
+    assert!(is_refused(&bench.one(of_client(1, 1)).await));
+    assert!(matches!(bench.one(of_client(1, 6)).await, Outcome::Registered(Registration::New, _)));
+}
+
 pub(crate) async fn only_so_many_requests_are_remembered<H: Home>() {
     let no_room = Some(Refusal::NoRoom(NoRoom(Quota::Requests)));
     let room = Room { requests: 2, ..Room::AMPLE };
@@ -102,7 +132,15 @@ pub(crate) async fn only_so_many_instances_are_remembered<H: Home>() {
     let room = Room { instances: 1, ..Room::AMPLE };
     let bench = Bench::<H>::new(Rules { capacity: 9, ..rules(room) }).await;
     let profile = Box::new(Profile { instance_id: Some("old".into()), ..Profile::default() });
-    bench.apply(&[Command::Register { identity: identity(1), key: key("k"), profile, age_ms: 0 }]).await;
+    bench
+        .apply(&[Command::Register {
+            identity: identity(1),
+            key: key("k"),
+            profile,
+            age_ms: 0,
+            client: None,
+        }])
+        .await;
     for (number, expected) in [(1, Some("old".to_owned())), (2, None), (1, Some("old".to_owned()))] {
         let instance = format!("new-{number}");
         let wish = Box::new(Wish { instance_id: Some(instance.clone()), ..Wish::default() });

@@ -9,7 +9,7 @@ fn seed_on(host: &str, port: u16) -> SeedIdentity {
 }
 
 fn tell(identity: SeedIdentity, text: &str, profile: Profile) -> Command {
-    Command::Register { identity, key: key(text), profile: Box::new(profile), age_ms: 0 }
+    Command::Register { identity, key: key(text), profile: Box::new(profile), age_ms: 0, client: None }
 }
 
 fn wish(text: &str, number: u32, wish: Wish) -> Command {

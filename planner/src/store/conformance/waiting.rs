@@ -372,6 +372,7 @@ pub(crate) async fn a_release_serves_who_waits_for_another_key_of_a_full_host<H:
         key: key(text),
         profile: Box::default(),
         age_ms: 0,
+        client: None,
     };
     bench.apply(&[on_host(8_000, "k"), on_host(8_001, "l")]).await;
     assert!(bench.acquire("k", 1).await.is_some());

@@ -46,8 +46,8 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
     }
     let mut sorted = Commands::default();
     let places = commands.iter().cloned().map(|command| match command {
-        Command::Register { identity, key, profile, age_ms } => {
-            At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms }))
+        Command::Register { identity, key, profile, age_ms, client } => {
+            At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms, client }))
         }
         Command::Beat { identity, key, incarnation, age_ms, progress } => At::Heartbeat(push(
             &mut sorted.heartbeats,

@@ -21,6 +21,9 @@ impl Mirror {
                 self.put_seed(tables, *id);
             }
         }
+        for client in &wants.clients {
+            tables.put_client(*client, self.seeds_by_client.get(client).copied().unwrap_or_default());
+        }
         for number in &wants.numbers {
             self.put_seed(tables, *number);
         }

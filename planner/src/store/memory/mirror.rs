@@ -1,7 +1,9 @@
 //! A mirror of the rows that a file holds, with the indexes that make every look at them cheap: its cost does not grow
 //! with the number of seeds. It takes [`Changes`] once these are committed, so it shows only what is.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rfork_protocol::SeedKey;
@@ -70,6 +72,8 @@ pub(super) struct Mirror {
     pub(super) new_seed: i64,
     pub(super) new_request: i64,
     bytes: usize,
+    /// How many seeds each client has.
+    pub(super) seeds_by_client: HashMap<IpAddr, usize>,
     /// What most seeds tell of themselves: nothing.
     no_profile: Arc<Profile>,
 }
@@ -93,6 +97,7 @@ impl Mirror {
             new_seed: 1,
             new_request: 1,
             bytes: 0,
+            seeds_by_client: HashMap::new(),
             no_profile: Arc::default(),
         }
     }
@@ -189,6 +194,9 @@ impl Mirror {
         self.new_seed = self.new_seed.max(row.id.saturating_add(1));
         self.bytes = self.bytes.saturating_add(row.bytes());
         self.note_leases(&row, true);
+        if let Some(client) = row.client {
+            *self.seeds_by_client.entry(client).or_default() += 1;
+        }
         self.names.insert(row.name.clone(), row.id);
         self.keys.entry(row.key.clone()).or_default().seeds.insert(row.name.clone(), row.id);
         if let Some(host) = row.capped_host() {
@@ -203,6 +211,13 @@ impl Mirror {
         self.seeds.remove(&row.id);
         self.bytes = self.bytes.saturating_sub(row.bytes());
         self.note_leases(row, false);
+        if let Some(Entry::Occupied(mut theirs)) = row.client.map(|client| self.seeds_by_client.entry(client))
+        {
+            *theirs.get_mut() -= 1;
+            if *theirs.get() == 0 {
+                theirs.remove();
+            }
+        }
         if self.names.get(&row.name) == Some(&row.id) {
             self.names.remove(&row.name);
         }

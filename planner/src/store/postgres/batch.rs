@@ -9,6 +9,7 @@ use rfork_protocol::SeedKey;
 use super::super::commands::{Acquired, Commands, Outcomes};
 use super::super::{MAX_BATCH, Room};
 use super::Database;
+use super::clients::{self, Difference};
 use super::load::Load;
 use super::session::Connection;
 use super::transaction::{Stopped, Work};
@@ -31,6 +32,8 @@ pub(super) struct Applied {
     pub(super) outcomes: Outcomes,
     /// Whether waiters of this planner's were served.
     pub(super) woke: bool,
+    /// Seeds of clients that came, or went.
+    pub(super) clients: Difference,
     /// Keys that are to be looked at once more: [`waiters`].
     pub(super) touched: BTreeSet<SeedKey>,
 }
@@ -50,6 +53,7 @@ impl<'a> Apply<'a> {
             || commands.acquires.iter().any(|one| one.queue.is_some() || one.wish.instance_id.is_some());
         let shown = load.look(connection, &wants, (&[], &[])).await?;
         let mut tables = Tables::new(load.first_number, load.first_number, load.room);
+        self.store.clients.put(&wants, &mut tables);
         shown.put(&mut tables);
         let mut batch = Batch::new(commands, &store.rules, &store.planner, load.now()?, tables);
         for _ in 0..MAX_LOOKS {
@@ -90,7 +94,8 @@ impl Work for Apply<'_> {
         let matters =
             commands.len() > commands.acquires.len() || decision.outcomes.acquires.iter().any(waits);
         let touched = if matters { decision.touched } else { BTreeSet::new() };
-        Ok(Applied { outcomes: decision.outcomes, woke, touched })
+        let clients = clients::difference(&decision.changes);
+        Ok(Applied { outcomes: decision.outcomes, woke, clients, touched })
     }
 }
 

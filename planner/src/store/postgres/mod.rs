@@ -23,6 +23,7 @@
 //! On cancel and kill -9 the connection closes and Postgres undoes what was not committed.
 
 mod batch;
+mod clients;
 mod connect;
 mod history;
 mod list;
@@ -66,6 +67,7 @@ use super::{
 };
 use crate::decide::{self, Tables, adopt, collect, drain};
 use batch::{Apply, Change};
+use clients::Clients;
 use time::Time;
 use transaction::{Begin, SET_READ_ONLY, Stopped, run};
 pub use url::PostgresUrl;
@@ -110,6 +112,8 @@ struct Database {
     planner: Arc<str>,
     /// Told when some of those were served.
     served: Arc<Notify>,
+    /// How many seeds each client has, about.
+    clients: Clients,
     /// Keys to be looked at once more.
     again: Mutex<BTreeSet<SeedKey>>,
     /// Told when there are some.
@@ -163,6 +167,7 @@ impl Database {
             time: Time::new(clock.clone()),
             planner: super::planner_id().into(),
             served: Arc::new(Notify::new()),
+            clients: Clients::default(),
             again: Mutex::default(),
             look: Notify::new(),
         };
@@ -220,7 +225,9 @@ impl Database {
         for serves in keys.chunks(MAX_BATCH) {
             let serves = serves.iter().map(|key| Serve { key: key.clone() }).collect();
             let commands = Commands { serves, ..Commands::default() };
-            woke |= run(&self.pool, Begin::Write, Apply::new(self, &commands)).await?.woke;
+            let applied = run(&self.pool, Begin::Write, Apply::new(self, &commands)).await?;
+            self.clients.note(applied.clients);
+            woke |= applied.woke;
         }
         Ok(woke)
     }
@@ -250,6 +257,7 @@ impl Store for PostgresStore {
     async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError> {
         let store = self.database.as_ref();
         let applied = run(&store.pool, Begin::Write, Apply::new(store, commands)).await?;
+        store.clients.note(applied.clients);
         if applied.woke {
             store.served.notify_one();
         }
@@ -316,6 +324,7 @@ impl Store for PostgresStore {
             swept.leases += ended.leases;
             swept.seeds += ended.seeds;
         }
+        store.clients.are(run(&store.pool, Begin::View, clients::Counted(store)).await?);
         run(&store.pool, Begin::Write, sweep::ForgetUnused(store)).await?;
         for _ in 0..MAX_STEPS {
             let mut step = run(&store.pool, Begin::Write, history::Forget(store)).await?;

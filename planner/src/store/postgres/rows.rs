@@ -22,7 +22,7 @@ macro_rules! seed_columns {
     () => {
         "s.id, s.version, s.host, s.port, s.rank, s.identity, s.seed_key, s.capacity, s.lease_ttl_ms, s.host_capacity,
          s.removed, s.drained, s.failures, s.suspect_until_ms, s.answered_ms, s.used_ms, s.model_url, s.deploy_strategy,
-         s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, h.last_ms,
+         s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.client, h.last_ms,
          l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
          g.total_bytes, g.arrived_bytes, g.period_ms"
     };
@@ -73,6 +73,8 @@ pub(super) fn seed(row: &PgRow) -> Result<SeedRow, Stopped> {
         identity,
         key: Arc::new(seed_key(row.try_get("seed_key")?)?),
         profile: Arc::new(profile),
+        // One that cannot be read is nobody's.
+        client: row.try_get::<Option<&str>, _>("client")?.and_then(|client| client.parse().ok()),
         terms: Terms {
             capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
             lease_ttl_ms: row.try_get("lease_ttl_ms")?,

@@ -402,7 +402,7 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     let on_host = |seed, text| {
         let location = Location { host: Some("h".into()), ..Location::default() };
         let profile = Box::new(Profile { location, ..Profile::default() });
-        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0 }
+        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0, client: None }
     };
     let open = async || PostgresStore::open(&url, patient(), rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];

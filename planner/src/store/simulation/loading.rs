@@ -395,7 +395,8 @@ impl<H: Home> Play<H> {
             ..Profile::default()
         };
         let profile = Box::new(profile);
-        let command = Command::Register { identity: identity(name), key: key("k"), profile, age_ms: 0 };
+        let command =
+            Command::Register { identity: identity(name), key: key("k"), profile, age_ms: 0, client: None };
         let outcome = self.apply(command).await;
         let Outcome::Registered(registration, _) = outcome else { panic!("{outcome:?}") };
         if registration != Registration::Draining {

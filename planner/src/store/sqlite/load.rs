@@ -96,6 +96,8 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         identity,
         key: Arc::new(seed_key(row.try_get("seed_key")?)?),
         profile: Arc::new(profile),
+        // One that cannot be read is nobody's.
+        client: row.try_get::<Option<&str>, _>("client")?.and_then(|client| client.parse().ok()),
         terms: Terms {
             capacity: row.try_get("capacity")?,
             lease_ttl_ms: row.try_get("lease_ttl_ms")?,

@@ -61,10 +61,11 @@ const DELETE_SEEDS: &str = "DELETE FROM seeds WHERE id IN (SELECT value FROM jso
 
 const WRITE_SEEDS: &str =
     "INSERT INTO seeds (id, host, port, rank, seed_key, capacity, lease_ttl_ms, host_capacity, model_url,
-                        deploy_strategy, is_draft, zone, rack, node, instance_id, incarnation, content_id)
+                        deploy_strategy, is_draft, zone, rack, node, instance_id, incarnation, content_id,
+                        client)
      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, unhex(value ->> 4), value ->> 5, value ->> 6,
             value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13,
-            value ->> 14, value ->> 15, value ->> 16
+            value ->> 14, value ->> 15, value ->> 16, value ->> 17
      FROM json_each(?1) WHERE true
      ON CONFLICT (id) DO UPDATE SET capacity = excluded.capacity, lease_ttl_ms = excluded.lease_ttl_ms,
          host_capacity = excluded.host_capacity, model_url = excluded.model_url,
@@ -132,6 +133,7 @@ fn seed(row: &SeedRow) -> impl Serialize {
         profile.instance_id,
         profile.incarnation,
         profile.content_id,
+        row.client,
     ])
 }
 

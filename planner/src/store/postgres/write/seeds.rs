@@ -193,11 +193,11 @@ pub(super) async fn insert(connection: &mut Connection, changed: &[Changed<SeedR
         "/* insert seeds */
          INSERT INTO seeds (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft,
                             zone, rack, node, instance_id, incarnation, content_id, identity, host, port, rank, seed_key,
-                            key_hash, used_ms, answered_ms, failures, suspect_until_ms, removed, drained)
+                            key_hash, used_ms, answered_ms, failures, suspect_until_ms, removed, drained, client)
          SELECT t.* FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
                                 $8::bool[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
                                 $15::text[], $16::text[], $17::int[], $18::bigint[], $19::bytea[], $20::bytea[],
-                                $21::bigint[], $22::bigint[], $23::int[], $24::bigint[], $25::bool[], $26::bool[])
+                                $21::bigint[], $22::bigint[], $23::int[], $24::bigint[], $25::bool[], $26::bool[], $27::text[])
              AS t (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft, zone,
                    rack, node, instance_id, incarnation, content_id, identity)
          ORDER BY t.identity COLLATE \"C\"
@@ -216,6 +216,7 @@ pub(super) async fn insert(connection: &mut Connection, changed: &[Changed<SeedR
         .bind(rows.iter().map(|row| row.health.suspect_until_ms).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.removed).collect::<Vec<_>>())
         .bind(rows.iter().map(|row| row.drained).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.client.map(|client| client.to_string())).collect::<Vec<_>>())
         .execute(&mut *connection)
         .await?;
     if inserted.rows_affected() != rows.len() as u64 {

@@ -1,0 +1,87 @@
+//! How many seeds each client has. Shares of clients bind only once a quota is nearly used up, and need not be exact: so
+//! clients are counted by a sweep, and only while more than half of the quota is used; what this planner adds until the
+//! next is added here. What other planners add is not seen before it.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Mutex, PoisonError};
+
+use async_trait::async_trait;
+
+use super::Database;
+use super::session::Connection;
+use super::transaction::{Stopped, Work};
+use super::view::Used;
+use crate::decide::{Changes, Tables, Wants};
+use crate::store::Quota;
+#[cfg(test)]
+use crate::store::simulation::sqlx;
+
+/// Seeds that came, less those that went, by client.
+pub(super) type Difference = HashMap<IpAddr, i64>;
+
+/// How many seeds each client has, about. Locked for moments, never across an await.
+#[derive(Debug, Default)]
+pub(super) struct Clients(Mutex<Difference>);
+
+impl Clients {
+    /// Answers what is wanted of clients.
+    pub(super) fn put(&self, wants: &Wants, tables: &mut Tables) {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for client in &wants.clients {
+            let seeds = known.get(client).copied().unwrap_or_default();
+            tables.put_client(*client, usize::try_from(seeds).unwrap_or_default());
+        }
+    }
+
+    /// Notes what a batch has changed that was committed.
+    pub(super) fn note(&self, difference: Difference) {
+        if difference.is_empty() {
+            return;
+        }
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for (client, seeds) in difference {
+            *known.entry(client).or_default() += seeds;
+        }
+    }
+
+    /// They were counted.
+    pub(super) fn are(&self, counted: Difference) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = counted;
+    }
+}
+
+/// What a batch changes.
+pub(super) fn difference(changes: &Changes) -> Difference {
+    let mut difference = Difference::new();
+    for changed in &changes.seeds {
+        for (row, seeds) in [(&changed.before, -1), (&changed.after, 1)] {
+            if let Some(client) = row.as_ref().and_then(|row| row.client) {
+                *difference.entry(client).or_default() += seeds;
+            }
+        }
+    }
+    difference.retain(|_, seeds| *seeds != 0);
+    difference
+}
+
+/// Counts the seeds of each client, if shares may bind before they are counted again.
+pub(super) struct Counted<'a>(pub(super) &'a Database);
+
+#[async_trait]
+impl Work for Counted<'_> {
+    type Done = Difference;
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Difference, Stopped> {
+        let usage = Used(self.0).attempt(&mut *connection).await?;
+        if !usage.iter().any(|usage| usage.quota == Quota::Seeds && usage.used > usage.most / 2) {
+            return Ok(Difference::new());
+        }
+        let counted: Vec<(String, i64)> = sqlx::query_as(
+            "/* count clients */ SELECT client, count(*) FROM seeds WHERE client IS NOT NULL GROUP BY client",
+        )
+        .fetch_all(connection)
+        .await?;
+        Ok(counted.into_iter().filter_map(|(client, seeds)| Some((client.parse().ok()?, seeds))).collect())
+    }
+}

@@ -170,6 +170,8 @@ CREATE TABLE requests (
     attempt        BIGINT  NOT NULL,
     -- what is wished beside the key, as JSON
     wish           TEXT    NOT NULL,
+    -- the address that asked, or its network of IPv6, as the wish has it: whose share of the requests it counts to
+    client         TEXT,
     -- the process that is to answer; NULL when nobody waits for the answer at the moment
     planner        TEXT,
     -- until when it waits, Unix milliseconds; NULL once it was granted

@@ -111,7 +111,8 @@ pub struct Problem {
     /// The field, parameter or header at fault.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// What is used up of that the planner keeps only so much: `seeds`, `seeds-of-client`, `requests` or `memory`.
+    /// What is used up of that the planner keeps only so much: `seeds`, `seeds-of-client`, `requests`,
+    /// `requests-of-client` or `memory`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,
     /// When the same request may succeed, in milliseconds from now; a hint.

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use super::resume::Twins;
 use super::rows::RequestRow;
 use super::tables::Tables;
-use crate::store::Refusal;
 use crate::store::commands::{Acquire, Acquired};
+use crate::store::{Refusal, Rules};
 
 /// Whether one that found nothing waits instead of being refused.
 pub(super) fn waits(command: &Acquire) -> bool {
@@ -16,7 +16,7 @@ pub(super) fn waits(command: &Acquire) -> bool {
 /// Gives a row to one that was granted and may be repeated, or that found nothing and may wait.
 pub(super) fn enqueue(
     tables: &mut Tables,
-    now: i64,
+    (now, rules): (i64, &Rules),
     planner: &Arc<str>,
     (at, command): (usize, &Acquire),
     twins: &Twins,
@@ -32,7 +32,7 @@ pub(super) fn enqueue(
         _ => return,
     };
     if waits {
-        if let Err(no_room) = tables.room.for_request() {
+        if let Err(no_room) = tables.room_for_request(wish.client, rules) {
             *answer = Acquired::Refused(Refusal::NoRoom(no_room));
             return;
         }
@@ -58,9 +58,10 @@ pub(super) fn enqueue(
 mod tests {
     use proptest::prelude::*;
 
-    use super::super::testing::{NOW, any_requests, key, lease, tables};
+    use super::super::testing::{NOW, any_requests, key, lease, rules, tables};
     use super::*;
     use crate::decide::quota::Quota;
+    use crate::domain::policy::Policy;
     use crate::store::commands::NoRoom;
     use crate::store::{Grant, Idempotency, Queue};
 
@@ -97,7 +98,7 @@ mod tests {
             let queue = Queue { wait_ms, idempotency: idempotency.clone(), attempt: 9, again: None };
             let command = Acquire { key: key("k"), wish: Box::default(), lease: lease(number), queue: Some(Box::new(queue)) };
             let mut answer = decided.clone();
-            enqueue(&mut tables, NOW, &"mine".into(), (0, &command), &Twins::default(), &mut answer);
+            enqueue(&mut tables, (NOW, &rules(Policy::Balanced)), &"mine".into(), (0, &command), &Twins::default(), &mut answer);
             let has_row = requests.iter().any(|row| row.lease == lease(number));
             let new: Vec<_> = tables.requests().filter(|row| row.id >= 1_000).cloned().collect();
             let nothing_there = matches!(

@@ -194,7 +194,7 @@ impl<'a> Batch<'a> {
             // Until it is known what became of the first.
             self.answers[*at] = Some(Acquired::Queued(None));
         }
-        quota::admit(tables, &commands.acquires, &mut self.answers);
+        quota::admit(tables, rules, &commands.acquires, &mut self.answers);
         let released = commands.releases.iter().filter_map(|one| tables.seed_at(&one.identity));
         self.touched.extend(released.map(|seed| SeedKey::clone(&seed.key)));
         // Whoever holds more than it did may be a source for somebody who waits.
@@ -259,13 +259,13 @@ impl<'a> Batch<'a> {
 
     /// What it came to, once [`Batch::decide`] wants nothing.
     pub fn finish(mut self) -> Decision {
-        let Self { commands, planner, now, .. } = self;
+        let Self { commands, rules, planner, now, .. } = self;
         let tables = &mut self.tables;
         let undecided = Acquired::Refused(Refusal::AllBusy);
         let mut answers: Vec<Acquired> =
             self.answers.into_iter().map(|answer| answer.unwrap_or_else(|| undecided.clone())).collect();
         for (at, command) in commands.acquires.iter().enumerate() {
-            enqueue::enqueue(tables, now, planner, (at, command), &self.twins, &mut answers[at]);
+            enqueue::enqueue(tables, (now, rules), planner, (at, command), &self.twins, &mut answers[at]);
         }
         for (at, first) in &self.twins.of_first {
             answers[*at] = answers[*first].clone();

@@ -72,7 +72,7 @@ mod tests {
 
     use super::super::testing::{NOW, any_seed, identity, key, rules, seed, tables};
     use super::*;
-    use crate::decide::quota::Quota;
+    use crate::decide::quota::{OfClient, Quota};
     use crate::domain::policy::Policy;
     use crate::store::Room;
 
@@ -97,7 +97,7 @@ mod tests {
         let rules = Rules { room, ..rules(Policy::Balanced) };
         let mut tables = Tables::new(1, 1, room);
         let client = |number: u8| IpAddr::from([10, 1, 0, number]);
-        (1..6).for_each(|number| tables.put_client(client(number), 0));
+        (1..6).for_each(|number| tables.put_client(client(number), OfClient::default()));
         let mut of_client = |seed: u8, number: u8| {
             let one = Register { identity: identity(seed), client: Some(client(number)), ..of("k", 0) };
             register(&mut tables, NOW, &rules, &one).map(|_| ())

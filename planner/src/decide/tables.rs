@@ -7,6 +7,7 @@ use std::sync::Arc;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::changes::{Changed, Changes};
+use super::quota::OfClient;
 use super::rows::{RequestRow, SeedRow};
 use super::wants::Near;
 use crate::domain::chain::{self, Source};
@@ -28,8 +29,8 @@ pub(super) struct Offered {
 pub struct Tables {
     pub(super) changes: Changes,
     pub(super) room: Room,
-    /// How many seeds are those clients', who are known.
-    seeds_by_client: HashMap<IpAddr, usize>,
+    /// What is those clients', who are known.
+    by_client: HashMap<IpAddr, OfClient>,
     seeds: BTreeMap<i64, Changed<SeedRow>>,
     requests: BTreeMap<i64, Changed<RequestRow>>,
     /// The seed of an identity now. One that is not here was not loaded, or is not there.
@@ -62,7 +63,7 @@ impl Tables {
         Self {
             changes: Changes::default(),
             room,
-            seeds_by_client: HashMap::new(),
+            by_client: HashMap::new(),
             seeds: BTreeMap::new(),
             requests: BTreeMap::new(),
             identities: HashMap::new(),
@@ -105,15 +106,26 @@ impl Tables {
         self.requests.insert(row.id, Changed::loaded(row));
     }
 
-    /// Answers one of [`Wants::clients`](super::Wants): how many seeds it has registered that are there.
-    pub fn put_client(&mut self, client: IpAddr, seeds: usize) {
-        self.seeds_by_client.entry(client).or_insert(seeds);
+    /// Answers one of [`Wants::clients`](super::Wants): what there is of its.
+    pub fn put_client(&mut self, client: IpAddr, theirs: OfClient) {
+        self.by_client.entry(client).or_insert(theirs);
+    }
+
+    /// What is a client's, if that is known.
+    pub(super) fn of_client(&self, client: IpAddr) -> Option<OfClient> {
+        self.by_client.get(&client).copied()
     }
 
     /// Whether there is room for one more seed of a client's. Who is not known has no share: it takes what is free.
     pub(super) fn room_for_seed(&self, client: Option<IpAddr>, rules: &Rules) -> Result<(), NoRoom> {
-        let theirs = client.and_then(|client| self.seeds_by_client.get(&client)).copied();
-        self.room.for_seed_of(theirs, rules.room.seeds)
+        let theirs = client.and_then(|client| self.of_client(client));
+        self.room.for_seed_of(theirs.map(|theirs| theirs.seeds), rules.room.seeds)
+    }
+
+    /// The same for one more request.
+    pub(super) fn room_for_request(&self, client: Option<IpAddr>, rules: &Rules) -> Result<(), NoRoom> {
+        let theirs = client.and_then(|client| self.of_client(client));
+        self.room.for_request_of(theirs.map(|theirs| theirs.requests), rules.room.requests)
     }
 
     /// Answers one of [`Wants::waiting`](super::Wants): the rows, and whether there may be more after them.
@@ -256,8 +268,8 @@ impl Tables {
             leases: Vec::new(),
         });
         self.room.seeds = self.room.seeds.saturating_sub(1);
-        if let Some(theirs) = client.and_then(|client| self.seeds_by_client.get_mut(&client)) {
-            *theirs += 1;
+        if let Some(theirs) = client.and_then(|client| self.by_client.get_mut(&client)) {
+            theirs.seeds += 1;
         }
         self.room.bytes = self.room.bytes.saturating_sub(row.bytes());
         self.index(&row);
@@ -273,8 +285,8 @@ impl Tables {
                 self.identities.remove(&row.identity);
             }
             self.room.seeds = self.room.seeds.saturating_add(1);
-            if let Some(theirs) = row.client.and_then(|client| self.seeds_by_client.get_mut(&client)) {
-                *theirs = theirs.saturating_sub(1);
+            if let Some(theirs) = row.client.and_then(|client| self.by_client.get_mut(&client)) {
+                theirs.seeds = theirs.seeds.saturating_sub(1);
             }
             self.room.bytes = self.room.bytes.saturating_add(row.bytes());
         }
@@ -322,6 +334,9 @@ impl Tables {
         row.id = self.new_request;
         self.new_request += 1;
         self.room.requests = self.room.requests.saturating_sub(1);
+        if let Some(theirs) = row.wish.client.and_then(|client| self.by_client.get_mut(&client)) {
+            theirs.requests += 1;
+        }
         self.room.bytes = self.room.bytes.saturating_sub(row.bytes());
         self.index_request(&row);
         self.requests.insert(row.id, Changed { before: None, after: Some(Arc::new(row)) });

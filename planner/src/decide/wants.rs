@@ -69,7 +69,7 @@ pub struct Wants {
     pub sources: BTreeSet<String>,
     /// All seeds of these hosts, whose leases are bounded together.
     pub hosts: BTreeSet<String>,
-    /// How many seeds are these clients'.
+    /// How many seeds and requests are these clients'.
     pub clients: BTreeSet<IpAddr>,
     /// Of a key one seed that is live, else one that is suspect, if there is one beside those that were loaded.
     pub witnesses: BTreeSet<SeedKey>,

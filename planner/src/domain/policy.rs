@@ -68,7 +68,7 @@ pub struct Wish {
     pub exclude: Vec<SeedIdentity>,
     /// Who it is, for people: nothing is chosen by it.
     pub requester: Option<String>,
-    /// Who asks, as its share is counted: that of the loading seed that it may be.
+    /// Who asks, as its share is counted: of requests, and of seeds if it comes to be one that loads.
     pub client: Option<IpAddr>,
     /// What it would be as a loading seed, if it can read from one.
     pub loading: Option<Box<Asker>>,

@@ -16,6 +16,7 @@ pub(super) fn full(NoRoom(quota): NoRoom) -> String {
         Quota::Seeds => "as many seeds",
         Quota::SeedsOfClient => "as many seeds of one client while few more may come",
         Quota::Requests => "as many requests that wait or are remembered",
+        Quota::RequestsOfClient => "as many requests of one client while few more may come",
         Quota::Memory => "as much in memory",
     };
     let (name, flag) = (quota.name(), quota.flag());

@@ -322,6 +322,7 @@ macro_rules! conformance_suite {
             quotas: what_is_there_goes_on_while_there_is_room_for_no_other_seed,
             quotas: seeds_that_are_drained_or_silent_count_while_they_are_kept,
             quotas: one_client_leaves_room_for_the_seeds_of_others,
+            quotas: one_client_leaves_room_for_the_requests_of_others,
             quotas: only_so_many_requests_are_remembered,
             quotas: only_so_many_instances_are_remembered,
             history: each_end_of_a_lease_leaves_one_row,

@@ -100,6 +100,33 @@ pub(crate) async fn one_client_leaves_room_for_the_seeds_of_others<H: Home>() {
     assert!(matches!(bench.one(of_client(1, 6)).await, Outcome::Registered(Registration::New, _)));
 }
 
+pub(crate) async fn one_client_leaves_room_for_the_requests_of_others<H: Home>() {
+    let rules = Rules { capacity: 40, ..rules(Room { requests: 16, ..Room::AMPLE }) };
+    let mut bench = Bench::<H>::new(rules.clone()).await;
+    bench.register(1, "k").await;
+    let of_client = |name: u8, number: u8| {
+        let mut acquire = attempt(name, 1, 0, 1);
+        if let Command::Acquire { wish, .. } = &mut acquire {
+            wish.client = Some([10, 1, 0, number].into());
+        }
+        acquire
+    };
+    let greed = Some(Refusal::NoRoom(NoRoom(Quota::RequestsOfClient)));
+    let greedy: Vec<Command> = (0..16).map(|name| of_client(name, 1)).collect();
+    let outcomes = bench.apply(&greedy).await;
+    assert_eq!(outcomes.iter().filter(|outcome| refused(outcome) == greed).count(), 4, "{outcomes:?}");
+    bench.restart(rules).await;
+    bench.store.sweep().await.unwrap();
+    assert_eq!(refused(&bench.one(of_client(20, 1)).await), greed, "it is known after a restart, too");
+    assert!(granted(&bench.one(of_client(0, 1)).await).is_some(), "a repetition");
+    assert!(bench.acquire("k", 99).await.is_some(), "who is not remembered");
+    for number in 2..6 {
+        assert!(granted(&bench.one(of_client(20 + number, number)).await).is_some(), "others find room");
+    }
+    let full = Some(Refusal::NoRoom(NoRoom(Quota::Requests)));
+    assert_eq!(refused(&bench.one(of_client(30, 6)).await), full);
+}
+
 pub(crate) async fn only_so_many_requests_are_remembered<H: Home>() {
     let no_room = Some(Refusal::NoRoom(NoRoom(Quota::Requests)));
     let room = Room { requests: 2, ..Room::AMPLE };

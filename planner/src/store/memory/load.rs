@@ -22,7 +22,7 @@ impl Mirror {
             }
         }
         for client in &wants.clients {
-            tables.put_client(*client, self.seeds_by_client.get(client).copied().unwrap_or_default());
+            tables.put_client(*client, self.by_client.get(client).copied().unwrap_or_default());
         }
         for number in &wants.numbers {
             self.put_seed(tables, *number);

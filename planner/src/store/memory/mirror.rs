@@ -1,7 +1,6 @@
 //! A mirror of the rows that a file holds, with the indexes that make every look at them cheap: its cost does not grow
 //! with the number of seeds. It takes [`Changes`] once these are committed, so it shows only what is.
 
-use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -9,6 +8,7 @@ use std::sync::Arc;
 use rfork_protocol::SeedKey;
 
 use crate::decide::place::{HostUse, Place, place};
+use crate::decide::quota::OfClient;
 use crate::decide::rows::{RequestRow, SeedRow};
 use crate::decide::{Changed, Changes, Near};
 use crate::domain::seed::Profile;
@@ -51,6 +51,11 @@ impl Source {
     }
 }
 
+/// The memory of a key and of what there is of it, in bytes, about.
+fn key_bytes(key: &SeedKey) -> usize {
+    size_of::<OfKey>() + key.as_bytes().len()
+}
+
 /// All rows, and their indexes.
 #[derive(Debug)]
 pub(super) struct Mirror {
@@ -72,8 +77,8 @@ pub(super) struct Mirror {
     pub(super) new_seed: i64,
     pub(super) new_request: i64,
     bytes: usize,
-    /// How many seeds each client has.
-    pub(super) seeds_by_client: HashMap<IpAddr, usize>,
+    /// What is each client's.
+    pub(super) by_client: HashMap<IpAddr, OfClient>,
     /// What most seeds tell of themselves: nothing.
     no_profile: Arc<Profile>,
 }
@@ -97,7 +102,7 @@ impl Mirror {
             new_seed: 1,
             new_request: 1,
             bytes: 0,
-            seeds_by_client: HashMap::new(),
+            by_client: HashMap::new(),
             no_profile: Arc::default(),
         }
     }
@@ -194,11 +199,9 @@ impl Mirror {
         self.new_seed = self.new_seed.max(row.id.saturating_add(1));
         self.bytes = self.bytes.saturating_add(row.bytes());
         self.note_leases(&row, true);
-        if let Some(client) = row.client {
-            *self.seeds_by_client.entry(client).or_default() += 1;
-        }
+        self.count_client(row.client, |theirs| theirs.seeds += 1);
         self.names.insert(row.name.clone(), row.id);
-        self.keys.entry(row.key.clone()).or_default().seeds.insert(row.name.clone(), row.id);
+        self.key(&row.key).seeds.insert(row.name.clone(), row.id);
         if let Some(host) = row.capped_host() {
             self.hosts.entry(host.to_owned()).or_default().insert(row.id);
         }
@@ -211,13 +214,7 @@ impl Mirror {
         self.seeds.remove(&row.id);
         self.bytes = self.bytes.saturating_sub(row.bytes());
         self.note_leases(row, false);
-        if let Some(Entry::Occupied(mut theirs)) = row.client.map(|client| self.seeds_by_client.entry(client))
-        {
-            *theirs.get_mut() -= 1;
-            if *theirs.get() == 0 {
-                theirs.remove();
-            }
-        }
+        self.count_client(row.client, |theirs| theirs.seeds -= 1);
         if self.names.get(&row.name) == Some(&row.id) {
             self.names.remove(&row.name);
         }
@@ -241,9 +238,28 @@ impl Mirror {
         }
     }
 
+    /// What there is of a key, which is in memory once for all of its seeds.
+    fn key(&mut self, key: &Arc<SeedKey>) -> &mut OfKey {
+        let bytes = &mut self.bytes;
+        self.keys.entry(key.clone()).or_insert_with(|| {
+            *bytes = bytes.saturating_add(key_bytes(key));
+            OfKey::default()
+        })
+    }
+
+    fn count_client(&mut self, client: Option<IpAddr>, change: impl FnOnce(&mut OfClient)) {
+        let Some(client) = client else { return };
+        let theirs = self.by_client.entry(client).or_default();
+        change(theirs);
+        if *theirs == OfClient::default() {
+            self.by_client.remove(&client);
+        }
+    }
+
     fn tidy_key(&mut self, key: &Arc<SeedKey>) {
         if self.keys.get(key).is_some_and(|key| key.seeds.is_empty() && key.waiting.is_empty()) {
             self.keys.remove(key);
+            self.bytes = self.bytes.saturating_sub(key_bytes(key));
         }
     }
 
@@ -320,12 +336,13 @@ impl Mirror {
             Arc::make_mut(&mut row).key = key;
         }
         self.bytes = self.bytes.saturating_add(row.bytes());
+        self.count_client(row.wish.client, |theirs| theirs.requests += 1);
         self.requests_by_lease.insert(row.lease, row.id);
         if let Some(asked) = &row.idempotency {
             self.requests_by_name.insert(asked.key, row.id);
         }
         if row.waits_until_ms.is_some() {
-            self.keys.entry(row.key.clone()).or_default().waiting.insert(row.id);
+            self.key(&row.key).waiting.insert(row.id);
         } else if row.planner.is_some() {
             self.to_answer.insert(row.id);
         }
@@ -334,6 +351,7 @@ impl Mirror {
 
     fn remove_request(&mut self, row: &Arc<RequestRow>) {
         self.requests.remove(&row.id);
+        self.count_client(row.wish.client, |theirs| theirs.requests -= 1);
         self.bytes = self.bytes.saturating_sub(row.bytes());
         self.to_answer.remove(&row.id);
         if self.requests_by_lease.get(&row.lease) == Some(&row.id) {

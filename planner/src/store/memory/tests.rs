@@ -10,7 +10,7 @@ use crate::decide::quota::Quota;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::commands::NoRoom;
-use crate::store::conformance::{self, Home, RULES, acquire, register, release};
+use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove};
 use crate::store::simulation::{self, Ground};
 use crate::store::{ApplyList, Clock, Command, Outcome, Registration, Room, Rules, Store, StoreError};
 
@@ -99,6 +99,23 @@ async fn a_planner_that_is_full_takes_nobody_new_and_serves_who_is_there() {
     let outcomes = store.apply_list(&[register(1, "k"), release(1, 1)]).await.unwrap();
     assert!(matches!(outcomes[0], Outcome::Registered(Registration::Repeated, _)), "{outcomes:?}");
     assert_eq!(outcomes[1], Outcome::Released(true));
+}
+
+#[tokio::test]
+async fn a_key_takes_memory_once_and_as_long_as_it_has_seeds() {
+    let store = Paper::default().open(RULES, Clock::System).await;
+    let used = async || {
+        let usage = store.usage().await.unwrap();
+        usage.into_iter().find(|usage| usage.quota == Quota::Memory).unwrap().used
+    };
+    let key = "k".repeat(8_000);
+    store.apply_list(&[register(1, &key)]).await.unwrap();
+    let with_one = used().await;
+    assert!(with_one > 8_000, "{with_one}");
+    store.apply_list(&[register(2, &key)]).await.unwrap();
+    assert!(used().await < with_one + 8_000);
+    store.apply_list(&[remove(1, &key), remove(2, &key)]).await.unwrap();
+    assert_eq!(used().await, 0);
 }
 
 #[tokio::test]

@@ -32,7 +32,7 @@ pub(super) struct Applied {
     pub(super) outcomes: Outcomes,
     /// Whether waiters of this planner's were served.
     pub(super) woke: bool,
-    /// Seeds of clients that came, or went.
+    /// Seeds and requests of clients that came, or went.
     pub(super) clients: Difference,
     /// Keys that are to be looked at once more: [`waiters`].
     pub(super) touched: BTreeSet<SeedKey>,

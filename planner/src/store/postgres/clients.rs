@@ -1,4 +1,4 @@
-//! How many seeds each client has. Shares of clients bind only once a quota is nearly used up, and need not be exact: so
+//! How many seeds and requests each client has. Shares of clients bind only once a quota is nearly used up, and need not be exact: so
 //! clients are counted by a sweep, and only while more than half of the quota is used; what this planner adds until the
 //! next is added here. What other planners add is not seen before it.
 
@@ -12,15 +12,15 @@ use super::Database;
 use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::view::Used;
+use crate::decide::quota::OfClient;
 use crate::decide::{Changes, Tables, Wants};
-use crate::store::Quota;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
-/// Seeds that came, less those that went, by client.
-pub(super) type Difference = HashMap<IpAddr, i64>;
+/// Seeds, and requests, that came, less those that went, by client.
+pub(super) type Difference = HashMap<IpAddr, (i64, i64)>;
 
-/// How many seeds each client has, about. Locked for moments, never across an await.
+/// How many seeds and requests each client has, about. Locked for moments, never across an await.
 #[derive(Debug, Default)]
 pub(super) struct Clients(Mutex<Difference>);
 
@@ -29,8 +29,9 @@ impl Clients {
     pub(super) fn put(&self, wants: &Wants, tables: &mut Tables) {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for client in &wants.clients {
-            let seeds = known.get(client).copied().unwrap_or_default();
-            tables.put_client(*client, usize::try_from(seeds).unwrap_or_default());
+            let (seeds, requests) = known.get(client).copied().unwrap_or_default();
+            let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
+            tables.put_client(*client, OfClient { seeds: count(seeds), requests: count(requests) });
         }
     }
 
@@ -40,8 +41,10 @@ impl Clients {
             return;
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (client, seeds) in difference {
-            *known.entry(client).or_default() += seeds;
+        for (client, (seeds, requests)) in difference {
+            let theirs = known.entry(client).or_default();
+            theirs.0 += seeds;
+            theirs.1 += requests;
         }
     }
 
@@ -57,15 +60,22 @@ pub(super) fn difference(changes: &Changes) -> Difference {
     for changed in &changes.seeds {
         for (row, seeds) in [(&changed.before, -1), (&changed.after, 1)] {
             if let Some(client) = row.as_ref().and_then(|row| row.client) {
-                *difference.entry(client).or_default() += seeds;
+                difference.entry(client).or_default().0 += seeds;
             }
         }
     }
-    difference.retain(|_, seeds| *seeds != 0);
+    for changed in &changes.requests {
+        for (row, requests) in [(&changed.before, -1), (&changed.after, 1)] {
+            if let Some(client) = row.as_ref().and_then(|row| row.wish.client) {
+                difference.entry(client).or_default().1 += requests;
+            }
+        }
+    }
+    difference.retain(|_, rows| *rows != (0, 0));
     difference
 }
 
-/// Counts the seeds of each client, if shares may bind before they are counted again.
+/// Counts the seeds and requests of each client, if shares may bind before they are counted again.
 pub(super) struct Counted<'a>(pub(super) &'a Database);
 
 #[async_trait]
@@ -74,14 +84,21 @@ impl Work for Counted<'_> {
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Difference, Stopped> {
         let usage = Used(self.0).attempt(&mut *connection).await?;
-        if !usage.iter().any(|usage| usage.quota == Quota::Seeds && usage.used > usage.most / 2) {
+        if !usage.iter().any(|usage| usage.used > usage.most / 2) {
             return Ok(Difference::new());
         }
-        let counted: Vec<(String, i64)> = sqlx::query_as(
-            "/* count clients */ SELECT client, count(*) FROM seeds WHERE client IS NOT NULL GROUP BY client",
+        let counted: Vec<(String, i64, i64)> = sqlx::query_as(
+            "/* count clients */
+             SELECT client, sum(seeds)::bigint, sum(requests)::bigint FROM (
+                 SELECT client, count(*) AS seeds, 0 AS requests FROM seeds WHERE client IS NOT NULL GROUP BY client
+                 UNION ALL
+                 SELECT client, 0, count(*) FROM requests WHERE client IS NOT NULL GROUP BY client) AS c
+             GROUP BY client",
         )
         .fetch_all(connection)
         .await?;
-        Ok(counted.into_iter().filter_map(|(client, seeds)| Some((client.parse().ok()?, seeds))).collect())
+        let of_client =
+            |(client, seeds, requests): (String, _, _)| Some((client.parse().ok()?, (seeds, requests)));
+        Ok(counted.into_iter().filter_map(of_client).collect())
     }
 }

@@ -112,7 +112,7 @@ struct Database {
     planner: Arc<str>,
     /// Told when some of those were served.
     served: Arc<Notify>,
-    /// How many seeds each client has, about.
+    /// How many seeds and requests each client has, about.
     clients: Clients,
     /// Keys to be looked at once more.
     again: Mutex<BTreeSet<SeedKey>>,

@@ -52,9 +52,9 @@ pub(super) async fn write(
     sqlx::query(
         "/* write requests */
          INSERT INTO requests (id, seed_key, key_hash, lease_hash, idempotency, request_hash, attempt, wish, planner,
-                               waits_until_ms, changed_ms)
+                               waits_until_ms, changed_ms, client)
          SELECT * FROM unnest($1::bigint[], $2::bytea[], $3::bytea[], $4::bytea[], $5::bytea[], $6::bytea[], $7::bigint[],
-                              $8::text[], $9::text[], $10::bigint[], $11::bigint[])
+                              $8::text[], $9::text[], $10::bigint[], $11::bigint[], $12::text[])
          ON CONFLICT (id) DO UPDATE SET attempt = excluded.attempt, planner = excluded.planner,
              waits_until_ms = excluded.waits_until_ms, changed_ms = excluded.changed_ms",
     )
@@ -69,6 +69,7 @@ pub(super) async fn write(
     .bind(rows.iter().map(|row| row.planner.as_deref().map(str::to_owned)).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| row.waits_until_ms).collect::<Vec<_>>())
     .bind(rows.iter().map(|row| row.changed_ms).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.wish.client.map(|client| client.to_string())).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -225,8 +225,8 @@ pub const SETTINGS: &[Section] = &[
                  that was not handed out for longest"),
             Setting::new(
                 "fork_while_loading",
-                Takes::OneOf(&["on", "off"]),
-                "Whether workers that still load may serve what they hold to others that can read from them: on or off",
+                Takes::OnOff,
+                "Whether workers that still load may serve what they hold to others that can read from them",
             )
             .value("on|off")
             .env("RFORK_CFG_FORK_WHILE_LOADING")

@@ -59,6 +59,9 @@ def test_a_value_takes_what_its_setting_takes(name: str) -> None:
         assert (schema["minimum"], schema["maximum"]) == (1 if name in ("port", "probePort") else low, high)
     elif takes.startswith("1, 0, true, false"):
         assert schema == {"type": "boolean"}
+    elif takes.startswith("on, off"):
+        # In quotes: without them these words are booleans in YAML, which stand for flags without a value.
+        assert schema == {"enum": ["on", "off", None]}
     elif takes.startswith("networks"):
         assert schema == {"type": "array", "items": {"$ref": "#/$defs/network"}}
     elif "enum" in schema:

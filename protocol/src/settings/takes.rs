@@ -29,6 +29,8 @@ pub enum Takes {
     Switch,
     /// The same, as vLLM Ascend reads it: without the words yes and no.
     Bit,
+    /// On or off, in these words or in those of a switch.
+    OnOff,
 }
 
 impl Takes {
@@ -39,6 +41,7 @@ impl Takes {
             Self::Name => "NAME",
             Self::NumberOf(_) | Self::Whole(..) | Self::Positive(_) | Self::PositiveOrZero(_) => "NUMBER",
             Self::Switch | Self::Bit => "BOOL",
+            Self::OnOff => "on|off",
         }
     }
 
@@ -56,10 +59,10 @@ impl Takes {
         let whole = |fits: &dyn Fn(u64) -> bool| {
             bare.parse().is_ok_and(|number: u64| fits(number)).then(|| bare.to_owned())
         };
-        let switch = |words: &[(&str, bool)]| {
-            let found = words.iter().find(|(word, _)| word.eq_ignore_ascii_case(bare));
-            found.map(|(_, on)| on.to_string())
+        let said = |words: &[(&str, bool)]| {
+            words.iter().find(|(word, _)| word.eq_ignore_ascii_case(bare)).map(|(_, on)| *on)
         };
+        let switch = |words| said(words).map(|on| on.to_string());
         match self {
             Self::Text | Self::Form(_) => (!text.is_empty()).then(|| text.to_owned()),
             Self::Name => Name::try_from(text.to_owned()).ok().map(String::from),
@@ -70,14 +73,10 @@ impl Takes {
             Self::Whole(from, to) => whole(&|number| (from..=to).contains(&number)),
             Self::Positive(most) => number(&|number| number > 0.0 && number <= most),
             Self::PositiveOrZero(most) => number(&|number| (0.0..=most).contains(&number)),
-            Self::Switch => switch(&[
-                ("1", true),
-                ("true", true),
-                ("yes", true),
-                ("0", false),
-                ("false", false),
-                ("no", false),
-            ]),
+            Self::Switch => switch(&SWITCH),
+            Self::OnOff => said(&SWITCH)
+                .or_else(|| said(&[("on", true), ("off", false)]))
+                .map(|on| if on { "on" } else { "off" }.to_owned()),
             Self::Bit => switch(&[("1", true), ("true", true), ("0", false), ("false", false)]),
         }
     }
@@ -86,13 +85,14 @@ impl Takes {
     pub fn read_json(self, value: &Value) -> Option<String> {
         match (self, value) {
             (Self::Switch | Self::Bit, Value::Bool(on)) => Some(on.to_string()),
+            (Self::OnOff, Value::Bool(on)) => self.read_text(&on.to_string()),
             (Self::NumberOf(_) | Self::Whole(..), Value::Number(number)) if number.is_u64() => {
                 self.read_text(&number.to_string())
             }
             (Self::Positive(_) | Self::PositiveOrZero(_), Value::Number(number)) => {
                 self.read_text(&number.to_string())
             }
-            (Self::Text | Self::Form(_) | Self::Name | Self::OneOf(_), Value::String(text)) => {
+            (Self::Text | Self::Form(_) | Self::Name | Self::OneOf(_) | Self::OnOff, Value::String(text)) => {
                 self.read_text(text)
             }
             _ => None,
@@ -117,9 +117,14 @@ impl fmt::Display for Takes {
             Self::PositiveOrZero(most) => write!(f, "a number from 0 to {most}"),
             Self::Switch => f.write_str("1, 0, true, false, yes or no"),
             Self::Bit => f.write_str("0, 1, true or false"),
+            Self::OnOff => f.write_str("on, off, 1, 0, true, false, yes or no"),
         }
     }
 }
+
+/// The words of a switch.
+const SWITCH: [(&str, bool); 6] =
+    [("1", true), ("true", true), ("yes", true), ("0", false), ("false", false), ("no", false)];
 
 /// `a, b or c`.
 fn listed<T: ToString>(items: &[T]) -> String {

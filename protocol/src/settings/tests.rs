@@ -130,6 +130,19 @@ fn numbers_in_json_are_no_text() {
     }
     assert_eq!(Takes::PositiveOrZero(9.0).read_text("0").as_deref(), Some("0"));
     assert_eq!(Takes::OneOf(&["one", "two"]).read_text("Two").as_deref(), Some("two"));
+    for (text, told) in [
+        ("On", Some("on")),
+        (" off ", Some("off")),
+        ("1", Some("on")),
+        ("NO", Some("off")),
+        ("true", Some("on")),
+        ("perhaps", None),
+        ("", None),
+    ] {
+        assert_eq!(Takes::OnOff.read_text(text).as_deref(), told, "{text}");
+    }
+    assert_eq!(Takes::OnOff.read_json(&json!(false)).as_deref(), Some("off"));
+    assert_eq!(Takes::OnOff.read_json(&json!(1)), None);
     assert_eq!(Takes::OneOf(&["one", "two", "three"]).to_string(), "one, two or three");
 }
 
@@ -138,7 +151,7 @@ proptest! {
     fn whatever_is_read_is_read_again(text in ".{0,12}", number: f64) {
         for takes in [
             Takes::Text, Takes::Name, Takes::OneOf(&["a", "b"]), Takes::NumberOf(&[3, 5]), Takes::Whole(0, 99),
-            Takes::Positive(f64::MAX), Takes::PositiveOrZero(1e9), Takes::Switch, Takes::Bit,
+            Takes::Positive(f64::MAX), Takes::PositiveOrZero(1e9), Takes::Switch, Takes::Bit, Takes::OnOff,
         ] {
             for read in [takes.read_text(&text), takes.read_text(&number.to_string()), takes.read_json(&json!(number))]
                 .into_iter().flatten()

@@ -85,12 +85,15 @@ pub fn migrate(settings: &Settings) -> Pin<Box<dyn Future<Output = Result<(), Ru
     })
 }
 
-/// Opens the settings' database, migrating its schema.
-async fn open(settings: &Settings) -> Result<Arc<dyn Store>, RunError> {
+/// Opens the settings' database, migrating its schema; tells what it waits for.
+async fn open(settings: &Settings, why: watch::Sender<http::Opening>) -> Result<Arc<dyn Store>, RunError> {
     let (rules, clock) = (settings.rules(), Clock::System);
     Ok(match &settings.database {
         DatabaseUrl::Sqlite(path) => {
-            Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait).await?)
+            let in_use = |is: bool| {
+                why.send_replace(if is { http::Opening::InUse } else { http::Opening::Database });
+            };
+            Arc::new(SqliteStore::open_after(path, rules, clock, settings.lock_wait, in_use).await?)
         }
         DatabaseUrl::Postgres(url) => {
             Arc::new(PostgresStore::open(url, settings.connect, rules, clock).await?)
@@ -117,7 +120,8 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     };
     // From the beginning, so that whoever probes it does not take a planner for dead that migrates.
     let (serving, opened) = watch::channel(None);
-    let unopened = http::opening(opened.clone());
+    let (opening, why) = watch::channel(http::Opening::Database);
+    let unopened = http::opening(opened.clone(), why);
     let proxies = settings.trusted_proxies.clone().into();
     let metrics = Arc::new(metrics::Metrics::new()?);
     let pools = shares::Pools::new(&settings.bounds, &metrics);
@@ -127,7 +131,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let all = http::server::serve(listener, pools.connections.clone(), what);
     let mut server = pin!(join(all, OptionFuture::from(probes_alone)));
     let store = tokio::select! {
-        store = open(&settings) => store?,
+        store = open(&settings, opening) => store?,
         // A stop does not wait for a database that is away.
         () = stop.draining() => return Ok(()),
         _ = server.as_mut() => return Ok(()),

@@ -302,6 +302,7 @@ fn a_second_planner_on_a_file_takes_over_when_the_first_ends() {
     let told = ask("/readyz").unwrap();
     let text = String::from_utf8_lossy(&told.body);
     assert!(told.status == 503 && text.starts_with("store-unavailable: "), "{told:?}");
+    assert!(text.contains("waits for another one, which has its SQLite file"), "{text}");
     assert!(!text.contains("planner.db"), "where its database is is for the log: {text}");
     assert_eq!(ask("/healthz").unwrap().status, 200);
     assert_eq!(readyz(&first), 200, "the first serves on");

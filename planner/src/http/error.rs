@@ -39,6 +39,12 @@ impl Unavailable {
         code: Code::StoreUnavailable,
         detail: "the planner is starting and its database is not open yet; ask again in a second",
     };
+    /// Another planner has the database's file.
+    pub(super) const IN_USE: Self = Self {
+        code: Code::StoreUnavailable,
+        detail: "the planner waits for another one, which has its SQLite file, to end; the log says for how long. Ask again \
+                 in a second, or stop the other one",
+    };
     /// The planner is stopping.
     pub(super) const STOPPING: Self = Self {
         code: Code::Stopping,

@@ -142,18 +142,36 @@ pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
         .with_state(api)
 }
 
+/// Why the database is not open yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Opening {
+    /// It is being reached, or migrated.
+    Database,
+    /// Another planner has its file.
+    InUse,
+}
+
+impl Opening {
+    const fn unavailable(self) -> Unavailable {
+        match self {
+            Self::Database => Unavailable::OPENING,
+            Self::InUse => Unavailable::IN_USE,
+        }
+    }
+}
+
 /// What is served while the database is opened, for which a migration may take long: that the process lives, and
 /// that all else is to be asked for again. A database is mostly open soon, so a request is held for a moment first, and
 /// served by what comes then through `opened`. Each answer ends its connection: the next one is not served from here.
-pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
+pub fn opening(opened: watch::Receiver<Option<Router>>, why: watch::Receiver<Opening>) -> Router {
     let ready = {
-        let opened = opened.clone();
+        let (opened, why) = (opened.clone(), why.clone());
         async move |request: Request| {
             // A connection that was there before may ask after it.
             let router = opened.borrow().clone();
             match router {
                 Some(router) => router.oneshot(request).await.into_response(),
-                None => ApiError::from(Unavailable::OPENING).into_response(),
+                None => ApiError::from(why.borrow().unavailable()).into_response(),
             }
         }
     };
@@ -163,8 +181,10 @@ pub fn opening(opened: watch::Receiver<Option<Router>>) -> Router {
         let router = router.ok().and_then(|opened| opened.ok()?.clone());
         match router {
             Some(router) => router.oneshot(request).await.into_response(),
-            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => v2::opening(),
-            None => ApiError::from(Unavailable::OPENING).into_response(),
+            None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => {
+                v2::opening(*why.borrow())
+            }
+            None => ApiError::from(why.borrow().unavailable()).into_response(),
         }
     };
     let close = async |mut answer: Response| {

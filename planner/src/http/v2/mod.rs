@@ -12,10 +12,9 @@ use axum::routing::any;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v2;
 
-use super::Api;
 use super::bounds::{Lane, Refusal};
 use super::client::Client;
-use super::error::Unavailable;
+use super::{Api, Opening};
 use crate::domain::location::Location;
 use crate::waiting::MAX_WAIT;
 
@@ -211,8 +210,8 @@ pub(super) fn refused(refusal: Refusal) -> Response {
 }
 
 /// The answer to any request before the database is open.
-pub(super) fn opening() -> Response {
-    Refused::from(Unavailable::OPENING).into_response()
+pub(super) fn opening(why: Opening) -> Response {
+    Refused::from(why.unavailable()).into_response()
 }
 
 /// A place, as the planner keeps it.

@@ -77,10 +77,11 @@ impl SqliteStore {
     /// # Errors
     /// [`OpenError`].
     pub async fn open(path: &Path, rules: Rules, clock: Clock) -> Result<Self, OpenError> {
-        Self::open_after(path, rules, clock, Duration::ZERO).await
+        Self::open_after(path, rules, clock, Duration::ZERO, |_| {}).await
     }
 
-    /// The same, once another planner that has the file has ended, which is waited for so long.
+    /// The same, once another planner that has the file has ended, which is waited for so long; `in_use` is told when that
+    /// begins and ends.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -89,9 +90,10 @@ impl SqliteStore {
         rules: Rules,
         clock: Clock,
         lock_wait: Duration,
+        in_use: impl Fn(bool),
     ) -> Result<Self, OpenError> {
         let path = &open::prepare(path)?;
-        let lock = open::wait_for_lock(path, lock_wait).await?;
+        let lock = open::wait_for_lock(path, lock_wait, in_use).await?;
         open::make(path)?;
         let options = SqliteConnectOptions::new()
             .filename(path)

@@ -101,15 +101,20 @@ async fn reached(known: &Migrator, writer: &SqlitePool) -> Result<Option<Schema>
     Ok(Some(Schema::of(known, &applied)))
 }
 
-/// Takes the lock, waiting so long for whoever has it. It is asked for now and then: a wait in the system's own call
-/// could not be ended.
-pub(super) async fn wait_for_lock(path: &Path, wait: Duration) -> Result<File, OpenError> {
+/// Takes the lock, waiting so long for whoever has it, which `in_use` is told. It is asked for now and then: a wait in the
+/// system's own call could not be ended.
+pub(super) async fn wait_for_lock(
+    path: &Path,
+    wait: Duration,
+    in_use: impl Fn(bool),
+) -> Result<File, OpenError> {
     let since = Instant::now();
     let mut said = false;
     loop {
         match lock(path) {
             Err(OpenError::InUse { .. }) if since.elapsed() < wait => {
                 if !std::mem::replace(&mut said, true) {
+                    in_use(true);
                     let path = path.display();
                     tracing::warn!(
                         "{path} is in use by another planner process: waiting up to {wait:?} for that to end"
@@ -117,7 +122,10 @@ pub(super) async fn wait_for_lock(path: &Path, wait: Duration) -> Result<File, O
                 }
                 tokio::time::sleep(LOCK_PAUSE).await;
             }
-            locked => return locked,
+            locked => {
+                in_use(false);
+                return locked;
+            }
         }
     }
 }

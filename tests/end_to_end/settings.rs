@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::TcpListener;
 use std::process::{Command, Stdio};
 
+use rfork_tests::cluster::{Cluster, sql};
 use rfork_tests::loopback;
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Process, Worker, rfork};
@@ -51,6 +52,31 @@ fn variables_that_are_empty_are_not_set() {
     let mut command = bare(&["worker", &path, &url, "--model-url=m", "--model-deploy-strategy-name=s"]);
     let worker = Process::spawn("worker", command.envs(variables().into_iter().map(|name| (name, ""))));
     worker.wait_for("serving");
+}
+
+#[test]
+fn empty_variables_of_the_database_s_driver_are_not_set() {
+    const NAMES: [&str; 12] = [
+        "PGHOST",
+        "PGHOSTADDR",
+        "PGPORT",
+        "PGUSER",
+        "PGPASSWORD",
+        "PGDATABASE",
+        "PGSSLMODE",
+        "PGSSLROOTCERT",
+        "PGSSLCERT",
+        "PGSSLKEY",
+        "PGAPPNAME",
+        "PGOPTIONS",
+    ];
+    let cluster = Cluster::shared();
+    let url = cluster.database();
+    let mut command = bare(&["planner", "--port=0", "--database-url", &url]);
+    let planner = Process::spawn("planner", command.envs(NAMES.map(|name| (name, ""))));
+    planner.wait_for("the planner listens");
+    let named = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'rfork-planner' AND datname = current_database()";
+    assert_eq!(sql(&url, named).unwrap(), "t");
 }
 
 #[test]

@@ -303,7 +303,7 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), waiting).await.expect("it does not happen");
+        tokio::time::timeout(Duration::from_secs(300), waiting).await.expect("it does not happen");
     }
 
     #[tokio::test]

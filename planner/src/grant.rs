@@ -293,7 +293,7 @@ mod tests {
         drop(writer);
         // The last that has the writer is the lease.
         drop(granted);
-        tokio::time::timeout(Duration::from_secs(30), writing).await.expect("the writer ends").unwrap();
+        tokio::time::timeout(Duration::from_secs(300), writing).await.expect("the writer ends").unwrap();
         assert_eq!(store.snapshot().await.unwrap().lease_count, 0);
     }
 
@@ -319,6 +319,6 @@ mod tests {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), emptied).await.expect("the lease is given back");
+        tokio::time::timeout(Duration::from_secs(300), emptied).await.expect("the lease is given back");
     }
 }

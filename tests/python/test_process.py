@@ -24,7 +24,7 @@ def live(planner) -> int:
 
 def test_an_open_session_is_closed_when_the_interpreter_ends(planner, python):
     process = python(SERVE + "    print('end', flush=True)\n")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, "end\n", "")
     assert live(planner) == 0
 
@@ -42,7 +42,7 @@ def test_a_session_that_nobody_has_any_more_ends(planner, python):
         time.sleep(0.01)
     """
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
 
 
@@ -69,7 +69,7 @@ def test_a_forked_child_leaves_its_parent_s_session_alone_and_can_have_its_own(p
         assert other.load(again).forked, "the parent still serves"
     """
     )
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (0, "")
 
 
@@ -88,13 +88,13 @@ def test_ctrl_c_ends_a_load_that_waits(planner, python):
     )
     assert process.stdout.readline() == "asking\n", process.communicate()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out.replace("asking\n", ""), err) == (0, "interrupted\n", "")
 
 
 def test_the_command_is_in_the_package_without_a_planner(planner):
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run([sys.executable, "-m", "rfork", *arguments], capture_output=True, text=True, timeout=60)
+        return subprocess.run([sys.executable, "-m", "rfork", *arguments], capture_output=True, text=True, timeout=300)
 
     # Each command's name begins a line of the list, indented by two; what it does is told further to the right.
     listed = re.findall(r"^  (\S+) {2,}", run("--help").stdout.partition("Commands:")[2].partition("Options:")[0], re.M)
@@ -112,9 +112,9 @@ def test_the_command_is_in_the_package_without_a_planner(planner):
 
 def test_what_to_log_is_refused_by_name_when_it_is_no_filter(planner, python):
     environment = os.environ | {"RFORK_LOG": "in=fo=x"}
-    out, err = python(SERVE, env=environment).communicate(timeout=60)
+    out, err = python(SERVE, env=environment).communicate(timeout=300)
     assert "ConfigError: RFORK_LOG in the environment must be" in err and "'in=fo=x'" in err
-    out, err = python(SERVE, env=environment | {"RFORK_LOG": ""}).communicate(timeout=60)
+    out, err = python(SERVE, env=environment | {"RFORK_LOG": ""}).communicate(timeout=300)
     assert err == ""
 
 
@@ -128,6 +128,6 @@ def test_ctrl_c_ends_the_command(planner, tmp_path):
     )
     assert any("serving" in line for line in worker.stderr)
     worker.send_signal(signal.SIGINT)
-    worker.communicate(timeout=60)
+    worker.communicate(timeout=300)
     assert worker.returncode == 0
     assert live(planner) == 0

@@ -17,7 +17,7 @@ use super::cluster::{Cluster, as_user, other_user};
 const DOCUMENTED: &str = include_str!("../../docs/pgbouncer.ini");
 
 /// How long it may take to start.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The first version that keeps prepared statements.
 const KEEPS_STATEMENTS: (u32, u32) = (1, 21);

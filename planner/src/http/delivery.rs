@@ -220,7 +220,7 @@ mod tests {
                     tokio::task::yield_now().await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(30), none).await.expect("the lease is released");
+            tokio::time::timeout(Duration::from_secs(300), none).await.expect("the lease is released");
         }
 
         /// Until the system knows that the client is gone.

@@ -221,7 +221,7 @@ async fn what_is_written_reaches_its_place_while_the_writer_goes_on() {
             store.apply_list(&[register(number, "k")]).await.unwrap();
         }
     };
-    tokio::time::timeout(Duration::from_secs(30), reached).await.expect("a checkpoint beside the writer");
+    tokio::time::timeout(Duration::from_secs(300), reached).await.expect("a checkpoint beside the writer");
 }
 
 #[tokio::test]

@@ -2,13 +2,14 @@
 //! written, full disks, other servers, and a file that another planner has.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::process::{Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rfork_tests::cluster::{Cluster, sql, sql_with};
 use rfork_tests::http::post_within;
 use rfork_tests::pooler::{self, Pooler};
-use rfork_tests::process::{Planner, Process};
+use rfork_tests::process::{Planner, Process, rfork};
 use rfork_tests::{DEADLINE, skip, until};
 use serde_json::json;
 
@@ -283,6 +284,49 @@ fn a_full_disk_makes_planners_not_ready_until_there_is_room() {
     std::fs::remove_file(filler).unwrap();
     until("that it is ready", || (readyz(&planner) == 200).then_some(()));
     assert_eq!(add(&planner, 1), 200);
+}
+
+#[test]
+fn a_full_disk_under_a_file_makes_its_planner_not_ready_until_there_is_room() {
+    let may_mount = Command::new("unshare").args(["--mount", "true"]).stderr(Stdio::null()).status();
+    if !may_mount.is_ok_and(|status| status.success()) {
+        skip("a disk of the test's own takes root");
+        return;
+    }
+    let directory = tempfile::TempDir::new().unwrap();
+    let (disk, program) = (directory.path().join("disk"), directory.path().join("planner"));
+    std::fs::create_dir(&disk).unwrap();
+    // The disk is there for the planner alone, and goes with it.
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount sh -c 'mount -t tmpfs -o size=4m tmpfs {} && exec {} \"$@\"' sh \"$@\"\n",
+        disk.display(),
+        rfork().display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let url = format!("sqlite:{}", disk.join("planner.db").display());
+    let planner = Planner::start_version(&program, &url, &["--no-liveness-probe"]);
+    let seen = format!("/proc/{}/root{}", planner.process.pid(), disk.display());
+    assert_eq!((add(&planner, 0), readyz(&planner)), (200, 200));
+    assert!(std::fs::exists(format!("{seen}/planner.db")).unwrap(), "its file is on its disk");
+    let filler = format!("{seen}/filler");
+    // A write that fits in part writes that part.
+    let mut full = std::fs::File::create(&filler).unwrap();
+    while std::io::Write::write_all(&mut full, &[1; 4096]).is_ok() {}
+    drop(full);
+    let (mut known, mut next) = (1, 1);
+    until("that it is not ready", || {
+        // What its log has room for yet is written.
+        known += usize::from(add(&planner, next) == 200);
+        next += 1;
+        (readyz(&planner) == 503).then_some(())
+    });
+    std::fs::remove_file(filler).unwrap();
+    until("that it is ready", || (readyz(&planner) == 200).then_some(()));
+    assert_eq!(add(&planner, next), 200);
+    let count = planner.snapshot()["seed_count"].as_u64().unwrap();
+    // One that was answered 503 may be there: its commit may have failed after it was made.
+    assert!((known + 1..=next + 1).contains(&usize::try_from(count).unwrap()), "{count} of {known} known");
 }
 
 #[test]

@@ -90,6 +90,9 @@ fn of_both_families_the_one_counts_by_which_the_planner_was_reached() {
     }
     others_come_to("127.0.0.1", BOTH, "127.0.0.1", "localhost");
     others_come_to("[::1]", BOTH, "::1", "localhost");
+    let four_first = format!("{BOTH}; printf '127.0.0.1 localhost\\n::1 localhost\\n' >/etc/hosts");
+    others_come_to("127.0.0.1", &four_first, "127.0.0.1", "localhost");
+    others_come_to("[::1]", &four_first, "::1", "localhost");
 }
 
 #[test]

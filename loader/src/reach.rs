@@ -89,7 +89,10 @@ impl Reach {
             Ok(Err(error)) => error.to_string(),
             Err(_) => "no answer".to_owned(),
         };
-        let advice = format!("its seed service does; open the way to {}, too", self.session);
+        let advice = format!(
+            "its seed service does; open the way to {}, too, or set rfork_seed_advertise_host to where both are reached",
+            self.session
+        );
         let (authority, waited) = (self.session.clone(), self.timeout);
         Err(Unreachable { authority, what: "transfer engine", waited, last, advice })
     }

@@ -71,26 +71,28 @@ pub struct Usage {
 impl Room {
     /// Whether there is room for one more seed of a client who has `theirs`, of `most` that there may be.
     pub(super) fn for_seed_of(&self, theirs: Option<usize>, most: usize) -> Result<(), NoRoom> {
-        self.of(Quota::Seeds, self.seeds)?;
-        match short(most, most.saturating_sub(self.seeds), theirs, 1) {
-            Some(Short::Share) => Err(NoRoom(Quota::SeedsOfClient)),
-            _ => Ok(()),
-        }
+        self.for_one((Quota::Seeds, Quota::SeedsOfClient), (self.seeds, most), theirs)
     }
 
     /// Whether there is room for one more request that waits or is remembered, as for a seed.
     pub(super) fn for_request_of(&self, theirs: Option<usize>, most: usize) -> Result<(), NoRoom> {
-        self.of(Quota::Requests, self.requests)?;
-        match short(most, most.saturating_sub(self.requests), theirs, 1) {
-            Some(Short::Share) => Err(NoRoom(Quota::RequestsOfClient)),
-            _ => Ok(()),
-        }
+        self.for_one((Quota::Requests, Quota::RequestsOfClient), (self.requests, most), theirs)
     }
 
-    fn of(&self, quota: Quota, left: usize) -> Result<(), NoRoom> {
-        match (left, self.bytes) {
-            (0, _) => Err(NoRoom(quota)),
-            (_, 0) => Err(NoRoom(Quota::Memory)),
+    fn for_one(
+        &self,
+        (of_all, of_client): (Quota, Quota),
+        (left, most): (usize, usize),
+        theirs: Option<usize>,
+    ) -> Result<(), NoRoom> {
+        if left == 0 {
+            return Err(NoRoom(of_all));
+        }
+        if self.bytes == 0 {
+            return Err(NoRoom(Quota::Memory));
+        }
+        match short(most, most.saturating_sub(left), theirs, 1) {
+            Some(Short::Share) => Err(NoRoom(of_client)),
             _ => Ok(()),
         }
     }

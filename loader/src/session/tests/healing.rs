@@ -21,7 +21,10 @@ async fn a_complete_source_that_is_silent_is_called_lost_and_costs_no_try() {
     let reader = reader_with(session_over(&planner, options, 1000.0, HASTY).await, None);
     let asked =
         |state: &planner::State| state.acquisitions.iter().filter(|asked| asked.stalled.is_some()).count();
+    // One is asked while the source is read, and the connection is given up after that. Then comes another, if only when
+    // the first one was answered.
     planner.until(|state| asked(state) >= 2).await;
+    planner.look(|state| assert_eq!(state.most_waiting, 1, "the question goes on: {:?}", state.acquisitions));
     other.serve().await.unwrap();
     let (_session, _, memory) = reader.ends().await;
     assert!(bytes(&memory) == bytes(&weights));
@@ -30,26 +33,6 @@ async fn a_complete_source_that_is_silent_is_called_lost_and_costs_no_try() {
         assert!(last.lost && last.seed == state.seeds[0].identity, "its lease says whose place may be had");
     });
     none_failed(&planner);
-    silent.close().await;
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_question_goes_on_when_the_connection_ends() {
-    let planner = Planner::start(true).await;
-    let (mut other, weights) = loaded(&planner, 1, 1000.0).await;
-    let (silent, _) = root(&planner, 1, 0.0001).await;
-    let options =
-        TcpOptions { progress_timeout: Duration::from_millis(600), ..TcpOptions::new(Some("127.0.0.1")) };
-    let reader = reader_with(session_over(&planner, options, 1000.0, HASTY).await, None);
-    let asked =
-        |state: &planner::State| state.acquisitions.iter().filter(|asked| asked.stalled.is_some()).count();
-    // One is asked while the source is read, and the connection is given up after that. Then comes another, if only when
-    // the first one was answered.
-    planner.until(|state| asked(state) >= 2).await;
-    planner.look(|state| assert_eq!(state.most_waiting, 1, "{:?}", state.acquisitions));
-    other.serve().await.unwrap();
-    let (_session, _, memory) = reader.ends().await;
-    assert!(bytes(&memory) == bytes(&weights));
     silent.close().await;
 }
 

@@ -45,6 +45,10 @@ impl Clients {
             let theirs = known.entry(client).or_default();
             theirs.0 += seeds;
             theirs.1 += requests;
+            // Else clients that come and go are all kept until the next sweep, which may be long to come.
+            if *theirs == (0, 0) {
+                known.remove(&client);
+            }
         }
     }
 
@@ -100,5 +104,21 @@ impl Work for Counted<'_> {
         let of_client =
             |(client, seeds, requests): (String, _, _)| Some((client.parse().ok()?, (seeds, requests)));
         Ok(counted.into_iter().filter_map(of_client).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_of_whom_nothing_is_left_are_forgotten() {
+        let clients = Clients::default();
+        let client = IpAddr::from([10, 0, 0, 7]);
+        clients.note(Difference::from([(client, (2, 1))]));
+        clients.note(Difference::from([(client, (-2, 0))]));
+        assert_eq!(*clients.0.lock().unwrap(), Difference::from([(client, (0, 1))]));
+        clients.note(Difference::from([(client, (0, -1))]));
+        assert_eq!(*clients.0.lock().unwrap(), Difference::new());
     }
 }

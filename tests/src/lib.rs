@@ -15,6 +15,7 @@ pub mod cluster;
 pub mod fake_clock;
 pub mod fakes;
 pub mod front;
+pub mod fuzz;
 pub mod history;
 pub mod http;
 pub mod load;

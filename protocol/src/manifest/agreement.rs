@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use std::fmt;
 
 use super::{Manifest, Tensor};
+use crate::shown::Shown;
 
 /// How many differing tensors an error names; a wrong model differs in thousands.
 pub const NAMED_DIFFERENCES: usize = 5;
@@ -37,11 +38,14 @@ pub enum Difference {
 
 impl fmt::Display for Difference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (Self::MissingAtSeed { name } | Self::MissingHere { name } | Self::Property { name, .. }) = self;
+        write!(f, "'{}' ", Shown::within(name, 120))?;
         match self {
-            Self::MissingAtSeed { name } => write!(f, "'{name}' is missing at the seed"),
-            Self::MissingHere { name } => write!(f, "'{name}' is missing here"),
-            Self::Property { name, property, here, at_seed } => {
-                write!(f, "'{name}' has {property} {here} here and {at_seed} at the seed")
+            Self::MissingAtSeed { .. } => f.write_str("is missing at the seed"),
+            Self::MissingHere { .. } => f.write_str("is missing here"),
+            Self::Property { property, here, at_seed, .. } => {
+                let (here, at_seed) = (Shown::within(here, 240), Shown::within(at_seed, 240));
+                write!(f, "has {property} {here} here and {at_seed} at the seed")
             }
         }
     }
@@ -190,6 +194,15 @@ mod tests {
         );
         let shared = Tolerance { shared: ["a".to_owned(), "c".to_owned()].into(), ..Tolerance::default() };
         assert_eq!(agree(&manifest(&["a", "b"]), &manifest(&["b", "c"]), &shared), Ok(()));
+    }
+
+    #[test]
+    fn a_seed_s_names_are_shown_in_one_line() {
+        let strange = tensor(&format!("w\n\u{202e}{}", "x".repeat(4_000)), &[1], "int8", 1);
+        let error =
+            agree(&one(tensor("v", &[1], "int8", 1)), &one(strange), &Tolerance::default()).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains(r"'w\n\u{202e}xxx") && text.len() < 400, "{text}");
     }
 
     #[test]

@@ -258,12 +258,17 @@ fn planners_follow_their_database_to_another_server() {
     until("that it is not ready", || (readyz(&planner) == 503).then_some(()));
     // One that is told of the copy alone waits for it to take writes.
     let copy = standby.url(&name);
-    let waiting = Process::start("waiting", &["planner", "--port=0", "--database-url", &copy]);
-    waiting.wait_until("that it waits", |line| {
-        line["message"] == "waiting up to 15s for the database" && line.to_string().contains("only reads")
+    let waiting = ["--database-pooler=no", "--database-pooler=yes"].map(|pooler| {
+        let waiting = Process::start("waiting", &["planner", "--port=0", "--database-url", &copy, pooler]);
+        waiting.wait_until("that it waits", |line| {
+            line["message"] == "waiting up to 15s for the database" && line.to_string().contains("only reads")
+        });
+        waiting
     });
     standby.promote();
-    waiting.wait_for("the planner listens");
+    for planner in waiting {
+        planner.wait_for("the planner listens");
+    }
     until("that it is ready", || (readyz(&planner) == 200).then_some(()));
     assert_eq!(add(&planner, 1), 200);
     assert_eq!(planner.snapshot()["seed_count"], 2);

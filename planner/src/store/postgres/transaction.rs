@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::super::StoreError;
+use super::connect::DECIDED_READ_ONLY;
 use super::pool::Pool;
 use super::session::Connection;
 use super::time::Uneven;
@@ -35,7 +36,8 @@ pub(super) enum Begin {
 
 impl Begin {
     /// Begins in one round trip, settings included. Whether it may write is as the database has it: that may be
-    /// somebody's decision.
+    /// somebody's decision. A session that is lent may be older than the decision, or than its end, so there each
+    /// transaction asks for it.
     async fn begin(self, connection: &mut Connection, pool: &Pool) -> Result<(), Stopped> {
         const WRITE: &str = "BEGIN ISOLATION LEVEL READ COMMITTED";
         const VIEW: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY";
@@ -46,11 +48,20 @@ impl Begin {
             (Self::Single, false) => return Ok(()),
             (Self::Write, false) => WRITE.into(),
             (Self::View, false) => format!("{VIEW}; {LISTS}"),
-            (Self::Write | Self::Single, true) => format!("{WRITE}; {set}"),
+            (Self::Write, true) => {
+                format!(
+                    "{WRITE} READ WRITE; {set}; SELECT set_config('transaction_read_only', 'on', true) WHERE {DECIDED_READ_ONLY}"
+                )
+            }
+            (Self::Single, true) => format!("{WRITE}; {set}"),
             (Self::View, true) => format!("{VIEW}; {set}; {LISTS}"),
         };
         // What comes from outside in it is the URL's own settings, as texts.
-        connection.execute(AssertSqlSafe(sql)).await?;
+        connection.execute(AssertSqlSafe(sql)).await.map_err(|error| match error {
+            // feature_not_supported: "READ WRITE" on a server that follows another one
+            error if has_code(&error, "0A000") => Stopped::OnlyReads(error),
+            error => Stopped::Database(error),
+        })?;
         Ok(())
     }
 
@@ -71,6 +82,8 @@ pub(super) enum Stopped {
     Again,
     /// Time is not even: to be begun again when it is.
     Uneven(Uneven),
+    /// The server takes no transaction that may write.
+    OnlyReads(sqlx::Error),
     /// The database said so.
     Database(sqlx::Error),
     /// What the database holds is not what this program expects.
@@ -250,6 +263,7 @@ async fn attempts(pool: &Pool, begin: Begin, work: &mut dyn Work<Done = ()>) -> 
         last = stopped.text();
         let meaning = match &stopped {
             Stopped::Again | Stopped::Uneven(_) => Meaning::Collision,
+            Stopped::OnlyReads(_) => Meaning::ReadOnly,
             Stopped::Database(error) => meaning(error),
             Stopped::Broken(_) => Meaning::Broken,
         };
@@ -336,7 +350,7 @@ impl Stopped {
         match self {
             Self::Again => "other planners kept coming first".into(),
             Self::Uneven(_) => "the time is not even".into(),
-            Self::Database(error) => error.to_string(),
+            Self::OnlyReads(error) | Self::Database(error) => error.to_string(),
             Self::Broken(reason) => reason.clone(),
         }
     }

@@ -162,6 +162,43 @@ async fn a_planner_that_starts_in_a_session_from_before_heeds_who_set_it_read_on
 }
 
 #[tokio::test]
+async fn a_session_that_is_lent_may_be_older_than_who_set_it_read_only_and_than_its_end() {
+    let cluster = Cluster::shared();
+    let url = cluster.database();
+    let bouncer = Bouncer::before(&cluster, "default_pool_size = 1");
+    let settings = ConnectSettings { pooler: Pooler::Yes, ..few() };
+    let through = bouncer.url(&url);
+    let store = PostgresStore::open(&url_of(&through), settings, RULES, Clock::System).await.unwrap();
+    let name: String = direct(&url, "SELECT current_database()::text").await;
+    let mut owner = url_of(&url).options().connect().await.unwrap();
+
+    // Nobody asks the store for a check meanwhile.
+    assert_eq!(lent(&through).await.1, "off");
+    let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+    sqlx::raw_sql(AssertSqlSafe(set)).execute(&mut owner).await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap_err();
+    assert_eq!(direct::<i64>(&url, "SELECT count(*) FROM seeds").await, 0);
+
+    // With the transaction that failed the session ended: the pooler's next one only reads.
+    let session = lent(&through).await;
+    assert_eq!(session.1, "on");
+    store.check().await.unwrap_err();
+    let reset = format!("ALTER DATABASE {name} RESET default_transaction_read_only");
+    sqlx::raw_sql(AssertSqlSafe(reset)).execute(&mut owner).await.unwrap();
+    store.check().await.unwrap();
+    store.apply_list(&[register(1, "k")]).await.unwrap();
+    assert_eq!(lent(&through).await, session);
+}
+
+/// Which session the pooler lends at the moment, and whether it only reads unless told otherwise.
+async fn lent(through: &str) -> (i32, String) {
+    let mut connection = url_of(through).options().connect().await.unwrap();
+    let question = "SELECT pg_backend_pid(), current_setting('default_transaction_read_only')";
+    let row = sqlx::raw_sql(question).fetch_one(&mut connection).await.unwrap();
+    (row.get(0), row.get(1))
+}
+
+#[tokio::test]
 async fn a_migration_that_fails_leaves_nothing_in_a_session_that_is_lent() {
     let cluster = Cluster::shared();
     let url = cluster.database();

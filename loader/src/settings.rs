@@ -110,7 +110,7 @@ pub const SETTINGS: &[Section] = &[
                 .null_refused(),
             Setting::new(
                 "rfork_fork_while_loading",
-                Takes::Bit,
+                Takes::Switch,
                 "Serve what is held while the rest still loads, and read from workers that do",
             )
             .otherwise("on over TCP, off for NPUs")

@@ -5,7 +5,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use clap::{Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches};
-use rfork_protocol::settings::{Object, Section, Setting, SettingError, Sources, Values};
+use rfork_protocol::settings::{Object, Section, Setting, SettingError, Sources, Takes, Values};
 
 /// A table of settings, as a type.
 pub(crate) trait Table {
@@ -85,13 +85,15 @@ impl<T: Table> FromArgMatches for Flags<T> {
     }
 }
 
-/// All that is said of a setting.
+/// All that is said of a setting, and what it takes.
 fn whole(setting: &Setting) -> String {
-    if setting.more.is_empty() {
-        setting.help.to_owned()
-    } else {
-        format!("{}. {}", setting.help, setting.more)
-    }
+    let more = if setting.more.is_empty() { String::new() } else { format!(". {}", setting.more) };
+    let takes = match setting.takes {
+        // There is nothing to it.
+        Takes::Text => String::new(),
+        takes => format!(" [takes: {takes}]"),
+    };
+    format!("{}{more}{takes}", setting.help)
 }
 
 /// A text, with where else the setting may stand and what it is without a value.

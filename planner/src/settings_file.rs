@@ -27,6 +27,7 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use rfork_protocol::SeedIdentity;
+use rfork_protocol::shown::Shown;
 use rfork_protocol::v2::Name;
 use serde::Deserialize;
 use toml::Spanned;
@@ -71,7 +72,7 @@ impl Networks {
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
     /// It cannot be read.
-    #[error("{path} cannot be read: {reason}")]
+    #[error("{} cannot be read: {reason}", path.display())]
     Unreadable {
         /// The file.
         path: PathBuf,
@@ -79,7 +80,7 @@ pub enum FileError {
         reason: String,
     },
     /// What it says cannot be.
-    #[error("{path} line {line}: {reason}")]
+    #[error("{} line {line}: {}", path.display(), Shown::new(reason))]
     Wrong {
         /// The file.
         path: PathBuf,
@@ -317,6 +318,7 @@ mod tests {
                 "host_capacity rule 1: host must be a network",
             ),
             ("capacities = 1", 1, "unknown field `capacities`"),
+            (r#""a\u001b[2J\n" = 1"#, 1, r"unknown field `a\u{1b}[2J\n`"),
         ] {
             std::fs::write(&path, text).unwrap();
             let error = FileSettings::read(&path).unwrap_err().to_string();

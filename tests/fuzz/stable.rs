@@ -94,4 +94,9 @@ macro_rules! targets {
 
 targets! {
     metadata,
+    v1_headers,
+    v2_bodies,
+    v2_queries,
+    checkpoint,
+    settings_file,
 }

@@ -1,16 +1,18 @@
 //! What can be wrong with a model in storage.
 
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use rfork_protocol::manifest::ManifestError;
+use rfork_protocol::shown::Shown;
 
 /// A model that could not be opened or read. Each text names the file, the tensor where there is one, and
 /// what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
     /// The path does not lead to a model.
-    #[error("'{path}' is no model: {reason}", path = path.display())]
+    #[error("'{path}' is no model: {}", Shown::new(reason), path = shown(path))]
     NoModel {
         /// What was given.
         path: PathBuf,
@@ -21,7 +23,7 @@ pub enum StorageError {
     #[error(
         "{doing} '{path}'{} failed: {source}; check that the file is there and that this user may read it",
         of_tensor(tensor.as_deref()),
-        path = path.display()
+        path = shown(path)
     )]
     Io {
         /// What was attempted: `opening`, `reading`.
@@ -34,7 +36,7 @@ pub enum StorageError {
         source: io::Error,
     },
     /// The index contradicts itself, the files, or what an index may say.
-    #[error("index '{path}': {reason}", path = path.display())]
+    #[error("index '{path}': {}", Shown::new(reason), path = shown(path))]
     BadIndex {
         /// The index.
         path: PathBuf,
@@ -43,8 +45,9 @@ pub enum StorageError {
     },
     /// A file is not what its header says, or has no header that can be read.
     #[error(
-        "'{path}': {reason}; the file is damaged or incomplete: copy or download it again",
-        path = path.display()
+        "'{path}': {}; the file is damaged or incomplete: copy or download it again",
+        Shown::new(reason),
+        path = shown(path)
     )]
     BadFile {
         /// The file.
@@ -53,7 +56,7 @@ pub enum StorageError {
         reason: String,
     },
     /// The files are sound, but hold something that cannot be loaded.
-    #[error("model '{path}': {source}", path = path.display())]
+    #[error("model '{path}': {source}", path = shown(path))]
     Unusable {
         /// The model.
         path: PathBuf,
@@ -61,7 +64,12 @@ pub enum StorageError {
         source: ManifestError,
     },
     /// The model has a tensor of a type that torch cannot hold.
-    #[error("'{path}': tensor '{tensor}' has {reason}; convert the model to another type", path = path.display())]
+    #[error(
+        "'{path}': tensor '{}' has {}; convert the model to another type",
+        named(tensor),
+        Shown::new(reason),
+        path = shown(path)
+    )]
     UnknownType {
         /// The file.
         path: PathBuf,
@@ -72,8 +80,9 @@ pub enum StorageError {
     },
     /// A file is no longer the one that was opened.
     #[error(
-        "'{path}' changed while tensor '{tensor}' was read ({reason}); stop whatever writes to it, then load again",
-        path = path.display()
+        "'{path}' changed while tensor '{}' was read ({reason}); stop whatever writes to it, then load again",
+        named(tensor),
+        path = shown(path)
     )]
     Changed {
         /// The file.
@@ -85,9 +94,10 @@ pub enum StorageError {
     },
     /// Storage holds other bytes than the seed that the first chunks came from.
     #[error(
-        "chunk {chunk} (tensor '{tensor}' of '{path}') has other bytes in storage than at the seed; all of it \
+        "chunk {chunk} (tensor '{}' of '{path}') has other bytes in storage than at the seed; all of it \
          has to come from one of the two",
-        path = path.display()
+        named(tensor),
+        path = shown(path)
     )]
     Mismatch {
         /// The chunk.
@@ -98,7 +108,7 @@ pub enum StorageError {
         path: PathBuf,
     },
     /// The memory was laid out for other tensors than the model's.
-    #[error("the memory was not prepared for model '{path}': {reason}", path = path.display())]
+    #[error("the memory was not prepared for model '{path}': {reason}", path = shown(path))]
     OtherLayout {
         /// The model.
         path: PathBuf,
@@ -112,15 +122,25 @@ pub enum StorageError {
         chunk: u32,
     },
     /// The load was cancelled.
-    #[error("reading '{path}' was cancelled", path = path.display())]
+    #[error("reading '{path}' was cancelled", path = shown(path))]
     Cancelled {
         /// The model.
         path: PathBuf,
     },
 }
 
+/// Names come out of the files, which somebody else has made.
+fn named(tensor: &str) -> Shown<&str> {
+    Shown::within(tensor, 120)
+}
+
+/// A path is shown whole: some of them come out of an index.
+fn shown(path: &Path) -> Shown<impl Display + use<'_>> {
+    Shown::within(path.display(), 4_096)
+}
+
 fn of_tensor(tensor: Option<&str>) -> String {
-    tensor.map(|name| format!(" for tensor '{name}'")).unwrap_or_default()
+    tensor.map(|name| format!(" for tensor '{}'", named(name))).unwrap_or_default()
 }
 
 impl StorageError {

@@ -221,7 +221,11 @@ impl Labels {
         let text = |parameter| {
             value(headers, parameter).map(|value| {
                 let bytes = value.as_bytes();
-                String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LABEL_BYTES)]).into_owned()
+                let mut text =
+                    String::from_utf8_lossy(&bytes[..bytes.len().min(MAX_LABEL_BYTES)]).into_owned();
+                // What is no UTF-8 becomes longer.
+                text.truncate(text.floor_char_boundary(MAX_LABEL_BYTES));
+                text
             })
         };
         let is_draft = text(IS_DRAFT).and_then(|text| text.to_ascii_lowercase().parse().ok());

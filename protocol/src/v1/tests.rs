@@ -151,6 +151,20 @@ fn keys() -> impl Strategy<Value = SeedKey> {
         .prop_map(|bytes| SeedKey::new(bytes).unwrap())
 }
 
+#[test]
+fn a_label_is_no_longer_than_it_may_be_whatever_its_bytes() {
+    for (told, read) in [
+        ([0xff; 600].to_vec(), "\u{fffd}".repeat(170)),
+        ([&[b'x'; 511][..], "é".as_bytes()].concat(), "x".repeat(511)),
+        ([b'x'; 512].to_vec(), "x".repeat(512)),
+    ] {
+        let mut headers =
+            GetSeed { key: SeedKey::from_text("k").unwrap(), labels: Labels::default() }.encode();
+        headers.insert(HeaderName::from_static("model_url"), HeaderValue::from_bytes(&told).unwrap());
+        assert_eq!(GetSeed::decode(&headers).unwrap().labels.model_url, Some(read));
+    }
+}
+
 prop_compose! {
     fn identities()(host in "[a-z0-9-]{1,20}\\.[a-z]|::1|\\[fe80::7\\]", port in 1u16.., rank: u32) -> SeedIdentity {
         SeedIdentity::new(host, port, rank).unwrap()

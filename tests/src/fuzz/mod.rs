@@ -8,11 +8,18 @@
 //! written again is read as the same; an error is one line of a bounded length, however hostile the text that it quotes.
 
 use std::fmt::Display;
+use std::path::Path;
 
 use rfork_protocol::shown::hidden;
+use tempfile::TempDir;
 
+pub mod checkpoint;
 pub mod metadata;
 pub mod mutate;
+pub mod settings_file;
+pub mod v1_headers;
+pub mod v2_bodies;
+pub mod v2_queries;
 
 /// An entry point.
 #[derive(Debug, Clone, Copy)]
@@ -28,7 +35,22 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: &[Target] = &[metadata::TARGET];
+pub const TARGETS: &[Target] = &[
+    metadata::TARGET,
+    v1_headers::TARGET,
+    v2_bodies::TARGET,
+    v2_queries::TARGET,
+    checkpoint::TARGET,
+    settings_file::TARGET,
+];
+
+/// Runs something with a directory that is the thread's own: to make one for each input takes longer than all else.
+fn in_directory<T>(run: impl FnOnce(&Path) -> T) -> T {
+    thread_local! {
+        static HOME: TempDir = TempDir::with_prefix("rfork-fuzz-").unwrap();
+    }
+    HOME.with(|home| run(home.path()))
+}
 
 /// The longest text of an error that says what is wrong with some input, in bytes.
 const MOST_ERROR_BYTES: usize = 8 << 10;

@@ -183,6 +183,16 @@ fn a_name_that_occurs_twice_is_refused() {
 }
 
 #[test]
+fn a_name_out_of_a_file_is_shown_in_one_line_that_ends() {
+    let named =
+        |name: &str| format!(r#"{{"{name}":{{"dtype":"F6_E2M3","shape":[4],"data_offsets":[0,3]}}}}"#);
+    assert_says!(refusal_of(&named(r"a\n\u202e"), 3), r"tensor 'a\n\u{202e}' has type F6_E2M3");
+    assert!(refusal_of(&named(&"n".repeat(9_000)), 3).len() < 1_000);
+    let offsets = r#"{"a\u001b[2J":{"dtype":"I8","shape":[1],"data_offsets":[1,2]}}"#;
+    assert_says!(refusal_of(offsets, 2), r"a\u{1b}[2J", "leaves a hole");
+}
+
+#[test]
 fn what_is_not_json_is_refused() {
     for header in ["", "garbage", "[]", "null", "{\"a\":1}", "\u{0}\u{0}"] {
         assert_says!(refusal_of(header, 0), "not that of a safetensors file");

@@ -77,6 +77,10 @@ fn empty_variables_of_the_database_s_driver_are_not_set() {
     planner.wait_for("the planner listens");
     let named = "SELECT count(*) > 0 FROM pg_stat_activity WHERE application_name = 'rfork-planner' AND datname = current_database()";
     assert_eq!(sql(&url, named).unwrap(), "t");
+    // What it would set is not for who lends sessions to others.
+    let mut command = bare(&["planner", "--port=0", "--database-url", &url]);
+    let said = refusal(command.env("PGOPTIONS", "-c search_path=planner"));
+    assert!(said.contains("got PGOPTIONS in the environment: give it as options=... in the URL"), "{said}");
 }
 
 #[test]

@@ -126,6 +126,10 @@ impl PostgresUrl {
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         let (scheme, rest) = text.split_once("://").ok_or("a postgres URL without '//'")?;
         check_spelling(rest)?;
+        // The driver would tell it when a session begins, which poolers refuse, and beside what the URL says.
+        if std::env::var_os("PGOPTIONS").is_some_and(|options| !options.is_empty()) {
+            return Err("PGOPTIONS in the environment: give it as options=... in the URL, or unset it".into());
+        }
         let (head, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, path) = head.split_at(head.find('/').unwrap_or(head.len()));
         let (user, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));

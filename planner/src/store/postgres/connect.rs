@@ -214,27 +214,35 @@ async fn apply(connection: &mut PgConnection, url: &PostgresUrl) -> Result<(), R
     tx.commit().await.map_err(failed)
 }
 
-/// Whether a session that begins now would only read, because somebody has decided so for the database, the role, both or
-/// the server: one that is older does not know of the first three, and a pooler may lend such a one.
-pub(super) const DECIDED_READ_ONLY: &str =
-    // What is said of a role in a database counts before what is said of a role, and that before the database's. Without
-    // them the session's own value counts, unless it is left from one of them.
-    "COALESCE(
-         (SELECT split_part(setting, '=', 2)::boolean
+/// What somebody has decided for the database, the role or both: a session that is older does not know of it, and a pooler
+/// may lend such a one. Nothing, if nobody has.
+macro_rules! decided {
+    () => {
+        // What is said of a role in a database counts before what is said of a role, and that before the database's.
+        "(SELECT split_part(setting, '=', 2)::boolean
           FROM pg_db_role_setting s CROSS JOIN unnest(s.setconfig) AS setting
           WHERE setting LIKE 'default\\_transaction\\_read\\_only=%'
             AND s.setdatabase IN (0, (SELECT oid FROM pg_database WHERE datname = current_database()))
             AND s.setrole IN (0, (SELECT oid FROM pg_roles WHERE rolname = session_user))
-          ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1),
-         CASE WHEN current_setting('default_transaction_read_only')::boolean
-              THEN (SELECT source NOT IN ('database', 'user', 'database user') FROM pg_settings
-                    WHERE name = 'default_transaction_read_only')
-              ELSE false END)";
+          ORDER BY s.setrole = 0, s.setdatabase = 0 LIMIT 1)"
+    };
+}
 
-/// Asks for [`DECIDED_READ_ONLY`]. Nothing is prepared for the question.
+/// Makes a transaction that may write only read, if a session that begins now would. Without a decision the session's own
+/// value counts, by which the server's settings reach it at once, unless it is left from a decision.
+pub(super) const HEED_READ_ONLY: &str = concat!(
+    "SELECT set_config('transaction_read_only', 'on', true) WHERE COALESCE(",
+    decided!(),
+    ", CASE WHEN current_setting('default_transaction_read_only')::boolean
+            THEN (SELECT source NOT IN ('database', 'user', 'database user') FROM pg_settings
+                  WHERE name = 'default_transaction_read_only')
+            ELSE false END)"
+);
+
+/// Whether somebody has decided that the database, or this role in it, is only read. Nothing is prepared for the question.
 pub(super) async fn is_set_read_only(connection: &mut PgConnection) -> Result<bool, sqlx::Error> {
-    let question = AssertSqlSafe(format!("SELECT {DECIDED_READ_ONLY}"));
-    sqlx::raw_sql(question).fetch_one(connection).await?.try_get(0)
+    let set = sqlx::raw_sql(concat!("SELECT COALESCE(", decided!(), ", false)"));
+    set.fetch_one(connection).await?.try_get(0)
 }
 
 /// How far the database's schema is. Nothing is prepared for the question.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use sqlx::{AssertSqlSafe, Executor};
 
 use super::super::StoreError;
-use super::connect::DECIDED_READ_ONLY;
+use super::connect::HEED_READ_ONLY;
 use super::pool::Pool;
 use super::session::Connection;
 use super::time::Uneven;
@@ -48,11 +48,7 @@ impl Begin {
             (Self::Single, false) => return Ok(()),
             (Self::Write, false) => WRITE.into(),
             (Self::View, false) => format!("{VIEW}; {LISTS}"),
-            (Self::Write, true) => {
-                format!(
-                    "{WRITE} READ WRITE; {set}; SELECT set_config('transaction_read_only', 'on', true) WHERE {DECIDED_READ_ONLY}"
-                )
-            }
+            (Self::Write, true) => format!("{WRITE} READ WRITE; {set}; {HEED_READ_ONLY}"),
             (Self::Single, true) => format!("{WRITE}; {set}"),
             (Self::View, true) => format!("{VIEW}; {set}; {LISTS}"),
         };

@@ -31,6 +31,7 @@ pub mod shutdown;
 pub mod store;
 pub mod sweeper;
 pub mod telemetry;
+pub mod toml_file;
 pub mod waiting;
 pub mod writer;
 

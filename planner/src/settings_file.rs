@@ -24,10 +24,9 @@
 //! ```
 
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rfork_protocol::SeedIdentity;
-use rfork_protocol::shown::Shown;
 use rfork_protocol::v2::Name;
 use serde::Deserialize;
 use toml::Spanned;
@@ -36,11 +35,10 @@ use crate::domain::location::Location;
 use crate::domain::network::Network;
 use crate::domain::terms::{BadHosts, Hosts, Overrides, Pattern, Selector};
 use crate::settings::MAX_POINTS;
+use crate::toml_file::{self, FileError, Wrong};
 
 /// The most rules of one kind: every registration looks at them.
 const MAX_RULES: usize = 1_000;
-/// The largest file that is read, in bytes.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -66,36 +64,6 @@ impl Networks {
     pub fn locate_seed(&self, seed: &SeedIdentity) -> Location {
         seed.address().map(|address| self.locate(address)).unwrap_or_default()
     }
-}
-
-/// A settings file that cannot be used: its path, where in it, and why.
-#[derive(Debug, thiserror::Error)]
-pub enum FileError {
-    /// It cannot be read.
-    #[error("{} cannot be read: {reason}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        reason: String,
-    },
-    /// What it says cannot be.
-    #[error("{} line {line}: {}", path.display(), Shown::new(reason))]
-    Wrong {
-        /// The file.
-        path: PathBuf,
-        /// Which of its lines.
-        line: usize,
-        /// What is wrong.
-        reason: String,
-    },
-}
-
-/// What is wrong in a text, and where: a place in bytes.
-#[derive(Debug)]
-struct Wrong {
-    at: usize,
-    reason: String,
 }
 
 #[derive(Deserialize)]
@@ -151,23 +119,12 @@ impl FileSettings {
     /// # Errors
     /// [`FileError`].
     pub fn read(path: &Path) -> Result<Self, FileError> {
-        let unreadable = |reason: String| FileError::Unreadable { path: path.to_owned(), reason };
-        let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
-        if size > MAX_FILE_BYTES {
-            return Err(unreadable(format!("it has {size} bytes, more than {MAX_FILE_BYTES}")));
-        }
-        let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-        Self::parse(&text).map_err(|Wrong { at, reason }| {
-            let line = 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
-            FileError::Wrong { path: path.to_owned(), line, reason }
-        })
+        toml_file::read(path, Self::parse)
     }
 
     fn parse(text: &str) -> Result<Self, Wrong> {
-        let file: File = toml::from_str(text).map_err(|error| Wrong {
-            at: error.span().map_or(0, |span| span.start),
-            reason: error.message().to_owned(),
-        })?;
+        let file: File = toml::from_str(text)
+            .map_err(|error| Wrong { at: toml_file::place(&error), reason: error.message().to_owned() })?;
         let counts =
             [file.capacity.len(), file.lease_ttl.len(), file.host_capacity.len(), file.location.len()];
         if counts.iter().any(|count| *count > MAX_RULES) {

@@ -99,4 +99,6 @@ targets! {
     v2_queries,
     checkpoint,
     settings_file,
+    tcp_server,
+    tcp_client,
 }

@@ -17,6 +17,9 @@ pub mod checkpoint;
 pub mod metadata;
 pub mod mutate;
 pub mod settings_file;
+mod tcp;
+pub mod tcp_client;
+pub mod tcp_server;
 pub mod v1_headers;
 pub mod v2_bodies;
 pub mod v2_queries;
@@ -42,6 +45,8 @@ pub const TARGETS: &[Target] = &[
     v2_queries::TARGET,
     checkpoint::TARGET,
     settings_file::TARGET,
+    tcp_server::TARGET,
+    tcp_client::TARGET,
 ];
 
 /// Runs something with a directory that is the thread's own: to make one for each input takes longer than all else.

@@ -107,7 +107,20 @@ CREATE TABLE loading_seeds (
     total_bytes   BIGINT  NOT NULL,
     arrived_bytes BIGINT  NOT NULL,
     -- how often it is to tell how far it is, in milliseconds
-    period_ms     BIGINT  NOT NULL
+    period_ms     BIGINT  NOT NULL,
+    -- when it last told how many bytes had come, Unix milliseconds, 0 if it has not since it reads from its source; and the
+    -- bytes a second between the last two times
+    told_ms       BIGINT  NOT NULL,
+    rate          BIGINT  NOT NULL,
+    -- its last reports in a row by which it falls behind its source, 3 at most
+    lags          SMALLINT NOT NULL,
+    -- how it sends: 0 well, 1 doubtful, 2 slowly: it is granted to nobody while it loads
+    sends         SMALLINT NOT NULL,
+    -- whether its place was given to a reader of it
+    was_moved     BOOLEAN NOT NULL,
+    -- the seed that reads from it and is to have its place; when that was decided, or was the last time
+    yields_to     BIGINT,
+    yielded_ms    BIGINT  NOT NULL
 )
 WITH (fillfactor = 70);
 
@@ -153,6 +166,15 @@ CREATE TABLE instances (
 );
 
 CREATE INDEX instances_by_use ON instances (used_ms);
+
+-- When the place of a loading seed was last promised to a reader of it, because a link is slow: once a second and key.
+-- Older rows go.
+CREATE TABLE moves (
+    -- SHA-256 of the key
+    key_hash BYTEA  PRIMARY KEY,
+    -- Unix milliseconds
+    moved_ms BIGINT NOT NULL
+);
 
 -- Acquisitions that wait for a seed, in the order of their numbers; and those that were granted under an
 -- idempotency key, so that a repeated request finds its lease.

@@ -71,7 +71,20 @@ CREATE TABLE loading_seeds (
     total_bytes   INTEGER NOT NULL,
     arrived_bytes INTEGER NOT NULL,
     -- how often it is to tell how far it is, in milliseconds
-    period_ms     INTEGER NOT NULL
+    period_ms     INTEGER NOT NULL,
+    -- when it last told how many bytes had come, Unix milliseconds, 0 if it has not since it reads from its source; and the
+    -- bytes a second between the last two times
+    told_ms       INTEGER NOT NULL,
+    rate          INTEGER NOT NULL,
+    -- its last reports in a row by which it falls behind its source, 3 at most
+    lags          INTEGER NOT NULL,
+    -- how it sends: 0 well, 1 doubtful, 2 slowly: it is granted to nobody while it loads
+    sends         INTEGER NOT NULL,
+    -- whether its place was given to a reader of it
+    was_moved     INTEGER NOT NULL CHECK (was_moved IN (0, 1)),
+    -- the seed that reads from it and is to have its place; when that was decided, or was the last time
+    yields_to     INTEGER,
+    yielded_ms    INTEGER NOT NULL
 );
 
 -- A point that is leased or was: a seed's point n is free when it has no row here or the row's time has come.
@@ -98,6 +111,14 @@ CREATE TABLE instances (
     source_instance TEXT    NOT NULL,
     -- when it was last used, Unix milliseconds
     used_ms         INTEGER NOT NULL
+) WITHOUT ROWID;
+
+-- When the place of a loading seed was last promised to a reader of it, because a link is slow: once a second and key.
+-- Older rows go.
+CREATE TABLE moves (
+    seed_key BLOB    PRIMARY KEY,
+    -- Unix milliseconds
+    moved_ms INTEGER NOT NULL
 ) WITHOUT ROWID;
 
 -- Acquisitions that wait for a seed, in the order of their numbers; and those that were granted under an

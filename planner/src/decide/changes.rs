@@ -1,7 +1,9 @@
 //! What a decision changes: rows before and after. A store writes these, and nothing else.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+
+use rfork_protocol::SeedKey;
 
 use super::rows::{EndedRow, EventRow, RequestRow, SeedRow};
 
@@ -39,6 +41,9 @@ pub struct Changes {
     pub requests: Vec<Changed<RequestRow>>,
     /// Which instance serves the ranks of which other one, used just now; `None`: it is forgotten.
     pub sources: BTreeMap<String, Option<String>>,
+    /// Keys of which a place was promised to a reader, by reports of how fast bytes come: once in
+    /// [`MOVE_PAUSE_MS`](crate::domain::pace::MOVE_PAUSE_MS), whichever planner does it.
+    pub moves: BTreeSet<SeedKey>,
     /// The number that the next seed takes, if this has used any, be it for one that came and went.
     pub next_seed: Option<i64>,
     /// A planner that answers, until when: never to be made earlier.
@@ -55,6 +60,7 @@ impl Changes {
         self.seeds.is_empty()
             && self.requests.is_empty()
             && self.sources.is_empty()
+            && self.moves.is_empty()
             && self.next_seed.is_none()
             && self.ended.is_empty()
             && self.events.is_empty()

@@ -1,4 +1,4 @@
-//! Whose place a reader gets when its source is lost or leaves: the point that the source had passes to its reader in one
+//! Whose place a reader gets when its source is lost, leaves, or was overtaken by it ([`super::overtake`]): the point that the source had passes to its reader in one
 //! decision, and nobody finds it free in between. Sources before it that are gone as well are passed over at once.
 //!
 //! A reader's word alone moves nobody: the planner must not have heard of the source for three periods, or have asked it in
@@ -11,6 +11,7 @@ use super::end;
 use super::rows::{LeaseRow, SeedRow};
 use super::tables::Tables;
 use crate::domain::chain::{self, Offer, Reader, Stalled};
+use crate::domain::pace::{Sending, Slow};
 use crate::domain::policy::Wish;
 use crate::store::Rules;
 use crate::store::history::End;
@@ -22,6 +23,17 @@ pub(super) struct Heritage {
     pub(super) chosen: (i64, u32),
     /// The sources that are passed over, by number: the reader's own first.
     pub(super) passed_over: Vec<i64>,
+    /// Why.
+    pub(super) why: Why,
+}
+
+/// Why a place passes to a reader.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Why {
+    /// Its source is lost, or leaves.
+    Gone,
+    /// It was promised, as a link of its source is slow.
+    Promised(Slow),
 }
 
 /// What is known of it.
@@ -39,8 +51,11 @@ pub(super) enum Found {
 pub(super) fn find(tables: &Tables, now: i64, rules: &Rules, key: &SeedKey, wish: &Wish) -> Found {
     let Some((reader, stalled)) = believed(wish) else { return Found::Nothing };
     let own = tables.seed_at(&stalled.identity).filter(|row| row.key.as_ref() == key);
-    let Some(mut at) = own.filter(|row| leaves(row) || is_lost(row, stalled, now, rules)) else {
-        return Found::Nothing;
+    let Some(mut at) = own else { return Found::Nothing };
+    let why = match promise(at, reader) {
+        Some(slow) => Why::Promised(slow),
+        None if leaves(at) || is_lost(at, stalled, now, rules) => Why::Gone,
+        None => return Found::Nothing,
     };
     let mut passed_over = Vec::new();
     // A depth is not always as it was told; a circle ends at the first that is seen twice.
@@ -59,7 +74,7 @@ pub(super) fn find(tables: &Tables, now: i64, rules: &Rules, key: &SeedKey, wish
         }
         let is_there = !seed.removed && !seed.is_silent(now, rules) && !wish.exclude.contains(&seed.identity);
         if is_there && may_read(reader, seed) {
-            return Found::Place(Heritage { chosen: (seed.id, lease.point), passed_over });
+            return Found::Place(Heritage { chosen: (seed.id, lease.point), passed_over, why });
         }
         break;
     }
@@ -96,6 +111,13 @@ fn is_of(lease: &LeaseRow, holder: i64) -> bool {
 /// Whether a seed was taken out while it loads: by itself, or by an operator.
 fn leaves(row: &SeedRow) -> bool {
     row.loading.is_some() && (row.removed || row.drained)
+}
+
+/// Why the place of a seed is promised to a reader, if it is.
+fn promise(row: &SeedRow, reader: &Reader) -> Option<Slow> {
+    let pace = row.loading.as_ref()?.pace;
+    let is_slow = if pace.sends == Sending::Slow { Slow::SendsSlowly } else { Slow::FallsBehind };
+    (reader.id.is_some() && pace.yields_to == reader.id).then_some(is_slow)
 }
 
 /// Whether a reader calls its source lost, and the planner hears nothing of it either. That it does not answer counts only

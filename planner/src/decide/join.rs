@@ -2,12 +2,15 @@
 
 use rfork_protocol::SeedKey;
 
+use super::inherit::{Heritage, Why};
 use super::tables::Tables;
 use super::{end, remember};
 use crate::domain::chain::{self, Asker, Loading, Reader};
+use crate::domain::pace::{Pace, Slow};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{self, Joining, Known, Profile};
 use crate::store::Rules;
+use crate::store::commands::Move;
 use crate::store::history::{EventKind, Happened};
 
 /// What an asker would tell of itself as a seed.
@@ -48,13 +51,15 @@ pub(super) fn reader(
         let lease = tables.seed_at(&stalled.identity).and_then(|seed| seed.lease(&stalled.lease));
         lease.is_some_and(|lease| lease.lives(now))
     });
+    let loading = own.and_then(|row| row.loading.as_ref());
     Some(Box::new(Reader {
         id: own.map(|row| row.id),
         identity: asker.identity.clone(),
-        depth: own.and_then(|row| row.loading.as_ref()).map(|loading| loading.depth),
+        depth: loading.map(|loading| loading.depth),
         held: asker.held.clone(),
         stalled: stalled.map(|stalled| stalled.identity.clone()),
         is_believed,
+        was_moved: loading.is_some_and(|loading| loading.pace.was_moved),
     }))
 }
 
@@ -66,7 +71,7 @@ pub(super) fn join(
     rules: &Rules,
     key: &SeedKey,
     wish: &Wish,
-    (source, passed_over): (i64, &[i64]),
+    (source, heritage): (i64, Option<&Heritage>),
 ) -> Option<i64> {
     let asker = wish.loading.as_deref().filter(|_| wish.reader.is_some())?;
     let row = tables.seed_at(&asker.identity).cloned();
@@ -74,18 +79,24 @@ pub(super) fn join(
     let source = tables.seed(source)?.clone();
     let before = row.as_ref().and_then(|row| row.loading.as_deref().cloned());
     let joining = joining(known.as_ref(), key, wish, asker);
+    let of_same_memory = before.as_ref().filter(|_| joining == Joining::Repeated);
+    let pace = match of_same_memory {
+        Some(before) => before.pace.elsewhere(),
+        // Whoever holds something has told elsewhere how many bytes came to it.
+        None if asker.held.is_some() => Pace::default(),
+        None => Pace::begun(now),
+    };
     let mut loading = Loading {
         source: Some(source.id),
         depth: chain::depth_behind(source.loading.as_deref()),
         root: source.root().map(str::to_owned),
         held_bytes: 0,
         total_bytes: asker.total_bytes,
-        arrived_bytes: 0,
+        arrived_bytes: of_same_memory.map_or(0, |before| before.arrived_bytes),
         period_ms: chain::PERIOD_MS,
+        pace,
     };
-    let arrived_bytes =
-        before.as_ref().filter(|_| joining == Joining::Repeated).map(|before| before.arrived_bytes);
-    loading.tell(arrived_bytes.unwrap_or_default(), asker.held.as_ref());
+    loading.holds(asker.held.as_ref());
     let happened = Happened::to(&asker.identity, key, EventKind::Registered);
     let from = format!("loads from {}, depth {}", source.identity, loading.depth);
     let id = match (joining, row) {
@@ -93,13 +104,10 @@ pub(super) fn join(
         (Joining::Repeated, Some(row)) => {
             let moved = before.is_some_and(|before| before.source != loading.source);
             if moved {
-                let why = match (passed_over, &asker.stalled) {
-                    ([], Some(_)) => ": its source brought no byte",
-                    ([], None) => "",
-                    _ => ": in the place of its source, which is lost or leaves",
-                };
+                let why = why_moved(wish, heritage);
                 let moved = Happened { kind: EventKind::Moved, ..happened };
-                remember::event(tables, now, rules, moved.with(format!("{from}{why}")));
+                remember::event(tables, now, rules, moved.with(format!("{from}{}", told(why))));
+                tables.moved.push(why);
             }
             tables.change(row.id, |row| {
                 row.heard_ms = row.heard_ms.max(now);
@@ -119,6 +127,31 @@ pub(super) fn join(
     remember::event(tables, now, rules, Happened { kind, ..happened }.with(from));
     tables.change(id, |row| row.loading = Some(Box::new(loading)));
     Some(id)
+}
+
+/// Why a loading seed gets another source.
+fn why_moved(wish: &Wish, heritage: Option<&Heritage>) -> Move {
+    let reader = wish.reader.as_deref();
+    match heritage.map(|heritage| heritage.why) {
+        Some(Why::Gone) => Move::Gone,
+        Some(Why::Promised(Slow::FallsBehind)) => Move::FallsBehind,
+        Some(Why::Promised(Slow::SendsSlowly)) => Move::SendsSlowly,
+        None if reader.is_some_and(|reader| reader.was_moved && !reader.is_believed) => Move::Overtaken,
+        None if reader.is_some_and(|reader| reader.stalled.is_some()) => Move::Stalled,
+        None => Move::Other,
+    }
+}
+
+/// The same for people, after what it reads from.
+fn told(why: Move) -> &'static str {
+    match why {
+        Move::Gone => ": in the place of its source, which is lost or leaves",
+        Move::FallsBehind => ": in the place of its source, which falls behind",
+        Move::SendsSlowly => ": in the place of its source, which sends slowly",
+        Move::Overtaken => ": behind those who have overtaken it",
+        Move::Stalled => ": its source brought no byte",
+        Move::Other => "",
+    }
 }
 
 /// In which order workers of a key are chosen for that ask together: those who hold bytes before clients that cannot read

@@ -14,7 +14,8 @@
 //!
 //! - All answers are of one moment, that of the decision. A row that was put stays as the decision has made it, however
 //!   often it is put, so a store may put more than was asked for, and need not know what it has put.
-//! - What is not there is not put: there is no row of it. Only pages, hosts, sources and witnesses are answered each.
+//! - What is not there is not put: there is no row of it. Only pages, hosts, sources, moves and witnesses are answered
+//!   each.
 //! - A page of [`Wants::offers`] has the seeds that [`place`] gives a rank, the least first, equals by their names, and
 //!   of these the ones that are live. A store that keeps places in an index makes them anew when a row changes, and
 //!   when their time [`place::Place::due_ms`] has come; or it puts those that are due beside the page. A seed with a
@@ -60,6 +61,7 @@ pub mod heartbeat;
 mod inherit;
 mod join;
 mod leave;
+mod overtake;
 pub mod place;
 mod progress;
 pub mod quota;
@@ -92,8 +94,19 @@ pub struct Batch<'a> {
     twins: Twins,
     /// Keys of which a point may be free, or for which somebody may wait.
     touched: BTreeSet<SeedKey>,
+    /// How far it is with those who told how fast bytes come to them.
+    judging: Judging,
     /// Made once the hosts are known whose seeds were changed.
     serving: Option<Serving>,
+}
+
+/// Whether those were judged who told how fast bytes come to them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Judging {
+    Before,
+    /// What has to be seen was asked for, which is done once: what is not there is not put.
+    Seen,
+    Done,
 }
 
 /// What a batch came to.
@@ -159,6 +172,7 @@ impl<'a> Batch<'a> {
             answers: vec![None; commands.acquires.len()],
             twins: Twins::default(),
             touched: commands.keys().cloned().collect(),
+            judging: Judging::Before,
             serving: None,
         };
         batch.decide_named();
@@ -205,6 +219,18 @@ impl<'a> Batch<'a> {
 
     /// Decides as much as it can; gives what it has to see for the rest, or nothing when all is decided.
     pub fn decide(&mut self) -> Wants {
+        let Self { commands, rules, now, tables, outcomes, judging, .. } = self;
+        if *judging == Judging::Before {
+            *judging = Judging::Seen;
+            let wants = overtake::wants(tables, *now, &commands.renewals, &outcomes.renewals);
+            if !wants.is_empty() {
+                return wants;
+            }
+        }
+        if *judging == Judging::Seen {
+            *judging = Judging::Done;
+            overtake::overtake(tables, *now, rules, &commands.renewals, &mut outcomes.renewals);
+        }
         if self.serving.is_none() {
             let hosts = self.changed_hosts();
             let wants =
@@ -271,6 +297,7 @@ impl<'a> Batch<'a> {
             answers[*at] = answers[*first].clone();
         }
         self.outcomes.acquires = answers;
+        self.outcomes.moved = std::mem::take(&mut self.tables.moved);
         Decision {
             outcomes: self.outcomes,
             changes: self.tables.into_changes(),

@@ -90,6 +90,7 @@ pub fn place(row: &SeedRow, now: i64, rules: &Rules, host: Option<HostUse>) -> P
         && !row.drained
         && !row.health.is_suspect(now)
         && !row.is_silent(now, rules)
+        && !row.is_leaf()
         && (has_room || row.free_reserve(now).is_some())
         && row.loading.as_ref().is_none_or(|loading| loading.depth < rules.max_chain_depth)
         && host.is_none_or(|host| !host.full);

@@ -7,6 +7,7 @@ use rfork_protocol::v2::Advice;
 use super::rows::SeedRow;
 use super::tables::Tables;
 use crate::domain::chain::{self, Progress};
+use crate::domain::pace::{Ahead, Sending};
 use crate::store::commands::Guidance;
 
 /// Takes in what the holder of a lease on `source` tells with its renewal. The lease tells which source counts: whoever
@@ -27,7 +28,11 @@ pub(super) fn of_reader(
         && (source.drained || source.removed);
     if row.loading.is_some() {
         let depth = chain::depth_behind(source.loading.as_deref());
-        tell(tables, now, reader, told, (Some(source.id), depth, period_ms));
+        let ahead = source.loading.as_ref().and_then(|loading| loading.ahead(source.live_leases(now)));
+        let falls_behind = tell(tables, now, reader, told, (Some(source.id), ahead, depth, period_ms));
+        if falls_behind == Some(false) {
+            keeps_up(tables, source.id, reader);
+        }
     }
     Guidance { advice: leaves.then_some(Advice::Move), ..guidance }
 }
@@ -35,7 +40,7 @@ pub(super) fn of_reader(
 /// Takes in what a seed without a lease tells, if it loads: it reads from storage.
 pub(super) fn of_itself(tables: &mut Tables, now: i64, id: i64, told: &Progress, period_ms: i64) {
     if tables.seed(id).is_some_and(|row| row.loading.is_some() && is_of(row, told)) {
-        tell(tables, now, id, told, (None, 0, period_ms));
+        tell(tables, now, id, told, (None, None, 0, period_ms));
     }
 }
 
@@ -44,18 +49,33 @@ fn is_of(row: &SeedRow, told: &Progress) -> bool {
     row.profile.incarnation.as_ref() == Some(&told.incarnation)
 }
 
+/// A reader gets as much as its source does: that sends well. Of who was moved it is known that a link of its is slow.
+fn keeps_up(tables: &mut Tables, source: i64, reader: i64) {
+    let is_slow =
+        tables.seed(reader).and_then(|row| row.loading.as_ref()).is_none_or(|row| row.pace.was_moved);
+    let pace = tables.seed(source).and_then(|row| row.loading.as_ref()).map(|loading| loading.pace);
+    if !is_slow && pace.is_some_and(|pace| pace.sends == Sending::Doubtful) {
+        tables.change(source, |row| {
+            if let Some(loading) = &mut row.loading {
+                loading.pace.sends = Sending::Well;
+            }
+        });
+    }
+}
+
+/// Gives whether it falls behind its source, if that can be said.
 fn tell(
     tables: &mut Tables,
     now: i64,
     id: i64,
     told: &Progress,
-    (source, depth, period_ms): (Option<i64>, u32, i64),
-) {
-    tables.change(id, |row| {
+    (source, ahead, depth, period_ms): (Option<i64>, Option<Ahead>, u32, i64),
+) -> Option<bool> {
+    let falls_behind = tables.change(id, |row| {
         row.heard_ms = row.heard_ms.max(now);
-        if let Some(loading) = &mut row.loading {
-            (loading.source, loading.depth, loading.period_ms) = (source, depth, period_ms);
-            loading.tell(told.arrived_bytes, told.held.as_ref());
-        }
+        let loading = row.loading.as_mut()?;
+        (loading.depth, loading.period_ms) = (depth, period_ms);
+        loading.tell(now, told, source, ahead)
     });
+    falls_behind.flatten()
 }

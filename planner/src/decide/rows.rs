@@ -84,8 +84,16 @@ impl SeedRow {
         self.leases.iter().filter(move |lease| lease.point < capacity && lease.lives(now))
     }
 
+    /// Whether it is granted to nobody while it loads, because it sends slowly.
+    pub fn is_leaf(&self) -> bool {
+        self.loading.as_ref().is_some_and(|loading| loading.is_leaf())
+    }
+
     /// The numbers of the points that may be leased.
     pub fn free_points(&self, now: i64) -> Vec<u32> {
+        if self.is_leaf() {
+            return Vec::new();
+        }
         let mut busy = self.offered_leases(now).map(|lease| lease.point).peekable();
         (0..self.terms.capacity).filter(|point| busy.next_if_eq(point).is_none()).collect()
     }
@@ -99,7 +107,7 @@ impl SeedRow {
     pub fn free_reserve(&self, now: i64) -> Option<u32> {
         let point = self.terms.capacity;
         let is_free = !self.leases.iter().any(|lease| lease.point == point && lease.lives(now));
-        (self.loading.is_some() && is_free).then_some(point)
+        (self.loading.is_some() && !self.is_leaf() && is_free).then_some(point)
     }
 
     /// What names its bytes, as far as that is known.

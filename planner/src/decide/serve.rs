@@ -213,12 +213,11 @@ impl Serving {
                     return false;
                 }
                 let Some(Worker { who, lease, .. }) = line.queue.pop_front() else { break };
-                let (chosen, passed_over) = match heritage {
-                    Some(heritage) => {
-                        inherit::pass_on(tables, batch.now, batch.rules, &heritage, &wish);
-                        (Some(heritage.chosen), heritage.passed_over)
-                    }
-                    None => (line.candidates.take(policy, &wish, &mut self.hosts, batch.now), Vec::new()),
+                let chosen = if let Some(heritage) = &heritage {
+                    inherit::pass_on(tables, batch.now, batch.rules, heritage, &wish);
+                    Some(heritage.chosen)
+                } else {
+                    line.candidates.take(policy, &wish, &mut self.hosts, batch.now)
                 };
                 let Some(chosen) = chosen else {
                     line.left = true;
@@ -229,10 +228,12 @@ impl Serving {
                 };
                 let before = wish.loading.as_ref().and_then(|asker| tables.seed_at(&asker.identity));
                 let before = before.map(|row| row.id);
-                let reader = join::join(tables, batch.now, batch.rules, key, &wish, (chosen.0, &passed_over));
+                let reader =
+                    join::join(tables, batch.now, batch.rules, key, &wish, (chosen.0, heritage.as_ref()));
                 choose::claim(tables, batch.now, batch.rules, chosen, (lease, reader), &wish);
                 if reader.is_some() {
                     // The next in the line may read from it, and not from whom it follows.
+                    let passed_over = heritage.into_iter().flat_map(|heritage| heritage.passed_over);
                     for id in before.into_iter().chain(reader).chain(passed_over) {
                         line.candidates.see(tables, batch.now, batch.rules, id);
                     }

@@ -12,8 +12,9 @@ use super::rows::{RequestRow, SeedRow};
 use super::wants::Near;
 use crate::domain::chain::{self, Source};
 use crate::domain::health::Health;
+use crate::domain::pace::MOVE_PAUSE_MS;
 use crate::domain::seed::Profile;
-use crate::store::commands::NoRoom;
+use crate::store::commands::{Move, NoRoom};
 use crate::store::{Grant, LeaseHash, PLANNER_TTL_MS, Room, Rules};
 
 /// A page of an index: whether it is the whole, and the seeds in the order of the index.
@@ -46,6 +47,10 @@ pub struct Tables {
     pub(super) sources: HashMap<String, Option<String>>,
     pub(super) hosts: BTreeSet<String>,
     pub(super) witnessed: HashSet<SeedKey>,
+    /// When a place of a key was last promised to a reader; 0 for never.
+    pub(super) moves: HashMap<SeedKey, i64>,
+    /// Why loading seeds got other sources.
+    pub(super) moved: Vec<Move>,
     /// By key: the last of the page of waiters that was loaded last, if there may be more.
     pub(super) waiting: HashMap<SeedKey, Option<i64>>,
     first_seed: i64,
@@ -76,6 +81,8 @@ impl Tables {
             sources: HashMap::new(),
             hosts: BTreeSet::new(),
             witnessed: HashSet::new(),
+            moves: HashMap::new(),
+            moved: Vec::new(),
             waiting: HashMap::new(),
             first_seed: new_seed,
             new_seed,
@@ -166,6 +173,22 @@ impl Tables {
     /// Answers one of [`Wants::witnesses`](super::Wants): the seed, if there is one, was put.
     pub fn put_witness(&mut self, key: &SeedKey) {
         self.witnessed.insert(key.clone());
+    }
+
+    /// Answers one of [`Wants::moves`](super::Wants): when the last was, Unix milliseconds; 0 for never.
+    pub fn put_move(&mut self, key: &SeedKey, moved_ms: i64) {
+        self.moves.entry(key.clone()).or_insert(moved_ms);
+    }
+
+    /// Whether a place of a key may be promised now: it is known that none was for a while.
+    pub(super) fn may_move(&self, key: &SeedKey, now: i64) -> bool {
+        self.moves.get(key).is_some_and(|moved_ms| moved_ms.saturating_add(MOVE_PAUSE_MS) <= now)
+    }
+
+    /// A place of a key was promised.
+    pub(super) fn note_move(&mut self, key: &SeedKey, now: i64) {
+        self.moves.insert(key.clone(), now);
+        self.changes.moves.insert(key.clone());
     }
 
     /// Until when a planner answers. Comes with each request of it, waiting or not.

@@ -206,6 +206,9 @@ fn answer((seeds, requests): (&[SeedRow], &[RequestRow]), wants: &Wants, tables:
     for instance in &wants.sources {
         tables.put_source(instance, None);
     }
+    for key in &wants.moves {
+        tables.put_move(key, 0);
+    }
     for host in &wants.hosts {
         put(tables, &|row| row.capped_host() == Some(host));
         tables.put_host(host);

@@ -67,6 +67,8 @@ pub struct Wants {
     pub offers: BTreeMap<(SeedKey, Near), usize>,
     /// Which instance serves the ranks of these.
     pub sources: BTreeSet<String>,
+    /// When a place of these was last promised to a reader by reports of how fast bytes come.
+    pub moves: BTreeSet<SeedKey>,
     /// All seeds of these hosts, whose leases are bounded together.
     pub hosts: BTreeSet<String>,
     /// How many seeds and requests are these clients'.

@@ -8,6 +8,8 @@ use rfork_protocol::SeedIdentity;
 use rfork_protocol::v1::Labels;
 use serde::{Deserialize, Serialize};
 
+use super::pace::{Ahead, Pace, Sending};
+
 /// How often a loading seed tells how far it is, in milliseconds, while the planner has time.
 pub const PERIOD_MS: i64 = 1_000;
 
@@ -89,10 +91,12 @@ pub struct Loading {
     pub held_bytes: u64,
     /// The model's size.
     pub total_bytes: u64,
-    /// Bytes that came since the load began.
+    /// Bytes that came since the load began, when it told that last for its pace.
     pub arrived_bytes: u64,
     /// How often it is to tell how far it is, in milliseconds.
     pub period_ms: i64,
+    /// How fast they come, and what follows from that.
+    pub pace: Pace,
 }
 
 /// The parts in which a held share is compared.
@@ -110,13 +114,42 @@ impl Loading {
         u64::try_from(share).unwrap_or(SHARES).min(SHARES)
     }
 
-    /// Takes in what it tells.
-    pub fn tell(&mut self, arrived_bytes: u64, held: Option<&Held>) {
-        self.arrived_bytes = arrived_bytes;
+    /// Takes in what it holds.
+    pub fn holds(&mut self, held: Option<&Held>) {
         self.held_bytes = held.map_or(0, |held| held.bytes);
         if let Some(held) = held {
             self.root = Some(held.root.clone());
         }
+    }
+
+    /// Takes in what it tells of its load from `source`, which is compared with it. Gives whether it falls behind that, if
+    /// it can be said.
+    pub fn tell(
+        &mut self,
+        now: i64,
+        told: &Progress,
+        source: Option<i64>,
+        ahead: Option<Ahead>,
+    ) -> Option<bool> {
+        self.holds(told.held.as_ref());
+        if self.source != source {
+            (self.source, self.pace) = (source, self.pace.elsewhere());
+        }
+        if !self.pace.is_due(now) {
+            return None;
+        }
+        let before = std::mem::replace(&mut self.arrived_bytes, told.arrived_bytes);
+        self.pace.hear(now, told.arrived_bytes.saturating_sub(before), self.held_bytes, ahead)
+    }
+
+    /// What readers of it are compared with, of which it has so many: nothing if it reads from storage, which tells nothing.
+    pub fn ahead(&self, readers: u32) -> Option<Ahead> {
+        self.source.map(|_| Ahead { rate: self.pace.rate, held_bytes: self.held_bytes, readers })
+    }
+
+    /// Whether nobody is granted it while it loads.
+    pub fn is_leaf(&self) -> bool {
+        self.pace.sends == Sending::Slow
     }
 }
 
@@ -158,6 +191,8 @@ pub struct Reader {
     /// Whether it has a live lease on that source. Then it may have the point that loading seeds keep for those who stall,
     /// or the source's own place.
     pub is_believed: bool,
+    /// Whether its place was given to a reader of it, because a link of it is slow.
+    pub was_moved: bool,
 }
 
 /// A seed that might be a source.
@@ -174,7 +209,7 @@ pub struct Offer<'a> {
 /// Whether a worker may read from a seed: never from itself or its own reader; from bytes of its root alone; and, if it
 /// has bytes or may have readers, from a loading seed that holds more of them, or stands nearer to where they come from.
 /// What the seed holds was told a moment before what the reader holds now, so a reader of this reader never seems to
-/// hold more.
+/// hold more. Whoever was moved stands behind those who have overtaken it: they hold more.
 pub fn may_read(reader: &Reader, offer: Offer<'_>) -> bool {
     let Offer { identity, root, loading } = offer;
     if reader.identity == *identity || reader.stalled.as_ref() == Some(identity) {
@@ -189,7 +224,8 @@ pub fn may_read(reader: &Reader, offer: Offer<'_>) -> bool {
     }
     let is_new = reader.id.is_none() && reader.held.is_none();
     let held_bytes = reader.held.as_ref().map_or(0, |held| held.bytes);
-    is_new || loading.held_bytes > held_bytes || reader.depth.is_some_and(|depth| loading.depth < depth)
+    let is_nearer = !reader.was_moved && reader.depth.is_some_and(|depth| loading.depth < depth);
+    is_new || loading.held_bytes > held_bytes || is_nearer
 }
 
 #[cfg(test)]
@@ -211,6 +247,7 @@ mod tests {
             total_bytes: 100,
             arrived_bytes: held_bytes,
             period_ms: PERIOD_MS,
+            pace: Pace::default(),
         }
     }
 
@@ -222,6 +259,7 @@ mod tests {
             held: held.map(|(root, bytes)| Held { root: root.into(), bytes }),
             stalled: None,
             is_believed: false,
+            was_moved: false,
         }
     }
 
@@ -257,6 +295,9 @@ mod tests {
         let from = |depth, bytes| may(&has, Some("x"), Some(&loading(None, depth, "x", bytes)));
         assert!(from(7, 11) && from(2, 0));
         assert!(!from(3, 10) && !from(7, 10));
+        let was_moved = Reader { was_moved: true, ..has.clone() };
+        let moved_from = |depth, bytes| may(&was_moved, Some("x"), Some(&loading(None, depth, "x", bytes)));
+        assert!(moved_from(7, 11) && !moved_from(2, 0), "it stands behind");
         let not_known = reader(None, 0, Some(("x", 10)));
         assert!(!may(&not_known, Some("x"), Some(&loading(None, 0, "x", 10))));
     }

@@ -143,6 +143,8 @@ impl Candidate {
         let (root, loading) = (self.root.as_deref(), self.loading.as_ref());
         match reader {
             None => loading.is_none(),
+            // It would take a part of what the chain gets that has overtaken it.
+            Some(reader) if reader.was_moved && !reader.is_believed && self.has_readers() => false,
             Some(reader) => chain::may_read(reader, Offer { identity: &self.identity, root, loading }),
         }
     }

@@ -421,4 +421,23 @@ pub struct Outcomes {
     pub acquires: Vec<Acquired>,
     /// How long it is, in milliseconds, to the next end of a lease of the key by itself.
     pub serves: Vec<Option<i64>>,
+    /// Why loading seeds got other sources than they had, be it that these had waited.
+    pub moved: Vec<Move>,
+}
+
+/// Why a loading seed gets another source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Move {
+    /// It has the place of its source, which is lost or leaves.
+    Gone,
+    /// It has the place of its source, which falls behind.
+    FallsBehind,
+    /// It has the place of its source, which sends slowly.
+    SendsSlowly,
+    /// Its own place was given to a reader of it, because a link of it is slow.
+    Overtaken,
+    /// Its source brought no byte.
+    Stalled,
+    /// It did not say.
+    Other,
 }

@@ -36,7 +36,7 @@ pub(super) fn held(root: &str, bytes: u64) -> Option<Held> {
     Some(Held { root: root.into(), bytes })
 }
 
-fn asker(seed: u8) -> Asker {
+pub(super) fn asker(seed: u8) -> Asker {
     Asker {
         identity: identity(seed),
         incarnation: INCARNATION.into(),
@@ -461,6 +461,12 @@ macro_rules! loading_suite {
             inheriting: whoever_waits_inherits_when_its_source_falls_silent,
             inheriting: no_place_is_inherited_that_leads_to_other_bytes,
             inheriting: who_has_lost_its_place_comes_back_behind,
+            overtaking: a_reader_overtakes_who_falls_behind,
+            overtaking: a_source_that_sends_slowly_is_a_leaf,
+            overtaking: who_starves_for_its_source_is_not_moved,
+            overtaking: a_reader_that_does_not_starve_overtakes_nobody,
+            overtaking: one_place_of_a_key_is_promised_a_second,
+            overtaking: reports_and_moves_outlive_a_restart,
         );
     };
 }

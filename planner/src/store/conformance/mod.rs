@@ -28,6 +28,7 @@ pub(crate) mod inheriting;
 pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod loading;
+pub(crate) mod overtaking;
 pub(crate) mod quotas;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use async_trait::async_trait;
+use rfork_protocol::SeedKey;
 
 use crate::decide::Changes;
 use crate::decide::rows::{RequestRow, SeedRow};
@@ -41,6 +42,8 @@ pub struct Loaded {
     pub requests: Vec<RequestRow>,
     /// Which instance is served by which other one, and when that was last used.
     pub sources: Vec<(String, String, i64)>,
+    /// When a place of a key was last promised to a reader, by how fast bytes come.
+    pub moves: Vec<(SeedKey, i64)>,
     /// The number that the next seed takes: no seed ever had it.
     pub new_seed: i64,
 }

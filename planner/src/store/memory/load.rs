@@ -70,6 +70,9 @@ impl Mirror {
         for instance in &wants.sources {
             tables.put_source(instance, self.sources.get(instance).map(|source| source.instance.clone()));
         }
+        for key in &wants.moves {
+            tables.put_move(key, self.moves.get(key).copied().unwrap_or_default());
+        }
         for host in &wants.hosts {
             for id in self.hosts.get(host).into_iter().flatten() {
                 self.put_seed(tables, *id);

@@ -11,6 +11,7 @@ use crate::decide::place::{HostUse, Place, place};
 use crate::decide::quota::OfClient;
 use crate::decide::rows::{RequestRow, SeedRow};
 use crate::decide::{Changed, Changes, Near};
+use crate::domain::pace::MOVE_PAUSE_MS;
 use crate::domain::seed::Profile;
 use crate::store::{LeaseHash, Quota, Room, Rules, Usage};
 
@@ -72,6 +73,8 @@ pub(super) struct Mirror {
     /// Requests that were granted and are to be told.
     pub(super) to_answer: BTreeSet<i64>,
     pub(super) sources: BTreeMap<String, Source>,
+    /// When a place of a key was last promised to a reader; those that still matter.
+    pub(super) moves: HashMap<SeedKey, i64>,
     /// Until when planners answer. Only in memory: a process that starts finds no other.
     pub(super) planners: HashMap<Arc<str>, i64>,
     pub(super) new_seed: i64,
@@ -98,6 +101,7 @@ impl Mirror {
             requests_by_name: HashMap::new(),
             to_answer: BTreeSet::new(),
             sources: BTreeMap::new(),
+            moves: HashMap::new(),
             planners: HashMap::new(),
             new_seed: 1,
             new_request: 1,
@@ -146,6 +150,10 @@ impl Mirror {
                 Some(instance) => self.insert_source(served, Source { instance, used_ms: now }),
                 None => self.remove_source(&served),
             }
+        }
+        if !changes.moves.is_empty() {
+            self.moves.retain(|_, moved_ms| moved_ms.saturating_add(MOVE_PAUSE_MS) > now);
+            self.moves.extend(changes.moves.into_iter().map(|key| (key, now)));
         }
         self.new_seed = self.new_seed.max(changes.next_seed.unwrap_or(0));
         if let Some((planner, until_ms)) = changes.alive {

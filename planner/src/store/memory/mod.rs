@@ -314,6 +314,7 @@ fn mirror_of(loaded: Loaded, before: &Mirror, rules: &Rules, now: i64) -> Mirror
     for (served, instance, used_ms) in loaded.sources {
         mirror.insert_source(served, Source { instance, used_ms });
     }
+    mirror.moves.extend(loaded.moves);
     mirror.new_seed = mirror.new_seed.max(before.new_seed).max(loaded.new_seed);
     mirror
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rfork_protocol::SeedKey;
 use tokio::sync::{Mutex, OwnedMutexGuard};
 
 use super::{Journal, Loaded, Record, Version};
@@ -18,6 +19,7 @@ pub(super) struct Sheet {
     seeds: BTreeMap<i64, Arc<SeedRow>>,
     requests: BTreeMap<i64, Arc<RequestRow>>,
     sources: BTreeMap<String, (String, i64)>,
+    moves: BTreeMap<SeedKey, i64>,
     ended: BTreeMap<i64, EndedRow>,
     events: BTreeMap<i64, EventRow>,
     last_ended: i64,
@@ -66,6 +68,7 @@ impl Sheet {
             self.sources.remove(&served);
             self.sources.extend(source.map(|source| (served, (source, now))));
         }
+        self.moves.extend(changes.moves.into_iter().map(|key| (key, now)));
         for row in changes.ended {
             self.last_ended += 1;
             self.ended.insert(self.last_ended, row);
@@ -112,13 +115,14 @@ impl Journal for Paper {
 
     async fn load(&self, tx: &mut Writing) -> Result<Loaded, StoreError> {
         moment().await;
-        let Sheet { seeds, requests, sources, next_seed, .. } = &*tx.sheet;
+        let Sheet { seeds, requests, sources, moves, next_seed, .. } = &*tx.sheet;
         let sources =
             sources.iter().map(|(served, (source, used_ms))| (served.clone(), source.clone(), *used_ms));
         Ok(Loaded {
             seeds: seeds.values().map(|row| row.as_ref().clone()).collect(),
             requests: requests.values().map(|row| row.as_ref().clone()).collect(),
             sources: sources.collect(),
+            moves: moves.iter().map(|(key, moved_ms)| (key.clone(), *moved_ms)).collect(),
             new_seed: *next_seed,
         })
     }

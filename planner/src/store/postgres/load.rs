@@ -55,6 +55,7 @@ pub(super) struct Shown {
     planners: Vec<(Arc<str>, i64)>,
     waiting: Vec<(SeedKey, Vec<Arc<RequestRow>>, bool)>,
     sources: Vec<(String, Option<String>)>,
+    moves: Vec<(SeedKey, i64)>,
     hosts: Vec<String>,
     witnesses: Vec<SeedKey>,
 }
@@ -84,6 +85,7 @@ impl Shown {
         self.requests.into_iter().for_each(|row| tables.put_request(row));
         self.waiting.into_iter().for_each(|(key, rows, more)| tables.put_waiting(&key, rows, more));
         self.sources.into_iter().for_each(|(served, source)| tables.put_source(&served, source));
+        self.moves.iter().for_each(|(key, moved_ms)| tables.put_move(key, *moved_ms));
         self.hosts.iter().for_each(|host| tables.put_host(host));
         self.witnesses.iter().for_each(|key| tables.put_witness(key));
     }
@@ -139,6 +141,7 @@ impl<'a> Load<'a> {
             }
         }
         self.sources(connection, wants, &mut shown).await?;
+        shown.moves = moves(connection, wants).await?;
         self.witnesses(connection, wants, &mut shown).await?;
         Ok(shown)
     }
@@ -340,6 +343,21 @@ pub(super) async fn sources(
     .fetch_all(connection)
     .await?;
     Ok(rows.into_iter().collect())
+}
+
+/// When a place of these keys was last promised to a reader.
+async fn moves(connection: &mut Connection, wants: &Wants) -> Result<Vec<(SeedKey, i64)>, Stopped> {
+    if wants.moves.is_empty() {
+        return Ok(Vec::new());
+    }
+    let moved: Vec<i64> = sqlx::query_scalar(
+        "/* load moves */ SELECT coalesce(m.moved_ms, 0) FROM unnest($1::bytea[]) WITH ORDINALITY AS k (key_hash, at)
+         LEFT JOIN moves m ON m.key_hash = k.key_hash ORDER BY k.at",
+    )
+    .bind(wants.moves.iter().map(key_hash).collect::<Vec<_>>())
+    .fetch_all(connection)
+    .await?;
+    Ok(wants.moves.iter().cloned().zip(moved).collect())
 }
 
 /// For how many more seeds, requests and instances there is room, when so many are kept. Other planners add some at the

@@ -13,6 +13,7 @@ use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
 use crate::domain::chain::Loading;
 use crate::domain::health::Health;
 use crate::domain::location::Location;
+use crate::domain::pace::{Pace, Sending};
 use crate::domain::seed::Profile;
 use crate::domain::terms::Terms;
 
@@ -24,7 +25,8 @@ macro_rules! seed_columns {
          s.removed, s.drained, s.failures, s.suspect_until_ms, s.answered_ms, s.used_ms, s.model_url, s.deploy_strategy,
          s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.client, h.last_ms,
          l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
-         g.total_bytes, g.arrived_bytes, g.period_ms"
+         g.total_bytes, g.arrived_bytes, g.period_ms, g.told_ms, g.rate, g.lags, g.sends, g.was_moved, g.yields_to,
+         g.yielded_ms"
     };
 }
 
@@ -105,6 +107,15 @@ fn loading(row: &PgRow) -> Result<Option<Loading>, Stopped> {
         total_bytes: bytes("total_bytes")?,
         arrived_bytes: bytes("arrived_bytes")?,
         period_ms: row.try_get("period_ms")?,
+        pace: Pace {
+            told_ms: row.try_get("told_ms")?,
+            rate: bytes("rate")?,
+            lags: small(row.try_get::<i16, _>("lags")?.into())?,
+            sends: Sending::of(row.try_get::<i16, _>("sends")?.into()),
+            was_moved: row.try_get("was_moved")?,
+            yields_to: row.try_get("yields_to")?,
+            yielded_ms: row.try_get("yielded_ms")?,
+        },
     }))
 }
 

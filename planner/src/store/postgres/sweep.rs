@@ -204,7 +204,7 @@ impl Work for Flush<'_> {
     }
 }
 
-/// Forgets sources and planners that were not used for long, a bounded number of the former.
+/// Forgets sources, moves and planners that were not used for long, a bounded number of the former.
 pub(super) struct ForgetUnused<'a>(pub(super) &'a Database);
 
 #[async_trait]
@@ -223,6 +223,10 @@ impl Work for ForgetUnused<'_> {
         .bind(STEP_ROWS)
         .execute(&mut *connection)
         .await?;
+        sqlx::query("/* forget moves */ DELETE FROM moves WHERE moved_ms <= $1")
+            .bind(now.saturating_sub(PLANNER_TTL_MS))
+            .execute(&mut *connection)
+            .await?;
         sqlx::query("/* forget planners */ DELETE FROM planners WHERE alive_until_ms <= $1")
             .bind(now.saturating_sub(REQUEST_MEMORY_MS))
             .execute(connection)

@@ -16,6 +16,7 @@ use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
 use crate::domain::chain::Loading;
 use crate::domain::health::Health;
 use crate::domain::location::Location;
+use crate::domain::pace::{Pace, Sending};
 use crate::domain::seed::Profile;
 use crate::domain::terms::Terms;
 #[cfg(test)]
@@ -34,9 +35,12 @@ pub(super) async fn rows(connection: &mut SqliteConnection) -> Result<Loaded, St
     let seeds = seeds(connection).await?;
     let requests = requests(connection).await?;
     let sources = sqlx::query_as("SELECT instance_id, source_instance, used_ms FROM instances")
-        .fetch_all(connection)
+        .fetch_all(&mut *connection)
         .await?;
-    Ok(Loaded { seeds, requests, sources, new_seed })
+    let rows = sqlx::query("SELECT seed_key, moved_ms FROM moves").fetch_all(connection).await?;
+    let of_key = |row: &SqliteRow| Ok((seed_key(row.try_get("seed_key")?)?, row.try_get("moved_ms")?));
+    let moves = rows.iter().map(of_key).collect::<Result<_, StoreError>>()?;
+    Ok(Loaded { seeds, requests, sources, moves, new_seed })
 }
 
 async fn seeds(connection: &mut SqliteConnection) -> Result<Vec<SeedRow>, StoreError> {
@@ -127,6 +131,15 @@ fn loading(row: &SqliteRow) -> Result<Loading, StoreError> {
         total_bytes: bytes("total_bytes")?,
         arrived_bytes: bytes("arrived_bytes")?,
         period_ms: row.try_get("period_ms")?,
+        pace: Pace {
+            told_ms: row.try_get("told_ms")?,
+            rate: bytes("rate")?,
+            lags: row.try_get("lags")?,
+            sends: Sending::of(row.try_get("sends")?),
+            was_moved: row.try_get("was_moved")?,
+            yields_to: row.try_get("yields_to")?,
+            yielded_ms: row.try_get("yielded_ms")?,
+        },
     })
 }
 

@@ -28,6 +28,9 @@ pub(super) async fn record(connection: &mut SqliteConnection, record: Record<'_>
     let used: Vec<_> = used.into_iter().map(|(served, source)| (served, source, now)).collect();
     list(connection, FORGET_SOURCES, &unused).await?;
     list(connection, WRITE_SOURCES, &used).await?;
+    let moves: Vec<_> = changes.moves.iter().map(|key| (hex(key.as_bytes()), now)).collect();
+    list(connection, FORGET_MOVES, &moves).await?;
+    list(connection, WRITE_MOVES, &moves).await?;
     list(connection, WRITE_ENDED, &changes.ended.iter().map(ended).collect::<Vec<_>>()).await?;
     list(connection, WRITE_EVENTS, &changes.events.iter().map(event).collect::<Vec<_>>()).await?;
     sqlx::query(
@@ -154,14 +157,19 @@ fn state(row: &SeedRow) -> (i64, i64, i64, i64, u32, i64, bool, bool) {
 const DELETE_LOADING: &str = "DELETE FROM loading_seeds WHERE seed_id IN (SELECT value FROM json_each(?1))";
 
 const WRITE_LOADING: &str =
-    "INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms)
-     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7
+    "INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms,
+                                told_ms, rate, lags, sends, was_moved, yields_to, yielded_ms)
+     SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
+            value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14
      FROM json_each(?1) WHERE true
      ON CONFLICT (seed_id) DO UPDATE SET source_id = excluded.source_id, depth = excluded.depth, root = excluded.root,
          held_bytes = excluded.held_bytes, total_bytes = excluded.total_bytes,
-         arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms";
+         arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms, told_ms = excluded.told_ms,
+         rate = excluded.rate, lags = excluded.lags, sends = excluded.sends, was_moved = excluded.was_moved,
+         yields_to = excluded.yields_to, yielded_ms = excluded.yielded_ms";
 
 fn loading(id: i64, loading: &Loading) -> impl Serialize + '_ {
+    let pace = loading.pace;
     (
         id,
         loading.source,
@@ -171,6 +179,13 @@ fn loading(id: i64, loading: &Loading) -> impl Serialize + '_ {
         signed(Some(loading.total_bytes)),
         signed(Some(loading.arrived_bytes)),
         loading.period_ms,
+        pace.told_ms,
+        signed(Some(pace.rate)),
+        pace.lags,
+        pace.sends as u8,
+        pace.was_moved,
+        pace.yields_to,
+        pace.yielded_ms,
     )
 }
 
@@ -245,6 +260,14 @@ const FORGET_SOURCES: &str = "DELETE FROM instances WHERE instance_id IN (SELECT
 const WRITE_SOURCES: &str = "INSERT INTO instances (instance_id, source_instance, used_ms)
      SELECT value ->> 0, value ->> 1, value ->> 2 FROM json_each(?1) WHERE true
      ON CONFLICT (instance_id) DO UPDATE SET source_instance = excluded.source_instance, used_ms = excluded.used_ms";
+
+/// Those of other keys matter no more than a moment.
+const FORGET_MOVES: &str =
+    "DELETE FROM moves WHERE moved_ms < (SELECT min(value ->> 1) FROM json_each(?1)) - 60000";
+
+const WRITE_MOVES: &str =
+    "INSERT INTO moves (seed_key, moved_ms) SELECT unhex(value ->> 0), value ->> 1 FROM json_each(?1) WHERE true
+     ON CONFLICT (seed_key) DO UPDATE SET moved_ms = excluded.moved_ms";
 
 const WRITE_ENDED: &str =
     "INSERT INTO ended_leases (lease_hash, seed_key, host, port, rank, requester, granted_ms, ended_ms, end_kind,

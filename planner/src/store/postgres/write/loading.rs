@@ -30,12 +30,16 @@ pub(super) async fn write(connection: &mut Connection, changed: &[Changed<SeedRo
     }
     sqlx::query(
         "/* write loading seeds */
-         INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms)
+         INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms,
+                                    told_ms, rate, lags, sends, was_moved, yields_to, yielded_ms)
          SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
-                              $8::bigint[])
+                              $8::bigint[], $9::bigint[], $10::bigint[], $11::smallint[], $12::smallint[], $13::bool[],
+                              $14::bigint[], $15::bigint[])
          ON CONFLICT (seed_id) DO UPDATE SET source_id = excluded.source_id, depth = excluded.depth,
              root = excluded.root, held_bytes = excluded.held_bytes, total_bytes = excluded.total_bytes,
-             arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms",
+             arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms, told_ms = excluded.told_ms,
+             rate = excluded.rate, lags = excluded.lags, sends = excluded.sends, was_moved = excluded.was_moved,
+             yields_to = excluded.yields_to, yielded_ms = excluded.yielded_ms",
     )
     .bind(told.iter().map(|(id, _)| *id).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, now)| now.source).collect::<Vec<_>>())
@@ -45,6 +49,13 @@ pub(super) async fn write(connection: &mut Connection, changed: &[Changed<SeedRo
     .bind(told.iter().map(|(_, now)| bytes(now.total_bytes)).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, now)| bytes(now.arrived_bytes)).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, now)| now.period_ms).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.pace.told_ms).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| bytes(now.pace.rate)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| i16::try_from(now.pace.lags).unwrap_or(i16::MAX)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| i16::from(now.pace.sends as u8)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.pace.was_moved).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.pace.yields_to).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.pace.yielded_ms).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use super::Database;
 use super::history;
 use super::load::Seen;
-use super::places::Places;
+use super::places::{Places, key_hash};
 use super::session::Connection;
 use super::transaction::Stopped;
 use crate::decide::place::HostUse;
 use crate::decide::rows::{LeaseRow, SeedRow};
 use crate::decide::{Changed, Changes};
+use crate::domain::pace::MOVE_PAUSE_MS;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -85,6 +86,7 @@ pub(super) async fn write(
     places(store, (now, seen, &hosts), &changes.seeds).write(connection).await?;
     requests::write(connection, &changes.requests).await?;
     sources(connection, now, changes).await?;
+    moves(connection, now, changes).await?;
     history::write_leases(connection, &changes.ended).await?;
     history::write_events(connection, &changes.events).await?;
     alive(connection, changes.alive.as_ref()).await
@@ -204,6 +206,26 @@ async fn sources(connection: &mut Connection, now: i64, changes: &Changes) -> Re
     .execute(connection)
     .await?;
     Ok(())
+}
+
+/// Moves of keys. If another planner has moved one of them a moment ago, all is decided anew.
+async fn moves(connection: &mut Connection, now: i64, changes: &Changes) -> Result<(), Stopped> {
+    if changes.moves.is_empty() {
+        return Ok(());
+    }
+    let written = sqlx::query(
+        "/* write moves */
+         INSERT INTO moves AS m (key_hash, moved_ms)
+         SELECT u.key_hash, $2 FROM unnest($1::bytea[]) AS u (key_hash) ORDER BY u.key_hash
+         ON CONFLICT (key_hash) DO UPDATE SET moved_ms = excluded.moved_ms WHERE m.moved_ms <= excluded.moved_ms - $3",
+    )
+    .bind(changes.moves.iter().map(key_hash).collect::<Vec<_>>())
+    .bind(now)
+    .bind(MOVE_PAUSE_MS)
+    .execute(connection)
+    .await?;
+    let is_first = usize::try_from(written.rows_affected()) == Ok(changes.moves.len());
+    if is_first { Ok(()) } else { Err(Stopped::Again) }
 }
 
 /// Until when a planner answers; the later counts.

@@ -101,4 +101,5 @@ targets! {
     settings_file,
     tcp_server,
     tcp_client,
+    planner_calls,
 }

@@ -16,6 +16,7 @@ use tempfile::TempDir;
 pub mod checkpoint;
 pub mod metadata;
 pub mod mutate;
+pub mod planner_calls;
 pub mod settings_file;
 mod tcp;
 pub mod tcp_client;
@@ -47,6 +48,7 @@ pub const TARGETS: &[Target] = &[
     settings_file::TARGET,
     tcp_server::TARGET,
     tcp_client::TARGET,
+    planner_calls::TARGET,
 ];
 
 /// Runs something with a directory that is the thread's own: to make one for each input takes longer than all else.

@@ -3,6 +3,7 @@
 use rfork_tests::cluster::Cluster;
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Worker};
+use rfork_tests::until;
 use rustix::process::Signal;
 
 /// Slow enough for a test to step in: 8 MiB take 16 seconds, in pieces of 64 KiB.
@@ -122,6 +123,34 @@ fn relays_that_are_killed_together_are_passed_over_at_once() {
     }
     // At once, or one after the other, as soon as the planner knows of both.
     assert!(chain.ends().iter().filter(|end| *end == "passed_on").count() >= 3, "{:?}", chain.ends());
+}
+
+#[test]
+fn whoever_reads_through_a_slow_link_has_the_place_before_it() {
+    let (model, planner) = (Model::new(16, 1), Planner::start(&PLANNER));
+    let seed = Worker::start("seed", &model, &planner.url(), &[SLOW]);
+    seed.serving();
+    // An eighth of what comes to it.
+    let slow =
+        Worker::start("slow", &model, &planner.url(), &["--rfork-seed-max-gib-per-sec=0.00006", PATIENT]);
+    slow.reading_from_a_seed();
+    let start = |at| Worker::start(&format!("worker {at}"), &model, &planner.url(), &[SLOW, PATIENT]);
+    let others: Vec<Worker> = (0..3).map(start).collect();
+    let why = |end: &str| {
+        let list = planner.request("GET", "/v2/events", &[]).json();
+        let mut events = list["events"].as_array().unwrap().iter();
+        events.any(|event| event["detail"].as_str().is_some_and(|detail| detail.ends_with(end))).then_some(())
+    };
+    until("that the reader of the first one is overtaken", || why("which falls behind"));
+    until("that the slow one is", || why("which sends slowly"));
+    for worker in others.iter().chain([&slow]) {
+        let loaded = worker.loaded();
+        assert_eq!((loaded.digest, loaded.bytes_from_seeds), (model.digest(), model.bytes));
+    }
+    let snapshot = planner.snapshot();
+    for (name, seed) in snapshot["seeds"].as_object().unwrap() {
+        assert_eq!(seed["failures"].as_u64().unwrap_or_default(), 0, "{name}: moves are no failures");
+    }
 }
 
 /// Everybody but the relay of this number is loaded; its reader went on with the relay's own source.

@@ -68,7 +68,7 @@ pub(super) fn tell(source: u8, number: u32, incarnation: &str, held: Option<Held
     Command::Renew { identity: identity(source), lease: lease(number), progress: Some(Box::new(progress)) }
 }
 
-pub(super) fn complete(seed: u8, content: &str) -> Command {
+pub(crate) fn complete(seed: u8, content: &str) -> Command {
     let profile = Profile {
         incarnation: Some(INCARNATION.into()),
         content_id: Some(content.into()),

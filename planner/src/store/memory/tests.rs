@@ -60,6 +60,16 @@ fn what_breaks_the_rules_of_loading_seeds_is_found() {
     simulation::loading::faults_are_found::<Paper>(2_000);
 }
 
+#[test]
+fn places_behind_slow_links_are_given_by_the_rules() {
+    simulation::loading::overtaking::slow_links_are_passed_over_by_the_rules::<Paper>(100);
+}
+
+#[test]
+fn deliberate_faults_of_moves_are_found() {
+    simulation::loading::overtaking::faults_of_moves_are_found::<Paper>(500);
+}
+
 /// A commit that fails may have been done: whoever comes next finds out, and goes on from there.
 #[tokio::test]
 async fn what_became_of_a_commit_that_failed_is_found_out() {

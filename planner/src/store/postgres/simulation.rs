@@ -155,3 +155,8 @@ simulation_suite! {
 fn workers_that_serve_while_they_load_are_granted_by_the_rules() {
     loading::histories_keep_the_rules::<Database>(50);
 }
+
+#[test]
+fn places_behind_slow_links_are_given_by_the_rules() {
+    loading::overtaking::slow_links_are_passed_over_by_the_rules::<Database>(4);
+}

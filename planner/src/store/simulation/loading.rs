@@ -16,6 +16,7 @@ use crate::store::listed::{Command, Outcome};
 use crate::store::{Grant, Registration, Report, Rules};
 
 mod inheriting;
+pub(crate) mod overtaking;
 
 /// Workers of a history.
 const WORKERS: u8 = 7;

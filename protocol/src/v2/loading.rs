@@ -14,8 +14,9 @@
 //!    lease, by heartbeats that carry the same. Whoever was not heard of for three periods is no source.
 //! 4. A lease that ends without another registration or acquisition ends the registration after those periods.
 //! 5. Whoever gets no byte keeps its lease and asks for another source, naming the one that stalls ([`Stalled`]). It gives
-//!    the first lease back when it has the second. If the one that it names is lost, or leaves, it is granted that one's
-//!    place: the same point of the same seed. Both leases that led there have ended then.
+//!    the first lease back when it has the second. If the one that it names is lost, or leaves, or has a slow link, it is
+//!    granted that one's place: the same point of the same seed. Both leases that led there have ended then. Of a slow link
+//!    the planner knows by what renewals tell; it advises the reader to move ([`Advice::Move`]).
 //! 6. Whoever holds everything registers as any seed does, under the same address and incarnation: its row becomes a
 //!    complete seed's, and leases on it live on ([`Registration::Completed`](super::Registration)).
 //! 7. Whoever starts over, fails or is cancelled deregisters. It comes back under another incarnation.

@@ -1,6 +1,6 @@
 //! Workers with slow links that serve while they load: whose place goes to a reader, and who stands behind.
 
-use super::loading::{INCARNATION, RULES, ask, ask_as, asker, held, stalling};
+use super::loading::{INCARNATION, RULES, ask, ask_as, asker, complete, held, stalling};
 use super::*;
 use crate::domain::chain::{Asker, PERIOD_MS, Progress};
 use crate::store::history::EventKind;
@@ -17,6 +17,11 @@ fn number_of(granted: &SeedIdentity) -> u8 {
     (0..100).find(|seed| identity(*seed) == *granted).expect("a seed of this test")
 }
 
+fn is_advised(outcome: &Outcome) -> bool {
+    let Outcome::Renewed(Some(renewed)) = outcome else { panic!("{outcome:?}") };
+    renewed.loading.and_then(|told| told.advice) == Some(Advice::Move)
+}
+
 /// A chain as its workers know it.
 struct Chain<H: Home> {
     bench: Bench<H>,
@@ -31,26 +36,27 @@ impl<H: Home> Chain<H> {
         Self { bench, workers: (2..=last).map(|seed| (seed - 1, seed.into(), 0)).collect() }
     }
 
-    /// A second passes, in which this comes to each; gives who is advised to move. Who reads from nobody tells nothing.
-    async fn second(&mut self, rates: Rates<'_>) -> Vec<u8> {
-        self.bench.step(PERIOD_MS);
-        let mut tell = Vec::new();
-        for ((source, number, bytes), rate) in self.workers.iter_mut().zip(rates) {
+    /// What these workers tell when this has come to them.
+    fn tells(&mut self, workers: &[u8], rates: Rates<'_>) -> Vec<Command> {
+        let each =
+            (2..).zip(&mut self.workers).zip(rates).filter(|((worker, _), _)| workers.contains(worker));
+        let tells = each.map(|((_, (source, number, bytes)), rate)| {
             *bytes += rate;
             let progress =
                 Progress { incarnation: INCARNATION.into(), arrived_bytes: *bytes, held: held("x", *bytes) };
             let progress = Some(Box::new(progress));
-            tell.push(Command::Renew { identity: identity(*source), lease: lease(*number), progress });
-        }
-        let outcomes = self.bench.apply(&tell).await;
-        let advised = (2u8..).zip(outcomes).filter(|(_, outcome)| match outcome {
-            Outcome::Renewed(renewed) => {
-                let told = renewed.and_then(|renewed| renewed.loading);
-                told.and_then(|told| told.advice) == Some(Advice::Move)
-            }
-            other => panic!("{other:?}"),
+            Command::Renew { identity: identity(*source), lease: lease(*number), progress }
         });
-        advised.map(|(worker, _)| worker).collect()
+        tells.collect()
+    }
+
+    /// A second passes, in which this comes to each; gives who is advised to move.
+    async fn second(&mut self, rates: Rates<'_>) -> Vec<u8> {
+        self.bench.step(PERIOD_MS);
+        let all: Vec<u8> = (2..).take(self.workers.len()).collect();
+        let tells = self.tells(&all, rates);
+        let outcomes = self.bench.apply(&tells).await;
+        all.into_iter().zip(&outcomes).filter(|(_, outcome)| is_advised(outcome)).map(|(at, _)| at).collect()
     }
 
     async fn seconds(&mut self, seconds: usize, rates: Rates<'_>) {
@@ -144,11 +150,15 @@ pub(crate) async fn a_source_that_sends_slowly_is_a_leaf<H: Home>() {
         told[0].1,
         format!("loads from {}, depth 1: in the place of its source, which sends slowly", identity(2))
     );
-    // It is heard of, holds most, and is granted to nobody.
-    let waits = Asker { held: held("x", 700), ..asker(3) };
-    assert_eq!(chain.bench.from(ask_as(waits, 201)).await, None);
-    assert_eq!(chain.bench.from(ask(7, 202)).await, Some(identity(6)));
-    assert_eq!(chain.bench.from(ask(8, 203)).await, Some(identity(7)), "and not 3");
+    // It is heard of again, nobody reads from it, and it is granted to nobody.
+    let stands_behind = Asker { held: held("x", 600), ..asker(3) };
+    let (_, of_last, _) = chain.workers[3];
+    chain.bench.apply(&[super::loading::tell(5, of_last, INCARNATION, held("x", 700))]).await;
+    assert_eq!(chain.bench.from(ask_as(stands_behind, 201)).await, Some(identity(6)));
+    chain.bench.apply(&[super::loading::tell(6, 201, INCARNATION, held("x", 650))]).await;
+    assert_eq!(chain.bench.from(ask(7, 202)).await, None);
+    chain.bench.apply(&[complete(3, "x")]).await;
+    assert_eq!(chain.bench.from(ask(7, 203)).await, Some(identity(3)), "until it has everything");
 }
 
 pub(crate) async fn who_starves_for_its_source_is_not_moved<H: Home>() {
@@ -190,9 +200,24 @@ pub(crate) async fn reports_and_moves_outlive_a_restart<H: Home>() {
         super::loading::tell(*source, *number, INCARNATION, held("x", *bytes))
     });
     let outcomes = chain.bench.apply(&tell.collect::<Vec<_>>()).await;
-    let advised = outcomes.iter().filter(|outcome| {
-        let Outcome::Renewed(Some(renewed)) = outcome else { panic!("{outcome:?}") };
-        renewed.loading.and_then(|told| told.advice) == Some(Advice::Move)
-    });
+    let advised = outcomes.iter().filter(|outcome| is_advised(outcome));
     assert_eq!(advised.count(), 1, "no other one within the second");
+}
+
+/// For stores that several planners have at once. Whether they meet is chance, so they are given several.
+pub(crate) async fn planners_promise_one_place_of_a_key_a_second<H: Home>() {
+    for _ in 0..5 {
+        let mut chain = Chain::<H>::new(8).await;
+        let other = chain.bench.home.open(RULES, Clock::Manual(chain.bench.clock.clone())).await;
+        // 3 and 6 fall behind.
+        let slow = [400, 100, 100, 100, 25, 25, 25];
+        chain.seconds(2, &slow).await;
+        chain.bench.step(PERIOD_MS);
+        let tells = chain.tells(&[2, 3, 5, 6, 8], &slow);
+        other.apply_list(&tells).await.unwrap();
+        let [one, another] = [4, 7].map(|worker| chain.tells(&[worker], &slow));
+        let (one, another) = tokio::join!(chain.bench.store.apply_list(&one), other.apply_list(&another));
+        let advised = [one, another].map(|outcomes| is_advised(&outcomes.unwrap()[0]));
+        assert_eq!(advised.into_iter().filter(|is_advised| *is_advised).count(), 1, "{advised:?}");
+    }
 }

@@ -51,6 +51,7 @@ impl Home for Database {
 
 conformance::conformance_suite!(Database);
 conformance::loading::loading_suite!(Database);
+conformance::conformance_suite!(Database: overtaking: planners_promise_one_place_of_a_key_a_second,);
 
 /// Seeds, keys and workers of the storm: few, so that every transaction is in some other's way.
 const SEEDS: u8 = 6;

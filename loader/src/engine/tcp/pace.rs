@@ -1,6 +1,7 @@
-//! The least that a reader takes, so that nobody holds a place by taking a byte now and then.
+//! The least that a reader takes, so that nobody holds a place by taking a byte, or asking for a chunk, now and then.
 //!
-//! Only the time counts for which its socket is full: not while the seed throttles, or has nothing to send.
+//! Of a reader that is sent something only the time counts for which its socket is full: not while the seed throttles, or
+//! has nothing to send ([`Pace`]). One that has been sent all that it asked for has paid for some time by that ([`Paid`]).
 
 use std::time::Duration;
 
@@ -54,6 +55,37 @@ impl Pace {
     }
 }
 
+/// For how long a reader that asks for nothing keeps its place although others want it: what it took pays, at the least
+/// rate, for a window at most. So a place costs the same whether its reader is slow or idle. Pure.
+#[derive(Debug)]
+pub(super) struct Paid {
+    least_bytes_per_sec: u64,
+    window: Duration,
+    left: Duration,
+}
+
+impl Paid {
+    pub(super) fn new(least_bytes_per_sec: u64, window: Duration) -> Self {
+        Self { least_bytes_per_sec: least_bytes_per_sec.max(1), window, left: Duration::ZERO }
+    }
+
+    /// It took these bytes.
+    pub(super) fn took(&mut self, bytes: u64) {
+        let ms = bytes.saturating_mul(1_000) / self.least_bytes_per_sec;
+        self.left = self.left.saturating_add(Duration::from_millis(ms)).min(self.window);
+    }
+
+    /// It asked for nothing for so long.
+    pub(super) fn idled(&mut self, idle: Duration) {
+        self.left = self.left.saturating_sub(idle);
+    }
+
+    /// How long it may go on so.
+    pub(super) fn left(&self) -> Duration {
+        self.left
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::cast_possible_truncation)] // Some thousand bytes.
@@ -94,6 +126,24 @@ mod tests {
                 }
             }
             prop_assert!(gone || full < 2 * WINDOW + Duration::from_secs(5), "{full:?}");
+        }
+
+        #[test]
+        fn who_idles_has_paid_for_no_more_than_a_window_nor_than_it_took(
+            steps in prop::collection::vec((0u64..20_000, 0u64..20_000), 0..100)
+        ) {
+            let mut paid = Paid::new(LEAST, WINDOW);
+            let (mut taken, mut idled) = (0, Duration::ZERO);
+            for (bytes, idle_ms) in steps {
+                paid.took(bytes);
+                taken += bytes;
+                prop_assert!(paid.left() <= WINDOW);
+                // It keeps its place for as long as it has paid, and loses it then.
+                let idle = Duration::from_millis(idle_ms).min(paid.left());
+                paid.idled(idle);
+                idled += idle;
+                prop_assert!(idled.as_millis() <= u128::from(taken) * 1_000 / u128::from(LEAST));
+            }
         }
     }
 }

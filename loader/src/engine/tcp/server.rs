@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::TcpOptions;
-use super::pace::Pace;
+use super::pace::{Pace, Paid};
 use super::points::Points;
 use super::socket::{prepare, read_exact, send_chunk, within, write_all};
 use super::throttle::Throttle;
@@ -306,7 +306,9 @@ async fn serve(
             }
             announce(stream, options, &service.memory, hello.content).await
         } else {
-            send(stream, shared, service, hello.content, &place, sent_bytes).await
+            // Whoever has a leased point may wait for long for what a seed that loads will hold.
+            let makes_room = held.is_none();
+            send(stream, shared, service, hello.content, (&place, makes_room), sent_bytes).await
         }
     };
     let lost_its_point = async {
@@ -327,19 +329,36 @@ async fn serve(
     ended
 }
 
-/// Sends the chunks that a reader asks for, until it goes away.
+/// Sends the chunks that a reader asks for, until it goes away. One that makes room counts as silent when it has asked for
+/// nothing for longer than it has paid for.
 async fn send(
     mut stream: TcpStream,
     shared: &Shared,
     service: &Service,
     content: ContentId,
-    place: &Place,
+    (place, makes_room): (&Place, bool),
     sent_bytes: &mut u64,
 ) -> Result<(), Ended> {
     let (options, plan) = (&shared.options, service.memory.plan());
-    let mut taking = Pace::new(options.least_bytes_per_sec, 2 * options.progress_timeout);
+    let window = 2 * options.progress_timeout;
+    let mut taking = Pace::new(options.least_bytes_per_sec, window);
+    let mut paid = Paid::new(options.least_bytes_per_sec, window);
     loop {
-        let head = match read_exact::<READ_BYTES>(&mut stream, options.idle_timeout).await {
+        let idle_since = Instant::now();
+        let asked = {
+            let asking = read_exact::<READ_BYTES>(&mut stream, options.idle_timeout);
+            tokio::pin!(asking);
+            if let Ok(asked) = tokio::time::timeout(paid.left(), &mut asking).await {
+                asked
+            } else {
+                if makes_room {
+                    place.falls_silent();
+                }
+                asking.await
+            }
+        };
+        paid.idled(idle_since.elapsed());
+        let head = match asked {
             Ok(head) => head,
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             Err(error) => return Err(error.into()),
@@ -368,6 +387,7 @@ async fn send(
             let head = Answer::Chunk { chunk, len_bytes }.encode();
             let stall = options.progress_timeout;
             let sent = send_chunk(&stream, &head, &reader, &shared.throttle, stall, &mut taking).await?;
+            paid.took(sent as u64);
             *sent_bytes += sent as u64;
             shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
         }

@@ -116,7 +116,7 @@ async fn a_reader_that_takes_a_little_now_and_then_is_dropped() {
 
 #[tokio::test]
 async fn readers_are_bounded_and_the_rest_is_told_so() {
-    let seed = seed(&[8 * CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
+    let seed = seed(&[8 * CHUNK], 1, TcpOptions { max_readers: 1, ..paid_by_a_chunk() }).await;
     let (mut holder, _) = greeted(&seed).await;
     assert_eq!(ask(&mut holder, 0).await, Answer::Chunk { chunk: 0, len_bytes: CHUNK });
     let memory = seed.empty_memory();
@@ -142,6 +142,11 @@ async fn peers_that_say_nothing_take_no_readers_place() {
         silent.push(TcpStream::connect(seed.engine.address()).await.unwrap());
     }
     seed.read(&seed.empty_memory()).await.unwrap();
+}
+
+/// Whoever has taken a chunk may idle for longer than any test lasts.
+fn paid_by_a_chunk() -> TcpOptions {
+    TcpOptions { progress_timeout: HANGS, least_bytes_per_sec: 1, ..options() }
 }
 
 /// Whether the seed closes the connection, on which it sends nothing more.
@@ -175,7 +180,7 @@ async fn readers_that_ask_for_nothing_make_room_and_those_that_do_stay() {
     let seed = seed(
         &[4 * CHUNK],
         1,
-        TcpOptions { max_readers: 4, idle_timeout: HANGS, connect_timeout: HANGS, ..options() },
+        TcpOptions { max_readers: 4, idle_timeout: HANGS, connect_timeout: HANGS, ..paid_by_a_chunk() },
     )
     .await;
     let (mut reader, _) = greeted(&seed).await;
@@ -192,6 +197,39 @@ async fn readers_that_ask_for_nothing_make_room_and_those_that_do_stay() {
     assert!(bytes(&memory) == bytes(&seed.memory));
     assert!(is_closed(&mut idle[0]).await, "the first that asked for nothing");
     assert_eq!(ask(&mut reader, 1).await, Answer::Chunk { chunk: 1, len_bytes: CHUNK }, "who reads stays");
+}
+
+#[tokio::test]
+async fn who_idles_for_longer_than_a_chunk_pays_for_makes_room_unless_its_point_is_leased() {
+    // A chunk pays for nothing.
+    let options =
+        TcpOptions { max_readers: 1, idle_timeout: HANGS, least_bytes_per_sec: u64::MAX, ..options() };
+    let seed = seed(&[2 * CHUNK], 1, options).await;
+    let point = LeasedPoint { number: 0, since_ms: 1 };
+    for leased in [None, Some(point)] {
+        let mut idle = TcpStream::connect(seed.engine.address()).await.unwrap();
+        let hello = Hello { version: 1, features: 0, content: seed.content.id, identity: vec![] };
+        let hello = match leased {
+            Some(point) => hello.holding(point),
+            None => hello,
+        };
+        idle.write_all(&hello.encode().unwrap()).await.unwrap();
+        idle.read_exact(&mut [0; WELCOME_BYTES]).await.unwrap();
+        assert_eq!(ask(&mut idle, 0).await, Answer::Chunk { chunk: 0, len_bytes: CHUNK });
+        idle.read_exact(&mut vec![0; CHUNK as usize]).await.unwrap();
+        let room = async {
+            // It falls silent a moment after its chunk was counted.
+            while leased.is_none() && greeted(&seed).await.1.refusal.is_some() {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(HANGS, room).await.expect("it makes room");
+        if leased.is_none() {
+            assert!(is_closed(&mut idle).await);
+        } else {
+            assert_eq!(greeted(&seed).await.1.refusal, Some(Refusal::Busy));
+        }
+    }
 }
 
 #[tokio::test]

@@ -45,6 +45,14 @@ pub(crate) const SLOW_HEADS: Attack = Attack {
         me.trickles(b"x");
     },
 };
+/// Greetings of a seed's engine that come a byte at a time.
+pub(crate) const SLOW_GREETINGS: Attack = Attack {
+    name: "slow greetings",
+    step: |me| {
+        me.keeps(b"RFORKTCP\x01\0");
+        me.trickles(b"\0");
+    },
+};
 /// Bodies that come a byte at a time.
 pub(crate) const SLOW_BODIES: Attack = Attack {
     name: "slow bodies",

@@ -13,4 +13,6 @@
 
 mod attacks;
 mod honest;
+mod limits;
 mod planner;
+mod seeds;

@@ -6,10 +6,10 @@ use std::path::Path;
 use rfork_tests::cluster::{Cluster, sql};
 use rfork_tests::process::Planner;
 use rfork_tests::until;
-use rustix::process::{Resource, getrlimit, setrlimit};
 
 use crate::attacks::{self, Attack};
 use crate::honest;
+use crate::limits::{open_files, peak_kib};
 
 /// How often the well-behaved client does what it does.
 const ROUNDS: usize = 60;
@@ -21,9 +21,7 @@ const LONG_KEYS: usize = 200;
 const MOST_KIB: u64 = 512 << 10;
 
 fn tried(attack: Attack) {
-    let mut files = getrlimit(Resource::Nofile);
-    files.current = files.maximum;
-    setrlimit(Resource::Nofile, files).unwrap();
+    open_files();
     for (limits, flags) in [("default", &[][..]), ("small", SMALL)] {
         let planner = Planner::start(&[&["--host=127.0.0.1", "--no-liveness-probe"], flags].concat());
         // So that a page of a list is long.
@@ -113,13 +111,6 @@ fn registrations_fill_no_disk_beyond_their_quota_on_postgres() {
     let planner = Planner::start_on(&url, &[&FLAGS[..], &[&quota]].concat());
     let size = || sql(&url, "SELECT pg_database_size(current_database())").unwrap().trim().parse().unwrap();
     filled("Postgres", &planner, size);
-}
-
-/// The most memory that a process ever had, in KiB.
-fn peak_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
 }
 
 /// A SQLite file's bytes, and those of its log.

@@ -12,6 +12,7 @@ use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use rfork_protocol::frame::{
     ANNOUNCEMENT_BYTES, ANNOUNCEMENTS, ANSWER_BYTES, Announcement, Answer, Failure, FrameError, Head, Hello,
@@ -231,9 +232,9 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
                 }
                 last_chunk = Instant::now();
             }
-            Answer::NotYet { .. } if last_chunk.elapsed() < options.not_yet_timeout => {}
+            Answer::NotYet { .. } if last_chunk.elapsed() < shared.not_yet_timeout() => {}
             Answer::NotYet { .. } => {
-                let reason = format!("chunk {expected} did not come within {:?}", options.not_yet_timeout);
+                let reason = format!("chunk {expected} did not come within {:?}", shared.not_yet_timeout());
                 return Err(ReadError::Lost { peer: shared.peer.clone(), reason });
             }
             Answer::Failed { failure, .. } => {
@@ -415,6 +416,12 @@ impl Shared {
             Some(point) => hello.holding(point),
             None => hello,
         }
+    }
+
+    /// How long it puts up with "not yet".
+    fn not_yet_timeout(&self) -> Duration {
+        let TcpOptions { not_yet_timeout, complete_timeout, .. } = self.options;
+        if self.source.is_some() { not_yet_timeout } else { not_yet_timeout.min(complete_timeout) }
     }
 
     fn offers(&self) -> std::sync::MutexGuard<'_, Offers> {

@@ -45,8 +45,10 @@ pub struct TcpOptions {
     pub connect_timeout: Duration,
     /// How long a peer may be silent while bytes or a sign of life are due.
     pub progress_timeout: Duration,
-    /// How long a reader puts up with "not yet" without one new chunk.
+    /// How long a reader puts up with "not yet" of a seed that loads, without one new chunk.
     pub not_yet_timeout: Duration,
+    /// The same of a seed that is said to hold everything.
+    pub complete_timeout: Duration,
     /// How often a seed says "not yet" for a chunk that it waits for.
     pub not_yet_interval: Duration,
     /// How often a seed says how it fares to who it announces chunks to.
@@ -78,6 +80,7 @@ impl TcpOptions {
             connect_timeout: Duration::from_secs(5),
             progress_timeout: Duration::from_secs(10),
             not_yet_timeout: Duration::from_mins(5),
+            complete_timeout: Duration::from_secs(10),
             not_yet_interval: Duration::from_secs(1),
             sign_interval: Duration::from_secs(1),
             held_timeout: Duration::from_mins(10),

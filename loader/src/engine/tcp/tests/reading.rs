@@ -140,11 +140,21 @@ async fn waiting_for_a_chunk_has_an_end_on_both_sides() {
     let seed = seed(&[3 * CHUNK], 1, options()).await;
     let never = WeightMemory::allocate(&[3 * CHUNK]).unwrap();
     never.set_content(seed.content.clone());
-    for (held_ms, not_yet_ms, expected) in [(100, 60_000, "in vain"), (60_000, 100, "did not come")] {
+    let hangs = (60_000, 60_000);
+    for (held_ms, (not_yet_ms, complete_ms), expected) in [
+        (100, hangs, "in vain"),
+        (60_000, (100, 60_000), "did not come"),
+        // A seed that is said to hold everything has no reason to wait.
+        (60_000, (60_000, 100), "did not come"),
+    ] {
         let server = TcpOptions { held_timeout: Duration::from_millis(held_ms), ..options() };
         let engine = TcpEngine::bind(server).await.unwrap();
         engine.register(never.clone()).await.unwrap();
-        let reader = TcpOptions { not_yet_timeout: Duration::from_millis(not_yet_ms), ..options() };
+        let reader = TcpOptions {
+            not_yet_timeout: Duration::from_millis(not_yet_ms),
+            complete_timeout: Duration::from_millis(complete_ms),
+            ..options()
+        };
         let memory = seed.empty_memory();
         let error =
             seed.read_at(&session(&engine), &memory, &reader, &CancellationToken::new()).await.unwrap_err();

@@ -13,6 +13,7 @@
 
 mod attacks;
 mod honest;
+mod liars;
 mod limits;
 mod planner;
 mod seeds;

@@ -7,6 +7,7 @@ use rfork_protocol::manifest::agreement::agree;
 use rfork_protocol::manifest::content::content_id;
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
+use rfork_protocol::shown::Shown;
 use rfork_protocol::v2::SeedPhase;
 
 use super::load::Load;
@@ -16,8 +17,8 @@ use crate::engine::memory::Content;
 use crate::planner_client::TransferReport;
 use crate::seed_client;
 
-/// What is logged at most of a version that a seed tells.
-const MAX_VERSION_CHARS: usize = 64;
+/// What is logged at most of an engine's name and version that a seed tells.
+const MAX_NAME_BYTES: usize = 64;
 
 impl Load<'_> {
     /// Fetches the seed's metadata and compares it.
@@ -86,12 +87,13 @@ impl Load<'_> {
         // Who names no engine has the one that was there before engines had names.
         let (theirs, ours) = (extension.map_or(UNNAMED_ENGINE, |e| e.engine.as_str()), self.engine.name());
         if theirs != ours {
+            let theirs = Shown::within(theirs, MAX_NAME_BYTES);
             return Err(format!("its engine is {theirs}, this worker's is {ours}"));
         }
         let their_version = extension.and_then(|extension| extension.engine_version.as_deref());
         match (their_version, self.engine.version()) {
             (Some(theirs), Some(ours)) if theirs != ours => {
-                let theirs: String = theirs.chars().take(MAX_VERSION_CHARS).collect();
+                let theirs = Shown::within(theirs, MAX_NAME_BYTES);
                 return Err(format!(
                     "its engine is version {theirs}, this worker's is {ours}: use one version"
                 ));

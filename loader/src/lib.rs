@@ -57,6 +57,7 @@ pub mod session;
 pub mod settings;
 pub mod storage;
 pub mod tensors;
+pub mod token;
 
 mod advertise;
 mod heartbeat;

@@ -37,6 +37,18 @@ pub const SETTINGS: &[Section] = &[
                 .required()
                 .lenient()
                 .secret(),
+            Setting::new("rfork_token_file", Takes::Text, "A file that holds the token which the planner is shown")
+                .value("FILE")
+                .env("RFORK_TOKEN_FILE")
+                .otherwise("none")
+                .more("It is read for each request, so that it may change"),
+            Setting::new(
+                "rfork_token_over_http",
+                Takes::Switch,
+                "Show it to a planner on another machine without TLS, too, where others may read it on its way",
+            )
+            .env("RFORK_TOKEN_OVER_HTTP")
+            .default("false"),
             Setting::new(
                 "rfork_request_timeout_sec",
                 SECONDS,

@@ -12,6 +12,7 @@ use crate::domain::health::BackOff;
 use crate::domain::network::Network;
 use crate::domain::policy::Policy;
 use crate::domain::terms::Overrides;
+use crate::identity::{Mode, TokenFile};
 use crate::settings::{NETWORKS, SETTINGS};
 use crate::settings_file::FileSettings;
 use crate::store::history::Keep;
@@ -188,6 +189,10 @@ pub struct Settings {
     pub probe_networks: Vec<Network>,
     /// Networks of proxies that say for whom they speak.
     pub trusted_proxies: Vec<Network>,
+    /// Whether it is looked at who asks.
+    pub auth_mode: Mode,
+    /// Who may.
+    pub token_file: Option<TokenFile>,
     /// What differs for some seeds, and where addresses are.
     pub file: Arc<FileSettings>,
     /// Where traces are sent to. Whoever sets logging up makes an exporter of it.
@@ -212,6 +217,12 @@ impl Settings {
 
     fn with(database: DatabaseUrl, values: &Values) -> Result<Self, SettingError> {
         let file = values.find_with("settings_file", |path| FileSettings::read(Path::new(path)))?;
+        let token_file = values.find_with("token_file", |path| TokenFile::read(Path::new(path)))?;
+        let with_tokens = if token_file.is_some() { Mode::Enforce } else { Mode::Off };
+        let auth_mode = values.find("auth_mode")?.unwrap_or(with_tokens);
+        if auth_mode == Mode::Enforce && token_file.is_none() {
+            return Err(values.refused("auth_mode", &"takes --token-file: nobody could ask for anything"));
+        }
         Ok(Self {
             host: values.get("host")?,
             port: values.get("port")?,
@@ -253,6 +264,8 @@ impl Settings {
             liveness_probe: !values.get::<bool>("no_liveness_probe")?,
             probe_networks: values.find_with("probe_networks", networks)?.unwrap_or_default(),
             trusted_proxies: values.find_with("trusted_proxies", networks)?.unwrap_or_default(),
+            auth_mode,
+            token_file,
             file: file.map(Arc::new).unwrap_or_default(),
             otlp_endpoint: values.find("otlp_endpoint")?,
         })

@@ -4,7 +4,7 @@
 //! in one transaction for all that wait. What a command means is decided by pure functions ([`domain`]);
 //! what is true is in the database ([`store`]).
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 
@@ -21,6 +21,7 @@ pub mod domain;
 pub mod grant;
 pub mod heartbeats;
 pub mod http;
+pub mod identity;
 pub mod metrics;
 pub mod probe;
 pub mod serve;
@@ -36,6 +37,8 @@ pub mod waiting;
 pub mod writer;
 
 use config::{DatabaseUrl, REQUEST_DEADLINE, Settings};
+use identity::{Identity, Mode, TokenFile};
+use metrics::Metrics;
 use shutdown::Stop;
 use store::postgres::{ConnectError, PostgresStore};
 use store::sqlite::{OpenError, SqliteStore};
@@ -102,6 +105,26 @@ async fn open(settings: &Settings, why: watch::Sender<http::Opening>) -> Result<
     })
 }
 
+/// Who may come in, by a file that is watched until `stop`.
+fn identity(settings: &Settings, metrics: &Arc<Metrics>, stop: &CancellationToken) -> Arc<Identity> {
+    let listens_beyond =
+        settings.host.parse().map_or(settings.host != "localhost", |host: IpAddr| !host.is_loopback());
+    if settings.auth_mode != Mode::Enforce && listens_beyond {
+        tracing::warn!(
+            host = %settings.host,
+            "whoever reaches this planner may lease, register and drain seeds: --token-file says who may"
+        );
+    }
+    let Some(TokenFile { path, tokens }) = settings.token_file.clone() else {
+        return Arc::new(Identity::new(settings.auth_mode, Arc::default()));
+    };
+    let identity = Arc::new(Identity::new(settings.auth_mode, tokens));
+    let metrics = metrics.clone();
+    let tell = move |is_good| metrics.token_file(is_good);
+    tokio::spawn(identity::watch(identity.clone(), path, tell, stop.clone()));
+    identity
+}
+
 /// Runs a planner on `listener` until `stop`: then it drains, accepts no more, finishes what runs, writes the last
 /// heartbeats and returns. A plain token stops it without a drain. Two can live in one process, each with a SQLite
 /// file of its own.
@@ -124,7 +147,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let (opening, why) = watch::channel(http::Opening::Database);
     let unopened = http::opening(opened.clone(), why);
     let proxies = settings.trusted_proxies.clone().into();
-    let metrics = Arc::new(metrics::Metrics::new()?);
+    let metrics = Arc::new(Metrics::new()?);
     let pools = shares::Pools::new(&settings.bounds, &metrics);
     let what =
         http::server::Served { opening: unopened, opened, proxies, bounds: &settings.bounds, stop: &stop };
@@ -167,6 +190,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         Arc::new(acquire::Liveness { prober, acquaintance, heartbeat_interval })
     });
     let granter = acquire::Granter { writer: writer.clone(), store: store.clone(), room, liveness };
+    let identity = identity(&settings, &metrics, &requests_done);
     let api = http::Parts {
         granter,
         deadline: settings.bounds.deadline,
@@ -179,6 +203,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         store: store.clone(),
         heartbeat_interval: settings.heartbeat_interval,
         heartbeat_ttl: settings.heartbeat_ttl,
+        identity,
         metrics,
         stop: stop.clone(),
     };

@@ -93,6 +93,25 @@ pub const SETTINGS: &[Section] = &[
         ],
     },
     Section {
+        title: "Who may ask",
+        settings: &[
+            Setting::new("token_file", Takes::Text, "A TOML file of principals: their roles and their tokens")
+                .value("FILE")
+                .env("RFORK_CFG_TOKEN_FILE")
+                .otherwise("none")
+                .more("It is read again when it changes"),
+            Setting::new(
+                "auth_mode",
+                Takes::OneOf(&["off", "permissive", "enforce"]),
+                "Whether it is looked at who asks",
+            )
+            .value("off|permissive|enforce")
+            .env("RFORK_CFG_AUTH_MODE")
+            .otherwise("enforce with --token-file, else off")
+            .more("permissive counts what would be refused, and serves it"),
+        ],
+    },
+    Section {
         title: "Database",
         settings: &[
             Setting::new(
@@ -341,7 +360,7 @@ mod tests {
             ("host", _) => None,
             ("database_url", _) => Some("mysql://u:SECRET@h/d"),
             ("otlp_endpoint", _) => Some("u:SECRET@collector:4318"),
-            ("database_url_file" | "settings_file", _) => Some("/no/such/file"),
+            ("database_url_file" | "settings_file" | "token_file", _) => Some("/no/such/file"),
             (_, Takes::Whole(..)) => Some("1.5"),
             (_, Takes::Switch) => Some("perhaps"),
             _ => Some("10.0.0.1/33"),
@@ -386,6 +405,12 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let (url, rules) = (home.path().join("url"), home.path().join("rules.toml"));
         std::fs::write(&url, "sqlite:/there.db\n").unwrap();
+        let tokens = home.path().join("tokens.toml");
+        std::fs::write(
+            &tokens,
+            "[[principal]]\nname = 'a'\nroles = ['worker']\ntokens = ['0123456789abcdef']",
+        )
+        .unwrap();
         std::fs::write(&rules, "[[host_capacity]]\nhost = 'h'\nleases = 1").unwrap();
         let defaults = Settings::of(DatabaseUrl::default_file().unwrap());
         assert_eq!(read(&[], &[]).unwrap(), defaults);
@@ -394,6 +419,8 @@ mod tests {
                 ("database_url", _) => "sqlite:/other.db",
                 ("database_url_file", _) => url.to_str().unwrap(),
                 ("settings_file", _) => rules.to_str().unwrap(),
+                ("token_file", _) => tokens.to_str().unwrap(),
+                ("auth_mode", _) => "permissive",
                 ("alloc_policy", _) => "lru",
                 ("database_pooler", _) => "no",
                 ("fork_while_loading", _) => "on",

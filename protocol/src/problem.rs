@@ -44,6 +44,10 @@ macro_rules! codes {
 codes! {
     /// The body, a parameter or a header is not what the route takes; `field` names it.
     InvalidRequest = "invalid-request", 400, "The request is not valid";
+    /// The request has no credential that somebody has; the `WWW-Authenticate` header says which are taken.
+    Unauthenticated = "unauthenticated", 401, "The request does not say whose it is";
+    /// Whose request it is may not have what it asks for.
+    Forbidden = "forbidden", 403, "This principal may not do that";
     /// No live seed has this key.
     UnknownKey = "unknown-key", 404, "No live seed has this key";
     /// There are live seeds of this key, and all their capacity is leased, but for seeds that the request excludes.

@@ -111,6 +111,7 @@ def test_each_setting_becomes_its_flag() -> None:
         "--host=::",
         "--port=8080",
         "--alloc-policy=lru",
+        "--auth-mode=permissive",
         "--database-lock-wait-sec=0",
         "--database-pool-size=16",
         "--database-pooler=yes",

@@ -11,7 +11,7 @@ from rendering import ROOT, Object, chart, defaults, objects, only
 from table import described
 
 # What a planner is told by other values than `planner`, or by nobody.
-ELSEWHERE = {"database-url", "database-url-file", "settings-file", "help", "version"}
+ELSEWHERE = {"database-url", "database-url-file", "settings-file", "token-file", "help", "version"}
 
 
 class Told(NamedTuple):

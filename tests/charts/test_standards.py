@@ -134,7 +134,10 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
         assert (
             test["spec"]["containers"][0]["args"][1] == f"--planner=http://{service['metadata']['name']}:{port['port']}"
         )
-    elsewhere = {"planner-data", "planner-database", "planner-owner", "planner-pooler", "database-ca", "certificates"}
+    elsewhere = {
+        *("planner-data", "planner-database", "planner-owner", "planner-pooler", "planner-tokens", "worker-token"),
+        *("database-ca", "certificates"),
+    }
     for maker, pod in pods(found):
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
         for container in pod["spec"]["containers"]:

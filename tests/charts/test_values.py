@@ -293,7 +293,7 @@ def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
         {"service": {"type": "LoadBalancer"}},
         {"service": {"type": "NodePort"}},
     ):
-        assert "WARNING: the planner has no authentication" in notes(open_to_all), open_to_all
+        assert "WARNING: the planner does not ask who asks" in notes(open_to_all), open_to_all
     assert "WARNING: replicas is 2, but a SQLite file serves one planner" in notes({"replicas": 2})
     assert "enable-underscores-in-headers" in notes(mode("ingress"))
     assert "WARNING" not in notes(mode("postgres")) and "WARNING" not in notes(mode("network-policy"))

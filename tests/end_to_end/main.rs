@@ -14,6 +14,7 @@ mod examples;
 mod faults;
 mod forks;
 mod generations;
+mod identity;
 mod npu;
 mod planner;
 mod replicas;

@@ -70,6 +70,11 @@ be written as 1e+06. */}}
 {{- end }}
 - --database-url=sqlite:///var/lib/rfork/planner.db
 {{- end }}
+{{- with .Values.identity.tokens.secret }}
+{{- if .name }}
+- {{ printf "--token-file=/etc/rfork/tokens/%s" .key | quote }}
+{{- end }}
+{{- end }}
 {{- if include "rfork-planner.rules" . }}
 - --settings-file=/etc/rfork/settings/settings.toml
 {{- end }}
@@ -107,6 +112,18 @@ secret:
   items:
     - key: {{ .key | quote }}
       path: url
+{{- end }}
+
+{{/* A Secret's key as a file of its name; it changes with the Secret: (list VOLUME (dict "name" "key")). */}}
+{{- define "rfork-planner.secretVolume" -}}
+{{- $secret := index . 1 -}}
+name: {{ index . 0 }}
+secret:
+  secretName: {{ $secret.name | quote }}
+  defaultMode: 0440
+  items:
+    - key: {{ $secret.key | quote }}
+      path: {{ $secret.key | quote }}
 {{- end }}
 
 {{/* Where the planner's URL is, as JSON. */}}

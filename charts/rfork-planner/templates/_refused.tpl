@@ -41,6 +41,9 @@
 {{- fail (printf "planner.maxMemoryMib: %d is not below resources.limits.memory (%s MiB): the planner would be killed before it refuses" (int64 $values.planner.maxMemoryMib) .) }}
 {{- end }}
 {{- end }}
+{{- if and (eq ($values.planner.authMode | default "") "enforce") (not $values.identity.tokens.secret.name) }}
+{{- fail "planner.authMode: with enforce nobody could ask for anything; name the Secret of identity.tokens" }}
+{{- end }}
 {{- $budget := $values.podDisruptionBudget }}
 {{- if and $budget.enabled (kindIs "invalid" $budget.maxUnavailable) (kindIs "invalid" $budget.minAvailable) }}
 {{- fail "podDisruptionBudget.maxUnavailable: set this or podDisruptionBudget.minAvailable" }}
@@ -96,11 +99,11 @@
 {{- end }}
 {{- /* A flag that stands twice ends the planner at its start, and a variable beside its flag is passed over in silence. The
 drain has to be in the grace period, and which database it is in all the rest. */}}
-{{- $taken := list "drain-sec" "database-url" "database-url-file" }}
+{{- $taken := list "drain-sec" "database-url" "database-url-file" "token-file" }}
 {{- range include "rfork-planner.flags" . | fromYamlArray }}
 {{- $taken = append $taken (regexFind "[a-z0-9][-a-z0-9]*" .) }}
 {{- end }}
-{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" }}
+{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" "token-file" "identity.tokens.secret" }}
 {{- $told := dict }}
 {{- range $argument := $values.extraArgs }}
 {{- $told = set $told $argument (regexFind "^--[-a-z0-9]+" $argument | trimPrefix "--") }}
@@ -116,7 +119,7 @@ drain has to be in the grace period, and which database it is in all the rest. *
 {{- end }}
 {{- end }}
 {{- range $values.extraVolumes }}
-{{- if has .name (list "database" "tls" "data" "settings") }}
+{{- if has .name (list "database" "tls" "data" "settings" "tokens") }}
 {{- fail (printf "extraVolumes: the chart itself may have a volume %s; choose another name" .name) }}
 {{- end }}
 {{- end }}

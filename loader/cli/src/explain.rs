@@ -11,6 +11,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use crate::inspect::{self, parse_url};
 use crate::show;
+use crate::token::TokenArgs;
 
 /// How long the planner may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -39,6 +40,8 @@ pub(crate) struct ExplainArgs {
     /// A seed that it does not want, as `host:port:rank`; may be given several times
     #[arg(long, value_name = "SEED")]
     exclude: Vec<SeedIdentity>,
+    #[command(flatten)]
+    token: TokenArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -60,14 +63,11 @@ pub(crate) async fn run(args: ExplainArgs) -> Result<()> {
         instance_id: name("instance-id", args.instance_id)?,
         exclude: args.exclude,
     };
-    let asked = format!("{}{EXPLAIN}", parse_url(&args.planner)?.as_str().trim_end_matches('/'));
+    let base = parse_url(&args.planner)?;
+    let asked = format!("{}{EXPLAIN}", base.as_str().trim_end_matches('/'));
     let url = http::shown(&args.planner);
-    let answer = http::client(DEADLINE, true)?
-        .post(&asked)
-        .json(&request)
-        .send()
-        .await
-        .with_context(|| format!("{url} cannot be asked"))?;
+    let request = args.token.show(&base, http::client(DEADLINE, true)?.post(&asked).json(&request)).await?;
+    let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
     let status = answer.status();
     let body = inspect::body(&url, answer).await?;
     if !status.is_success() {

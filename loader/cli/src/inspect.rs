@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
+use reqwest::StatusCode;
 use rfork_loader::{http, seed_client};
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::NO_ADDRESS;
@@ -14,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::show;
+use crate::token::TokenArgs;
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -27,6 +29,8 @@ pub(crate) enum InspectCommand {
     Planner {
         /// The planner's URL, as `http://planner:1223`
         url: String,
+        #[command(flatten)]
+        token: TokenArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -47,7 +51,7 @@ pub(crate) enum InspectCommand {
 /// Asks and prints.
 pub(crate) async fn run(command: InspectCommand) -> Result<()> {
     match command {
-        InspectCommand::Planner { url, json } => planner(&url, json).await,
+        InspectCommand::Planner { url, token, json } => planner(&url, &token, json).await,
         InspectCommand::Seed { url, seed_key, json } => seed(&url, &seed_key, json).await,
     }
 }
@@ -82,15 +86,20 @@ struct LeaseRow {
     allocated_points: u64,
 }
 
-async fn planner(given: &str, as_json: bool) -> Result<()> {
+async fn planner(given: &str, token: &TokenArgs, as_json: bool) -> Result<()> {
     let base = parse_url(given)?;
     let url = http::shown(given);
     let asked = format!("{}/debug/snapshot", base.as_str().trim_end_matches('/'));
-    let answer = http::client(DEADLINE, true)?
-        .get(&asked)
-        .send()
-        .await
-        .with_context(|| format!("{url} cannot be asked"))?;
+    let request = token.show(&base, http::client(DEADLINE, true)?.get(&asked)).await?;
+    let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
+    if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
+        let status = answer.status();
+        let said = body(&url, answer).await?;
+        bail!(
+            "{url} answered with {status}: {} (--token-file)",
+            Shown::within(String::from_utf8_lossy(&said), 200)
+        );
+    }
     if !answer.status().is_success() {
         bail!("{url} answered with {}: is it a planner?", answer.status());
     }

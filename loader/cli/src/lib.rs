@@ -22,6 +22,7 @@ mod sample_model;
 mod selftest;
 mod show;
 mod signals;
+mod token;
 mod worker;
 
 use flags::Flags;

@@ -8,11 +8,13 @@ use clap::Args;
 use rfork_loader::planner_client::{
     Advert, Grant, PlannerClient, PlannerError, Renewal, Topology, TransferReport, Wish,
 };
+use rfork_loader::token::TokenFile;
 use rfork_protocol::v1::Labels;
 use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::time::{Instant, sleep};
 
 use crate::inspect::parse_url;
+use crate::token::TokenArgs;
 
 /// How long a request may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -30,18 +32,20 @@ pub(crate) struct SelftestArgs {
     /// How long to ask a planner that does not serve yet, in seconds; 0 asks once
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
     wait_sec: u64,
+    #[command(flatten)]
+    token: TokenArgs,
 }
 
 /// Registers a seed of its own under a key that nobody else has, and goes with it through all that workers ask. Only the
 /// first request is repeated: a planner that just started is not there, or answers 503, until its database is open.
 /// Whatever fails, what it left at the planner is taken back, or ends by its time to live.
 pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
-    parse_url(&args.planner)?;
+    let token = args.token.file(&parse_url(&args.planner)?)?;
     let key = key()?;
     let until = Instant::now() + Duration::from_secs(args.wait_sec);
     let mut told = false;
     let (planner, seed) = loop {
-        match begin(&args.planner, &key).await {
+        match begin(&args.planner, token.clone(), &key).await {
             Err(error) if is_passing(&error) && Instant::now() < until => {
                 if !told {
                     eprintln!("waiting for the planner, up to {} s: {error:#}", args.wait_sec);
@@ -74,8 +78,8 @@ fn key() -> Result<SeedKey> {
 }
 
 /// Registers the seed, with a client that knows nothing of earlier attempts.
-async fn begin(url: &str, key: &SeedKey) -> Result<(PlannerClient, Advert)> {
-    let planner = PlannerClient::new(url, DEADLINE, Labels::default(), Topology::default())?;
+async fn begin(url: &str, token: Option<TokenFile>, key: &SeedKey) -> Result<(PlannerClient, Advert)> {
+    let planner = PlannerClient::new(url, DEADLINE, Labels::default(), Topology::default())?.showing(token);
     if planner.local_address().await.is_none() {
         // Whatever is asked says why.
         planner.acquire(key, &Wish::default()).await.context("asking the planner failed")?;

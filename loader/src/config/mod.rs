@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::planner_client::{Topology, base_url_of};
 use crate::settings::SETTINGS;
+use crate::token::{self, TokenFile};
 
 mod builder;
 #[cfg(test)]
@@ -38,6 +39,10 @@ pub struct Config {
     pub model_deploy_strategy_name: String,
     /// `rfork_scheduler_url`: the planner's base URL.
     pub scheduler_url: String,
+    /// `rfork_token_file`: where the token is that the planner is shown.
+    pub token_file: Option<TokenFile>,
+    /// `rfork_token_over_http`: whether it is shown where others may read it on its way.
+    pub token_over_http: bool,
     /// `rfork_seed_timeout_sec`: how long the own seed service may take to answer its health check.
     pub seed_timeout: Duration,
     /// `rfork_request_timeout_sec`: deadline of each request to planner and seeds.
@@ -106,11 +111,22 @@ impl Config {
     /// # Errors
     /// [`SettingError`].
     pub fn read(values: &Values) -> Result<Self, SettingError> {
-        values.find_with("rfork_scheduler_url", base_url_of)?;
+        let planner = values.find_with("rfork_scheduler_url", base_url_of)?;
+        let token_file =
+            values.find_with("rfork_token_file", |path| Ok::<_, String>(TokenFile::new(path)))?;
+        let token_over_http: bool = values.get("rfork_token_over_http")?;
+        let in_the_clear = planner.is_some_and(|planner| !token::is_private(&planner));
+        if token_file.is_some() && in_the_clear && !token_over_http {
+            let why = "is for a planner at https://, or on this machine: others may read the token on its way. Set \
+                       rfork_token_over_http if nobody else is on that network";
+            return Err(values.refused("rfork_token_file", &why));
+        }
         let config = Self {
             model_url: values.get("model_url")?,
             model_deploy_strategy_name: values.get("model_deploy_strategy_name")?,
             scheduler_url: values.get("rfork_scheduler_url")?,
+            token_file,
+            token_over_http,
             seed_timeout: values.seconds("rfork_seed_timeout_sec")?,
             request_timeout: values.seconds("rfork_request_timeout_sec")?,
             seed_key_separator: values.get("rfork_seed_key_separator")?,

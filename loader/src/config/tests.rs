@@ -4,7 +4,7 @@ use rfork_protocol::settings::{Setting, Takes};
 use serde_json::json;
 
 fn base() -> Value {
-    json!({"model_url": "/m", "model_deploy_strategy_name": "s", "rfork_scheduler_url": "http://p:1223"})
+    json!({"model_url": "/m", "model_deploy_strategy_name": "s", "rfork_scheduler_url": "http://localhost:1223"})
 }
 
 fn with(field: &str, value: Value) -> Value {
@@ -29,7 +29,7 @@ fn other_and_bad(takes: Takes) -> (Value, Option<Value>) {
         Takes::Whole(_, most) => (json!(most), Some(json!(1.5))),
         Takes::Positive(_) | Takes::PositiveOrZero(_) => (json!(0.25), Some(json!(-1))),
         Takes::NumberOf(numbers) => (json!(numbers[0]), Some(json!(4))),
-        Takes::Switch | Takes::Bit => (json!(true), Some(json!("yes"))),
+        Takes::Switch | Takes::Bit => (json!(true), Some(json!("perhaps"))),
         Takes::Name => (json!("b"), Some(json!("a\nb"))),
         _ => (json!("http://other:1"), None),
     }
@@ -240,7 +240,7 @@ fn a_builder_has_a_method_for_each_setting() {
 
 #[test]
 fn a_builder_sets_what_a_user_would() {
-    let builder = Config::builder("http://p:1223", "/m", "s");
+    let builder = Config::builder("http://localhost:1223", "/m", "s");
     assert_eq!(builder.build().unwrap(), read(&base(), &[]).unwrap().0);
     let built = builder
         .clone()
@@ -264,6 +264,8 @@ fn a_builder_sets_what_a_user_would() {
         .transfer_timeout(Duration::from_secs(60))
         .seed_metadata_fields(EntryFields::Three)
         .fork_while_loading(false)
+        .token_file("/run/token")
+        .token_over_http(true)
         .seed_wait(Duration::from_micros(1_500));
     let mut user = base();
     let set = json!({
@@ -274,11 +276,27 @@ fn a_builder_sets_what_a_user_would() {
         "rfork_zone": "z", "rfork_rack": "r", "rfork_host": "h", "rfork_instance_id": "i",
         "rfork_seed_max_readers": 3, "rfork_seed_max_gib_per_sec": 0.5, "rfork_transfer_timeout_sec": 60,
         "rfork_seed_metadata_fields": 3, "rfork_seed_wait_sec": 0.0015, "rfork_fork_while_loading": false,
+        "rfork_token_file": "/run/token", "rfork_token_over_http": true,
     });
     user.as_object_mut().unwrap().extend(set.as_object().unwrap().clone());
     assert_eq!(built.build().unwrap(), read(&user, &[]).unwrap().0);
     let error = builder.seed_timeout(Duration::ZERO).build().unwrap_err().to_string();
     assert!(error.starts_with("--rfork-seed-timeout-sec must be a number greater than 0"), "{error}");
+}
+
+#[test]
+fn a_token_is_not_sent_where_others_may_read_it() {
+    let shows = |url: &str| {
+        let mut config = with("rfork_token_file", json!("/run/token"));
+        config["rfork_scheduler_url"] = json!(url);
+        config
+    };
+    for url in ["https://planner", "http://localhost:1223", "http://[::1]:1223"] {
+        assert!(read(&shows(url), &[]).is_ok(), "{url}");
+    }
+    let said = read(&shows("http://planner:1223"), &[]).unwrap_err().to_string();
+    assert!(said.starts_with("rfork_token_file is for a planner at https://"), "{said}");
+    assert!(read(&shows("http://planner:1223"), &[("RFORK_TOKEN_OVER_HTTP", "yes")]).is_ok());
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use http::header::AUTHORIZATION;
 use hyper_util::client::legacy::connect::HttpInfo;
 use reqwest::{Client, RequestBuilder, Response, Url};
 use rfork_protocol::shown::Shown;
@@ -25,6 +26,7 @@ mod v2;
 mod tests;
 
 use crate::http::BodyError;
+use crate::token::TokenFile;
 use v2::{Failed, Known};
 
 /// The longest answer that is read: all of them name one seed, or one fault.
@@ -99,6 +101,13 @@ impl PlannerError {
             Self::Refused { status, .. } => is_passing(*status),
             _ => false,
         }
+    }
+
+    /// Whether the planner does not take this worker's token, or wants one. A worker that has loaded outlives tokens: its next
+    /// one may do.
+    pub fn is_denied(&self) -> bool {
+        let denied = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+        matches!(self, Self::Refused { status, .. } if denied.contains(status))
     }
 }
 
@@ -213,6 +222,7 @@ pub struct PlannerClient {
     timeout: Duration,
     labels: Labels,
     topology: Topology,
+    token: Option<TokenFile>,
     known: Arc<Known>,
     /// From where it was reached last. Shared by all clones; no guard is held across an await.
     local: Arc<Mutex<Option<IpAddr>>>,
@@ -250,7 +260,14 @@ impl PlannerClient {
     ) -> Result<Self, PlannerError> {
         let base = base_url_of(base_url).map_err(PlannerError::BadUrl)?;
         let http = crate::http::client(timeout, base.scheme() == "https").map_err(PlannerError::Client)?;
-        Ok(Self { http, base, timeout, labels, topology, known: Arc::default(), local: Arc::default() })
+        let (token, known, local) = (None, Arc::default(), Arc::default());
+        Ok(Self { http, base, timeout, labels, topology, token, known, local })
+    }
+
+    /// This client, which shows the planner the token in a file.
+    #[must_use]
+    pub fn showing(self, token: Option<TokenFile>) -> Self {
+        Self { token, ..self }
     }
 
     /// The planner's base URL.
@@ -354,6 +371,17 @@ impl PlannerClient {
 
     /// Sends a request. Of the addresses of the planner's name it may be any that is answered.
     async fn send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
+        let request = match &self.token {
+            Some(token) => match token.header().await {
+                Ok(token) => request.header(AUTHORIZATION, token),
+                Err(error) => {
+                    // The planner says what it makes of that.
+                    tracing::warn!(%error, "the planner is asked without a token");
+                    request
+                }
+            },
+            None => request,
+        };
         let answer = request.send().await?;
         if let Some(connection) = answer.extensions().get::<HttpInfo>() {
             let address = connection.local_addr().ip().to_canonical();

@@ -111,7 +111,9 @@ impl Loading {
                 match planner.beat_loading(&advert, reporting.progress()).await {
                     Ok(Heard::Known) => {}
                     Ok(Heard::Unknown | Heard::Draining) => return,
-                    Err(error) if error.is_passing() => tracing::debug!(%error, "a heartbeat failed"),
+                    Err(error) if error.is_passing() || error.is_denied() => {
+                        tracing::debug!(%error, "a heartbeat failed");
+                    }
                     Err(_) => return,
                 }
                 tokio::time::sleep(BEAT_PAUSE).await;

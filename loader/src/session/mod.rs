@@ -170,7 +170,8 @@ impl Session {
             config.request_timeout,
             labels,
             config.topology.clone(),
-        )?;
+        )?
+        .showing(config.token_file.clone());
         let (advertise, bind) = (config.seed_advertise_host.as_deref(), config.seed_bind_host.as_deref());
         let advertised = advertised_host(advertise, bind, &planner).await?;
         let engine = engine(&config, advertised.host.as_str()).await?;

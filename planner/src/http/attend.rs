@@ -34,6 +34,7 @@ pub(super) async fn attend(
         id = id.to_str().unwrap_or_default(),
         method = method(request.method()),
         route,
+        principal = Empty,
         status = Empty,
         ms = Empty,
     );

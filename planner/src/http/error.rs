@@ -6,6 +6,7 @@ use rfork_protocol::problem::Code;
 use rfork_protocol::v1::HeaderError;
 
 use crate::decide::quota::Quota;
+use crate::identity::Denied;
 use crate::store::StoreError;
 use crate::store::commands::NoRoom;
 use crate::writer::WriteError;
@@ -95,6 +96,8 @@ impl From<&WriteError> for Unavailable {
 pub(super) enum ApiError {
     /// The client's fault.
     Header(HeaderError),
+    /// The client may not have what it asks for.
+    Denied(Denied),
     /// 404 with this reason.
     NotFound(&'static str),
     /// 409 with this reason.
@@ -108,6 +111,12 @@ pub(super) enum ApiError {
 impl From<HeaderError> for ApiError {
     fn from(error: HeaderError) -> Self {
         Self::Header(error)
+    }
+}
+
+impl From<Denied> for ApiError {
+    fn from(denied: Denied) -> Self {
+        Self::Denied(denied)
     }
 }
 
@@ -136,6 +145,7 @@ impl IntoResponse for ApiError {
                 (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, error.to_string()).into_response()
             }
             Self::Header(error) => (StatusCode::BAD_REQUEST, error.to_string()).into_response(),
+            Self::Denied(denied) => denied.into_response(),
             Self::NotFound(reason) => (StatusCode::NOT_FOUND, reason).into_response(),
             Self::Conflict(reason) => (StatusCode::CONFLICT, reason).into_response(),
             Self::Full(no_room) => {

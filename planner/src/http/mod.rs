@@ -21,6 +21,7 @@ use crate::acquire::Granter;
 use crate::config::Bounds;
 use crate::domain::policy::Policy;
 use crate::heartbeats::Heartbeats;
+use crate::identity::{Access, Identity, Role};
 use crate::metrics::Metrics;
 use crate::settings_file::FileSettings;
 use crate::shares::Pools;
@@ -35,6 +36,7 @@ pub mod delivery;
 mod error;
 mod forwarded;
 mod ops;
+mod permit;
 pub mod server;
 #[cfg(test)]
 mod tests;
@@ -43,6 +45,7 @@ pub mod v2;
 
 use bounds::{Lanes, Refusal};
 use error::{ApiError, Unavailable};
+use permit::Doors;
 
 /// The routes of v1, which clients ask for below a base URL that ends in a slash, too.
 const V1_PATHS: [&str; 5] = [GET_SEED, ADD_SEED, RENEW_SEED_LEASE, PUT_SEED, REMOVE_SEED];
@@ -51,6 +54,21 @@ const READYZ: &str = "/readyz";
 const METRICS: &str = "/metrics";
 /// Where balancers ask that were told nothing.
 const ROOT: &str = "/";
+/// All that there is, in the form of the example planner.
+const SNAPSHOT: &str = "/debug/snapshot";
+/// Who may use the routes that are not of API v2, by any method.
+const DOORS: [(&str, Access); 10] = [
+    (HEALTHZ, Access::Anyone),
+    (READYZ, Access::Anyone),
+    (ROOT, Access::Anyone),
+    (METRICS, Access::Only(Role::Metrics)),
+    (SNAPSHOT, Access::Only(Role::Operator)),
+    (GET_SEED, Access::Only(Role::Worker)),
+    (ADD_SEED, Access::Only(Role::Worker)),
+    (RENEW_SEED_LEASE, Access::Only(Role::Worker)),
+    (PUT_SEED, Access::Only(Role::Worker)),
+    (REMOVE_SEED, Access::Only(Role::Worker)),
+];
 /// How long a request is held while the database is not open yet.
 const OPENING_HOLD: Duration = Duration::from_secs(2);
 
@@ -82,6 +100,8 @@ pub struct Parts {
     pub heartbeat_interval: Duration,
     /// How long a seed may be silent.
     pub heartbeat_ttl: Duration,
+    /// Who may come in.
+    pub identity: Arc<Identity>,
     /// Counts requests.
     pub metrics: Arc<Metrics>,
     /// Tells when the planner ends.
@@ -131,13 +151,16 @@ pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
             .route(PUT_SEED, post(v1::put_seed))
             .route(REMOVE_SEED, post(v1::remove_seed)),
     );
-    let lists = lists.hold(Router::new().route("/debug/snapshot", get_only(get(ops::snapshot))));
+    let lists = lists.hold(Router::new().route(SNAPSHOT, get_only(get(ops::snapshot))));
+    let doors = DOORS.map(|(path, access)| (None, path, access)).into_iter().chain(v2::doors());
+    let doors = Arc::new(Doors::new(doors));
     Router::new()
         .merge(probes)
         .merge(acquire)
         .merge(rest)
         .merge(lists)
         .merge(v2)
+        .layer(from_fn_with_state((api.clone(), doors), permit::check))
         .layer(from_fn_with_state(api.clone(), attend::attend))
         .with_state(api)
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Extension, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use rfork_protocol::ids::hash_fingerprint;
@@ -12,6 +12,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::error::{ApiError, Unavailable};
+use super::permit::Permit;
 use super::{Api, written_apart};
 use crate::store::{LeaseView, SeedView, Snapshot, StoreError};
 
@@ -33,7 +34,7 @@ pub(super) async fn readyz(State(api): State<Api>) -> Result<Json<Value>, ApiErr
 }
 
 /// What is counted, as Prometheus reads it.
-pub(super) async fn metrics(State(api): State<Api>) -> Response {
+pub(super) async fn metrics(State(api): State<Api>, Extension(_): Extension<Permit>) -> Response {
     match api.metrics.scrape(api.store.as_ref()).await {
         Ok((format, text)) => ([(header::CONTENT_TYPE, format)], text).into_response(),
         Err(error) => {
@@ -73,7 +74,10 @@ struct LeaseBody {
 
 /// What the planner knows, in the form that the example planner gives; leases are named by the first 12
 /// characters of their hash.
-pub(super) async fn snapshot(State(api): State<Api>) -> Result<Response, ApiError> {
+pub(super) async fn snapshot(
+    State(api): State<Api>,
+    Extension(_): Extension<Permit>,
+) -> Result<Response, ApiError> {
     let Snapshot { ahead_ms, seed_count, lease_count, seeds, leases } = within(api.store.snapshot()).await?;
     let truncated = seeds.len() as u64 != seed_count || leases.len() as u64 != lease_count;
     let shown = |ms: i64| if ms > 0 { ms.saturating_sub(ahead_ms) as f64 / 1000.0 } else { 0.0 };

@@ -13,6 +13,7 @@ use rfork_protocol::v1::{
 use super::Api;
 use super::client::{Client, tell_of};
 use super::error::{ApiError, Unavailable};
+use super::permit::Permit;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
 use crate::shares::{Entered, network};
@@ -22,10 +23,12 @@ use crate::waiting::{AcquireError, Ask};
 
 pub(super) async fn add_seed(
     State(api): State<Api>,
+    Extension(permit): Extension<Permit>,
     client: Option<Extension<Client>>,
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let AddSeed { key, identity, labels, .. } = AddSeed::decode(&headers)?;
+    permit.key(&key)?;
     let name = identity.to_string();
     let location = api.file.networks.locate_seed(&identity);
     let profile = Box::new(Profile { labels, location, ..Profile::default() });
@@ -45,11 +48,13 @@ pub(super) async fn add_seed(
 
 pub(super) async fn get_seed(
     State(api): State<Api>,
+    Extension(permit): Extension<Permit>,
     client: Option<Extension<Client>>,
     entered: Option<Extension<Entered>>,
     headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let GetSeed { key, .. } = GetSeed::decode(&headers)?;
+    permit.key(&key)?;
     let address = client.as_ref().map(|Extension(client)| client.address);
     let location = address.map(|address| api.file.networks.locate(address)).unwrap_or_default();
     let requester = address.map(|address| address.to_string());
@@ -86,6 +91,7 @@ fn whole_seconds(ttl_ms: i64) -> u64 {
 
 pub(super) async fn renew_seed_lease(
     State(api): State<Api>,
+    Extension(_): Extension<Permit>,
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
@@ -95,7 +101,11 @@ pub(super) async fn renew_seed_lease(
     }
 }
 
-pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+pub(super) async fn put_seed(
+    State(api): State<Api>,
+    Extension(_): Extension<Permit>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
     let (seed, report) = (identity.clone(), Report::Unknown);
     if !api.submit(Release { identity, lease: lease.hash(), report, account: None }).await? {
@@ -105,8 +115,13 @@ pub(super) async fn put_seed(State(api): State<Api>, headers: HeaderMap) -> Resu
     Ok(StatusCode::OK)
 }
 
-pub(super) async fn remove_seed(State(api): State<Api>, headers: HeaderMap) -> Result<StatusCode, ApiError> {
+pub(super) async fn remove_seed(
+    State(api): State<Api>,
+    Extension(permit): Extension<Permit>,
+    headers: HeaderMap,
+) -> Result<StatusCode, ApiError> {
     let RemoveSeed { key, identity, .. } = RemoveSeed::decode(&headers)?;
+    permit.key(&key)?;
     let name = identity.to_string();
     match api.submit(Remove { identity, key }).await? {
         Removal::Gone => {

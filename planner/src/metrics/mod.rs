@@ -15,6 +15,7 @@ use prometheus::{
     Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
+use crate::identity::{Denied, Mode};
 use crate::store::commands::{Acquired, Release};
 use crate::store::history::End;
 use crate::store::{
@@ -93,6 +94,22 @@ pub struct PoolSeries {
     pub share: IntCounter,
 }
 
+fn denied(series: &Series) -> prometheus::Result<IntCounterVec> {
+    let denied = series.counters(
+        "requests_denied_total",
+        "Requests without a credential (missing), with one that nobody has (unknown), or whose principal has another role \
+         (role) or may not use the key (key); those that were served all the same have refused=\"no\".",
+        &["reason", "refused"],
+        &[],
+    )?;
+    for reason in ["missing", "unknown", "role", "key"] {
+        for refused in ["yes", "no"] {
+            denied.with_label_values(&[reason, refused]);
+        }
+    }
+    Ok(denied)
+}
+
 /// Every series of a planner. Two planners in one process count apart.
 #[derive(Debug)]
 pub struct Metrics {
@@ -100,6 +117,8 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_seconds: HistogramVec,
     requests_running: IntGauge,
+    denied: IntCounterVec,
+    token_file_good: IntGauge,
     changes: Changes,
     held: Held,
     calls: Calls,
@@ -118,6 +137,11 @@ impl Metrics {
         let series = Series::new("rfork_planner")?;
         let build = series.gauges("build_info", "Always 1.", &["version"], &[])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        let token_file_good = series.gauge(
+            "token_file_good",
+            "1 while the file of tokens can be used, or there is none; 0 while what it said before counts.",
+        )?;
+        token_file_good.set(1);
         Ok(Self {
             requests: series.counters(
                 "requests_total",
@@ -132,6 +156,8 @@ impl Metrics {
                 LATENCY_SECONDS,
             )?,
             requests_running: series.gauge("requests_running", "Requests that have no answer yet.")?,
+            denied: denied(&series)?,
+            token_file_good,
             changes: Changes::new(&series)?,
             held: Held::new(&series)?,
             calls: Calls::new(&series)?,
@@ -141,6 +167,17 @@ impl Metrics {
             count_due: Due::default(),
             registry: series.registry,
         })
+    }
+
+    /// Counts a request that is denied, or would be.
+    pub(crate) fn denied(&self, denied: Denied, mode: Mode) {
+        let refused = if mode == Mode::Enforce { "yes" } else { "no" };
+        self.denied.with_label_values(&[denied.label(), refused]).inc();
+    }
+
+    /// Tells whether the file of tokens can be used.
+    pub(crate) fn token_file(&self, is_good: bool) {
+        self.token_file_good.set(is_good.into());
     }
 
     /// The series of a pool.

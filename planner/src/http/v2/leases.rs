@@ -26,7 +26,8 @@ use crate::waiting::{AcquireError, Ask, MAX_WAIT};
 pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let begun = Instant::now();
     let idempotency_key = idempotency_key(&call)?;
-    let Call { api, request, client, entered, .. } = call;
+    let Call { api, permit, request, client, entered, .. } = call;
+    permit.key(&request.seed_key)?;
     let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request));
     let lease_id = match &idempotency_key {
         Some(key) => lease_of(key),

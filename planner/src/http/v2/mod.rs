@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::MatchedPath;
+use axum::http::Method;
 use axum::response::{IntoResponse, Response};
 use axum::routing::any;
 use rfork_protocol::problem::Code;
@@ -16,6 +17,7 @@ use super::bounds::{Lane, Refusal};
 use super::client::Client;
 use super::{Api, Opening};
 use crate::domain::location::Location;
+use crate::identity::{Access, Denied, Role};
 use crate::waiting::MAX_WAIT;
 
 mod explain;
@@ -36,6 +38,10 @@ use route::{About, Kind, Route, get, post};
 /// What is under the prefix of this API and no route of it.
 const ELSEWHERE: [&str; 2] = ["/v2/", "/v2/{*rest}"];
 
+const ANYONE: Access = Access::Anyone;
+const WORKER: Access = Access::Only(Role::Worker);
+const OPERATOR: Access = Access::Only(Role::Operator);
+
 /// All routes of this API: a table, read from top to bottom.
 #[allow(clippy::too_many_lines)]
 fn routes() -> Vec<Route> {
@@ -45,26 +51,26 @@ fn routes() -> Vec<Route> {
         get(
             About {
                 description: "A client that is answered anything but 200 uses API v1.",
-                ..About::new(v2::SERVICE, "service", "What the planner is and speaks")
+                ..About::new(ANYONE, v2::SERVICE, "service", "What the planner is and speaks")
             },
             service::service,
         ),
-        get(About::new(v2::OPENAPI, "openapi", "This document"), service::openapi),
+        get(About::new(ANYONE, v2::OPENAPI, "openapi", "This document"), service::openapi),
         post(
             About {
                 description: "Repeating it is harmless. A seed that is not heard of within `heartbeat_ttl_ms` is offered \
                     no more.",
                 problems: &[Code::PlannerFull],
-                ..About::new(v2::SEEDS, "register_seed", "Register a seed")
+                ..About::new(WORKER, v2::SEEDS, "register_seed", "Register a seed")
             },
             body,
             seeds::register,
         ),
-        get(About::new(v2::SEEDS, "list_seeds", "List seeds, by identity"), lists::seeds).listing(),
+        get(About::new(OPERATOR, v2::SEEDS, "list_seeds", "List seeds, by identity"), lists::seeds).listing(),
         post(
             About {
                 description: "One request for all ranks of a host. A seed whose status is `unknown` must register.",
-                ..About::new(v2::HEARTBEAT, "heartbeat", "Say that seeds live")
+                ..About::new(WORKER, v2::HEARTBEAT, "heartbeat", "Say that seeds live")
             },
             v2::MAX_BATCH_BODY_BYTES,
             seeds::heartbeat,
@@ -75,7 +81,7 @@ fn routes() -> Vec<Route> {
                     with another key, content or incarnation, or once it was deregistered; one that tells neither \
                     content nor incarnation is taken for the same, unless it was silent for a day.",
                 problems: &[Code::SeedNotFound],
-                ..About::new(v2::DRAIN, "drain_seed", "Offer a seed no more")
+                ..About::new(OPERATOR, v2::DRAIN, "drain_seed", "Offer a seed no more")
             },
             body,
             seeds::drain,
@@ -84,7 +90,7 @@ fn routes() -> Vec<Route> {
             About {
                 description: "With leases on it the seed is offered no more and goes when the last one ends.",
                 problems: &[Code::SeedNotFound],
-                ..About::new(v2::DEREGISTER, "deregister_seed", "Take a seed out for good")
+                ..About::new(WORKER, v2::DEREGISTER, "deregister_seed", "Take a seed out for good")
             },
             body,
             seeds::deregister,
@@ -101,17 +107,18 @@ fn routes() -> Vec<Route> {
                     Code::IdempotencyConflict,
                     Code::PlannerFull,
                 ],
-                ..About::new(v2::LEASES, "acquire_lease", "Lease a seed")
+                ..About::new(WORKER, v2::LEASES, "acquire_lease", "Lease a seed")
             },
             body,
             leases::acquire,
         )
         .acquiring(),
-        get(About::new(v2::LEASES, "list_leases", "List leases that live, by seed"), lists::leases).listing(),
+        get(About::new(OPERATOR, v2::LEASES, "list_leases", "List leases that live, by seed"), lists::leases).listing(),
         get(
             About {
                 description: "They are remembered for a set time, and of very many only the last.",
                 ..About::new(
+                    OPERATOR,
                     v2::ENDED_LEASES,
                     "list_ended_leases",
                     "List leases that ended, the last one first",
@@ -124,7 +131,7 @@ fn routes() -> Vec<Route> {
             About {
                 description: "A worker that reads for longer than a third of the lease's time renews it.",
                 problems: lease_is_gone,
-                ..About::new(v2::RENEW, "renew_lease", "Extend a lease")
+                ..About::new(WORKER, v2::RENEW, "renew_lease", "Extend a lease")
             },
             body,
             leases::renew,
@@ -134,17 +141,17 @@ fn routes() -> Vec<Route> {
                 description: "A failure makes the seed suspect: others are spared it for a while. Repeating a release is \
                     harmless.",
                 problems: lease_is_gone,
-                ..About::new(v2::RELEASE, "release_lease", "End a lease and tell how it went")
+                ..About::new(WORKER, v2::RELEASE, "release_lease", "End a lease and tell how it went")
             },
             body,
             leases::release,
         ),
-        get(About::new(v2::KEYS, "list_keys", "List keys, and what there is of each"), lists::keys).listing(),
+        get(About::new(OPERATOR, v2::KEYS, "list_keys", "List keys, and what there is of each"), lists::keys).listing(),
         post(
             About {
                 description: "For weights that were replaced under the same name: every seed of the key whose content id is \
                     not `keep_content_id` drains, and so do those that do not tell theirs.",
-                ..About::new(v2::INVALIDATE, "invalidate_key", "Drain the seeds of old weights")
+                ..About::new(OPERATOR, v2::INVALIDATE, "invalidate_key", "Drain the seeds of old weights")
             },
             body,
             keys::invalidate,
@@ -153,7 +160,7 @@ fn routes() -> Vec<Route> {
             About {
                 description: "What became of seeds and keys, without heartbeats and leases. Events are remembered for a \
                     set time, and of very many only the last.",
-                ..About::new(v2::EVENTS, "list_events", "List events, the last one first")
+                ..About::new(OPERATOR, v2::EVENTS, "list_events", "List events, the last one first")
             },
             history::events,
         )
@@ -162,6 +169,7 @@ fn routes() -> Vec<Route> {
             About {
                 description: "Nothing is leased, and no seed is asked whether it lives.",
                 ..About::new(
+                    OPERATOR,
                     v2::EXPLAIN,
                     "explain",
                     "Say of each seed of a key why it would be granted now or not",
@@ -207,6 +215,21 @@ pub(super) fn router(acquire: &Lane, lists: &Lane, rest: &Lane) -> Router<Api> {
 /// What a request is answered that its lane refuses.
 pub(super) fn refused(refusal: Refusal) -> Response {
     Refused::from(refusal).into_response()
+}
+
+/// What a request is answered that its client may not make.
+pub(super) fn denied(denied: Denied) -> Response {
+    denied.told_by(Refused::from(denied).into_response())
+}
+
+/// Who may use the routes of this API, by method and path.
+pub(super) fn doors() -> impl Iterator<Item = (Option<Method>, &'static str, Access)> {
+    let under_it = ELSEWHERE.map(|path| (None, path, Access::Anyone));
+    let routes = routes().into_iter().map(|Route { about, method, .. }| {
+        let method = if method == "get" { Method::GET } else { Method::POST };
+        (Some(method), about.path, about.access)
+    });
+    routes.chain(under_it)
 }
 
 /// The answer to any request before the database is open.

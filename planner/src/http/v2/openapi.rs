@@ -10,6 +10,7 @@ use serde_json::{Map, Value, json};
 
 use super::route::Route;
 use super::routes;
+use crate::identity::Access;
 
 /// Where the document keeps schemas that have a name.
 const DEFINITIONS: &str = "/components/schemas";
@@ -17,6 +18,8 @@ const DEFINITIONS: &str = "/components/schemas";
 /// What any request may meet.
 const ANYWHERE: &[Code] = &[
     Code::InvalidRequest,
+    Code::Unauthenticated,
+    Code::Forbidden,
     Code::UriTooLong,
     Code::HeadersTooLarge,
     Code::Internal,
@@ -77,13 +80,31 @@ fn make() -> Value {
                 `code` is stable."
         },
         "paths": paths,
-        "components": {"schemas": definitions}
+        "components": {
+            "schemas": definitions,
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer", "description": "A token."},
+                "basic": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "A token as the password, with any user name."
+                }
+            }
+        }
     })
 }
 
 fn operation(route: &Route, schemas: &mut Schemas) -> Value {
     let about = &route.about;
     let mut operation = json!({"operationId": about.id, "summary": about.summary});
+    operation["security"] = match about.access {
+        Access::Anyone => json!([]),
+        // The last: a planner may let everybody in.
+        Access::Only(_) => json!([{"bearer": []}, {"basic": []}, {}]),
+    };
+    if let Access::Only(role) = about.access {
+        operation["x-rfork-role"] = role.name().into();
+    }
     if !about.description.is_empty() {
         operation["description"] = about.description.into();
     }

@@ -8,6 +8,7 @@ use rfork_protocol::v2::{BodyError, QueryError};
 
 use super::super::bounds::Refusal;
 use super::super::error::{Unavailable, full};
+use crate::identity::Denied;
 use crate::store::StoreError;
 use crate::store::commands::NoRoom;
 use crate::writer::WriteError;
@@ -79,6 +80,12 @@ impl From<BytesRejection> for Refused {
             }
             _ => Self::new(Code::InvalidRequest, "the body ended before it was complete"),
         }
+    }
+}
+
+impl From<Denied> for Refused {
+    fn from(denied: Denied) -> Self {
+        Self::new(denied.code(), denied.to_string())
     }
 }
 

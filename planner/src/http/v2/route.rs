@@ -17,8 +17,10 @@ use serde::de::DeserializeOwned;
 
 use super::super::client::Client;
 use super::super::error::Unavailable;
+use super::super::permit::Permit;
 use super::super::{Api, written_apart};
 use super::refused::Refused;
+use crate::identity::Access;
 use crate::shares::Entered;
 use crate::store::StoreError;
 
@@ -28,6 +30,8 @@ const MAX_HEADER_BYTES: usize = 16 * 1024;
 /// A request, read and checked.
 pub(super) struct Call<T> {
     pub(super) api: Api,
+    /// That it may have this route.
+    pub(super) permit: Permit,
     pub(super) headers: HeaderMap,
     /// The client, as far as it is known.
     pub(super) client: Option<Client>,
@@ -39,6 +43,8 @@ pub(super) struct Call<T> {
 /// What the document says of a route besides its types.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct About {
+    /// Who may use it.
+    pub(super) access: Access,
     pub(super) path: &'static str,
     /// Names the operation; programs that are generated from the document use it.
     pub(super) id: &'static str,
@@ -54,8 +60,13 @@ pub(super) struct About {
 
 impl About {
     /// A route without headers or problems of its own.
-    pub(super) const fn new(path: &'static str, id: &'static str, summary: &'static str) -> Self {
-        Self { path, id, summary, description: "", headers: &[], problems: &[] }
+    pub(super) const fn new(
+        access: Access,
+        path: &'static str,
+        id: &'static str,
+        summary: &'static str,
+    ) -> Self {
+        Self { access, path, id, summary, description: "", headers: &[], problems: &[] }
     }
 }
 
@@ -112,13 +123,14 @@ where
         let call = async {
             let headers = checked_head(&request)?;
             let client = client_of(&request);
+            let permit = permit_of(&request)?;
             if !is_json(&headers) {
                 let detail = "declare the body with the header Content-Type: application/json";
                 return Err(Refused::new(Code::UnsupportedMediaType, detail));
             }
             let entered = request.extensions().get().cloned();
             let body = Bytes::from_request(request, &()).await?;
-            Ok(Call { api, headers, client, entered, request: v2::decode(&body)? })
+            Ok(Call { api, permit, headers, client, entered, request: v2::decode(&body)? })
         };
         match call.await {
             Ok(call) => answer(handler(call).await),
@@ -149,8 +161,9 @@ where
     let serve = routing::get(async move |State(api): State<Api>, request: Request| {
         let client = client_of(&request);
         let call = checked_head(&request).and_then(|headers| {
+            let permit = permit_of(&request)?;
             let request = Req::decode(request.uri().query().unwrap_or_default())?;
-            Ok(Call { api, headers, client, entered: None, request })
+            Ok(Call { api, permit, headers, client, entered: None, request })
         });
         match call {
             Ok(call) => long_answer(handler(call).await).await,
@@ -185,6 +198,11 @@ fn answer<Res: Serialize>(outcome: Result<Res, Refused>) -> Response {
 
 fn client_of(request: &Request) -> Option<Client> {
     request.extensions().get().cloned()
+}
+
+/// What the check has left, through which every request comes.
+fn permit_of(request: &Request) -> Result<Permit, Refused> {
+    request.extensions().get().cloned().ok_or_else(|| Unavailable::FAULT.into())
 }
 
 fn checked_head(request: &Request) -> Result<HeaderMap, Refused> {

@@ -21,7 +21,8 @@ use crate::store::commands::{self, Heartbeat};
 
 pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused> {
     let heartbeat_interval_ms = heartbeat_interval_ms(&call);
-    let Call { api, request, client, .. } = call;
+    let Call { api, permit, request, client, .. } = call;
+    permit.key(&request.seed_key)?;
     let client = client.map(|client| network(client.address));
     let (seed, key) = (request.seed.clone(), request.seed_key.clone());
     let located = api.file.networks.locate_seed(&seed);
@@ -63,6 +64,9 @@ fn told(registration: seed::Registration) -> Registration {
 
 /// Answers when all are done; those that the writer takes are applied together.
 pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatResults, Refused> {
+    for beat in &call.request.seeds {
+        call.permit.key(&beat.seed_key)?;
+    }
     let beats = call.request.seeds.into_iter().map(|one| beat(&call.api, one));
     Ok(HeartbeatResults { results: try_join_all(beats).await? })
 }
@@ -100,7 +104,8 @@ pub(super) async fn drain(call: Call<Drain>) -> Result<Drained, Refused> {
 }
 
 pub(super) async fn deregister(call: Call<Deregister>) -> Result<Deregistered, Refused> {
-    let Call { api, request: Deregister { seed, seed_key: key }, .. } = call;
+    let Call { api, permit, request: Deregister { seed, seed_key: key }, .. } = call;
+    permit.key(&key)?;
     let state = match api.submit(commands::Remove { identity: seed.clone(), key }).await? {
         seed::Removal::Gone => Deregistration::Gone,
         seed::Removal::Draining => Deregistration::Draining,

@@ -1,0 +1,238 @@
+//! Who asks, and what they may: principals, how they show who they are, and what is refused.
+//!
+//! Everything here is decided over plain values; [`Identity`] holds the tokens that are in force, and [`watch`] reads
+//! their file again when it changes.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use axum::http::HeaderMap;
+use rfork_protocol::SeedKey;
+use serde::Deserialize;
+use tokio_util::sync::CancellationToken;
+
+mod credential;
+pub mod tokens;
+
+use crate::domain::terms::Pattern;
+use credential::Credential;
+use tokens::Tokens;
+
+/// Between two looks at the file of tokens.
+const LOOK_PAUSE: Duration = Duration::from_secs(2);
+
+/// What a principal may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// Lease seeds, and be one.
+    Worker,
+    /// See everything, drain seeds, invalidate keys.
+    Operator,
+    /// Read `/metrics`.
+    Metrics,
+}
+
+impl Role {
+    /// As it stands in the file.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Worker => "worker",
+            Self::Operator => "operator",
+            Self::Metrics => "metrics",
+        }
+    }
+}
+
+/// Who may use a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Everybody: probes, and what says how to come in.
+    Anyone,
+    /// Who has this role.
+    Only(Role),
+}
+
+/// Whether it is looked at who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Mode {
+    /// No.
+    #[default]
+    Off,
+    /// It is, and what would be refused is counted and served.
+    Permissive,
+    /// It is, and what is refused is not served.
+    Enforce,
+}
+
+impl FromStr for Mode {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text {
+            "off" => Ok(Self::Off),
+            "permissive" => Ok(Self::Permissive),
+            "enforce" => Ok(Self::Enforce),
+            _ => Err("must be off, permissive or enforce"),
+        }
+    }
+}
+
+/// Somebody who is known.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Principal {
+    /// As logs and traces name it.
+    pub name: String,
+    /// What it may do.
+    pub roles: Vec<Role>,
+    /// The keys that it may use as a worker; all, if there are none.
+    pub keys: Vec<Pattern>,
+}
+
+/// Why a request is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Denied {
+    /// It has no credential.
+    #[error("this takes a token of the role {}: send it as \"Authorization: Bearer TOKEN\"", .0.name())]
+    Missing(Role),
+    /// Nobody has the credential that it has.
+    #[error("nobody has this token: it may be mistyped, or was replaced")]
+    Unknown,
+    /// Its principal has other roles.
+    #[error("the principal of this token has not the role {}", .0.name())]
+    Role(Role),
+    /// Its principal may use other keys.
+    #[error("the principal of this token may not use this seed key")]
+    Key,
+}
+
+impl Denied {
+    /// The label of its counter.
+    pub(crate) const fn label(self) -> &'static str {
+        match self {
+            Self::Missing(_) => "missing",
+            Self::Unknown => "unknown",
+            Self::Role(_) => "role",
+            Self::Key => "key",
+        }
+    }
+
+    /// Whether another credential is asked for: 401, not 403.
+    pub(crate) const fn wants_credential(self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Unknown)
+    }
+}
+
+/// Who may come in, as it is now.
+#[derive(Debug)]
+pub struct Identity {
+    mode: Mode,
+    tokens: RwLock<Arc<Tokens>>,
+}
+
+impl Identity {
+    /// With these tokens for now.
+    pub fn new(mode: Mode, tokens: Arc<Tokens>) -> Self {
+        Self { mode, tokens: RwLock::new(tokens) }
+    }
+
+    /// Whether it is looked at who asks.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// Whose request it is; nobody's, if it has no credential that somebody has.
+    ///
+    /// # Errors
+    /// [`Denied`], when the route is for others. Who everybody may ask is nobody's business, so nothing is refused there.
+    pub fn admit(&self, access: Access, headers: &HeaderMap) -> Result<Option<Arc<Principal>>, Denied> {
+        let known = match credential::read(headers) {
+            Credential::Token(token) => self.current().find(&token).ok_or(Denied::Unknown).map(Some),
+            Credential::None => Ok(None),
+            Credential::Unreadable => Err(Denied::Unknown),
+        };
+        match (access, known) {
+            (Access::Anyone, known) => Ok(known.unwrap_or_default()),
+            (Access::Only(role), Ok(None)) => Err(Denied::Missing(role)),
+            (Access::Only(role), Ok(Some(principal))) if principal.roles.contains(&role) => {
+                Ok(Some(principal))
+            }
+            (Access::Only(role), Ok(Some(_))) => Err(Denied::Role(role)),
+            (Access::Only(_), Err(denied)) => Err(denied),
+        }
+    }
+
+    fn current(&self) -> Arc<Tokens> {
+        self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn replace(&self, tokens: Tokens) {
+        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+    }
+}
+
+impl Principal {
+    /// Whether it may use a key.
+    pub fn may_use(&self, key: &SeedKey) -> bool {
+        self.keys.is_empty() || self.keys.iter().any(|pattern| pattern.fits(key.as_bytes()))
+    }
+}
+
+/// Reads the file again and again until `stop`. What it says counts from then on; while it cannot be used, what it said
+/// last does, and `tell` has heard so.
+pub(crate) async fn watch(
+    identity: Arc<Identity>,
+    path: PathBuf,
+    tell: impl Fn(bool) + Send,
+    stop: CancellationToken,
+) {
+    let mut last_error = None;
+    while stop.run_until_cancelled(tokio::time::sleep(LOOK_PAUSE)).await.is_some() {
+        let read = {
+            let path = path.clone();
+            tokio::task::spawn_blocking(move || tokens::read(&path)).await
+        };
+        match read {
+            Ok(Ok(tokens)) => {
+                if *identity.current() != tokens {
+                    let principals = tokens.principals();
+                    tracing::info!(file = %path.display(), principals, "the file of tokens was read anew");
+                    identity.replace(tokens);
+                }
+                last_error = None;
+                tell(true);
+            }
+            Ok(Err(error)) => {
+                let error = error.to_string();
+                tell(false);
+                if last_error.as_ref() != Some(&error) {
+                    tracing::error!(%error, "the file of tokens cannot be used; what it said before stays in force");
+                    last_error = Some(error);
+                }
+            }
+            // The planner ends.
+            Err(_) => return,
+        }
+    }
+}
+
+/// A file of tokens, and what it said at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenFile {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it said.
+    pub tokens: Arc<Tokens>,
+}
+
+impl TokenFile {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// What is wrong, by file and line; never with a token.
+    pub fn read(path: &Path) -> Result<Self, crate::toml_file::FileError> {
+        Ok(Self { path: path.to_owned(), tokens: Arc::new(tokens::read(path)?) })
+    }
+}

@@ -1,0 +1,245 @@
+//! The file of tokens: who may do what. It is TOML, read again when it changes.
+//!
+//! ```toml
+//! # Tokens have 16 to 512 visible characters; make them as `openssl rand -hex 32` does. Two of one principal let both be
+//! # used while one is replaced by the other.
+//! [[principal]]
+//! name = "ranks"
+//! roles = ["worker"]
+//! tokens = ["3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c6"]
+//!
+//! # `keys` are texts in which `*` stands for anything: this one may lease and register these keys alone.
+//! [[principal]]
+//! name = "team-b"
+//! roles = ["worker"]
+//! keys = ["/models/team-b/*"]
+//! tokens = ["0d6f1a2b3c4d5e6f708192a3b4c5d6e7"]
+//!
+//! # Instead of a token its SHA-256 may stand here, as `printf %s TOKEN | sha256sum` prints it.
+//! [[principal]]
+//! name = "on-call"
+//! roles = ["operator", "metrics"]
+//! sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
+//! ```
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rfork_protocol::v2::Name;
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
+use toml::Spanned;
+
+use super::{Principal, Role};
+use crate::domain::terms::Pattern;
+use crate::toml_file::{self, FileError, Wrong};
+
+/// The most principals.
+const MAX_PRINCIPALS: usize = 1_000;
+/// The most tokens of one.
+const MAX_TOKENS: usize = 16;
+/// The most patterns of keys of one.
+const MAX_KEYS: usize = 100;
+/// How long a token is, in bytes. A short one can be guessed.
+const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=512;
+
+/// What is kept of a token.
+type Hash = [u8; 32];
+
+/// Who has which token.
+#[derive(Debug, PartialEq, Eq, Default)]
+pub struct Tokens {
+    known: Vec<(Hash, Arc<Principal>)>,
+}
+
+impl Tokens {
+    /// Whose token it is. Every token is compared, in a time that does not tell how much of one is right.
+    pub fn find(&self, token: &[u8]) -> Option<Arc<Principal>> {
+        let hash: Hash = Sha256::digest(token).into();
+        let mut found = None;
+        for (known, principal) in &self.known {
+            if known.ct_eq(&hash).into() {
+                found = Some(principal);
+            }
+        }
+        found.cloned()
+    }
+
+    /// How many principals there are.
+    pub fn principals(&self) -> usize {
+        let mut principals: Vec<_> = self.known.iter().map(|(_, principal)| Arc::as_ptr(principal)).collect();
+        principals.dedup();
+        principals.len()
+    }
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    #[serde(default)]
+    principal: Vec<Told>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Told {
+    name: Spanned<Name>,
+    roles: Vec<Role>,
+    #[serde(default)]
+    keys: Vec<String>,
+    #[serde(default)]
+    tokens: Vec<Spanned<String>>,
+    #[serde(default)]
+    sha256: Vec<Spanned<String>>,
+}
+
+/// Reads the file.
+///
+/// # Errors
+/// [`FileError`], without anything that stands in the file but names.
+pub fn read(path: &Path) -> Result<Tokens, FileError> {
+    toml_file::read(path, parse)
+}
+
+fn parse(text: &str) -> Result<Tokens, Wrong> {
+    // What the parser says may quote the file.
+    let form = "is not as it must be: tables [[principal]], each with name, roles (worker, operator, metrics), and tokens or \
+                sha256 or both as lists of texts; keys for some workers";
+    let file: File = toml::from_str(text)
+        .map_err(|error| Wrong { at: toml_file::place(&error), reason: form.to_owned() })?;
+    if file.principal.is_empty() || file.principal.len() > MAX_PRINCIPALS {
+        return Err(Wrong { at: 0, reason: format!("there must be 1 to {MAX_PRINCIPALS} principals") });
+    }
+    let mut known: Vec<(Hash, Arc<Principal>)> = Vec::new();
+    let mut names = std::collections::HashSet::new();
+    for told in file.principal {
+        let at = told.name.span().start;
+        let name = String::from(told.name.into_inner());
+        let wrong = |at: usize, why: &str| Wrong { at, reason: format!("principal {name}: {why}") };
+        if !names.insert(name.clone()) {
+            return Err(wrong(at, "there is another one of this name; give one of them several tokens"));
+        }
+        if told.roles.is_empty() {
+            return Err(wrong(at, "roles must name worker, operator or metrics"));
+        }
+        if !told.keys.is_empty() && !told.roles.contains(&Role::Worker) {
+            return Err(wrong(at, "keys are for the role worker"));
+        }
+        if told.keys.len() > MAX_KEYS {
+            return Err(wrong(at, &format!("there may be {MAX_KEYS} keys; * stands for anything in one")));
+        }
+        let hashes = told.tokens.iter().map(|token| {
+            let text = token.get_ref();
+            if TOKEN_BYTES.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
+                Ok((token.span().start, Sha256::digest(text).into()))
+            } else {
+                Err(wrong(token.span().start, "a token must have 16 to 512 visible ASCII characters"))
+            }
+        });
+        let given = told.sha256.iter().map(|hash| {
+            let at = hash.span().start;
+            let digits =
+                unhex(hash.get_ref()).ok_or_else(|| wrong(at, "sha256 must have 64 hexadecimal digits"));
+            Ok((at, digits?))
+        });
+        let hashes = hashes.chain(given).collect::<Result<Vec<(usize, Hash)>, Wrong>>()?;
+        if hashes.is_empty() || hashes.len() > MAX_TOKENS {
+            return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens")));
+        }
+        let keys = told.keys.iter().map(|text| Pattern::new(text)).collect();
+        let principal = Arc::new(Principal { name: name.clone(), roles: told.roles, keys });
+        for (at, hash) in hashes {
+            if known.iter().any(|(other, _)| *other == hash) {
+                return Err(wrong(at, "this token stands there twice"));
+            }
+            known.push((hash, principal.clone()));
+        }
+    }
+    Ok(Tokens { known })
+}
+
+fn unhex(text: &str) -> Option<Hash> {
+    let digits = text.as_bytes();
+    if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
+        return None;
+    }
+    let mut hash = Hash::default();
+    for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rfork_protocol::SeedKey;
+
+    /// The example at the head of this file.
+    fn example() -> String {
+        let head = include_str!("tokens.rs").lines().take_while(|line| line.starts_with("//!"));
+        let lines = head.map(|line| line.trim_start_matches("//!").trim());
+        let example = lines.skip_while(|line| *line != "```toml").skip(1);
+        example.take_while(|line| *line != "```").collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn the_example_is_read() {
+        let tokens = parse(&example()).unwrap();
+        assert_eq!(tokens.principals(), 3);
+        let of = |token: &str| tokens.find(token.as_bytes());
+        let ranks = of("3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c6").unwrap();
+        let team = of("0d6f1a2b3c4d5e6f708192a3b4c5d6e7").unwrap();
+        // The hash is that of "test".
+        assert_eq!(of("test").unwrap().name, "on-call");
+        assert_eq!((ranks.name.as_str(), &ranks.roles[..]), ("ranks", &[Role::Worker][..]));
+        for (key, all, some) in [("/models/team-b/m", true, true), ("/models/m", true, false)] {
+            let key = SeedKey::new(key).unwrap();
+            assert_eq!((ranks.may_use(&key), team.may_use(&key)), (all, some), "{key}");
+        }
+        for unknown in ["", "tes", "test ", "3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c7", "ranks"] {
+            assert_eq!(of(unknown), None, "{unknown}");
+        }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_line_and_without_a_token() {
+        const ROLES: &str = "roles = ['worker']\n";
+        let home = tempfile::tempdir().unwrap();
+        let path = home.path().join("tokens.toml");
+        for (text, line, said) in [
+            (String::new(), 1, "1 to 1000 principals"),
+            ("[[principal]]\nname = 'a'\nroles = ['worker']\ntokens = 'SECRET-SECRET-SECRET'".into(), 4, "is not as it must be"),
+            ("[[principal]]\nname = 'a'\nroles = ['SECRET-SECRET-SECRET']".into(), 3, "is not as it must be"),
+            (format!("[[principal]]\nname = 'a'\n{ROLES}tokens = ['SECRET']"), 4, "principal a: a token must have 16"),
+            (format!("[[principal]]\nname = 'a'\n{ROLES}tokens = ['SECRET SECRET SECRET']"), 4, "visible"),
+            (format!("[[principal]]\nname = 'a'\n{ROLES}sha256 = ['SECRET']"), 4, "64 hexadecimal digits"),
+            (format!("[[principal]]\nname = 'a'\n{ROLES}"), 2, "1 to 16 tokens"),
+            ("[[principal]]\nname = 'a'\nroles = []\ntokens = ['SECRET-SECRET-SECRET']".into(), 2, "roles must name"),
+            (
+                "[[principal]]\nname = 'a'\nroles = ['metrics']\nkeys = ['k']\ntokens = ['SECRET-SECRET-SECRET']".into(),
+                2,
+                "keys are for the role worker",
+            ),
+            (
+                format!("[[principal]]\nname = 'a'\n{ROLES}tokens = ['SECRET-SECRET-SECRET', 'SECRET-SECRET-SECRET']"),
+                4,
+                "stands there twice",
+            ),
+            (
+                format!(
+                    "[[principal]]\nname = 'a'\n{ROLES}tokens = ['SECRET-SECRET-SECRET']\n\n[[principal]]\nname = 'a'\n{ROLES}"
+                ),
+                7,
+                "another one of this name",
+            ),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            let error = read(&path).unwrap_err().to_string();
+            let place = format!("{} line {line}: ", path.display());
+            assert!(error.starts_with(&place) && error.contains(said), "{text}: {error}");
+            assert!(!error.contains("SECRET"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Who may ask a planner for what: every route by every kind of credential, and tokens that change.
+
+// Clippy knows tests by their attribute, which helpers of theirs lack.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rfork_planner::config::Settings;
+use rfork_planner::identity::{Mode, TokenFile};
+use serde_json::{Value, json};
+use support::{Answer, PATIENCE, Planner, request};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+const WORKER: &str = "worker-0123456789abcdef";
+const OPERATOR: &str = "operator-0123456789abcdef";
+const METRICS: &str = "metrics-0123456789abcdef";
+const TENANT: &str = "tenant-0123456789abcdef";
+
+/// A file with a token of each role, and one that may use some keys alone.
+fn tokens(home: &Path) -> PathBuf {
+    let path = home.join("tokens.toml");
+    let principal = |name: &str, token: &str, more: &str| {
+        format!("[[principal]]\nname = '{name}'\nroles = ['{name}']\ntokens = ['{token}']\n{more}")
+    };
+    let text = [
+        principal("worker", WORKER, ""),
+        principal("operator", OPERATOR, ""),
+        principal("metrics", METRICS, ""),
+        principal("worker", TENANT, "keys = ['tenant/*']\n").replacen(
+            "name = 'worker'",
+            "name = 'tenant'",
+            1,
+        ),
+    ];
+    std::fs::write(&path, text.concat()).unwrap();
+    path
+}
+
+async fn start(home: &Path, mode: Mode) -> Planner {
+    let file = TokenFile::read(&tokens(home)).unwrap();
+    let change = |settings: &mut Settings| {
+        settings.token_file = Some(file);
+        settings.auth_mode = mode;
+    };
+    Planner::start(&home.join("p.db"), change).await
+}
+
+/// Every route with its method and its role: those of v2 as the document has them.
+fn routes() -> Vec<(String, String, Option<String>)> {
+    let document: Value = serde_json::from_str(&rfork_planner::http::v2::openapi::text()).unwrap();
+    let of_v2 = document["paths"].as_object().unwrap().iter().flat_map(|(path, methods)| {
+        methods.as_object().unwrap().iter().map(move |(method, operation)| {
+            let role = operation["x-rfork-role"].as_str().map(str::to_owned);
+            assert_eq!(operation["security"] == json!([]), role.is_none(), "{path}");
+            (method.to_uppercase(), path.clone(), role)
+        })
+    });
+    let others = [
+        ("GET", "/", None),
+        ("GET", "/healthz", None),
+        ("OPTIONS", "/readyz", None),
+        ("GET", "/metrics", Some("metrics")),
+        ("HEAD", "/metrics", Some("metrics")),
+        ("OPTIONS", "/metrics", Some("metrics")),
+        ("GET", "/debug/snapshot", Some("operator")),
+        ("GET", "/get_seed", Some("worker")),
+        ("GET", "//get_seed", Some("worker")),
+        ("POST", "/add_seed", Some("worker")),
+        ("POST", "/renew_seed_lease", Some("worker")),
+        ("POST", "/put_seed", Some("worker")),
+        ("POST", "/remove_seed", Some("worker")),
+    ];
+    let others = others.map(|(method, path, role)| (method.into(), path.into(), role.map(str::to_owned)));
+    let routes: Vec<_> = of_v2.chain(others).collect();
+    assert!(routes.len() >= 28, "{routes:?}");
+    routes
+}
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+/// Nobody's credentials, none among them.
+fn bad() -> Vec<Option<String>> {
+    let told = [
+        bearer("wrong-0123456789abcdef"),
+        bearer(&WORKER[..WORKER.len() - 1]),
+        bearer(&format!("{WORKER}x")),
+        bearer(&"x".repeat(5_000)),
+        bearer(""),
+        "Bearer".into(),
+        WORKER.into(),
+        format!("Digest {WORKER}"),
+        // user:wrong, a user without a password, and what is no base64.
+        "Basic dXNlcjp3cm9uZw==".into(),
+        "Basic d29ya2VyLTAxMjM0NTY3ODlhYmNkZWY=".into(),
+        "Basic *".into(),
+    ];
+    told.map(Some).into_iter().chain([None]).collect()
+}
+
+async fn ask(planner: &Planner, method: &str, path: &str, credential: Option<&str>) -> Answer {
+    let credential = credential.map(|value| ("Authorization", value.as_bytes()));
+    planner.raw(&request(method, path, &credential.into_iter().collect::<Vec<_>>())).await
+}
+
+#[tokio::test]
+async fn every_route_is_for_its_role_alone() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    for (method, path, role) in routes() {
+        for credential in bad() {
+            let answer = ask(&planner, &method, &path, credential.as_deref()).await;
+            let what = format!("{method} {path} {credential:?}: {answer:?}");
+            if role.is_none() {
+                assert!(![401, 403].contains(&answer.status), "{what}");
+                continue;
+            }
+            assert_eq!(answer.status, 401, "{what}");
+            assert!(answer.header("WWW-AUTHENTICATE").unwrap().starts_with("Bearer "), "{what}");
+            if path.starts_with("/v2") {
+                let problem: Value = serde_json::from_str(&answer.body).unwrap();
+                assert_eq!(problem["code"], "unauthenticated", "{what}");
+            } else if method == "GET" {
+                assert!(answer.body.starts_with("unauthenticated: "), "{what}");
+            }
+            assert!(!answer.body.contains("0123456789abcdef"), "{what}");
+        }
+        for (token, its) in [(WORKER, "worker"), (OPERATOR, "operator"), (METRICS, "metrics")] {
+            let answer = ask(&planner, &method, &path, Some(&bearer(token))).await;
+            let may = role.as_ref().is_none_or(|role| role == its);
+            assert_eq!(answer.status == 403, !may, "{method} {path} {its}: {answer:?}");
+            assert_ne!(answer.status, 401, "{method} {path} {its}: {answer:?}");
+        }
+    }
+    // Nothing of it had any effect.
+    let snapshot = ask(&planner, "GET", "/debug/snapshot", Some(&bearer(OPERATOR))).await;
+    let snapshot: Value = serde_json::from_str(&snapshot.body).unwrap();
+    assert_eq!((&snapshot["seed_count"], &snapshot["lease_count"]), (&json!(0), &json!(0)));
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_read() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    let mut stream = TcpStream::connect(planner.address).await.unwrap();
+    // Its body never comes.
+    let head = request("POST", "/v2/seeds", &[("Content-Length", b"1000000")]);
+    tokio::io::AsyncWriteExt::write_all(&mut stream, &head).await.unwrap();
+    let mut answer = [0; 12];
+    tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 401");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn a_tenant_has_its_own_keys() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    // The token as the password of any user, as unmodified workers send it: "rfork:" before it.
+    let basic = "Basic cmZvcms6dGVuYW50LTAxMjM0NTY3ODlhYmNkZWY=";
+    for (key, status) in [("tenant/m", 200), ("tenan/m", 403), ("m", 403)] {
+        let seed = [
+            ("Authorization", basic),
+            ("SEED_KEY", key),
+            ("SEED_IP", "127.0.0.1"),
+            ("SEED_PORT", "8000"),
+            ("SEED_RANK", "3"),
+        ];
+        let v1 = planner.ask("POST", "/add_seed", &[&seed[..], &[("SEED_REFCNT", "0")]].concat()).await;
+        assert_eq!(v1.status, status, "{key}: {v1:?}");
+        assert_eq!(planner.ask("POST", "/remove_seed", &seed).await.status, status, "{key}");
+        let get = planner.ask("GET", "/get_seed", &seed[..2]).await;
+        assert_eq!(get.status, if status == 200 { 404 } else { 403 }, "{key}: {get:?}");
+        let named = json!({"seed": "127.0.0.1:8000:3", "seed_key": key});
+        let beats = json!({"seeds": [{"seed": "127.0.0.1:8000:3", "seed_key": "tenant/m"}, named]});
+        for (path, body, good) in [
+            ("/v2/seeds", named.clone(), 200),
+            ("/v2/seeds/heartbeat", beats, 200),
+            ("/v2/seeds/deregister", named, 200),
+            ("/v2/leases", json!({"seed_key": key}), 404),
+        ] {
+            let body = body.to_string();
+            let length = body.len().to_string();
+            let headers = [
+                ("Authorization", basic.as_bytes()),
+                ("Content-Type", b"application/json"),
+                ("Content-Length", length.as_bytes()),
+            ];
+            let answer = planner.raw(&[request("POST", path, &headers), body.into_bytes()].concat()).await;
+            assert_eq!(answer.status, if status == 200 { good } else { 403 }, "{path} {key}: {answer:?}");
+        }
+    }
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn what_would_be_refused_is_served_and_counted() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Permissive).await;
+    planner.get("k").await.is(404, "no available seed");
+    let wrong = [("Authorization", "Bearer wrong"), ("SEED_KEY", "k")];
+    planner.ask("GET", "/get_seed", &wrong).await.is(404, "no available seed");
+    let role = [("Authorization", "Bearer metrics-0123456789abcdef"), ("SEED_KEY", "k")];
+    planner.ask("GET", "/get_seed", &role).await.is(404, "no available seed");
+    let key = [("Authorization", "Bearer tenant-0123456789abcdef"), ("SEED_KEY", "k")];
+    planner.ask("GET", "/get_seed", &key).await.is(404, "no available seed");
+    let right = [("Authorization", "Bearer worker-0123456789abcdef"), ("SEED_KEY", "k")];
+    planner.ask("GET", "/get_seed", &right).await.is(404, "no available seed");
+    let metrics = ask(&planner, "GET", "/metrics", Some(&bearer(METRICS))).await.body;
+    for reason in ["missing", "unknown", "role", "key"] {
+        let line = format!("rfork_planner_requests_denied_total{{reason=\"{reason}\",refused=\"no\"}} 1");
+        assert!(metrics.lines().any(|known| known == line), "{line}: {metrics}");
+    }
+    assert!(!metrics.contains("refused=\"yes\"} 1"), "{metrics}");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_change_while_it_runs() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    let (path, before) = (tokens(home.path()), std::fs::read_to_string(tokens(home.path())).unwrap());
+    let status = async |token: &str| {
+        let headers = [("Authorization", bearer(token)), ("SEED_KEY", "k".into())];
+        planner
+            .ask("GET", "/get_seed", &headers.each_ref().map(|(name, value)| (*name, value.as_str())))
+            .await
+            .status
+    };
+    let until = async |token: &str, wanted: u16| {
+        let asking = async {
+            while status(token).await != wanted {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.unwrap();
+    };
+    let metric = async |wanted: &str| {
+        let asking = async {
+            while !ask(&planner, "GET", "/metrics", Some(&bearer(METRICS))).await.body.contains(wanted) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, asking).await.unwrap();
+    };
+    // Both are good while one is replaced by the other.
+    let both = before.replacen(&format!("'{WORKER}'"), &format!("'{WORKER}', 'other-0123456789abcdef'"), 1);
+    std::fs::write(&path, &both).unwrap();
+    until("other-0123456789abcdef", 404).await;
+    assert_eq!(status(WORKER).await, 404);
+    std::fs::write(&path, both.replacen(&format!("'{WORKER}', "), "", 1)).unwrap();
+    until(WORKER, 401).await;
+    // What cannot be used leaves what was.
+    for bad in ["[[principal]]\nname = 1", ""] {
+        std::fs::write(&path, bad).unwrap();
+        metric("rfork_planner_token_file_good 0").await;
+        assert_eq!(status("other-0123456789abcdef").await, 404);
+        std::fs::write(&path, both.replacen(&format!("'{WORKER}', "), "", 1)).unwrap();
+        metric("rfork_planner_token_file_good 1").await;
+    }
+    std::fs::remove_file(&path).unwrap();
+    metric("rfork_planner_token_file_good 0").await;
+    assert_eq!(status("other-0123456789abcdef").await, 404);
+    std::fs::write(&path, before).unwrap();
+    until(WORKER, 404).await;
+    planner.stop().await;
+}

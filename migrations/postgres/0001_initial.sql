@@ -120,7 +120,13 @@ CREATE TABLE loading_seeds (
     was_moved     BOOLEAN NOT NULL,
     -- the seed that reads from it and is to have its place; when that was decided, or was the last time
     yields_to     BIGINT,
-    yielded_ms    BIGINT  NOT NULL
+    yielded_ms    BIGINT  NOT NULL,
+    -- the right to read storage while others wait, if it has that or was the last of its key to have it: the hash of the
+    -- key, of which there is one such seed; until when the right lives, and when its holder last told of more bytes, Unix
+    -- milliseconds. A batch may move the right from one seed to another.
+    lead_key      BYTEA   UNIQUE DEFERRABLE,
+    lead_until_ms BIGINT,
+    lead_moved_ms BIGINT
 )
 WITH (fillfactor = 70);
 

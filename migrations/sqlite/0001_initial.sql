@@ -84,7 +84,11 @@ CREATE TABLE loading_seeds (
     was_moved     INTEGER NOT NULL CHECK (was_moved IN (0, 1)),
     -- the seed that reads from it and is to have its place; when that was decided, or was the last time
     yields_to     INTEGER,
-    yielded_ms    INTEGER NOT NULL
+    yielded_ms    INTEGER NOT NULL,
+    -- the right to read storage while others wait, if it has that or was the last of its key to have it: until when it
+    -- lives, and when its holder last told of more bytes, Unix milliseconds
+    lead_until_ms INTEGER,
+    lead_moved_ms INTEGER
 );
 
 -- A point that is leased or was: a seed's point n is free when it has no row here or the row's time has come.

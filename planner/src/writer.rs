@@ -20,7 +20,8 @@ use crate::domain::seed::{Heard, Registration, Removal};
 use crate::grant::{Acquisition, EndOfWait};
 use crate::heartbeats::Heartbeats;
 use crate::store::commands::{
-    Acquire, Answered, Drain, Heartbeat, Leave, NoRoom, Register, Release, Remove, Renew, Serve,
+    Acquire, Answered, Claim, Claimed, Drain, Heartbeat, Leave, NoRoom, Register, Release, Remove, Renew,
+    Serve,
 };
 use crate::store::{Commands, MAX_BATCH, Outcomes, Renewed, Store, StoreError};
 
@@ -134,6 +135,7 @@ kinds! {
     Release, releases, bool;
     Remove, removals, Removal;
     Drain, drains, Option<u32>;
+    Claim, claims, Claimed;
     Leave, leaves, EndOfWait;
     Acquire, acquires, Acquisition;
     Serve, serves, Option<i64>;
@@ -177,6 +179,7 @@ impl Batch {
         each(waiters.releases, outcomes.releases, |lived, _| lived);
         each(waiters.removals, outcomes.removals, |removal, _| removal);
         each(waiters.drains, outcomes.drains, |leases, _| leases);
+        each(waiters.claims, outcomes.claims, |claimed, _| claimed);
         let left = commands.leaves.iter().zip(outcomes.leaves);
         each(waiters.leaves, left, |(leave, left), writer| EndOfWait::of(leave, left, writer));
         let acquired = commands.acquires.iter().zip(outcomes.acquires);

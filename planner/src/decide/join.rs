@@ -95,6 +95,7 @@ pub(super) fn join(
         arrived_bytes: of_same_memory.map_or(0, |before| before.arrived_bytes),
         period_ms: chain::PERIOD_MS,
         pace,
+        lead: None,
     };
     loading.holds(asker.held.as_ref());
     let happened = Happened::to(&asker.identity, key, EventKind::Registered);

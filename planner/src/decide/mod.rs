@@ -60,6 +60,7 @@ mod enqueue;
 pub mod heartbeat;
 mod inherit;
 mod join;
+mod lead;
 mod leave;
 mod overtake;
 pub mod place;
@@ -132,7 +133,9 @@ impl<'a> Batch<'a> {
         let telling = commands.renewals.iter().filter(|renewal| renewal.progress.is_some());
         wants.readers.extend(telling.map(|renewal| renewal.lease));
         wants.readers.extend(commands.releases.iter().map(|release| release.lease));
+        wants.leaders.extend(commands.claims.iter().map(|claim| claim.key.clone()));
         wants.clients.extend(commands.registers.iter().filter_map(|one| one.client));
+        wants.clients.extend(commands.claims.iter().filter_map(|one| one.client));
         wants.clients.extend(commands.acquires.iter().filter_map(|one| one.wish.client));
         wants.waiting.extend(commands.keys().map(|key| (key.clone(), 0)));
         let mut asked: BTreeMap<&SeedKey, usize> = BTreeMap::new();
@@ -182,7 +185,8 @@ impl<'a> Batch<'a> {
     fn decide_named(&mut self) {
         let Self { commands, rules, planner, now, tables, outcomes, .. } = self;
         let (rules, now) = (*rules, *now);
-        let period_ms = chain::period_ms(commands.heartbeats.len() + commands.renewals.len());
+        let reports = commands.heartbeats.len() + commands.renewals.len() + commands.claims.len();
+        let period_ms = chain::period_ms(reports);
         let each = &commands.registers;
         outcomes.registers = each.iter().map(|one| register::register(tables, now, rules, one)).collect();
         let each = &commands.heartbeats;
@@ -196,6 +200,7 @@ impl<'a> Batch<'a> {
         outcomes.removals =
             commands.removals.iter().map(|one| remove::remove(tables, now, rules, one)).collect();
         outcomes.drains = commands.drains.iter().map(|one| drain::drain(tables, now, rules, one)).collect();
+        outcomes.claims = lead::lead(tables, now, rules, &commands.claims, period_ms);
         // Before repetitions, which may follow the end of what they repeat.
         for one in &commands.leaves {
             let (left, freed) = leave::leave(tables, now, rules, planner, one);

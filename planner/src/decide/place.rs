@@ -92,7 +92,10 @@ pub fn place(row: &SeedRow, now: i64, rules: &Rules, host: Option<HostUse>) -> P
         && !row.is_silent(now, rules)
         && !row.is_leaf()
         && (has_room || row.free_reserve(now).is_some())
-        && row.loading.as_ref().is_none_or(|loading| loading.depth < rules.max_chain_depth)
+        && row
+            .loading
+            .as_ref()
+            .is_none_or(|loading| loading.may_be_read() && loading.depth < rules.max_chain_depth)
         && host.is_none_or(|host| !host.full);
     // Those on points that may be lent again.
     let last = row.terms.capacity.saturating_add(row.loading.is_some().into());

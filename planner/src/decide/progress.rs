@@ -75,6 +75,8 @@ fn tell(
         row.heard_ms = row.heard_ms.max(now);
         let loading = row.loading.as_mut()?;
         (loading.depth, loading.period_ms) = (depth, period_ms);
+        // Who reads from a seed has no need of storage.
+        loading.lead = loading.lead.filter(|_| source.is_none());
         loading.tell(now, told, source, ahead)
     });
     falls_behind.flatten()

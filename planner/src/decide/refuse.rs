@@ -9,7 +9,8 @@ use crate::store::{Refusal, Rules};
 /// The reason that there is no seed of a key for somebody, by the seeds that were seen and a witness of the others.
 pub(super) fn reason(tables: &Tables, now: i64, rules: &Rules, key: &SeedKey) -> Refusal {
     let mut reason = Refusal::UnknownKey;
-    for row in tables.seeds_of(key) {
+    // Who has just begun to read storage is no seed to anybody.
+    for row in tables.seeds_of(key).filter(|row| !row.is_nameless()) {
         match row.state(now, rules) {
             State::Live => return Refusal::AllBusy,
             State::Suspect => reason = Refusal::AllSuspect,

@@ -110,6 +110,16 @@ impl SeedRow {
         (self.loading.is_some() && !self.is_leaf() && is_free).then_some(point)
     }
 
+    /// Whether it has just begun to read storage, so that nobody may read from it yet.
+    pub fn is_nameless(&self) -> bool {
+        self.loading.as_ref().is_some_and(|loading| !loading.may_be_read())
+    }
+
+    /// Whether it has the right to lead, or was the last of its key to have it.
+    pub fn leads(&self) -> bool {
+        self.loading.as_ref().is_some_and(|loading| loading.lead.is_some())
+    }
+
     /// What names its bytes, as far as that is known.
     pub fn root(&self) -> Option<&str> {
         let loading = self.loading.as_ref();

@@ -249,6 +249,11 @@ impl Tables {
         self.by_key.get(key).into_iter().flatten().filter_map(|id| self.seed(*id))
     }
 
+    /// The seed of a key that has the right to lead, or was the last to have it.
+    pub(super) fn leader(&self, key: &SeedKey) -> Option<&Arc<SeedRow>> {
+        self.seeds_of(key).find(|row| row.leads())
+    }
+
     /// A seed on a point of which the lease is or was.
     pub(super) fn seed_with(&self, lease: &LeaseHash) -> Option<&Arc<SeedRow>> {
         let seed = self.seed(*self.by_lease.get(lease)?)?;

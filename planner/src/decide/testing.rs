@@ -177,6 +177,7 @@ fn answer((seeds, requests): (&[SeedRow], &[RequestRow]), wants: &Wants, tables:
         .filter_map(|lease| lease.reader)
         .collect();
     put(tables, &|row| readers.contains(&row.id));
+    put(tables, &|row| row.leads() && wants.leaders.contains(row.key.as_ref()));
     for (key, after) in &wants.waiting {
         let waiting = requests.iter().filter(|row| row.waits_until_ms.is_some() && row.id > *after);
         let rows: Vec<_> = waiting.clone().take(1).cloned().map(Arc::new).collect();

@@ -58,6 +58,8 @@ pub struct Wants {
     pub leases: BTreeSet<LeaseHash>,
     /// Seeds that hold these leases while they load.
     pub readers: BTreeSet<LeaseHash>,
+    /// The seeds of these keys that have the right to lead, or were the last to have it.
+    pub leaders: BTreeSet<SeedKey>,
     /// Requests by the hash of their idempotency key, each with the seed that its lease is on.
     pub names: BTreeSet<[u8; 32]>,
     /// Requests of a key that wait, those after a number, in the order of their numbers, at most
@@ -73,7 +75,8 @@ pub struct Wants {
     pub hosts: BTreeSet<String>,
     /// How many seeds and requests are these clients'.
     pub clients: BTreeSet<IpAddr>,
-    /// Of a key one seed that is live, else one that is suspect, if there is one beside those that were loaded.
+    /// Of a key one seed that is live, else one that is suspect, if there is one beside those that were loaded. None that
+    /// nobody may read from yet.
     pub witnesses: BTreeSet<SeedKey>,
 }
 

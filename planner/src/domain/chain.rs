@@ -22,6 +22,9 @@ const BUSY: usize = 128;
 /// Periods after which a loading seed that was not heard of is no source.
 const PERIODS: i64 = 3;
 
+/// How long the right to lead lives without a renewal, in milliseconds.
+pub const LEAD_TTL_MS: i64 = 10_000;
+
 /// How often loading seeds are to tell how far they are, in milliseconds, when so many commands came together.
 pub fn period_ms(commands: usize) -> i64 {
     let busy = i64::try_from(commands / BUSY).unwrap_or(i64::MAX);
@@ -97,6 +100,35 @@ pub struct Loading {
     pub period_ms: i64,
     /// How fast they come, and what follows from that.
     pub pace: Pace,
+    /// Its right to lead, if it has that or was the last to have it.
+    pub lead: Option<Lead>,
+}
+
+/// The right to lead: to read a key's weights from storage while others wait for them. One seed of a key has it at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Lead {
+    /// When it ends unless it is renewed.
+    pub until_ms: i64,
+    /// When its holder last told of more bytes.
+    pub moved_ms: i64,
+}
+
+impl Lead {
+    /// The right of who begins.
+    pub fn begin(now: i64) -> Self {
+        Self { until_ms: now.saturating_add(LEAD_TTL_MS), moved_ms: now }
+    }
+
+    /// The same, renewed; `moves`: more bytes came.
+    #[must_use]
+    pub fn renewed(self, now: i64, moves: bool) -> Self {
+        Self { moved_ms: if moves { now } else { self.moved_ms }, ..Self::begin(now) }
+    }
+
+    /// Whether somebody waits for its holder who waits so long for one that makes no progress.
+    pub fn holds_for(self, now: i64, patience_ms: i64) -> bool {
+        self.until_ms > now && self.moved_ms > now.saturating_sub(patience_ms)
+    }
 }
 
 /// The parts in which a held share is compared.
@@ -106,6 +138,12 @@ impl Loading {
     /// How long it may be silent, in milliseconds, until it is no source.
     pub fn silent_after_ms(&self) -> i64 {
         self.period_ms.saturating_mul(PERIODS)
+    }
+
+    /// Whether it has what a reader may ask for: a source, or a name for its bytes. Who has just begun to read storage has
+    /// neither.
+    pub fn may_be_read(&self) -> bool {
+        self.source.is_some() || self.root.is_some()
     }
 
     /// How much of the model it holds, in parts of 2^16.
@@ -219,7 +257,7 @@ pub fn may_read(reader: &Reader, offer: Offer<'_>) -> bool {
         return false;
     }
     let Some(loading) = loading else { return true };
-    if reader.id.is_some() && loading.source == reader.id {
+    if !loading.may_be_read() || (reader.id.is_some() && loading.source == reader.id) {
         return false;
     }
     let is_new = reader.id.is_none() && reader.held.is_none();
@@ -248,6 +286,7 @@ mod tests {
             arrived_bytes: held_bytes,
             period_ms: PERIOD_MS,
             pace: Pace::default(),
+            lead: None,
         }
     }
 
@@ -300,6 +339,23 @@ mod tests {
         assert!(moved_from(7, 11) && !moved_from(2, 0), "it stands behind");
         let not_known = reader(None, 0, Some(("x", 10)));
         assert!(!may(&not_known, Some("x"), Some(&loading(None, 0, "x", 10))));
+    }
+
+    #[test]
+    fn nobody_reads_from_who_has_just_begun_with_storage() {
+        let nameless = Loading { root: None, ..loading(None, 0, "x", 0) };
+        assert!(!may(&reader(None, 0, None), None, Some(&nameless)));
+        assert!(may(&reader(None, 0, None), None, Some(&Loading { source: Some(9), ..nameless })));
+    }
+
+    #[test]
+    fn who_leads_keeps_others_waiting_while_it_renews_and_makes_progress() {
+        let lead = Lead::begin(0);
+        assert!(lead.holds_for(LEAD_TTL_MS - 1, i64::MAX) && !lead.holds_for(LEAD_TTL_MS, i64::MAX));
+        let stands = (1..=4).fold(lead, |lead, at| lead.renewed(at * 9_000, false));
+        assert!(stands.holds_for(36_000, 36_001) && !stands.holds_for(36_000, 36_000));
+        assert!(stands.renewed(36_000, true).holds_for(36_000, 1));
+        assert!(!lead.holds_for(0, 0), "who does not wait at all reads storage, too");
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::{Account, End};
 use crate::decide::quota::Quota;
-use crate::domain::chain::{Progress, Source};
+use crate::domain::chain::{Held, Progress, Source};
 use crate::domain::health::{BackOff, Health};
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
@@ -289,6 +289,48 @@ pub struct Leave {
     pub why: Leaving,
 }
 
+/// Asks for the right to read storage while others wait, or renews it. It registers who gets it as a loading seed without
+/// a source; whoever else asks is heard of, if it is a loading seed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Where it serves.
+    pub identity: SeedIdentity,
+    /// What it loads.
+    pub key: SeedKey,
+    /// What it tells of itself beside that; its incarnation tells this memory from any other.
+    pub profile: Box<Profile>,
+    /// Who asks, as its share is counted.
+    pub client: Option<IpAddr>,
+    /// The model's size.
+    pub total_bytes: u64,
+    /// Bytes that came since the load began.
+    pub arrived_bytes: u64,
+    /// What it holds; `None` for nothing.
+    pub held: Option<Held>,
+    /// How long it waits for who has the right, while that makes no progress, in milliseconds.
+    pub patience_ms: i64,
+}
+
+/// What became of a [`Claim`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claimed {
+    /// What the asker is to do.
+    pub role: Role,
+    /// When it is to ask again, in milliseconds.
+    pub renew_after_ms: i64,
+}
+
+/// What somebody is to do who asked for the right to lead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    /// It has the right.
+    Leads,
+    /// This seed has it.
+    Waits(SeedIdentity),
+    /// Nobody has it, and it cannot be registered: it loads for itself.
+    Alone,
+}
+
 /// Leases a point of some seed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Acquire {
@@ -328,6 +370,8 @@ pub struct Commands {
     pub removals: Vec<Remove>,
     /// Seeds that operators take out.
     pub drains: Vec<Drain>,
+    /// Questions for the right to lead.
+    pub claims: Vec<Claim>,
     /// Ends of waits.
     pub leaves: Vec<Leave>,
     /// Acquisitions.
@@ -347,12 +391,19 @@ impl Commands {
             releases,
             removals,
             drains,
+            claims,
             leaves,
             acquires,
             serves,
         } = self;
         let of_seeds = registers.len() + heartbeats.len() + answers.len() + removals.len() + drains.len();
-        of_seeds + renewals.len() + releases.len() + leaves.len() + acquires.len() + serves.len()
+        of_seeds
+            + claims.len()
+            + renewals.len()
+            + releases.len()
+            + leaves.len()
+            + acquires.len()
+            + serves.len()
     }
 
     /// Whether there is none.
@@ -370,6 +421,7 @@ impl Commands {
             .chain(self.releases.iter().map(|one| &one.identity))
             .chain(self.removals.iter().map(|one| &one.identity))
             .chain(self.drains.iter().map(|one| &one.identity))
+            .chain(self.claims.iter().map(|one| &one.identity))
     }
 
     /// The keys of which they may leave a free point, or want one, as far as they name them.
@@ -377,6 +429,7 @@ impl Commands {
         let heard = self.registers.iter().map(|one| &one.key);
         heard
             .chain(self.heartbeats.iter().map(|one| &one.key))
+            .chain(self.claims.iter().map(|one| &one.key))
             .chain(self.acquires.iter().map(|one| &one.key))
             .chain(self.serves.iter().map(|one| &one.key))
     }
@@ -415,6 +468,8 @@ pub struct Outcomes {
     pub removals: Vec<Removal>,
     /// How many leases the seed has; `None` when it is not known under the key.
     pub drains: Vec<Option<u32>>,
+    /// What the asker is to do.
+    pub claims: Vec<Claimed>,
     /// What the end of the wait found.
     pub leaves: Vec<Left>,
     /// Whether there is a lease.

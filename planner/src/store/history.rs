@@ -131,6 +131,8 @@ pub enum EventKind {
     Completed = 8,
     /// It loads, and reads from another seed now.
     Moved = 9,
+    /// It has the right to lead: it reads storage, and others wait for it.
+    Leads = 10,
 }
 
 impl EventKind {
@@ -147,6 +149,7 @@ impl EventKind {
             Self::Invalidated,
             Self::Completed,
             Self::Moved,
+            Self::Leads,
         ]
         .into_iter()
         .find(|kind| *kind as i64 == number)

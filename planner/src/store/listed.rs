@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
-use super::commands::NoRoom;
+use super::commands::{Claim, Claimed, NoRoom};
 use super::history::Account;
 use super::{Grant, LeaseHash, Leaving, Left, Queue, Refusal, Renewed, Report};
 use crate::domain::chain::Progress;
@@ -95,6 +95,8 @@ pub(crate) enum Command {
         /// The store's number of the holding that was asked: a later one has not answered.
         seed_id: i64,
     },
+    /// Ask for the right to lead, or renew it.
+    Claim(Box<Claim>),
     /// Take a seed out: its owner ends.
     Remove {
         /// Where it is.
@@ -136,6 +138,8 @@ pub(crate) enum Outcome {
     Released(bool),
     /// Of [`Command::Answered`]: whether that holding is still there.
     Noted(bool),
+    /// Of [`Command::Claim`].
+    Claimed(Claimed),
     /// Of [`Command::Remove`].
     Removed(Removal),
     /// Of [`Command::Drain`]: how many leases the seed has, or `None` when it is not known under the key.

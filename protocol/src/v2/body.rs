@@ -77,6 +77,15 @@ where
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|Object(object)| object))
 }
 
+/// An object that has to be there.
+pub(super) fn needed_object<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    Object::deserialize(deserializer).map(|Object(object)| object)
+}
+
 /// A list of `LEAST` to `MOST` objects.
 pub(super) fn objects<'de, const LEAST: usize, const MOST: usize, D, T>(
     deserializer: D,

@@ -8,6 +8,7 @@
 mod body;
 mod history;
 mod keys;
+mod leads;
 mod leases;
 mod loading;
 mod query;
@@ -24,6 +25,7 @@ pub use keys::{
     Explain, Explained, ExplainedSeed, Invalidate, Invalidated, KeyList, KeyQuery, KeySummary, SeedCounts,
     Verdict,
 };
+pub use leads::{Claim, Claimed, RIGHT_TO_LEAD, Role};
 pub use leases::{
     Acquire, Granted, LeaseList, LeaseQuery, LeaseSummary, Release, Released, Renew, Renewed, TransferOutcome,
 };
@@ -57,6 +59,8 @@ pub const ENDED_LEASES: &str = "/v2/leases/ended";
 pub const RENEW: &str = "/v2/leases/renew";
 /// `POST`: ends a lease and tells how it went.
 pub const RELEASE: &str = "/v2/leases/release";
+/// `POST`: asks for the right to read weights from storage while others wait, or renews it.
+pub const LEADS: &str = "/v2/leads";
 /// `GET`: lists keys.
 pub const KEYS: &str = "/v2/keys";
 /// `POST`: the weights of a key were replaced.

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::LOADING_SEEDS;
+use super::{LOADING_SEEDS, RIGHT_TO_LEAD};
 
 /// The answer to `GET /v2`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,7 +30,16 @@ impl Service {
 
     /// Whether it knows workers that serve while they load.
     pub fn knows_loading_seeds(&self) -> bool {
-        self.features.iter().any(|feature| feature == LOADING_SEEDS)
+        self.has(LOADING_SEEDS)
+    }
+
+    /// Whether it gives the right to lead.
+    pub fn gives_right_to_lead(&self) -> bool {
+        self.has(RIGHT_TO_LEAD)
+    }
+
+    fn has(&self, feature: &str) -> bool {
+        self.features.iter().any(|named| named == feature)
     }
 
     /// Whether it is a planner that speaks this API.

@@ -121,7 +121,10 @@ fn an_answer_may_have_more_fields() {
     assert!(!serde_json::from_value::<Service>(service.clone()).unwrap().knows_loading_seeds());
     let mut chains = service.clone();
     chains["features"] = json!(["of_a_later_version", LOADING_SEEDS]);
-    assert!(serde_json::from_value::<Service>(chains).unwrap().knows_loading_seeds());
+    let chains: Service = serde_json::from_value(chains).unwrap();
+    assert!(chains.knows_loading_seeds() && !chains.gives_right_to_lead());
+    let leads = Service { features: vec![RIGHT_TO_LEAD.into()], ..chains };
+    assert!(leads.gives_right_to_lead() && !leads.knows_loading_seeds());
     let mut other = service;
     other["service"] = json!("something");
     assert!(!serde_json::from_value::<Service>(other).unwrap().speaks_v2());
@@ -162,6 +165,29 @@ fn what_loading_seeds_are_told_may_be_left_out_and_may_grow() {
         let (at, reason) = refusal::<Acquire>(&json!({"seed_key": "k", "loading": body}));
         assert!(at == field && reason.contains(because), "{at}: {reason}; expected {field}: {because}");
     }
+}
+
+#[test]
+fn a_question_for_the_right_to_lead_is_checked_and_its_answer_may_grow() {
+    let loading = json!({"seed": "h:1:0", "incarnation": "i", "total_bytes": 1});
+    let whole = json!({"seed_key": "k", "loading": loading, "arrived_bytes": 0, "patience_ms": 1});
+    let claim: Claim = decode(whole.to_string().as_bytes()).unwrap();
+    assert_eq!(serde_json::to_value(&claim).unwrap(), whole);
+    for (field, value, because) in [
+        ("loading", json!(["h:1:0", "i", 1]), "expected an object"),
+        ("loading", Value::Null, "expected an object"),
+        ("patience_ms", json!(MAX_WAIT_MS + 1), "must be at most"),
+        ("arrived_bytes", json!(-1), "-1"),
+        ("wait_ms", json!(1), "unknown field"),
+    ] {
+        let mut bad = whole.clone();
+        bad[field] = value;
+        let (at, reason) = refusal::<Claim>(&bad);
+        assert!(at == field && reason.contains(because), "{at}: {reason}; expected {field}: {because}");
+    }
+    let later = json!({"role": "of_a_later_version", "renew_after_ms": 1, "more": {}});
+    let claimed: Claimed = serde_json::from_value(later).unwrap();
+    assert_eq!(claimed, Claimed { role: Role::Alone, renew_after_ms: 1, leader: None });
 }
 
 #[test]

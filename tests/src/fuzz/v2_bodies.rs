@@ -4,9 +4,10 @@ use std::fmt::Debug;
 
 use rfork_protocol::problem::Problem;
 use rfork_protocol::v2::{
-    self, Acquire, Deregister, Deregistered, Drain, Drained, EndedLeaseList, EventList, Explain, Explained,
-    Granted, HeartbeatBatch, HeartbeatResults, Invalidate, Invalidated, KeyList, LeaseList, MAX_BEATS,
-    MAX_EXCLUDED, MAX_WAIT_MS, Register, Registered, Release, Released, Renew, Renewed, SeedList, Service,
+    self, Acquire, Claim, Claimed, Deregister, Deregistered, Drain, Drained, EndedLeaseList, EventList,
+    Explain, Explained, Granted, HeartbeatBatch, HeartbeatResults, Invalidate, Invalidated, KeyList,
+    LeaseList, MAX_BEATS, MAX_EXCLUDED, MAX_WAIT_MS, Register, Registered, Release, Released, Renew, Renewed,
+    SeedList, Service,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -35,6 +36,9 @@ pub fn run(data: &[u8]) {
     if let Some(acquire) = requested::<Acquire>(data) {
         assert!(acquire.wait_ms <= MAX_WAIT_MS && acquire.exclude.len() <= MAX_EXCLUDED);
     }
+    if let Some(claim) = requested::<Claim>(data) {
+        assert!(claim.patience_ms <= MAX_WAIT_MS);
+    }
     answered::<Registered>(data);
     answered::<HeartbeatResults>(data);
     answered::<Drained>(data);
@@ -42,6 +46,7 @@ pub fn run(data: &[u8]) {
     answered::<Granted>(data);
     answered::<Renewed>(data);
     answered::<Released>(data);
+    answered::<Claimed>(data);
     answered::<Invalidated>(data);
     answered::<Explained>(data);
     answered::<SeedList>(data);

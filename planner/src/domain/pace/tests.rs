@@ -45,6 +45,7 @@ impl Chain {
             arrived_bytes: 0,
             period_ms: PERIOD_MS,
             pace: Pace::begun(1),
+            lead: None,
         };
         Self {
             root,

@@ -25,6 +25,7 @@ pub(crate) mod clock;
 pub(crate) mod found;
 pub(crate) mod history;
 pub(crate) mod inheriting;
+pub(crate) mod leading;
 pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod loading;

@@ -36,6 +36,7 @@ enum At {
     Answered(usize),
     Remove(usize),
     Drain(usize),
+    Claim(usize),
 }
 
 /// Sorts a list by kind; gives the places, too.
@@ -71,6 +72,7 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
         }
         Command::Remove { identity, key } => At::Remove(push(&mut sorted.removals, Remove { identity, key })),
         Command::Drain { identity, key } => At::Drain(push(&mut sorted.drains, Drain { identity, key })),
+        Command::Claim(claim) => At::Claim(push(&mut sorted.claims, *claim)),
     });
     let places = places.collect();
     (sorted, places)
@@ -100,6 +102,7 @@ fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, StoreErr
             At::Answered(at) => Outcome::Noted(*outcomes.answers.get(at)?),
             At::Remove(at) => Outcome::Removed(*outcomes.removals.get(at)?),
             At::Drain(at) => Outcome::Drained(*outcomes.drains.get(at)?),
+            At::Claim(at) => Outcome::Claimed(outcomes.claims.get(at)?.clone()),
         })
     };
     let all = places.iter().map(outcome);

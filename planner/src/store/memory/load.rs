@@ -40,6 +40,11 @@ impl Mirror {
                 self.put_seed(tables, reader);
             }
         }
+        for key in &wants.leaders {
+            if let Some(leader) = self.keys.get(key).and_then(|key| key.leader) {
+                self.put_seed(tables, leader);
+            }
+        }
         for name in &wants.names {
             if let Some(id) = self.requests_by_name.get(name) {
                 self.put_request(tables, *id);
@@ -83,8 +88,10 @@ impl Mirror {
             let rows = || self.keys.get(key).into_iter().flat_map(|key| key.seeds.values());
             let unseen = |id: &&i64| !tables.has_seen(**id);
             let of = |state| {
-                let is_so =
-                    |id: &&i64| self.seeds.get(*id).is_some_and(|seed| seed.row.state(now, rules) == state);
+                let is_so = |id: &&i64| {
+                    let row = self.seeds.get(*id).map(|seed| &seed.row);
+                    row.is_some_and(|row| !row.is_nameless() && row.state(now, rules) == state)
+                };
                 rows().filter(unseen).find(is_so)
             };
             if let Some(id) = of(State::Live).or_else(|| of(State::Suspect)).copied() {

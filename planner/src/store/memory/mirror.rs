@@ -36,6 +36,8 @@ pub(super) struct OfKey {
     pub(super) due: BTreeSet<(i64, i64)>,
     /// Requests that wait.
     pub(super) waiting: BTreeSet<i64>,
+    /// The seed that has the right to lead, or was the last to have it.
+    pub(super) leader: Option<i64>,
 }
 
 /// Which instance serves the ranks of another one, and when that was last used.
@@ -181,6 +183,8 @@ impl Mirror {
                 self.bytes = self.bytes.saturating_sub(before.bytes()).saturating_add(after.bytes());
                 self.note_leases(&before, false);
                 self.note_leases(&after, true);
+                self.note_leader(&before, false);
+                self.note_leader(&after, after.leads());
                 if let Some(seed) = self.seeds.get_mut(&after.id) {
                     seed.row = after.clone();
                 }
@@ -210,6 +214,7 @@ impl Mirror {
         self.count_client(row.client, |theirs| theirs.seeds += 1);
         self.names.insert(row.name.clone(), row.id);
         self.key(&row.key).seeds.insert(row.name.clone(), row.id);
+        self.note_leader(&row, row.leads());
         if let Some(host) = row.capped_host() {
             self.hosts.entry(host.to_owned()).or_default().insert(row.id);
         }
@@ -226,6 +231,7 @@ impl Mirror {
         if self.names.get(&row.name) == Some(&row.id) {
             self.names.remove(&row.name);
         }
+        self.note_leader(row, false);
         if let Some(key) = self.keys.get_mut(&row.key) {
             if key.seeds.get(&row.name) == Some(&row.id) {
                 key.seeds.remove(&row.name);
@@ -268,6 +274,16 @@ impl Mirror {
         if self.keys.get(key).is_some_and(|key| key.seeds.is_empty() && key.waiting.is_empty()) {
             self.keys.remove(key);
             self.bytes = self.bytes.saturating_sub(key_bytes(key));
+        }
+    }
+
+    /// Whether a seed leads now. One that does not takes nothing from who does.
+    fn note_leader(&mut self, row: &SeedRow, leads: bool) {
+        let Some(key) = self.keys.get_mut(&row.key) else { return };
+        if leads {
+            key.leader = Some(row.id);
+        } else if key.leader == Some(row.id) {
+            key.leader = None;
         }
     }
 

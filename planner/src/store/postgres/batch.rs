@@ -49,6 +49,7 @@ impl<'a> Apply<'a> {
         wants.hosts.extend(held.hosts.iter().cloned());
         // Whoever waited may load now, and be a seed.
         load.adds_rows = !commands.registers.is_empty()
+            || !commands.claims.is_empty()
             || store.rules.max_chain_depth > 0
             || commands.acquires.iter().any(|one| one.queue.is_some() || one.wish.instance_id.is_some());
         let shown = load.look(connection, &wants, (&[], &[])).await?;

@@ -122,6 +122,7 @@ impl<'a> Load<'a> {
         let sees_seeds = !(wants.identities.is_empty()
             && wants.leases.is_empty()
             && wants.readers.is_empty()
+            && wants.leaders.is_empty()
             && wants.offers.is_empty()
             && wants.hosts.is_empty()
             && ids.is_empty());
@@ -186,6 +187,7 @@ impl<'a> Load<'a> {
             .bind(offers.iter().map(|offer| offer.near == Near::Anywhere).collect::<Vec<_>>())
             .bind(wants.readers.iter().map(|lease| lease.to_vec()).collect::<Vec<_>>())
             .bind(offers.iter().map(|offer| key_hash(&offer.key)).collect::<Vec<_>>())
+            .bind(wants.leaders.iter().map(key_hash).collect::<Vec<_>>())
             .fetch_all(&mut *connection)
             .await?;
         let until_ms = clock.passed_ms();
@@ -407,6 +409,7 @@ macro_rules! seeds {
                  SELECT 0 AS kind, 0::bigint AS at, s.id AS seed_id FROM seeds s WHERE s.identity = ANY($4)
                  UNION ALL SELECT 0, 0, p.seed_id FROM points p WHERE p.lease_hash = ANY($5)
                  UNION ALL SELECT 0, 0, p.reader FROM points p WHERE p.lease_hash = ANY($14) AND p.reader IS NOT NULL
+                 UNION ALL SELECT 0, 0, g.seed_id FROM loading_seeds g WHERE g.lead_key = ANY($16)
                  UNION ALL SELECT 0, 0, s.id FROM seeds s WHERE s.capped_host = ANY($6)
                  UNION ALL SELECT 0, 0, u.id FROM unnest($7::bigint[]) AS u (id)
                  UNION ALL SELECT 1, w.at, o.seed_id
@@ -474,11 +477,13 @@ const WITNESSES: &str = concat!(
          (SELECT b.seed_id FROM heartbeats b JOIN seeds o ON o.id = b.seed_id
           WHERE b.key_hash = k.key_hash AND b.last_ms > coalesce($1::bigint - 3 * (
               SELECT g.period_ms FROM loading_seeds g WHERE g.seed_id = o.id), $1 - $2) AND NOT o.removed AND NOT o.drained
-            AND o.suspect_until_ms <= $1 AND o.id <> ALL($4::bigint[]) LIMIT 1),
+            AND o.suspect_until_ms <= $1 AND o.id <> ALL($4::bigint[])
+            AND NOT EXISTS (SELECT 1 FROM loading_seeds g WHERE g.seed_id = o.id AND g.source_id IS NULL AND g.root IS NULL) LIMIT 1),
          (SELECT b.seed_id FROM heartbeats b JOIN seeds o ON o.id = b.seed_id
           WHERE b.key_hash = k.key_hash AND b.last_ms > coalesce($1::bigint - 3 * (
               SELECT g.period_ms FROM loading_seeds g WHERE g.seed_id = o.id), $1 - $2) AND NOT o.removed AND NOT o.drained
-            AND o.suspect_until_ms > $1 AND o.id <> ALL($4::bigint[]) LIMIT 1)) AS seed_id) AS w
+            AND o.suspect_until_ms > $1 AND o.id <> ALL($4::bigint[])
+            AND NOT EXISTS (SELECT 1 FROM loading_seeds g WHERE g.seed_id = o.id AND g.source_id IS NULL AND g.root IS NULL) LIMIT 1)) AS seed_id) AS w
      CROSS JOIN LATERAL (SELECT ",
     rows::seed_columns!(),
     " FROM ",

@@ -10,7 +10,7 @@ use sqlx::postgres::PgRow;
 use super::super::{Idempotency, wish};
 use super::transaction::Stopped;
 use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
-use crate::domain::chain::Loading;
+use crate::domain::chain::{Lead, Loading};
 use crate::domain::health::Health;
 use crate::domain::location::Location;
 use crate::domain::pace::{Pace, Sending};
@@ -26,7 +26,7 @@ macro_rules! seed_columns {
          s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.client, h.last_ms,
          l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
          g.total_bytes, g.arrived_bytes, g.period_ms, g.told_ms, g.rate, g.lags, g.sends, g.was_moved, g.yields_to,
-         g.yielded_ms"
+         g.yielded_ms, g.lead_until_ms, g.lead_moved_ms"
     };
 }
 
@@ -116,6 +116,10 @@ fn loading(row: &PgRow) -> Result<Option<Loading>, Stopped> {
             yields_to: row.try_get("yields_to")?,
             yielded_ms: row.try_get("yielded_ms")?,
         },
+        lead: row
+            .try_get::<Option<i64>, _>("lead_until_ms")?
+            .zip(row.try_get("lead_moved_ms")?)
+            .map(|(until_ms, moved_ms)| Lead { until_ms, moved_ms }),
     }))
 }
 

@@ -18,6 +18,7 @@ use cluster::Cluster;
 
 #[path = "../../../../tests/src/cluster.rs"]
 mod cluster;
+mod leads;
 #[path = "../../../../tests/src/pooler.rs"]
 mod pooler;
 mod poolers;

@@ -64,6 +64,7 @@ pub(super) fn told(outcome: &Outcome) -> Told {
     match outcome {
         Outcome::Registered(registration, number) => Told::Registered(*registration, *number),
         Outcome::NoRoom(_) => panic!("there is room"),
+        Outcome::Claimed(_) => panic!("nobody asked: the histories of loading seeds do"),
         Outcome::Heard(heard, number) => Told::Heard(*heard, *number),
         Outcome::Acquired(Err(refusal)) => Told::Refused(*refusal),
         Outcome::Acquired(Ok(grant)) => Told::Granted(granted(grant)),

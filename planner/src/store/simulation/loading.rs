@@ -16,6 +16,7 @@ use crate::store::listed::{Command, Outcome};
 use crate::store::{Grant, Registration, Report, Rules};
 
 mod inheriting;
+mod leading;
 pub(crate) mod overtaking;
 
 /// Workers of a history.
@@ -43,16 +44,19 @@ pub(crate) enum Fault {
     EveryoneStalls,
     /// The place of a source that is lost goes back to the queue.
     PlaceGoesBack,
+    /// Nobody waits for who leads.
+    TwoLeaders,
 }
 
 impl Fault {
-    pub(crate) const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 7] = [
         Self::HoldsLess,
         Self::LoadingToUnmodified,
         Self::TwoRoots,
         Self::KeepsReaders,
         Self::EveryoneStalls,
         Self::PlaceGoesBack,
+        Self::TwoLeaders,
     ];
 
     fn put_into(self, command: &mut Command, a_lease: Option<(u8, u32)>) {
@@ -81,6 +85,7 @@ impl Fault {
                     stalled.lost = false;
                 }
             }
+            (Self::TwoLeaders, Command::Claim(claim)) => claim.patience_ms = 0,
             _ => {}
         }
     }
@@ -124,6 +129,8 @@ struct Worker {
     /// The bytes that it has told.
     told_bytes: u64,
     told_root: Option<char>,
+    /// The bytes that it has told to have come.
+    arrived_bytes: u64,
     depth: u32,
     /// Who, and which memory of it.
     reads_from: Option<(u8, u32)>,
@@ -154,6 +161,7 @@ struct Play<H: Home> {
     workers: Vec<Worker>,
     /// Of clients that do not load.
     others: Vec<Lease>,
+    leads: Option<leading::Leader>,
     next_lease: u32,
     now: i64,
 }
@@ -163,7 +171,8 @@ async fn play<H: Home>(seed: u64, fault: Option<Fault>) -> Result<(), String> {
     let bench = Bench::<H>::new(Rules { capacity: CAPACITY, ..RULES }).await;
     let workers = vec![Worker::default(); usize::from(WORKERS)];
     let random = fastrand::Rng::with_seed(seed);
-    let mut play = Play { bench, random, fault, workers, others: Vec::new(), next_lease: 1, now: 0 };
+    let mut play =
+        Play { bench, random, fault, workers, others: Vec::new(), leads: None, next_lease: 1, now: 0 };
     for _ in 0..STEPS {
         play.step().await?;
     }
@@ -182,7 +191,7 @@ impl<H: Home> Play<H> {
     async fn step(&mut self) -> Result<(), String> {
         let name = self.random.u8(0..WORKERS);
         let at = usize::from(name);
-        match self.random.u8(0..20) {
+        match self.random.u8(0..24) {
             0..7 => self.ask(name).await,
             7 => self.ask_unmodified().await,
             8..14 => self.renew(name).await,
@@ -206,6 +215,7 @@ impl<H: Home> Play<H> {
                 Ok(())
             }
             16 => self.release(name).await,
+            17..21 => self.claim(name).await,
             _ => {
                 let ms = self.random.i64(1..SILENT_MS);
                 self.bench.step(ms);
@@ -237,6 +247,9 @@ impl<H: Home> Play<H> {
         }
         if self.is_silent(known) {
             return Err(format!("{source} was not heard of"));
+        }
+        if self.is_nameless(source) {
+            return Err(format!("{source} has just begun to read storage"));
         }
         // A point of the reserve stays leased when its seed has everything.
         let (reserve, points): (Vec<&Lease>, Vec<&Lease>) =
@@ -350,7 +363,7 @@ impl<H: Home> Play<H> {
         let worker = worker.clone();
         let progress = Progress {
             incarnation: worker.memory.to_string(),
-            arrived_bytes: 0,
+            arrived_bytes: worker.arrived_bytes,
             held: worker.held.map(|(root, bytes)| Held { root: root.into(), bytes }),
         };
         let command = Command::Renew {

@@ -13,7 +13,7 @@ use super::super::clock::{Clock, Own};
 use super::super::memory::Loaded;
 use super::super::{Idempotency, StoreError, wish};
 use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
-use crate::domain::chain::Loading;
+use crate::domain::chain::{Lead, Loading};
 use crate::domain::health::Health;
 use crate::domain::location::Location;
 use crate::domain::pace::{Pace, Sending};
@@ -140,6 +140,10 @@ fn loading(row: &SqliteRow) -> Result<Loading, StoreError> {
             yields_to: row.try_get("yields_to")?,
             yielded_ms: row.try_get("yielded_ms")?,
         },
+        lead: row
+            .try_get::<Option<i64>, _>("lead_until_ms")?
+            .zip(row.try_get("lead_moved_ms")?)
+            .map(|(until_ms, moved_ms)| Lead { until_ms, moved_ms }),
     })
 }
 

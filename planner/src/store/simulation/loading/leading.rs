@@ -1,0 +1,83 @@
+//! Who leads, by what the workers did and were told.
+
+use super::{Play, TOTAL_BYTES, asker};
+use crate::domain::chain::Held;
+use crate::domain::seed::Profile;
+use crate::store::commands::{Claim, Role};
+use crate::store::conformance::{Home, identity, key};
+use crate::store::listed::{Command, Outcome};
+
+/// How long the right lives without a renewal, in milliseconds.
+const TTL_MS: i64 = 10_000;
+
+/// Who was told that it leads.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Leader {
+    name: u8,
+    memory: u32,
+    until_ms: i64,
+    /// When it last told of more bytes.
+    moved_ms: i64,
+}
+
+impl<H: Home> Play<H> {
+    /// A worker that finds nothing asks for the right, or renews it.
+    pub(super) async fn claim(&mut self, name: u8) -> Result<(), String> {
+        let now = self.now;
+        let worker = self.workers[usize::from(name)].clone();
+        if worker.is_complete {
+            return Ok(());
+        }
+        let moves = self.random.bool() && worker.arrived_bytes < TOTAL_BYTES;
+        let patience_ms = self.random.choice([1, 4_000, 20_000]).unwrap_or(1);
+        let arrived_bytes = worker.arrived_bytes + u64::from(moves);
+        let told = asker(name, worker.memory, None);
+        let profile = Profile { incarnation: Some(told.incarnation), ..Profile::default() };
+        let command = Command::Claim(Box::new(Claim {
+            identity: told.identity,
+            key: key("k"),
+            profile: Box::new(profile),
+            client: None,
+            total_bytes: TOTAL_BYTES,
+            arrived_bytes,
+            held: worker.held.map(|(root, bytes)| Held { root: root.into(), bytes }),
+            patience_ms,
+        }));
+        let Outcome::Claimed(claimed) = self.apply(command).await else { panic!("not of a claim") };
+        let holder = self.leader().filter(|holder| holder.name != name);
+        let keeps = holder.filter(|holder| holder.until_ms > now && holder.moved_ms > now - patience_ms);
+        let expected = keeps.map_or(Role::Leads, |holder| Role::Waits(identity(holder.name)));
+        if claimed.role != expected {
+            return Err(format!("{name} is told {:?} instead of {expected:?}", claimed.role));
+        }
+        let had_it = self.leader().filter(|holder| holder.name == name);
+        let worker = &mut self.workers[usize::from(name)];
+        worker.arrived_bytes = arrived_bytes;
+        if claimed.role != Role::Leads && !worker.loads {
+            return Ok(());
+        }
+        worker.heard_ms = now;
+        worker.told_bytes = worker.held.map_or(0, |held| held.1);
+        worker.told_root = worker.held.map(|held| held.0).or(worker.told_root.filter(|_| worker.loads));
+        if claimed.role == Role::Leads {
+            (worker.loads, worker.depth, worker.reads_from) = (true, 0, None);
+            let moved_ms = had_it.filter(|_| !moves).map_or(now, |holder| holder.moved_ms);
+            self.leads = Some(Leader { name, memory: worker.memory, until_ms: now + TTL_MS, moved_ms });
+        }
+        Ok(())
+    }
+
+    /// Who has the right, or had it last: it loads with the same memory, and from nobody.
+    fn leader(&self) -> Option<Leader> {
+        self.leads.filter(|leader| {
+            let worker = &self.workers[usize::from(leader.name)];
+            worker.memory == leader.memory && worker.loads && worker.reads_from.is_none()
+        })
+    }
+
+    /// Whether nobody may read from a worker yet: it leads, and has no name for its bytes.
+    pub(super) fn is_nameless(&self, name: u8) -> bool {
+        let worker = &self.workers[usize::from(name)];
+        worker.loads && worker.reads_from.is_none() && worker.told_root.is_none()
+    }
+}

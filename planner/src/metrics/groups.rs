@@ -33,6 +33,7 @@ pub(super) struct Changes {
     pub(super) leases: IntCounterVec,
     pub(super) releases: IntCounterVec,
     pub(super) refusals: IntCounterVec,
+    pub(super) claims: IntCounterVec,
     pub(super) heartbeats: IntCounterVec,
     pub(super) forgotten: IntCounterVec,
 }
@@ -150,6 +151,13 @@ impl Changes {
                 "Requests for a seed that got none, by reason.",
                 &["reason"],
                 &["unknown_key", "all_busy", "all_suspect", "lease_ended", "other_request"],
+            )?,
+            claims: series.counters(
+                "lead_answers_total",
+                "Answers to workers that asked whether they may read storage, or still may: they lead, wait for another one, or \
+                 load alone, as they cannot be registered.",
+                &["role"],
+                &["leads", "waits", "alone"],
             )?,
             heartbeats: series.counters(
                 "heartbeats_total",

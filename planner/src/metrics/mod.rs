@@ -16,7 +16,7 @@ use prometheus::{
 };
 
 use crate::identity::{Denied, Mode};
-use crate::store::commands::{Acquired, Release};
+use crate::store::commands::{Acquired, Release, Role};
 use crate::store::history::End;
 use crate::store::{
     Commands, Counts, Heard, Leaving, Left, Outcomes, Refusal, Registration, Removal, Report, Store, Tally,
@@ -284,7 +284,15 @@ impl Metrics {
 
     fn applied(&self, commands: &Commands, outcomes: &Outcomes) {
         let Outcomes { registers, heartbeats, answers: _, renewals, releases, .. } = outcomes;
-        let Outcomes { removals, drains, leaves, acquires, serves: _, .. } = outcomes;
+        let Outcomes { removals, drains, claims, leaves, acquires, serves: _, .. } = outcomes;
+        for claimed in claims {
+            let role = match claimed.role {
+                Role::Leads => "leads",
+                Role::Waits(_) => "waits",
+                Role::Alone => "alone",
+            };
+            self.changes.claims.with_label_values(&[role]).inc();
+        }
         let registered = registers.iter().flatten().map(|(registration, _)| match registration {
             Registration::New => "new",
             Registration::NewHolding => "new_holding",

@@ -84,10 +84,12 @@ pub enum EventKind {
     Completed,
     /// It loads, and reads from another seed now.
     Moved,
+    /// It has the right to lead: it reads storage, and others wait for it.
+    Leads,
 }
 
 impl EventKind {
-    const NAMES: [(&str, Self); 10] = [
+    const NAMES: [(&str, Self); 11] = [
         ("registered", Self::Registered),
         ("new_holding", Self::NewHolding),
         ("removed", Self::Removed),
@@ -98,6 +100,7 @@ impl EventKind {
         ("invalidated", Self::Invalidated),
         ("completed", Self::Completed),
         ("moved", Self::Moved),
+        ("leads", Self::Leads),
     ];
 
     /// As it stands in a query.

@@ -329,7 +329,8 @@ fn states() -> impl Strategy<Value = SeedState> {
 
 fn kinds() -> impl Strategy<Value = EventKind> {
     use EventKind::{
-        Completed, Drained, Invalidated, Moved, NewHolding, Recovered, Registered, Removed, Silent, Suspect,
+        Completed, Drained, Invalidated, Leads, Moved, NewHolding, Recovered, Registered, Removed, Silent,
+        Suspect,
     };
     prop::sample::select(vec![
         Registered,
@@ -342,6 +343,7 @@ fn kinds() -> impl Strategy<Value = EventKind> {
         Invalidated,
         Completed,
         Moved,
+        Leads,
     ])
 }
 

@@ -49,7 +49,7 @@ fn lease(lease: history::EndedLease) -> EndedLease {
 }
 
 /// Each kind here and on the wire.
-const KINDS: [(history::EventKind, EventKind); 10] = [
+const KINDS: [(history::EventKind, EventKind); 11] = [
     (history::EventKind::Registered, EventKind::Registered),
     (history::EventKind::NewHolding, EventKind::NewHolding),
     (history::EventKind::Removed, EventKind::Removed),
@@ -60,6 +60,7 @@ const KINDS: [(history::EventKind, EventKind); 10] = [
     (history::EventKind::Invalidated, EventKind::Invalidated),
     (history::EventKind::Completed, EventKind::Completed),
     (history::EventKind::Moved, EventKind::Moved),
+    (history::EventKind::Leads, EventKind::Leads),
 ];
 
 pub(super) async fn events(call: Call<EventQuery>) -> Result<EventList, Refused> {

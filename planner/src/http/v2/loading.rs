@@ -34,7 +34,7 @@ pub(super) fn progress(told: LoadProgress) -> Progress {
     Progress { incarnation: incarnation.into(), arrived_bytes, held: held.map(of_root) }
 }
 
-fn of_root(held: v2::Held) -> Held {
+pub(super) fn of_root(held: v2::Held) -> Held {
     Held { root: held.root.into(), bytes: held.bytes }
 }
 

@@ -23,6 +23,7 @@ use crate::waiting::MAX_WAIT;
 mod explain;
 mod history;
 mod keys;
+mod leads;
 mod leases;
 mod lists;
 mod loading;
@@ -145,6 +146,19 @@ fn routes() -> Vec<Route> {
             },
             body,
             leases::release,
+        ),
+        post(
+            About {
+                description: "For workers that find no seed and would read storage. Only with the feature `right_to_lead`.",
+                ..About::new(
+                    WORKER,
+                    v2::LEADS,
+                    "lead",
+                    "Ask for the right to read weights from storage while others wait, or renew it",
+                )
+            },
+            body,
+            leads::lead,
         ),
         get(About::new(OPERATOR, v2::KEYS, "list_keys", "List keys, and what there is of each"), lists::keys).listing(),
         post(

@@ -1,6 +1,6 @@
 //! What the planner says of itself.
 
-use rfork_protocol::v2::{LOADING_SEEDS, NoQuery, Service};
+use rfork_protocol::v2::{LOADING_SEEDS, NoQuery, RIGHT_TO_LEAD, Service};
 use serde_json::Value;
 
 use crate::waiting::MAX_WAIT;
@@ -9,6 +9,9 @@ use super::openapi::document;
 use super::refused::Refused;
 use super::route::Call;
 
+/// What a planner knows under which workers may serve while they load.
+const FEATURES: [&str; 2] = [LOADING_SEEDS, RIGHT_TO_LEAD];
+
 pub(super) async fn service(call: Call<NoQuery>) -> Result<Service, Refused> {
     Ok(Service {
         service: Service::NAME.into(),
@@ -16,7 +19,7 @@ pub(super) async fn service(call: Call<NoQuery>) -> Result<Service, Refused> {
         api: vec!["v1".into(), "v2".into()],
         heartbeat_interval_ms: heartbeat_interval_ms(&call),
         max_wait_ms: super::millis(MAX_WAIT),
-        features: call.api.loading_seeds.then(|| LOADING_SEEDS.into()).into_iter().collect(),
+        features: if call.api.loading_seeds { FEATURES.map(str::to_owned).to_vec() } else { Vec::new() },
     })
 }
 

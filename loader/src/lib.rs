@@ -62,6 +62,7 @@ pub mod token;
 mod advertise;
 mod heartbeat;
 mod held;
+mod lead;
 mod lease;
 mod listen;
 mod places;

@@ -61,10 +61,10 @@ pub const SETTINGS: &[Section] = &[
             Setting::new(
                 "rfork_seed_wait_sec",
                 Takes::PositiveOrZero(MAX_SECONDS),
-                "Seconds to wait for a seed before going to storage; 0 asks once",
+                "Seconds to wait for a seed, or for a worker that reads storage without progress, before going to storage; 0 asks once",
             )
             .value("SECONDS")
-            .otherwise("0; 30 once it has read from a seed in a chain"),
+            .otherwise("0; 30 once it has read from a seed in a chain, or while another worker reads storage"),
             Setting::new(
                 "rfork_model_identity_headers",
                 Takes::Bit,

@@ -8,6 +8,7 @@ mod balancers;
 mod by_address;
 mod chains;
 mod clocks;
+mod cold_starts;
 mod command;
 mod databases;
 mod examples;

@@ -98,7 +98,7 @@ fn is_passing(error: &anyhow::Error) -> bool {
 
 async fn steps(planner: &PlannerClient, seed: &Advert, leased: &mut Option<Grant>) -> Result<()> {
     let wish = Wish::default();
-    let lease = planner.acquire(&seed.key, &wish).await.context("asking for the seed failed")?;
+    let lease = planner.acquire(&seed.key, &wish).await.context("asking for the seed failed")?.grant();
     let lease = lease.context("the planner does not lease the seed that was just registered")?;
     *leased = Some(lease.clone());
     ensure!(
@@ -126,7 +126,7 @@ async fn steps(planner: &PlannerClient, seed: &Advert, leased: &mut Option<Grant
     println!("the lease is released");
 
     planner.withdraw(seed).await.context("removing the seed failed")?;
-    let gone = planner.acquire(&seed.key, &wish).await.context("asking for the removed seed failed")?;
+    let gone = planner.acquire(&seed.key, &wish).await.context("asking for the removed seed failed")?.grant();
     leased.clone_from(&gone);
     ensure!(gone.is_none(), "the planner leases a seed that was removed");
     println!("the seed is removed");

@@ -14,8 +14,8 @@ use reqwest::{Client, RequestBuilder, Response, Url};
 use rfork_protocol::shown::Shown;
 use rfork_protocol::v1::{Labels, LeaseRef};
 use rfork_protocol::v2::{
-    Advice, DEREGISTER, HEARTBEAT, LEASES, LoadProgress, LoadingSeed, Location, Name, RELEASE, RENEW, SEEDS,
-    Source, Stalled,
+    Advice, Claimed, DEREGISTER, HEARTBEAT, LEADS, LEASES, LoadProgress, LoadingSeed, Location, Name,
+    RELEASE, RENEW, Role, SEEDS, Source, Stalled,
 };
 use rfork_protocol::{SeedIdentity, SeedKey};
 
@@ -126,6 +126,38 @@ pub struct Grant {
     pub since: Instant,
     /// What the seed is as a source, if this worker is registered as a loading seed now.
     pub source: Option<Source>,
+}
+
+/// What a planner says to a question for a seed.
+#[derive(Debug, Clone)]
+pub enum Acquired {
+    /// This one.
+    Granted(Grant),
+    /// None is free, or wanted, now.
+    Busy,
+    /// None that lives holds the key.
+    Unknown,
+}
+
+impl Acquired {
+    /// The seed that was granted, if any was.
+    pub fn grant(self) -> Option<Grant> {
+        match self {
+            Self::Granted(grant) => Some(grant),
+            Self::Busy | Self::Unknown => None,
+        }
+    }
+}
+
+/// A worker's question for the right to read storage.
+#[derive(Debug, Clone)]
+pub struct Claim {
+    /// What it is as a loading seed, or would be.
+    pub loading: LoadingSeed,
+    /// Bytes that came since the load began.
+    pub arrived_bytes: u64,
+    /// For how long without progress it waits for another one.
+    pub patience: Duration,
 }
 
 /// What a planner says to a renewal.
@@ -295,13 +327,29 @@ impl PlannerClient {
         self.v2_max_wait().await.is_some() && self.v2_knows_loading_seeds()
     }
 
-    /// Asks for a seed of `key`; `None` when none is free.
+    /// Whether the planner says which worker reads storage while others wait for it.
+    pub async fn gives_right_to_lead(&self) -> bool {
+        self.v2_max_wait().await.is_some() && self.v2_gives_right_to_lead()
+    }
+
+    /// Asks for the right to read storage, or renews it. Without a planner that gives it everybody loads for itself.
+    ///
+    /// # Errors
+    /// [`PlannerError`]; see [`PlannerError::is_passing`] for whether to try again.
+    pub async fn claim(&self, key: &SeedKey, claim: &Claim) -> Result<Claimed, PlannerError> {
+        let alone = async || Ok(Claimed { role: Role::Alone, renew_after_ms: 0, leader: None });
+        over_either!(self, LEADS, self.v2_claim(key, claim), alone())
+    }
+
+    /// Asks for a seed of `key`.
     ///
     /// # Errors
     /// [`PlannerError`]: no answer, another refusal, or an answer that cannot be read.
-    pub async fn acquire(&self, key: &SeedKey, wish: &Wish) -> Result<Option<Grant>, PlannerError> {
+    pub async fn acquire(&self, key: &SeedKey, wish: &Wish) -> Result<Acquired, PlannerError> {
         let max_wait = self.v2_max_wait().await.unwrap_or_default();
-        over_either!(self, LEASES, self.v2_acquire(key, wish, max_wait), self.v1_acquire(key))
+        over_either!(self, LEASES, self.v2_acquire(key, wish, max_wait), async {
+            Ok(self.v1_acquire(key).await?.map_or(Acquired::Busy, Acquired::Granted))
+        })
     }
 
     /// Extends a lease, and tells how far its reader is, if that is a loading seed.

@@ -118,7 +118,7 @@ fn advert() -> Advert {
 }
 
 async fn acquire(client: &PlannerClient) -> Grant {
-    client.acquire(&SeedKey::new("k").unwrap(), &Wish::default()).await.unwrap().unwrap()
+    client.acquire(&SeedKey::new("k").unwrap(), &Wish::default()).await.unwrap().grant().unwrap()
 }
 
 #[tokio::test]

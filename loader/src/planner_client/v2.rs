@@ -14,15 +14,16 @@ use rfork_protocol::SeedKey;
 use rfork_protocol::problem::{Code, MEDIA_TYPE, Problem};
 use rfork_protocol::v1::LeaseRef;
 use rfork_protocol::v2::{
-    self, Acquire, Beat, BeatStatus, Deregister, Deregistered, Granted, HeartbeatBatch, HeartbeatResults,
-    Label, LoadProgress, LoadingSeed, Reason, Register, Registered, Release, Released, Renew, Renewed,
-    Service, TransferOutcome,
+    self, Acquire, Beat, BeatStatus, Claimed, Deregister, Deregistered, Granted, HeartbeatBatch,
+    HeartbeatResults, Label, LoadProgress, LoadingSeed, Reason, Register, Registered, Release, Released,
+    Renew, Renewed, Service, TransferOutcome,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::{
-    Advert, Grant, Heard, MAX_ANSWER_BYTES, PlannerClient, PlannerError, Renewal, TransferReport, Wish,
+    Acquired, Advert, Claim, Grant, Heard, MAX_ANSWER_BYTES, PlannerClient, PlannerError, Renewal,
+    TransferReport, Wish,
 };
 use crate::retry::Backoff;
 
@@ -41,8 +42,8 @@ const RETRY_PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_
 pub(super) enum Spoken {
     /// v1 only, as far as is known until then.
     V1(Instant),
-    /// v2: how long it lets a request wait, and whether it knows loading seeds.
-    V2 { max_wait: Duration, loading_seeds: bool },
+    /// v2: how long it lets a request wait, and whether it knows loading seeds and gives the right to lead.
+    V2 { max_wait: Duration, loading_seeds: bool, right_to_lead: bool },
 }
 
 /// What is known of a planner. Shared by all clones of its client; no guard is held across an await, so that two
@@ -112,8 +113,9 @@ impl PlannerClient {
                     "the planner speaks API v2"
                 );
                 let max_wait = Duration::from_millis(service.max_wait_ms);
-                let loading_seeds = service.knows_loading_seeds();
-                self.known.set(Spoken::V2 { max_wait, loading_seeds });
+                let (loading_seeds, right_to_lead) =
+                    (service.knows_loading_seeds(), service.gives_right_to_lead());
+                self.known.set(Spoken::V2 { max_wait, loading_seeds, right_to_lead });
                 Some(max_wait)
             }
             _ => {
@@ -128,6 +130,24 @@ impl PlannerClient {
         matches!(self.known.get(), Some(Spoken::V2 { loading_seeds: true, .. }))
     }
 
+    /// Whether it gives the right to lead, as it said then.
+    pub(super) fn v2_gives_right_to_lead(&self) -> bool {
+        matches!(self.known.get(), Some(Spoken::V2 { right_to_lead: true, .. }))
+    }
+
+    pub(super) async fn v2_claim(&self, key: &SeedKey, claim: &Claim) -> Result<Claimed, Failed> {
+        let Claim { loading, arrived_bytes, patience } = claim;
+        let request = v2::Claim {
+            seed_key: key.clone(),
+            loading: self.labelled(loading.clone()),
+            arrived_bytes: *arrived_bytes,
+            patience_ms: millis(*patience).min(v2::MAX_WAIT_MS),
+            location: self.topology.location.clone(),
+            instance_id: self.topology.instance_id.clone(),
+        };
+        self.v2_send(v2::LEADS, self.post(v2::LEADS, &request)).await
+    }
+
     /// Remembers that the planner does not speak this API after all.
     pub(super) fn v2_not_spoken(&self) {
         tracing::info!(planner = self.name(), "the planner does not speak API v2 any more; v1 is used");
@@ -139,7 +159,7 @@ impl PlannerClient {
         key: &SeedKey,
         wish: &Wish,
         max_wait: Duration,
-    ) -> Result<Option<Grant>, Failed> {
+    ) -> Result<Acquired, Failed> {
         let begun = Instant::now();
         let wait = wish.wait.min(max_wait).min(Duration::from_millis(v2::MAX_WAIT_MS));
         let mut exclude = wish.exclude.clone();
@@ -154,7 +174,7 @@ impl PlannerClient {
             stalled: None,
         };
         if self.v2_knows_loading_seeds() {
-            request.loading = self.labelled(wish.loading.clone());
+            request.loading = wish.loading.clone().map(|loading| self.labelled(loading));
             request.stalled = wish.stalled.clone().filter(|_| request.loading.is_some());
         }
         // Unguessable, as it must be: who knows it gets the lease.
@@ -177,11 +197,12 @@ impl PlannerClient {
                     // Granted after the wait, so no earlier than this.
                     let since = asked_at + Duration::from_millis(granted.waited_ms.min(v2::MAX_WAIT_MS));
                     let ttl = Some(Duration::from_millis(granted.ttl_ms));
-                    return Ok(Some(Grant { reference, ttl, since, source: granted.source }));
+                    return Ok(Acquired::Granted(Grant { reference, ttl, since, source: granted.source }));
                 }
                 Err(Failed::Problem(StatusCode::NOT_FOUND | StatusCode::CONFLICT, problem)) => {
                     tracing::debug!(code = problem.code, "no seed was granted");
-                    return Ok(None);
+                    let is_unknown = problem.code() == Some(Code::UnknownKey);
+                    return Ok(if is_unknown { Acquired::Unknown } else { Acquired::Busy });
                 }
                 Err(failed) => {
                     let pause = backoff.pause();
@@ -199,14 +220,14 @@ impl PlannerClient {
     }
 
     /// With the labels that go with every request that names a key.
-    fn labelled(&self, loading: Option<LoadingSeed>) -> Option<LoadingSeed> {
+    fn labelled(&self, loading: LoadingSeed) -> LoadingSeed {
         let labels = &self.labels;
-        loading.map(|loading| LoadingSeed {
+        LoadingSeed {
             model_url: labels.model_url.as_deref().and_then(Label::cut),
             deploy_strategy: labels.deploy_strategy.as_deref().and_then(Label::cut),
             is_draft: labels.is_draft,
             ..loading
-        })
+        }
     }
 
     pub(super) async fn v2_renew(

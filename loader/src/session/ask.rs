@@ -6,7 +6,7 @@ use super::load::Load;
 use super::progress::Phase;
 use super::state::Event;
 use crate::lease::Lease;
-use crate::planner_client::{Grant, Wish};
+use crate::planner_client::{Acquired, Grant, Wish};
 
 /// How often one question is repeated because the planner handed out a seed that has failed already.
 const REPEATED_QUESTIONS: u32 = 4;
@@ -14,15 +14,26 @@ impl Load<'_> {
     /// Asks the planner for a seed.
     pub(super) async fn ask(&mut self) -> Event {
         self.reporter.phase(Phase::Asking);
-        self.patience.wait();
+        let (by_right, leads) = (self.needs_the_right().await, self.leads());
+        if leads || !by_right {
+            self.patience.wait();
+        }
         if self.planner.excludes_seeds().await {
             // Seeds that failed are not handed out again, so their leases need not be kept.
             self.condemned.clear();
         }
         for _ in 0..=REPEATED_QUESTIONS {
-            let wish = Wish { wait: self.patience.left(), ..self.wish() };
-            match self.planner.acquire(&self.worker.key, &wish).await {
-                Ok(Some(grant)) => {
+            let wait = match (by_right, leads) {
+                // Who leads waits for seeds that are busy; there are no others but for itself.
+                (true, true) if !self.turn.busy => Duration::ZERO,
+                (true, false) => self.turn.wait(),
+                _ => self.patience.left(),
+            };
+            let wish = Wish { wait, ..self.wish() };
+            let acquired = self.planner.acquire(&self.worker.key, &wish).await;
+            self.turn.busy = matches!(acquired, Ok(Acquired::Busy));
+            match acquired {
+                Ok(Acquired::Granted(grant)) => {
                     let lease = self.hold(grant);
                     if self.failed.contains(lease.seed()) {
                         // Kept for now, so that the next answer is another seed.
@@ -35,7 +46,7 @@ impl Load<'_> {
                     self.condemned.clear();
                     return Event::Granted;
                 }
-                Ok(None) => break,
+                Ok(Acquired::Busy | Acquired::Unknown) => break,
                 Err(error) => {
                     tracing::warn!(%error, "no seed could be asked for");
                     break;
@@ -43,8 +54,8 @@ impl Load<'_> {
             }
         }
         self.condemned.clear();
-        let may_wait = !self.patience.left().is_zero();
-        if !may_wait {
+        let may_wait = !self.patience.left().is_zero() && (!by_right || leads && self.turn.busy);
+        if !may_wait && (!by_right || leads) {
             tracing::info!("no seed is free: loading from storage");
         }
         Event::NoSeed { may_wait }

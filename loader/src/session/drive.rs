@@ -1,6 +1,6 @@
 //! The one driver of a load, from the first question to the last chunk: does what [`super::state`] decides. What each
 //! state does stands in a file of its name: [`super::ask`], [`super::check`], [`super::read`], [`super::seek`],
-//! [`super::fill`].
+//! [`super::claim`], [`super::fill`].
 
 use std::time::Instant;
 
@@ -39,6 +39,7 @@ impl Load<'_> {
                 }
                 State::Asking(_) => cancel.run_until_cancelled(self.ask()).await,
                 State::Waiting(_) => cancel.run_until_cancelled(self.pause()).await,
+                State::Claiming(_) => cancel.run_until_cancelled(self.claim()).await,
                 State::Checking(_) => cancel.run_until_cancelled(self.check()).await,
                 // Excluded: a cancelled load returns while bytes still arrive. Reading and filling watch for the
                 // cancellation themselves, and end when nothing writes any more.

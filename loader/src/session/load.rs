@@ -9,6 +9,7 @@ use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
+use super::claim::Turn;
 use super::loading::Loading;
 use super::patience::Patience;
 use super::progress::{Reporter, Share, Source};
@@ -55,8 +56,10 @@ pub(super) struct Load<'a> {
     pub(super) loading: &'a mut Option<Loading>,
     pub(super) patience: Patience,
     pub(super) stall: StallRule,
-    /// Whether nobody has said how long it waits for a seed.
-    pub(super) waits_by_default: bool,
+    /// How long it was set to wait for a seed, if it was.
+    pub(super) seed_wait: Option<Duration>,
+    /// Whose turn it is to read storage.
+    pub(super) turn: Turn,
     pub(super) shares: Vec<Share>,
     /// Whether a seed's bytes may have been written.
     pub(super) touched: bool,
@@ -83,7 +86,8 @@ impl<'a> Load<'a> {
             fallback,
             cancel,
             stall: session.stall,
-            waits_by_default: session.config.seed_wait.is_none(),
+            seed_wait: session.config.seed_wait,
+            turn: Turn::default(),
             reporter: Reporter::start(session.progress.clone(), memory.clone()),
             lease: None,
             condemned: Vec::new(),

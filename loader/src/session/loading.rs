@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::metadata::EntryFields;
 use rfork_protocol::v2::{LoadingSeed, Name};
@@ -15,6 +16,7 @@ use super::Session;
 use super::serve::{incarnation, metadata};
 use crate::engine::memory::{Content, WeightMemory};
 use crate::engine::{EngineError, TransferEngine};
+use crate::lead::{Claiming, Lead};
 use crate::planner_client::{Advert, Heard, PlannerClient};
 use crate::reporting::{Reporting, held};
 use crate::seed_service::SeedService;
@@ -33,6 +35,8 @@ pub(super) struct Loading {
     advert: Advert,
     /// Whether the planner may know this loading seed.
     registered: bool,
+    /// Its right to read storage while others wait, if it has that.
+    lead: Option<Lead>,
 }
 
 impl Session {
@@ -68,6 +72,7 @@ impl Session {
             advert: self.advert(identity, incarnation(), None),
             service,
             registered: false,
+            lead: None,
         })
     }
 }
@@ -91,9 +96,33 @@ impl Loading {
         Some(Reporting { memory: memory.clone(), incarnation: self.advert.incarnation.clone()? })
     }
 
-    /// A grant has registered it.
+    /// A grant has registered it. Who reads from a seed has no right to read storage.
     pub(super) fn registered(&mut self) {
         self.registered = true;
+        self.lead = None;
+    }
+
+    /// What it asks for the right to read storage with. The planner may know it from then on.
+    pub(super) fn claiming(
+        &mut self,
+        key: &SeedKey,
+        memory: &Arc<WeightMemory>,
+        patience: Duration,
+    ) -> Option<Claiming> {
+        let (loading, reporting) = (self.wish(memory)?, self.reporting(memory)?);
+        self.registered = true;
+        Some(Claiming { planner: self.planner.clone(), key: key.clone(), loading, reporting, patience })
+    }
+
+    /// It has the right to read storage.
+    pub(super) fn lead(&mut self, lead: Lead) {
+        tracing::info!(identity = %self.advert.identity, "this worker reads storage; others wait for it");
+        self.lead = Some(lead);
+    }
+
+    /// Whether it has that right.
+    pub(super) fn leads(&self) -> bool {
+        self.lead.as_ref().is_some_and(Lead::is_held)
     }
 
     /// Tells what its chunks will be, from before the first of them is held.
@@ -102,9 +131,9 @@ impl Loading {
         self.service.publish(&metadata, self.fields);
     }
 
-    /// Lets the planner hear of it while it has no lease, until this is dropped.
+    /// Lets the planner hear of it while it has neither a lease nor a right to renew, until this is dropped.
     pub(super) fn beat(&self, memory: &Arc<WeightMemory>) -> Option<AbortOnDropHandle<()>> {
-        let reporting = self.reporting(memory).filter(|_| self.registered)?;
+        let reporting = self.reporting(memory).filter(|_| self.registered && self.lead.is_none())?;
         let (planner, advert) = (self.planner.clone(), self.advert.clone());
         let beating = async move {
             loop {
@@ -136,6 +165,9 @@ impl Loading {
     }
 
     async fn withdraw(&mut self) {
+        if let Some(lead) = self.lead.take() {
+            lead.end().await;
+        }
         if std::mem::take(&mut self.registered)
             && let Err(error) = self.planner.withdraw(&self.advert).await
         {
@@ -144,9 +176,10 @@ impl Loading {
         }
     }
 
-    /// It becomes a seed that holds everything: what listens, and under which incarnation it is known.
-    pub(super) fn into_seed(self) -> (SeedService, Option<Name>) {
-        (self.service, self.advert.incarnation)
+    /// It becomes a seed that holds everything: what listens, under which incarnation it is known, and its right to lead,
+    /// which is to be kept until it is registered.
+    pub(super) fn into_seed(self) -> (SeedService, Option<Name>, Option<Lead>) {
+        (self.service, self.advert.incarnation, self.lead)
     }
 
     /// Ends it: its planner is told, and its service stops. The engine is its owner's.

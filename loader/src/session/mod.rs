@@ -28,6 +28,7 @@ use crate::planner_client::PlannerClient;
 
 mod ask;
 mod check;
+mod claim;
 mod drive;
 mod error;
 mod fill;

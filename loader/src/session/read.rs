@@ -99,7 +99,7 @@ impl<'a> Load<'a> {
         };
         self.reporter.phase(Phase::Loading(Source::Seed(reading.seed.clone())));
         let in_a_chain = lease.source().is_some();
-        if in_a_chain && self.waits_by_default && !self.touched {
+        if in_a_chain && self.seed_wait.is_none() && !self.touched {
             self.patience.extend(SEED_WAIT_IN_A_CHAIN);
         }
         self.touched = true;

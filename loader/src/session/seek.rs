@@ -117,7 +117,9 @@ impl Load<'_> {
         let task = tokio::spawn(async move {
             tokio::time::sleep(pause).await;
             match planner.acquire(&key, &wish).await {
-                Ok(grant) => grant.map(|grant| Lease::hold(grant, planner, releases, reporting)),
+                Ok(acquired) => {
+                    acquired.grant().map(|grant| Lease::hold(grant, planner, releases, reporting))
+                }
                 Err(error) => {
                     tracing::warn!(%error, "no other source could be asked for");
                     None

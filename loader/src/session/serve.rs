@@ -100,12 +100,13 @@ impl Session {
             return Err(ServeError::Unregistered(error.clone()));
         }
         let content = model.content().await.ok_or(ServeError::NotLoaded)?;
-        let (service, incarnation) = if let Some(loading) = self.loading.take() {
+        // Excluded: somebody else is given the right to read storage before this one is known as a seed.
+        let (service, incarnation, _lead) = if let Some(loading) = self.loading.take() {
             loading.into_seed()
         } else {
             self.look_again_for_an_address().await;
             // This memory, served from now on: a worker that serves again, in whatever process, has another.
-            (self.start_service().await?, incarnation())
+            (self.start_service().await?, incarnation(), None)
         };
         let session = self.engine.session(&self.advertised.host);
         service.publish(&metadata(self.engine.as_ref(), session, &model.manifest, &content), self.fields());

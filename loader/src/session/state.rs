@@ -8,18 +8,20 @@
 //!    may  │ │ │ │             │ LeaseLost       │                 │
 //!   wait  ▼ │ │ │             ▼                 ▼                 │
 //!    Waiting┘ └─┼─tries left──┴─────────────────┤                 │
-//!    PauseOver  │                               │ no tries left,  │ AllHeld
-//!               │ NoSeed, no wait left          ▼ or Disagreed    │
-//!               └───────────────────────────▶ Filling ────────────┘
-//!                                      adopt ──▲ │ ▲
-//!                                                └─┘ OtherBytes, once only
+//!    PauseOver  │                               │ no tries left   │ AllHeld
+//!               │ NoSeed, no wait left          ▼                 │
+//!               └─────────────────────────▶ Claiming ─────────────│──▶ Asking: Led, another one reads storage; Claimed,
+//!                                               │                 │    for the first time: there may be a seed by now
+//!                                  Disagreed    │ MayRead, Claimed│
+//!                                  or adopt ──▶ Filling ──────────┘
+//!                                                  to Claiming: OtherBytes, once only
 //!
 //!  A worker of a chain, whose source may still load as well:
 //!
 //!           Stalled                Granted
 //!  Reading ─────────▶ Seeking ────────────────▶ Checking      SourceGone: to Seeking from wherever it was read or
 //!      ▲                │   │ NoSeed, no wait left            checked. No try of the four is spent; moves are bounded.
-//!      └── BytesFlow ───┘   └─────────────────▶ Filling       AllHeld, SeedFailed and LeaseLost: as in Reading.
+//!      └── BytesFlow ───┘   └─────────────────▶ Claiming      AllHeld, SeedFailed and LeaseLost: as in Reading.
 //! ```
 //!
 //! Each state but `Loaded` is something to do, and what comes of it is the next [`Event`]. An [`Effect`] is done on the
@@ -60,6 +62,8 @@ pub(super) enum State {
     /// The seed brings no byte, or is gone: read on as far as there is something to read from, keep the lease, which says
     /// whose place may be had, and ask for another one meanwhile.
     Seeking(Tried),
+    /// Ask whether storage may be read, if the planner says who reads it while others wait.
+    Claiming(Tried),
     /// Read chunks from storage.
     Filling(Filling),
     /// Every chunk is held: the load has ended.
@@ -85,6 +89,8 @@ pub(super) struct Tried {
     pub(super) failures: u32,
     /// Sources that were left so far, though they did not fail.
     pub(super) moves: u32,
+    /// Whether it had the right to read storage, and asked for a seed once more.
+    pub(super) claimed: bool,
     /// Whose bytes the held chunks are.
     pub(super) held: Held,
 }
@@ -155,6 +161,12 @@ pub(super) enum Event {
     /// A source of a chain went away, though it did not fail: it started over, fell silent, gave its place to another, or does
     /// not know yet what it loads.
     SourceGone,
+    /// Storage may be read: nobody is asked for a right.
+    MayRead,
+    /// This worker has the right to read storage.
+    Claimed,
+    /// Another worker has it, and makes progress.
+    Led,
     /// Every chunk is held and verified.
     AllHeld,
     /// Storage holds other bytes than the seed did.
@@ -187,7 +199,7 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
     match (state, event) {
         (S::Asking(tried), E::Granted) => (S::Checking(tried), vec![]),
         (S::Asking(tried), E::NoSeed { may_wait: true }) => (S::Waiting(tried), vec![]),
-        (S::Asking(tried), E::NoSeed { may_wait: false }) => fill(tried, vec![], limits),
+        (S::Asking(tried), E::NoSeed { may_wait: false }) => claim(tried, vec![], limits),
         (S::Waiting(tried), E::PauseOver) => (S::Asking(tried), vec![]),
 
         (S::Checking(tried), E::Agreed(content)) => {
@@ -195,8 +207,12 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
             let effects = if tried.held.takes(held) { vec![] } else { START_OVER.to_vec() };
             (S::Reading(Tried { held, ..tried }), effects)
         }
-        // The key promises equal tensors: another seed of this key would disagree as well.
-        (S::Checking(tried), E::Disagreed) => fill(tried, vec![Effect::Release], limits),
+        // The key promises equal tensors: another seed of this key would disagree as well, and who reads storage for others
+        // would be one.
+        (S::Checking(tried), E::Disagreed) => {
+            let (tried, effects) = keep(tried, vec![Effect::Release], limits);
+            (fill(tried), effects)
+        }
 
         (S::Checking(tried) | S::Reading(tried) | S::Seeking(tried), E::SeedFailed) => {
             another_seed(tried, Effect::Condemn, limits)
@@ -215,12 +231,22 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
             (S::Checking(Tried { moves: tried.moves + 1, ..tried }), vec![Effect::Replace])
         }
         (S::Seeking(tried), E::Granted | E::NoSeed { may_wait: false }) => {
-            fill(tried, vec![Effect::Release], limits)
+            claim(tried, vec![Effect::Release], limits)
         }
+
+        // A seed may have come just before: who had the right then has everything now.
+        (S::Claiming(tried), E::Claimed) if !tried.claimed => {
+            (S::Asking(Tried { claimed: true, ..tried }), vec![])
+        }
+        (S::Claiming(tried), E::MayRead | E::Claimed) => (fill(tried), vec![]),
+        (S::Claiming(tried), E::Led) => (S::Asking(tried), vec![]),
 
         (S::Reading(_) | S::Seeking(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),
         (S::Filling(_), E::AllHeld) => (S::Loaded, vec![]),
-        (S::Filling(Filling::Missing(_)), E::OtherBytes) => (S::Filling(Filling::All), START_OVER.to_vec()),
+        // Who took itself away has no right any more.
+        (S::Filling(Filling::Missing(_)), E::OtherBytes) => {
+            (S::Claiming(Tried { claimed: true, ..Tried::default() }), START_OVER.to_vec())
+        }
         _ => (state, vec![]),
     }
 }
@@ -234,21 +260,33 @@ fn another_seed(tried: Tried, before: Effect, limits: Limits) -> Step {
     if tried.failures < limits.seed_failures {
         (State::Asking(tried), vec![before])
     } else {
-        fill(tried, vec![Effect::Release], limits)
+        claim(tried, vec![Effect::Release], limits)
     }
 }
 
-fn fill(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> Step {
-    let filling = match (tried.held, limits.fallback) {
-        (Held::Named(content), Fills::Chunks) => Filling::Missing(content),
-        (Held::Nothing, _) => Filling::All,
+/// On the way to storage.
+fn claim(tried: Tried, before: Vec<Effect>, limits: Limits) -> Step {
+    let (tried, effects) = keep(tried, before, limits);
+    (State::Claiming(tried), effects)
+}
+
+/// Forgets what storage cannot complete.
+fn keep(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> (Tried, Vec<Effect>) {
+    match (tried.held, limits.fallback) {
+        (Held::Nothing, _) | (Held::Named(_), Fills::Chunks) => (tried, before),
         // Nothing tells whether the others are of the same content, or the fallback gives them all anyway.
         (Held::Unnamed, _) | (Held::Named(_), Fills::Whole) => {
             before.extend(START_OVER);
-            Filling::All
+            (Tried { held: Held::Nothing, ..tried }, before)
         }
-    };
-    (State::Filling(filling), before)
+    }
+}
+
+fn fill(tried: Tried) -> State {
+    State::Filling(match tried.held {
+        Held::Named(content) => Filling::Missing(content),
+        Held::Nothing | Held::Unnamed => Filling::All,
+    })
 }
 
 #[cfg(test)]

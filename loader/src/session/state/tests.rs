@@ -24,13 +24,13 @@ fn last(events: &[Event]) -> (State, Vec<Effect>) {
 }
 
 fn nothing_held(failures: u32) -> Tried {
-    Tried { failures, moves: 0, held: Held::Nothing }
+    Tried { failures, ..Tried::default() }
 }
 
 #[test]
 fn a_fork_reads_and_releases() {
     let (states, effects) = run(&[Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
-    let reading = State::Reading(Tried { failures: 0, moves: 0, held: Held::Named(ONE) });
+    let reading = State::Reading(Tried { held: Held::Named(ONE), ..Tried::default() });
     let none = nothing_held(0);
     assert_eq!(states, [State::Asking(none), State::Checking(none), reading, State::Loaded]);
     assert_eq!(effects, [Effect::Release]);
@@ -38,13 +38,39 @@ fn a_fork_reads_and_releases() {
 
 #[test]
 fn no_seed_means_storage_at_once_or_after_a_wait() {
-    let (asking, filling) = (State::Asking(nothing_held(0)), State::Filling(Filling::All));
-    let (states, effects) = run(&[Event::NoSeed { may_wait: false }]);
-    assert_eq!((states, effects), (vec![asking, filling], vec![]));
+    let none = nothing_held(0);
+    let (asking, claiming, filling) =
+        (State::Asking(none), State::Claiming(none), State::Filling(Filling::All));
+    let no_seed = Event::NoSeed { may_wait: false };
+    let (states, effects) = run(&[no_seed, Event::MayRead]);
+    assert_eq!((states, effects), (vec![asking, claiming, filling], vec![]));
     let (states, effects) =
-        run(&[Event::NoSeed { may_wait: true }, Event::PauseOver, Event::NoSeed { may_wait: false }]);
-    assert_eq!(states, [asking, State::Waiting(nothing_held(0)), asking, filling]);
+        run(&[Event::NoSeed { may_wait: true }, Event::PauseOver, no_seed, Event::MayRead]);
+    assert_eq!(states, [asking, State::Waiting(none), asking, claiming, filling]);
     assert_eq!(effects, []);
+}
+
+#[test]
+fn who_has_the_right_to_read_storage_asks_for_a_seed_once_more() {
+    let no_seed = Event::NoSeed { may_wait: false };
+    let claimed = Tried { claimed: true, ..Tried::default() };
+    let (states, effects) = run(&[no_seed, Event::Claimed, no_seed, Event::Claimed]);
+    let [asking, claiming] =
+        [State::Asking, State::Claiming].map(|state| [Tried::default(), claimed].map(state));
+    assert_eq!(
+        states,
+        [asking[0], claiming[0], asking[1], claiming[1], State::Filling(Filling::All)],
+        "and reads storage when there still is none"
+    );
+    assert_eq!(effects, []);
+    assert_eq!(step(asking[1], Event::Granted, LIMITS).0, State::Checking(claimed));
+}
+
+#[test]
+fn who_waits_for_another_one_that_reads_storage_asks_for_a_seed_again() {
+    let no_seed = Event::NoSeed { may_wait: false };
+    let (state, effects) = last(&[no_seed, Event::Led, no_seed, Event::Led, Event::Granted]);
+    assert_eq!((state, effects), (State::Checking(Tried::default()), vec![]));
 }
 
 #[test]
@@ -56,7 +82,7 @@ fn a_lost_seed_is_replaced_and_what_is_held_stays() {
         Event::Granted,
         Event::Agreed(Some(ONE)),
     ]);
-    let tried = Tried { failures: 1, moves: 0, held: Held::Named(ONE) };
+    let tried = Tried { failures: 1, held: Held::Named(ONE), ..Tried::default() };
     assert!(states.ends_with(&[State::Asking(tried), State::Checking(tried), State::Reading(tried)]));
     assert_eq!(effects, [Effect::Condemn], "nothing starts over");
 }
@@ -68,22 +94,27 @@ fn storage_completes_what_a_seed_began_under_its_content_id() {
         Event::Agreed(Some(ONE)),
         Event::SeedFailed,
         Event::NoSeed { may_wait: false },
+        Event::MayRead,
     ]);
     assert_eq!(state, State::Filling(Filling::Missing(ONE)));
     assert!(!effects.contains(&Effect::StartOver));
     let (state, effects) = step(state, Event::OtherBytes, LIMITS);
-    assert_eq!(state, State::Filling(Filling::All));
+    let claimed = Tried { claimed: true, ..Tried::default() };
+    assert_eq!(state, State::Claiming(claimed), "who took itself away has no right any more");
     assert_eq!(effects, START_OVER);
+    for event in [Event::MayRead, Event::Claimed] {
+        assert_eq!(step(state, event, LIMITS), (State::Filling(Filling::All), vec![]));
+    }
 }
 
 #[test]
 fn a_fallback_that_reloads_the_whole_begins_with_nothing() {
     let limits = Limits { fallback: Fills::Whole, ..LIMITS };
-    let reading = State::Reading(Tried { failures: 0, moves: 0, held: Held::Named(ONE) });
+    let reading = State::Reading(Tried { held: Held::Named(ONE), ..Tried::default() });
     let (asking, _) = step(reading, Event::SeedFailed, limits);
     let (state, effects) = step(asking, Event::NoSeed { may_wait: false }, limits);
-    assert_eq!(state, State::Filling(Filling::All));
     assert_eq!(effects, START_OVER);
+    assert_eq!(step(state, Event::MayRead, limits), (State::Filling(Filling::All), vec![]));
 }
 
 #[test]
@@ -101,7 +132,7 @@ fn another_content_starts_over() {
         Event::Granted,
         Event::Agreed(Some(TWO)),
     ]);
-    assert_eq!(state, State::Reading(Tried { failures: 1, moves: 0, held: Held::Named(TWO) }));
+    assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Named(TWO), ..Tried::default() }));
     assert!(effects.ends_with(&[Effect::StartOver]));
 }
 
@@ -110,10 +141,11 @@ fn bytes_without_a_name_go_with_no_other_source_s() {
     let lost = [Event::Granted, Event::Agreed(None), Event::SeedFailed];
     for next in [None, Some(ONE)] {
         let (state, effects) = last(&[&lost[..], &[Event::Granted, Event::Agreed(next)]].concat());
-        assert_eq!(state, State::Reading(Tried { failures: 1, moves: 0, held: Held::of(next) }));
+        assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::of(next), ..Tried::default() }));
         assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
     }
-    let (state, effects) = last(&[&lost[..], &[Event::NoSeed { may_wait: false }]].concat());
+    let to_storage = [Event::NoSeed { may_wait: false }, Event::MayRead];
+    let (state, effects) = last(&[&lost[..], &to_storage].concat());
     assert_eq!(state, State::Filling(Filling::All));
     assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
     let (_, effects) = last(&[Event::Granted, Event::Agreed(None), Event::AllHeld]);
@@ -123,7 +155,7 @@ fn bytes_without_a_name_go_with_no_other_source_s() {
 #[test]
 fn a_source_that_stalls_is_read_until_there_is_another() {
     let reading = [Event::Granted, Event::Agreed(Some(ONE)), Event::Stalled];
-    let tried = Tried { failures: 0, moves: 0, held: Held::Named(ONE) };
+    let tried = Tried { held: Held::Named(ONE), ..Tried::default() };
     let (state, effects) = last(&reading);
     assert_eq!((state, effects), (State::Seeking(tried), vec![]), "lease and connection are kept");
     for (event, expected) in [
@@ -133,7 +165,7 @@ fn a_source_that_stalls_is_read_until_there_is_another() {
         (Event::Granted, (State::Checking(Tried { moves: 1, ..tried }), vec![Effect::Replace])),
         (Event::SourceGone, (State::Seeking(tried), vec![])),
         (Event::SeedFailed, (State::Asking(Tried { failures: 1, ..tried }), vec![Effect::Condemn])),
-        (Event::NoSeed { may_wait: false }, (State::Filling(Filling::Missing(ONE)), vec![Effect::Release])),
+        (Event::NoSeed { may_wait: false }, (State::Claiming(tried), vec![Effect::Release])),
     ] {
         assert_eq!(step(state, event, LIMITS), expected, "{event:?}");
     }
@@ -144,12 +176,13 @@ fn a_source_that_goes_away_costs_no_try_but_moves_are_bounded() {
     let mut state = step(State::begin(), Event::Granted, LIMITS).0;
     for moves in 0..=LIMITS.moves {
         state = step(state, Event::Agreed(Some(ONE)), LIMITS).0;
-        assert_eq!(state, State::Reading(Tried { failures: 0, moves, held: Held::Named(ONE) }));
+        assert_eq!(state, State::Reading(Tried { moves, held: Held::Named(ONE), ..Tried::default() }));
         let (seeking, effects) = step(state, Event::SourceGone, LIMITS);
         assert_eq!(effects, [], "the lease is kept: it says whose place may be had");
         state = step(seeking, Event::Granted, LIMITS).0;
     }
-    assert_eq!(state, State::Filling(Filling::Missing(ONE)));
+    let tried = Tried { moves: LIMITS.moves, held: Held::Named(ONE), ..Tried::default() };
+    assert_eq!(state, State::Claiming(tried));
 }
 
 #[test]
@@ -172,6 +205,9 @@ fn events() -> impl Strategy<Value = Event> {
         Just(Event::Stalled),
         Just(Event::BytesFlow),
         Just(Event::SourceGone),
+        Just(Event::MayRead),
+        Just(Event::Claimed),
+        Just(Event::Led),
         Just(Event::AllHeld),
         Just(Event::OtherBytes),
     ]
@@ -189,6 +225,8 @@ proptest! {
         let (mut leased, mut condemned, mut content) = (false, false, Held::Nothing);
         // Whether others may read here what is held.
         let mut served = false;
+        // How often storage might have been read.
+        let mut turns = 0;
         for event in events {
             let (next, effects) = step(state, event, limits);
             let asks = matches!(state, State::Asking(_) | State::Seeking(_));
@@ -232,6 +270,11 @@ proptest! {
                     prop_assert_eq!(content, Held::Named(id));
                     prop_assert!(!whole_only, "asked for less than it gives");
                 }
+                State::Claiming(tried) => {
+                    turns += 1;
+                    prop_assert!(!leased && !condemned, "a lease outlives its reading");
+                    prop_assert_eq!(content, tried.held, "what is served meanwhile stays as it is");
+                }
                 State::Asking(_) | State::Waiting(_) | State::Checking(_) => {}
                 State::Loaded => prop_assert_eq!(event, Event::AllHeld, "loaded without all chunks"),
             }
@@ -241,8 +284,10 @@ proptest! {
                 | State::Seeking(tried)
                 | State::Checking(tried)
                 | State::Waiting(tried) => {
-                    prop_assert!(tried.failures < LIMITS.seed_failures && tried.moves <= LIMITS.moves);
+                    // Who has tried enough, and waits for another one that reads storage, tries once more.
+                    prop_assert!(tried.failures < LIMITS.seed_failures + turns && tried.moves <= LIMITS.moves);
                 }
+                State::Claiming(_) => {}
                 State::Filling(_) | State::Loaded => {
                     prop_assert!(!leased && !condemned, "a lease outlives its reading");
                 }
@@ -262,6 +307,7 @@ proptest! {
         for _ in 0..20 {
             let event = match state {
                 State::Asking(_) => Event::NoSeed { may_wait: false },
+                State::Claiming(_) => Event::Claimed,
                 State::Waiting(_) => Event::PauseOver,
                 State::Checking(_) | State::Reading(_) => Event::SeedFailed,
                 State::Seeking(_) => Event::NoSeed { may_wait: false },

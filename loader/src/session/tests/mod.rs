@@ -17,6 +17,7 @@ use crate::fallback::FillRequest;
 use crate::fallback::{FallbackError, Fills, NoFallback};
 
 mod healing;
+mod leading;
 mod planner;
 
 use planner::Planner;
@@ -79,7 +80,10 @@ impl Fallback for Arc<Pattern> {
 
     async fn fill(&self, request: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError> {
         if self.waits {
-            self.goes_on.notified().await;
+            tokio::select! {
+                () = self.goes_on.notified() => {}
+                () = request.cancel.cancelled() => return Err(FallbackError::Cancelled),
+            }
         }
         let mut digests = Vec::new();
         for chunk in request.chunks.iter() {

@@ -12,8 +12,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::v2::{
-    Acquire, Advice, Deregister, Granted, HeartbeatBatch, LOADING_SEEDS, LeasedPoint, LoadProgress,
-    LoadingSeed, Name, Register, Release, Renew, SeedPhase, Source, TransferOutcome, decode,
+    Acquire, Advice, Claim, Claimed, Deregister, Granted, HeartbeatBatch, LOADING_SEEDS, LeasedPoint,
+    LoadProgress, LoadingSeed, Name, RIGHT_TO_LEAD, Register, Release, Renew, Role, SeedPhase, Source,
+    TransferOutcome, decode,
 };
 use serde::Serialize;
 use serde_json::json;
@@ -44,6 +45,22 @@ pub(super) struct State {
     pub(super) unanswered: usize,
     /// Whether a reader may be granted who reads from it.
     pub(super) makes_circles: bool,
+    /// Who reads storage while others wait, if it gives that right: the last who asked when nobody had it.
+    pub(super) leader: Option<SeedIdentity>,
+    pub(super) claims: Vec<Claim>,
+    pub(super) right: Right,
+}
+
+/// What becomes of the right to read storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Right {
+    /// Who has it keeps it.
+    #[default]
+    Kept,
+    /// Nobody who asks for it is answered.
+    Hidden,
+    /// Whoever asks last has it.
+    TakenAway,
 }
 
 #[derive(Debug)]
@@ -99,6 +116,7 @@ impl State {
         let asker = request.loading.as_ref().map(|loading| loading.seed.clone());
         self.leases.insert(lease.clone(), (seed.clone(), asker));
         if let Some(LoadingSeed { seed, incarnation, .. }) = &request.loading {
+            self.leads_no_more(seed);
             self.seeds.retain(|known| known.identity != *seed);
             let incarnation = Some(incarnation.clone());
             self.seeds.push(Seed { identity: seed.clone(), incarnation, phase: SeedPhase::Loading });
@@ -115,7 +133,28 @@ impl State {
         Some(Granted { lease_id, seed, ttl_ms: 60_000, waited_ms: 0, source })
     }
 
+    fn claim(&mut self, claim: Claim) -> Claimed {
+        let asks = claim.loading.seed.clone();
+        if self.right == Right::TakenAway {
+            self.leader = None;
+        }
+        self.claims.push(claim);
+        let is_complete = |seed: &Seed| seed.identity == asks && seed.phase == SeedPhase::Complete;
+        if self.seeds.iter().any(is_complete) {
+            return Claimed { role: Role::Alone, renew_after_ms: 50, leader: None };
+        }
+        let leader = self.leader.get_or_insert(asks.clone()).clone();
+        let role = if leader == asks { Role::Leads } else { Role::Waits };
+        Claimed { role, renew_after_ms: 50, leader: (leader != asks).then_some(leader) }
+    }
+
+    /// It reads from a seed, has everything, or leaves.
+    fn leads_no_more(&mut self, seed: &SeedIdentity) {
+        self.leader.take_if(|leader| leader == seed);
+    }
+
     fn register(&mut self, request: Register) -> &'static str {
+        self.leads_no_more(&request.seed);
         let known = self.seeds.iter_mut().find(|known| known.identity == request.seed);
         match known {
             Some(known) if known.incarnation == request.incarnation && known.phase == SeedPhase::Loading => {
@@ -149,12 +188,21 @@ pub(super) struct Planner {
 
 impl Planner {
     pub(super) async fn start(knows_loading_seeds: bool) -> Arc<Self> {
+        Self::with(if knows_loading_seeds { &[LOADING_SEEDS] } else { &[] }).await
+    }
+
+    /// One that says who reads storage while others wait.
+    pub(super) async fn that_gives_the_right_to_lead() -> Arc<Self> {
+        Self::with(&[LOADING_SEEDS, RIGHT_TO_LEAD]).await
+    }
+
+    async fn with(features: &'static [&'static str]) -> Arc<Self> {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let planner = Arc::new(Self { url, state: Arc::default(), changes: watch::Sender::new(0) });
         let serving = planner.clone();
-        let router = Router::new()
-            .fallback(async move |request: Request| serving.answer(request, knows_loading_seeds).await);
+        let router =
+            Router::new().fallback(async move |request: Request| serving.answer(request, features).await);
         tokio::spawn(async move { axum::serve(listener, router).await });
         planner
     }
@@ -175,7 +223,7 @@ impl Planner {
         tokio::time::timeout(super::HANGS, waiting).await.expect("the planner is told what is waited for");
     }
 
-    async fn answer(&self, request: Request, knows_loading_seeds: bool) -> Response {
+    async fn answer(&self, request: Request, features: &[&str]) -> Response {
         let path = request.uri().path().to_owned();
         let body = to_bytes(request.into_body(), 1 << 20).await.unwrap();
         if self.look(|state| state.is_silent) {
@@ -184,12 +232,17 @@ impl Planner {
             return std::future::pending().await;
         }
         let answer = match path.as_str() {
-            "/v2" => {
-                let features = if knows_loading_seeds { vec![LOADING_SEEDS] } else { vec![] };
-                json(
-                    &json!({"service": "rfork-planner", "version": "9", "api": ["v2"], "heartbeat_interval_ms": 1_000,
+            "/v2" => json(
+                &json!({"service": "rfork-planner", "version": "9", "api": ["v2"], "heartbeat_interval_ms": 1_000,
                     "max_wait_ms": 60_000, "features": features}),
-                )
+            ),
+            "/v2/leads" => {
+                let claim: Claim = decode(&body).unwrap();
+                let claimed = self.look(|state| {
+                    let is_told = state.right != Right::Hidden;
+                    is_told.then(|| state.claim(claim))
+                });
+                claimed.map_or(StatusCode::SERVICE_UNAVAILABLE.into_response(), |claimed| json(&claimed))
             }
             "/v2/leases" => return self.acquire(decode(&body).unwrap()).await,
             "/v2/leases/renew" => {
@@ -229,6 +282,7 @@ impl Planner {
                 let gone: Deregister = decode(&body).unwrap();
                 self.look(|state| {
                     state.seeds.retain(|known| known.identity != gone.seed);
+                    state.leads_no_more(&gone.seed);
                     state.deregistered.push(gone.seed);
                 });
                 json(&json!({"state": "removed"}))

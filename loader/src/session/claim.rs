@@ -1,0 +1,107 @@
+//! Asking for the right to read storage: of the workers that would, one reads it, and the others wait for that.
+
+use std::time::{Duration, Instant};
+
+use rfork_protocol::v2::Role;
+
+use super::load::Load;
+use super::loading::Loading;
+use super::progress::Phase;
+use super::state::Event;
+use crate::lead;
+
+/// For how long a worker waits for who reads storage while that makes no progress, if nobody has set it.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How much longer than it was set to wait for a seed: who leads may wait as long before it reads.
+const BESIDE: Duration = Duration::from_secs(10);
+
+/// How this worker comes to storage, if its planner gives the right to read it.
+#[derive(Debug, Default)]
+pub(super) struct Turn {
+    /// How long the next question for a seed waits, as another one reads storage.
+    led: Option<Duration>,
+    /// When the right may be asked for again.
+    next: Option<Instant>,
+    /// Whether seeds of the key were there, and busy, when one was asked for last.
+    pub(super) busy: bool,
+    /// Whether it was said that another one is waited for.
+    told: bool,
+}
+
+impl Turn {
+    /// How long a question for a seed waits of who does not lead.
+    pub(super) fn wait(&mut self) -> Duration {
+        self.led.take().unwrap_or_default()
+    }
+}
+
+/// For how long another one is waited for that makes no progress, when a worker was set to wait for a seed so long.
+fn patience(seed_wait: Option<Duration>) -> Duration {
+    match seed_wait {
+        None => PATIENCE,
+        Some(Duration::ZERO) => Duration::ZERO,
+        Some(set) => set + BESIDE,
+    }
+}
+
+impl Load<'_> {
+    /// Whether storage is read by a right that the planner gives.
+    pub(super) async fn needs_the_right(&mut self) -> bool {
+        self.loading.is_some() && self.planner.gives_right_to_lead().await
+    }
+
+    /// Whether this worker has the right.
+    pub(super) fn leads(&self) -> bool {
+        self.loading.as_ref().is_some_and(Loading::leads)
+    }
+
+    /// Asks whether storage may be read.
+    pub(super) async fn claim(&mut self) -> Event {
+        self.reporter.phase(Phase::Asking);
+        if !self.needs_the_right().await {
+            return Event::MayRead;
+        }
+        if self.leads() {
+            return Event::Claimed;
+        }
+        let pause = self.turn.next.map(|next| next.saturating_duration_since(Instant::now()));
+        tokio::time::sleep(pause.unwrap_or_default()).await;
+        let patience = patience(self.seed_wait);
+        let Some(loading) = self.loading.as_mut() else { return Event::MayRead };
+        let Some(claiming) = loading.claiming(&self.worker.key, self.memory, patience) else {
+            return Event::MayRead;
+        };
+        let Some(claimed) = claiming.ask().await else {
+            tracing::warn!("no planner says whether another worker reads storage: this one does");
+            return Event::MayRead;
+        };
+        match claimed.role {
+            Role::Leads => {
+                loading.lead(claiming.hold(&claimed));
+                Event::Claimed
+            }
+            Role::Waits => {
+                let after = lead::after(&claimed);
+                (self.turn.led, self.turn.next) = (Some(after), Some(Instant::now() + after));
+                if !std::mem::replace(&mut self.turn.told, true) {
+                    let leader = claimed.leader.map(|leader| leader.to_string());
+                    tracing::info!(leader, "another worker reads storage: waiting for it to be a seed");
+                }
+                Event::Led
+            }
+            Role::Alone => Event::MayRead,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_may_not_wait_for_a_seed_waits_for_no_reader_of_storage_either() {
+        assert_eq!(patience(Some(Duration::ZERO)), Duration::ZERO);
+        assert_eq!(patience(None), PATIENCE);
+        assert_eq!(patience(Some(PATIENCE)), PATIENCE + BESIDE);
+    }
+}

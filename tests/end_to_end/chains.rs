@@ -147,6 +147,12 @@ fn whoever_reads_through_a_slow_link_has_the_place_before_it() {
         let loaded = worker.loaded();
         assert_eq!((loaded.digest, loaded.bytes_from_seeds), (model.digest(), model.bytes));
     }
+    let metrics = String::from_utf8(planner.request("GET", "/metrics", &[]).body).unwrap();
+    for reason in ["source_falls_behind", "source_sends_slowly"] {
+        let series = format!("rfork_planner_moves_total{{reason=\"{reason}\"}} ");
+        let counted = metrics.lines().find_map(|line| line.strip_prefix(&series));
+        assert!(counted.is_some_and(|counted| counted != "0"), "{counted:?}");
+    }
     let snapshot = planner.snapshot();
     for (name, seed) in snapshot["seeds"].as_object().unwrap() {
         assert_eq!(seed["failures"].as_u64().unwrap_or_default(), 0, "{name}: moves are no failures");

@@ -5,6 +5,7 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, I
 use super::series::Series;
 use super::{LATENCY_SECONDS, Pool, PoolSeries, by_state};
 use crate::store::Counts;
+use crate::store::commands::Move;
 
 /// Bounds of how many commands one transaction takes.
 const BATCH_COMMANDS: &[f64] = &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
@@ -34,6 +35,7 @@ pub(super) struct Changes {
     pub(super) releases: IntCounterVec,
     pub(super) refusals: IntCounterVec,
     pub(super) claims: IntCounterVec,
+    pub(super) moves: IntCounterVec,
     pub(super) heartbeats: IntCounterVec,
     pub(super) forgotten: IntCounterVec,
 }
@@ -158,6 +160,13 @@ impl Changes {
                  load alone, as they cannot be registered.",
                 &["role"],
                 &["leads", "waits", "alone"],
+            )?,
+            moves: series.counters(
+                "moves_total",
+                "Loading seeds that got another source than they had, by reason: theirs was lost or left, fell behind, sent \
+                 slowly or brought no byte; or their own place was given to a reader of them (overtaken).",
+                &["reason"],
+                &Move::NAMES.map(|(name, _)| name),
             )?,
             heartbeats: series.counters(
                 "heartbeats_total",

@@ -284,7 +284,7 @@ impl Metrics {
 
     fn applied(&self, commands: &Commands, outcomes: &Outcomes) {
         let Outcomes { registers, heartbeats, answers: _, renewals, releases, .. } = outcomes;
-        let Outcomes { removals, drains, claims, leaves, acquires, serves: _, .. } = outcomes;
+        let Outcomes { removals, drains, claims, leaves, acquires, serves: _, moved, .. } = outcomes;
         for claimed in claims {
             let role = match claimed.role {
                 Role::Leads => "leads",
@@ -329,6 +329,9 @@ impl Metrics {
             if let Acquired::Refused(refusal) = acquired {
                 self.changes.refusals.with_label_values(&[reason(*refusal)]).inc();
             }
+        }
+        for why in moved {
+            self.changes.moves.with_label_values(&[why.name()]).inc();
         }
         for (release, lived) in commands.releases.iter().zip(releases) {
             let outcome = if *lived { how_it_went(release) } else { "late" };
@@ -387,6 +390,7 @@ fn unix_seconds() -> i64 {
 mod tests {
     use super::*;
     use crate::store::Quota;
+    use crate::store::commands::Move;
 
     #[test]
     fn every_series_is_named_once_and_shown() {
@@ -400,6 +404,7 @@ mod tests {
         let outcomes = Outcomes {
             releases: vec![true, false, true],
             acquires: vec![Acquired::Refused(Refusal::AllBusy)],
+            moved: vec![Move::SendsSlowly],
             ..Outcomes::default()
         };
         metrics.applied(&commands, &outcomes);
@@ -422,6 +427,8 @@ mod tests {
             "requests_running 1",
             r#"refusals_total{reason="all_busy"} 1"#,
             r#"refusals_total{reason="all_suspect"} 0"#,
+            r#"moves_total{reason="source_sends_slowly"} 1"#,
+            r#"moves_total{reason="overtaken"} 0"#,
             r#"releases_total{outcome="failed"} 1"#,
             r#"releases_total{outcome="late"} 1"#,
             r#"releases_total{outcome="no_answer"} 1"#,

@@ -496,3 +496,20 @@ pub enum Move {
     /// It did not say.
     Other,
 }
+
+impl Move {
+    /// All of them, by their names in metrics.
+    pub const NAMES: [(&'static str, Self); 6] = [
+        ("source_gone", Self::Gone),
+        ("source_falls_behind", Self::FallsBehind),
+        ("source_sends_slowly", Self::SendsSlowly),
+        ("overtaken", Self::Overtaken),
+        ("source_stalled", Self::Stalled),
+        ("other", Self::Other),
+    ];
+
+    /// Its name in metrics.
+    pub fn name(self) -> &'static str {
+        Self::NAMES.iter().find(|(_, known)| *known == self).map_or("", |(name, _)| name)
+    }
+}

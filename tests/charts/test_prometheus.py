@@ -127,7 +127,23 @@ def everything(planner: Planner) -> None:
     register(address, 7, "drained")
     ask(address, "POST", "/v2/seeds/drain", body={"seed": "192.0.2.7:8000:0", "seed_key": "drained"})
     register(address, 7, "drained")
+    loads(address)
     crowd(address)
+
+
+def loads(address: str) -> None:
+    """A worker that loads gets another source, as the first brings no byte; another one asks whether it may read storage."""
+    for seed in (11, 12):
+        register(address, seed, "chain")
+    loading = {"seed": "192.0.2.20:8000:0", "incarnation": "one", "total_bytes": 1}
+    asked: Object = {"seed_key": "chain", "loading": loading}
+    first = ask(address, "POST", "/v2/leases", body=asked)
+    if first.status == 200:
+        source = {"seed": first.json()["seed"], "lease_id": first.json()["lease_id"], "silent_ms": 4_000}
+        release(address, ask(address, "POST", "/v2/leases", body=asked | {"stalled": source}), "aborted")
+        release(address, first, "aborted")
+    leads = {"seed_key": "lead", "loading": loading | {"seed": "192.0.2.21:8000:0"}, "arrived_bytes": 0}
+    ask(address, "POST", "/v2/leads", body=leads | {"patience_ms": 1_000})
 
 
 def times_out(planner: Planner) -> None:
@@ -408,6 +424,8 @@ ASKED += [target["expr"] for panel in PANELS for target in panel["targets"]]
 @pytest.mark.parametrize("store", STORES)
 def test_every_expression_gives_what_happens(store: str, server: Prometheus, cluster: Postgres, tmp_path: Path) -> None:
     settings = {"maxRequests": 2, "maxWaiting": 2, "historySec": 1, "heartbeatSweepSec": 1, "databaseStatementTimeoutMs": 500}
+    # Nobody who asks has a token.
+    settings |= {"forkWhileLoading": "on", "authMode": "permissive"}
     job = f"all-{store}"
     with planner(tmp_path, server, job, cluster, settings, store == "postgres") as subject:
         missing = {of_job(expression, job) for expression in ASKED}

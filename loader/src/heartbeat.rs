@@ -125,7 +125,7 @@ async fn beat(
                 // A tenth of the interval keeps a thousand workers that started together apart.
                 interval.mul_f64(0.9) + jittered(interval.mul_f64(0.1))
             }
-            Err(error) if error.is_passing() || error.is_denied() => {
+            Err(error) if error.is_borne() => {
                 if !failing {
                     tracing::warn!(%error, "a heartbeat failed; it is tried again");
                 }

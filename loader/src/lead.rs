@@ -112,7 +112,7 @@ async fn renew(claiming: Claiming, mut pause: Duration, stop: CancellationToken)
                 );
                 return;
             }
-            Err(error) if error.is_passing() => {
+            Err(error) if error.is_borne() => {
                 tracing::debug!(%error, "the right to read storage was not renewed");
             }
             Err(error) => {

@@ -157,6 +157,7 @@ async fn renew(
     let retries = |ttl: Duration| Backoff::new(renew_after(ttl) / 8, renew_after(ttl));
     let mut backoff = retries(ttl);
     let mut next = since + due(ttl, told.as_ref().map(|told| told.first));
+    let mut lives_until = since + ttl;
     let mut is_registered = true;
     loop {
         tokio::time::sleep_until(next).await;
@@ -166,6 +167,7 @@ async fn renew(
             Ok(Renewal::Lives { ttl: lives, next: asked, advice }) => {
                 // A planner that was restarted may have another time than the one that granted the lease.
                 ttl = lives.unwrap_or(ttl);
+                lives_until = sent + ttl;
                 backoff = retries(ttl);
                 // The time counts from when the renewal was sent.
                 // Excluded: the answer was slow, and the lease ends at the planner before the next renewal. The planner
@@ -185,7 +187,8 @@ async fn renew(
                 tracing::warn!(seed = %reference.identity, lease = %reference.lease, "the lease is gone");
                 return End::Gone;
             }
-            Err(error) if error.is_passing() => {
+            // A token that is not taken may be replaced while the lease lives; then its point may be another one's.
+            Err(error) if error.is_passing() || error.is_borne() && Instant::now() < lives_until => {
                 tracing::warn!(lease = %reference.lease, %error, "a renewal failed; reading goes on");
                 next = Instant::now() + backoff.pause();
             }
@@ -224,7 +227,7 @@ impl Releases {
             for attempt in 1..=attempts {
                 match client.release(&reference, &report).await {
                     Ok(()) => return,
-                    Err(error) if error.is_passing() && attempt < attempts => {
+                    Err(error) if error.is_borne() && attempt < attempts => {
                         tracing::warn!(lease = %reference.lease, %error, attempt, "a release failed; it is tried again");
                         tokio::time::sleep(backoff.pause()).await;
                     }

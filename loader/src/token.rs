@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use http::HeaderValue;
 use reqwest::Url;
@@ -10,6 +11,8 @@ use tokio::io::AsyncReadExt;
 
 /// The longest file that is read, in bytes.
 const MAX_BYTES: usize = 4 * 1024;
+/// How long reading it may take: it may be on a disk that is away.
+const READ_DEADLINE: Duration = Duration::from_secs(2);
 
 /// A file that holds a token, and nothing else but blanks and line ends around it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,10 +43,15 @@ impl TokenFile {
     /// [`TokenError`].
     pub async fn header(&self) -> Result<HeaderValue, TokenError> {
         let failed = |why: String| TokenError { path: self.0.clone(), why };
-        let file = tokio::fs::File::open(&self.0).await.map_err(|error| failed(error.to_string()))?;
-        let mut text = Vec::new();
-        let mut most = file.take(MAX_BYTES as u64 + 1);
-        most.read_to_end(&mut text).await.map_err(|error| failed(error.to_string()))?;
+        let reading = async {
+            let mut text = Vec::new();
+            tokio::fs::File::open(&self.0).await?.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).await?;
+            Ok::<_, std::io::Error>(text)
+        };
+        let text = match tokio::time::timeout(READ_DEADLINE, reading).await {
+            Ok(read) => read.map_err(|error| failed(error.to_string()))?,
+            Err(_) => return Err(failed(format!("it was not read within {READ_DEADLINE:?}"))),
+        };
         if text.len() > MAX_BYTES {
             return Err(failed(format!("the file has more than {MAX_BYTES} bytes")));
         }
@@ -56,6 +64,11 @@ impl TokenFile {
         value.set_sensitive(true);
         Ok(value)
     }
+}
+
+/// Whether a URL has a user or a password, which is a credential of its own.
+pub fn has_credential(url: &Url) -> bool {
+    !url.username().is_empty() || url.password().is_some()
 }
 
 /// Whether what is sent to this URL is seen by nobody between: by TLS, or because it does not leave the machine.

@@ -107,12 +107,15 @@ async fn open(settings: &Settings, why: watch::Sender<http::Opening>) -> Result<
 
 /// Who may come in, by a file that is watched until `stop`.
 fn identity(settings: &Settings, metrics: &Arc<Metrics>, stop: &CancellationToken) -> Arc<Identity> {
-    let listens_beyond =
-        settings.host.parse().map_or(settings.host != "localhost", |host: IpAddr| !host.is_loopback());
+    let listens_beyond = settings
+        .host
+        .parse()
+        .map_or(settings.host != "localhost", |host: IpAddr| !host.to_canonical().is_loopback());
     if settings.auth_mode != Mode::Enforce && listens_beyond {
         tracing::warn!(
             host = %settings.host,
-            "whoever reaches this planner may lease, register and drain seeds: --token-file says who may"
+            mode = ?settings.auth_mode,
+            "whoever reaches this planner may lease, register and drain seeds: --token-file with --auth-mode enforce says who may"
         );
     }
     let Some(TokenFile { path, tokens }) = settings.token_file.clone() else {

@@ -8,12 +8,13 @@ mod support;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rfork_planner::config::Settings;
+use rfork_planner::config::{DatabaseUrl, Settings};
 use rfork_planner::identity::{Mode, TokenFile};
 use serde_json::{Value, json};
 use support::{Answer, PATIENCE, Planner, request};
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 const WORKER: &str = "worker-0123456789abcdef";
 const OPERATOR: &str = "operator-0123456789abcdef";
@@ -156,6 +157,37 @@ async fn what_is_refused_is_not_read() {
     tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 401");
     planner.stop().await;
+}
+
+#[tokio::test]
+async fn who_waits_for_the_database_is_served_by_the_route_that_was_meant() {
+    let home = tempfile::tempdir().unwrap();
+    let first = Planner::start(&home.path().join("p.db"), |_| {}).await;
+    let file = TokenFile::read(&tokens(home.path())).unwrap();
+    let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));
+    (settings.token_file, settings.auth_mode) = (Some(file), Mode::Enforce);
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+    let asks = async |path: &str| {
+        let headers = [("Authorization", bearer(WORKER)), ("SEED_KEY", "k".to_owned())];
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, value.as_bytes())).collect();
+        support::raw(address, &request("GET", path, &headers)).await.unwrap()
+    };
+    // It waits for the file, and holds what it is asked meanwhile.
+    assert_eq!(asks("/get_seed").await.status, 503);
+    let held = async {
+        loop {
+            let answer = asks("/get_seed").await;
+            if answer.status != 503 {
+                return answer;
+            }
+        }
+    };
+    let (held, ()) = tokio::join!(held, first.stop());
+    held.is(404, "no available seed");
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
 }
 
 #[tokio::test]

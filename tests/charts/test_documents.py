@@ -136,7 +136,7 @@ PROGRAMS = {"rfork": rfork, "target/release/rfork": rfork, "cargo": cargo, "helm
     # Its arguments are those of cargo-mutants.
     "tests/mutants/run": of_others,
 }
-OTHERS = {"cat", "chmod", "docker", "export", "maturin", "openssl", "pg_dump", "pg_restore", "pip", "vllm"}
+OTHERS = {"docker", "export", "maturin", "openssl", "pg_dump", "pg_restore", "pip", "umask", "vllm"}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

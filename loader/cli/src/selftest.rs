@@ -41,6 +41,9 @@ pub(crate) struct SelftestArgs {
 /// Whatever fails, what it left at the planner is taken back, or ends by its time to live.
 pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
     let token = args.token.file(&parse_url(&args.planner)?)?;
+    if let Some(token) = &token {
+        token.header().await?;
+    }
     let key = key()?;
     let until = Instant::now() + Duration::from_secs(args.wait_sec);
     let mut told = false;

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use clap::Args;
 use reqwest::header::AUTHORIZATION;
 use reqwest::{RequestBuilder, Url};
-use rfork_loader::token::{TokenFile, is_private};
+use rfork_loader::token::{TokenFile, has_credential, is_private};
 use rfork_protocol::settings::Takes;
 
 /// Where the token is.
@@ -31,6 +31,10 @@ impl TokenArgs {
         let path = self.token_file.clone().or_else(|| variable("RFORK_TOKEN_FILE").map(PathBuf::from));
         let said = variable("RFORK_TOKEN_OVER_HTTP").and_then(|text| Takes::Switch.read_text(text.to_str()?));
         let over_http = self.token_over_http || said.as_deref() == Some("true");
+        ensure!(
+            path.is_none() || !has_credential(planner),
+            "a request shows one credential: give --token-file, or a user and a password in the URL"
+        );
         ensure!(
             path.is_none() || over_http || is_private(planner),
             "the token would be sent without TLS, where others may read it on its way: give an https:// URL, or \

@@ -115,6 +115,10 @@ impl Config {
         let token_file =
             values.find_with("rfork_token_file", |path| Ok::<_, String>(TokenFile::new(path)))?;
         let token_over_http: bool = values.get("rfork_token_over_http")?;
+        if token_file.is_some() && planner.as_ref().is_some_and(token::has_credential) {
+            let why = "cannot be used with a user or a password in rfork_scheduler_url: a request shows one credential";
+            return Err(values.refused("rfork_token_file", &why));
+        }
         let in_the_clear = planner.is_some_and(|planner| !token::is_private(&planner));
         if token_file.is_some() && in_the_clear && !token_over_http {
             let why = "is for a planner at https://, or on this machine: others may read the token on its way. Set \

@@ -297,6 +297,8 @@ fn a_token_is_not_sent_where_others_may_read_it() {
     let said = read(&shows("http://planner:1223"), &[]).unwrap_err().to_string();
     assert!(said.starts_with("rfork_token_file is for a planner at https://"), "{said}");
     assert!(read(&shows("http://planner:1223"), &[("RFORK_TOKEN_OVER_HTTP", "yes")]).is_ok());
+    let said = read(&shows("https://user:SECRET@planner"), &[]).unwrap_err().to_string();
+    assert!(said.contains("shows one credential") && !said.contains("SECRET"), "{said}");
 }
 
 #[test]

@@ -103,11 +103,11 @@ impl PlannerError {
         }
     }
 
-    /// Whether the planner does not take this worker's token, or wants one. A worker that has loaded outlives tokens: its next
-    /// one may do.
-    pub fn is_denied(&self) -> bool {
+    /// Whether what goes on while this worker lives may go on: its error is passing, or the planner does not take its token,
+    /// which is replaced while it runs, here and there at other times.
+    pub fn is_borne(&self) -> bool {
         let denied = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
-        matches!(self, Self::Refused { status, .. } if denied.contains(status))
+        self.is_passing() || matches!(self, Self::Refused { status, .. } if denied.contains(status))
     }
 }
 
@@ -375,7 +375,7 @@ impl PlannerClient {
     /// Registers this worker as a seed.
     ///
     /// # Errors
-    /// [`PlannerError`]; one that is not passing ends the seed service.
+    /// [`PlannerError`]; one that is not [borne](PlannerError::is_borne) ends the seed service.
     pub async fn register(&self, advert: &Advert) -> Result<(), PlannerError> {
         over_either!(self, SEEDS, self.v2_register(advert), self.v1_announce(advert))
     }

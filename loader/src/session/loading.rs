@@ -140,7 +140,7 @@ impl Loading {
                 match planner.beat_loading(&advert, reporting.progress()).await {
                     Ok(Heard::Known) => {}
                     Ok(Heard::Unknown | Heard::Draining) => return,
-                    Err(error) if error.is_passing() || error.is_denied() => {
+                    Err(error) if error.is_borne() => {
                         tracing::debug!(%error, "a heartbeat failed");
                     }
                     Err(_) => return,

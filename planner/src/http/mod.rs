@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request};
 use axum::handler::Handler;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state, map_response};
@@ -193,7 +193,7 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: watch::Receiver<Ope
             // A connection that was there before may ask after it.
             let router = opened.borrow().clone();
             match router {
-                Some(router) => router.oneshot(request).await.into_response(),
+                Some(router) => served_by(router, request).await,
                 None => ApiError::from(why.borrow().unavailable()).into_response(),
             }
         }
@@ -203,7 +203,7 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: watch::Receiver<Ope
         let router = tokio::time::timeout(OPENING_HOLD, opened.wait_for(Option::is_some)).await;
         let router = router.ok().and_then(|opened| opened.ok()?.clone());
         match router {
-            Some(router) => router.oneshot(request).await.into_response(),
+            Some(router) => served_by(router, request).await,
             None if request.uri().path().starts_with(rfork_protocol::v2::SERVICE) => {
                 v2::opening(*why.borrow())
             }
@@ -222,6 +222,12 @@ pub fn opening(opened: watch::Receiver<Option<Router>>, why: watch::Receiver<Ope
         .route(GET_SEED, get_only(any(hold.clone())))
         .fallback(hold)
         .layer(map_response(close))
+}
+
+/// Has another router serve a request, which finds its route anew: the one that it had here would stand before it.
+async fn served_by(router: Router, mut request: Request) -> Response {
+    request.extensions_mut().remove::<MatchedPath>();
+    router.oneshot(request).await.into_response()
 }
 
 /// Whether a path is one that is always served.

@@ -42,6 +42,7 @@ impl Permit {
 /// Counts what is denied; it is refused when that is enforced.
 fn verdict(mode: Mode, denied: Denied, metrics: &Metrics) -> Result<(), Denied> {
     metrics.denied(denied, mode);
+    tracing::debug!(reason = denied.label(), refused = mode == Mode::Enforce, "a request is denied");
     if mode == Mode::Enforce { Err(denied) } else { Ok(()) }
 }
 
@@ -82,7 +83,7 @@ pub(super) async fn check(
     let mut principal = None;
     if mode != Mode::Off {
         let Some(access) = doors.of(request.method(), route.as_ref().map(MatchedPath::as_str)) else {
-            // Nobody has said who may use it. A test goes through all routes, so that there is none.
+            // Nobody has said who may use it: then nobody may.
             return StatusCode::FORBIDDEN.into_response();
         };
         principal = match admitted(identity, access, &request, &api.metrics) {

@@ -97,6 +97,9 @@ pub enum Denied {
     /// It has no credential.
     #[error("this takes a token of the role {}: send it as \"Authorization: Bearer TOKEN\"", .0.name())]
     Missing(Role),
+    /// It shows more than one credential, or one that is none.
+    #[error("one header \"Authorization: Bearer TOKEN\" is taken, or Basic with the token as the password")]
+    Unreadable,
     /// Nobody has the credential that it has.
     #[error("nobody has this token: it may be mistyped, or was replaced")]
     Unknown,
@@ -113,7 +116,7 @@ impl Denied {
     pub(crate) const fn label(self) -> &'static str {
         match self {
             Self::Missing(_) => "missing",
-            Self::Unknown => "unknown",
+            Self::Unreadable | Self::Unknown => "unknown",
             Self::Role(_) => "role",
             Self::Key => "key",
         }
@@ -121,7 +124,7 @@ impl Denied {
 
     /// Whether another credential is asked for: 401, not 403.
     pub(crate) const fn wants_credential(self) -> bool {
-        matches!(self, Self::Missing(_) | Self::Unknown)
+        matches!(self, Self::Missing(_) | Self::Unreadable | Self::Unknown)
     }
 }
 
@@ -146,12 +149,12 @@ impl Identity {
     /// Whose request it is; nobody's, if it has no credential that somebody has.
     ///
     /// # Errors
-    /// [`Denied`], when the route is for others. Who everybody may ask is nobody's business, so nothing is refused there.
+    /// [`Denied`], when the route is for others. Where everybody may ask, a wrong credential is no reason to refuse.
     pub fn admit(&self, access: Access, headers: &HeaderMap) -> Result<Option<Arc<Principal>>, Denied> {
         let known = match credential::read(headers) {
             Credential::Token(token) => self.current().find(&token).ok_or(Denied::Unknown).map(Some),
             Credential::None => Ok(None),
-            Credential::Unreadable => Err(Denied::Unknown),
+            Credential::Unreadable => Err(Denied::Unreadable),
         };
         match (access, known) {
             (Access::Anyone, known) => Ok(known.unwrap_or_default()),
@@ -212,8 +215,9 @@ pub(crate) async fn watch(
                     last_error = Some(error);
                 }
             }
-            // The planner ends.
-            Err(_) => return,
+            // It was cancelled, as the planner ends, or it panicked.
+            Err(error) if error.is_cancelled() => return,
+            Err(_) => tell(false),
         }
     }
 }

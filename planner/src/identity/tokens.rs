@@ -15,11 +15,11 @@
 //! keys = ["/models/team-b/*"]
 //! tokens = ["0d6f1a2b3c4d5e6f708192a3b4c5d6e7"]
 //!
-//! # Instead of a token its SHA-256 may stand here, as `printf %s TOKEN | sha256sum` prints it.
+//! # Instead of a token its SHA-256 may stand here, as `printf %s TOKEN | sha256sum` prints it. It must be as long.
 //! [[principal]]
 //! name = "on-call"
 //! roles = ["operator", "metrics"]
-//! sha256 = ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
+//! sha256 = ["71cce2671584b44d496762b4ee3f746e5c8b01e1e59a9aa7f353dd07aa625723"]
 //! ```
 
 use std::path::Path;
@@ -86,8 +86,7 @@ struct File {
 struct Told {
     name: Spanned<Name>,
     roles: Vec<Role>,
-    #[serde(default)]
-    keys: Vec<String>,
+    keys: Option<Vec<String>>,
     #[serde(default)]
     tokens: Vec<Spanned<String>>,
     #[serde(default)]
@@ -123,11 +122,15 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
         if told.roles.is_empty() {
             return Err(wrong(at, "roles must name worker, operator or metrics"));
         }
-        if !told.keys.is_empty() && !told.roles.contains(&Role::Worker) {
+        if told.keys.is_some() && !told.roles.contains(&Role::Worker) {
             return Err(wrong(at, "keys are for the role worker"));
         }
-        if told.keys.len() > MAX_KEYS {
-            return Err(wrong(at, &format!("there may be {MAX_KEYS} keys; * stands for anything in one")));
+        // None at all would be every key, which nobody means who writes so.
+        if told.keys.as_ref().is_some_and(|keys| !(1..=MAX_KEYS).contains(&keys.len())) {
+            let reason = format!(
+                "there must be 1 to {MAX_KEYS} keys, in which * stands for anything; leave keys out for all"
+            );
+            return Err(wrong(at, &reason));
         }
         let hashes = told.tokens.iter().map(|token| {
             let text = token.get_ref();
@@ -147,7 +150,7 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
         if hashes.is_empty() || hashes.len() > MAX_TOKENS {
             return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens")));
         }
-        let keys = told.keys.iter().map(|text| Pattern::new(text)).collect();
+        let keys = told.keys.iter().flatten().map(|text| Pattern::new(text)).collect();
         let principal = Arc::new(Principal { name: name.clone(), roles: told.roles, keys });
         for (at, hash) in hashes {
             if known.iter().any(|(other, _)| *other == hash) {
@@ -191,14 +194,13 @@ mod tests {
         let of = |token: &str| tokens.find(token.as_bytes());
         let ranks = of("3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c6").unwrap();
         let team = of("0d6f1a2b3c4d5e6f708192a3b4c5d6e7").unwrap();
-        // The hash is that of "test".
-        assert_eq!(of("test").unwrap().name, "on-call");
+        assert_eq!(of("5b1f7f2c9d3e4a60b7c8d9e0f1a2b3c4").unwrap().name, "on-call");
         assert_eq!((ranks.name.as_str(), &ranks.roles[..]), ("ranks", &[Role::Worker][..]));
         for (key, all, some) in [("/models/team-b/m", true, true), ("/models/m", true, false)] {
             let key = SeedKey::new(key).unwrap();
             assert_eq!((ranks.may_use(&key), team.may_use(&key)), (all, some), "{key}");
         }
-        for unknown in ["", "tes", "test ", "3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c7", "ranks"] {
+        for unknown in ["", "5b1f7f2c9d3e4a60b7c8d9e0f1a2b3c", "3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c7", "ranks"] {
             assert_eq!(of(unknown), None, "{unknown}");
         }
     }
@@ -217,6 +219,7 @@ mod tests {
             (format!("[[principal]]\nname = 'a'\n{ROLES}sha256 = ['SECRET']"), 4, "64 hexadecimal digits"),
             (format!("[[principal]]\nname = 'a'\n{ROLES}"), 2, "1 to 16 tokens"),
             ("[[principal]]\nname = 'a'\nroles = []\ntokens = ['SECRET-SECRET-SECRET']".into(), 2, "roles must name"),
+            (format!("[[principal]]\nname = 'a'\n{ROLES}keys = []\ntokens = ['SECRET-SECRET-SECRET']"), 2, "1 to 100 keys"),
             (
                 "[[principal]]\nname = 'a'\nroles = ['metrics']\nkeys = ['k']\ntokens = ['SECRET-SECRET-SECRET']".into(),
                 2,

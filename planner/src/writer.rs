@@ -1,9 +1,10 @@
 //! The writer: gathers what waits and applies it in one transaction.
 //!
-//! Every request that changes something submits a command to one bounded queue. One task owns the store's writes: it
+//! Every request that changes something submits a command to a bounded queue. One task owns the store's writes: it
 //! takes all that waits, whatever its kind and key, sorts it by kind, commits it together, and answers each with what
 //! its kind is answered. Under load the batches grow, so the cost of a commit is shared; without load a command is
-//! applied at once.
+//! applied at once. Heartbeats of a request are one command, with a queue of their own ([`beats`]): a transaction has
+//! some of them, and all of them as soon as it is their turn.
 //!
 //! What happens on cancel: an acquisition whose client went away before it was taken is passed over. One that was taken
 //! is answered with an owned value ([`crate::grant`]): whoever drops it, a channel that nobody listens to among them,
@@ -16,19 +17,24 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::AbortOnDropHandle;
 use tracing::Instrument;
 
-use crate::domain::seed::{Heard, Registration, Removal};
+use crate::domain::seed::{Registration, Removal};
 use crate::grant::{Acquisition, EndOfWait};
 use crate::heartbeats::Heartbeats;
 use crate::store::commands::{
-    Acquire, Answered, Claim, Claimed, Drain, Heartbeat, Leave, NoRoom, Register, Release, Remove, Renew,
-    Serve,
+    Acquire, Answered, Claim, Claimed, Drain, Leave, NoRoom, Register, Release, Remove, Renew, Serve,
 };
 use crate::store::{Commands, MAX_BATCH, Outcomes, Renewed, Store, StoreError};
+pub use beats::{Beats, Met};
+use beats::{Taken, Waiting};
+
+mod beats;
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
 /// Room in the queue beside them, for what nobody waits for: requests never keep a lease from being given back.
 const MAX_TOLD: usize = MAX_WAITING;
+/// The most heartbeats of a transaction: a quarter of its commands.
+const MAX_BEATS: usize = MAX_BATCH / 4;
 
 /// Why a command had no outcome.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -94,14 +100,6 @@ macro_rules! kinds {
             $($list: Vec<Waiter<$Answer>>,)*
         }
 
-        impl Queued {
-            fn span(&self) -> &tracing::Span {
-                match self {
-                    $(Self::$Kind(_, waiter) => &waiter.span,)*
-                }
-            }
-        }
-
         impl Batch {
             fn push(&mut self, queued: Queued) {
                 match queued {
@@ -112,8 +110,19 @@ macro_rules! kinds {
                 }
             }
 
+            /// A trace has links from the batch to each request.
+            fn follow(&self, span: &tracing::Span) {
+                $(self.waiters.$list.iter().for_each(|waiter| {
+                    span.follows_from(&waiter.span);
+                });)*
+                self.beats.spans().for_each(|request| {
+                    span.follows_from(request);
+                });
+            }
+
             fn fail(self, error: &StoreError) {
                 $(self.waiters.$list.into_iter().for_each(|waiter| waiter.tell(Err(error.clone())));)*
+                self.beats.fail(error);
             }
         }
 
@@ -129,7 +138,6 @@ macro_rules! kinds {
 
 kinds! {
     Register, registers, Result<(Registration, i64), NoRoom>;
-    Heartbeat, heartbeats, (Heard, Option<i64>);
     Answered, answers, bool;
     Renew, renewals, Option<Renewed>;
     Release, releases, bool;
@@ -146,21 +154,27 @@ kinds! {
 struct Batch {
     commands: Commands,
     waiters: Waiters,
+    beats: Taken,
 }
 
 impl Batch {
-    /// Tells heartbeats how long they have waited.
+    /// Takes as much of a request's heartbeats as may still be in it; gives whether there may be more.
+    fn take(&mut self, waiting: Waiting) -> bool {
+        let heartbeats = &mut self.commands.heartbeats;
+        heartbeats.extend(self.beats.take(waiting, MAX_BEATS - heartbeats.len()));
+        heartbeats.len() < MAX_BEATS
+    }
+
+    /// Tells registrations how long they have waited.
     fn age(&mut self) {
         for (command, waiter) in self.commands.registers.iter_mut().zip(&self.waiters.registers) {
             command.age_ms = waiter.age_ms();
         }
-        for (command, waiter) in self.commands.heartbeats.iter_mut().zip(&self.waiters.heartbeats) {
-            command.age_ms = waiter.age_ms();
-        }
     }
 
-    /// Answers all. A store has an outcome for each command, at its place.
-    fn answer(self, outcomes: Outcomes) {
+    /// Answers all. A store has an outcome for each command, at its place. Gives the request of whose heartbeats some are
+    /// still to be written.
+    fn answer(self, outcomes: Outcomes) -> Option<Waiting> {
         fn each<O, A>(
             waiters: Vec<Waiter<A>>,
             outcomes: impl IntoIterator<Item = O>,
@@ -171,9 +185,8 @@ impl Batch {
                 waiter.tell(Ok(answer));
             }
         }
-        let Self { commands, waiters } = self;
+        let Self { commands, waiters, beats } = self;
         each(waiters.registers, outcomes.registers, |registered, _| registered);
-        each(waiters.heartbeats, outcomes.heartbeats, |heard, _| heard);
         each(waiters.answers, outcomes.answers, |is_there, _| is_there);
         each(waiters.renewals, outcomes.renewals, |renewed, _| renewed);
         each(waiters.releases, outcomes.releases, |lived, _| lived);
@@ -187,6 +200,7 @@ impl Batch {
             Acquisition::of(acquire, acquired, writer)
         });
         each(waiters.serves, outcomes.serves, |next_end_ms, _| next_end_ms);
+        beats.met(outcomes.heartbeats)
     }
 }
 
@@ -194,12 +208,55 @@ impl Batch {
 #[derive(Debug, Clone)]
 pub struct Writer {
     queue: mpsc::Sender<Queued>,
+    beats: mpsc::Sender<Waiting>,
     deadline: Duration,
 }
 
 impl std::fmt::Debug for Queued {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Queued")
+    }
+}
+
+/// What waits for the writer.
+struct Queues {
+    /// Commands of all kinds but heartbeats.
+    commands: mpsc::Receiver<Queued>,
+    /// Heartbeats of requests.
+    beats: mpsc::Receiver<Waiting>,
+    /// A request of whose heartbeats some are written.
+    begun: Option<Waiting>,
+}
+
+impl Queues {
+    /// Waits for something to do, and takes what a transaction may have of all that waits. `None` once every [`Writer`] is
+    /// dropped and all is done.
+    async fn next(&mut self) -> Option<Batch> {
+        let (mut batch, mut taken) = (Batch::default(), Vec::new());
+        if self.begun.is_none() {
+            tokio::select! {
+                biased;
+                1.. = self.commands.recv_many(&mut taken, MAX_BATCH - MAX_BEATS) => {}
+                Some(waiting) = self.beats.recv() => self.begun = Some(waiting),
+                else => return None,
+            }
+        }
+        while let Some(waiting) = self.begun.take().or_else(|| self.beats.try_recv().ok()) {
+            if !batch.take(waiting) {
+                break;
+            }
+        }
+        let most = MAX_BATCH - batch.commands.heartbeats.len();
+        while taken.len() < most
+            && let Ok(queued) = self.commands.try_recv()
+        {
+            taken.push(queued);
+        }
+        // A client that has gone away gets no lease that nobody would use.
+        let is_wanted =
+            |queued: &Queued| !matches!(queued, Queued::Acquire(_, waiter) if waiter.answer.is_closed());
+        taken.into_iter().filter(is_wanted).for_each(|queued| batch.push(queued));
+        Some(batch)
     }
 }
 
@@ -213,9 +270,14 @@ impl Writer {
         heartbeats: Arc<Heartbeats>,
         deadline: Duration,
     ) -> (Self, AbortOnDropHandle<()>) {
-        let (queue, waiting) = mpsc::channel(MAX_WAITING + MAX_TOLD);
-        let task = AbortOnDropHandle::new(tokio::spawn(write(store, heartbeats, waiting)));
-        (Self { queue, deadline }, task)
+        let (writer, queues) = Self::new(deadline);
+        (writer, AbortOnDropHandle::new(tokio::spawn(write(store, heartbeats, queues))))
+    }
+
+    fn new(deadline: Duration) -> (Self, Queues) {
+        let (queue, commands) = mpsc::channel(MAX_WAITING + MAX_TOLD);
+        let (sender, beats) = mpsc::channel(MAX_WAITING);
+        (Self { queue, beats: sender, deadline }, Queues { commands, beats, begun: None })
     }
 
     /// Applies one command.
@@ -231,6 +293,23 @@ impl Writer {
         if !self.enqueue(command, answer) {
             return Err(self.refusal());
         }
+        self.outcome(told).await
+    }
+
+    /// Writes heartbeats of a request; gives what each met.
+    ///
+    /// # Errors
+    /// [`WriteError`]; some may have been written, and writing them again does no harm.
+    pub async fn beat(&self, beats: Beats) -> Result<Vec<Met>, WriteError> {
+        let (answer, told) = oneshot::channel();
+        if self.beats.try_send(Waiting::new(beats, self.waiter(answer))).is_err() {
+            return Err(self.refusal());
+        }
+        self.outcome(told).await
+    }
+
+    /// What a command is answered, within the deadline.
+    async fn outcome<A>(&self, told: oneshot::Receiver<Result<A, StoreError>>) -> Result<A, WriteError> {
         match tokio::time::timeout(self.deadline, told).await {
             Ok(Ok(answer)) => Ok(answer?),
             Ok(Err(_)) => Err(WriteError::Stopping),
@@ -245,9 +324,12 @@ impl Writer {
 
     /// Gives whether it is in the queue.
     fn enqueue<C: Submit>(&self, command: C, answer: oneshot::Sender<Result<C::Answer, StoreError>>) -> bool {
+        self.queue.try_send(command.queued(self.waiter(answer))).is_ok()
+    }
+
+    fn waiter<A>(&self, answer: oneshot::Sender<Result<A, StoreError>>) -> Waiter<A> {
         let (arrived, span) = (Instant::now(), tracing::Span::current());
-        let waiter = Waiter { arrived, span, answer, writer: self.clone() };
-        self.queue.try_send(command.queued(waiter)).is_ok()
+        Waiter { arrived, span, answer, writer: self.clone() }
     }
 
     /// Why the queue takes no more.
@@ -256,27 +338,19 @@ impl Writer {
     }
 }
 
-async fn write(store: Arc<dyn Store>, heartbeats: Arc<Heartbeats>, mut queue: mpsc::Receiver<Queued>) {
-    let mut taken = Vec::with_capacity(MAX_BATCH);
-    while queue.recv_many(&mut taken, MAX_BATCH).await > 0 {
-        // It is in no request's span, for it is done for all of them; a trace has links to each.
-        let span = tracing::debug_span!("batch", commands = taken.len());
-        let mut batch = Batch::default();
-        for queued in taken.drain(..) {
-            // A client that has gone away gets no lease that nobody would use.
-            if !matches!(&queued, Queued::Acquire(_, waiter) if waiter.answer.is_closed()) {
-                span.follows_from(queued.span());
-                batch.push(queued);
-            }
-        }
+async fn write(store: Arc<dyn Store>, heartbeats: Arc<Heartbeats>, mut queues: Queues) {
+    while let Some(mut batch) = queues.next().await {
         if batch.commands.is_empty() {
             continue;
         }
+        // It is in no request's span, for it is done for all of them; a trace has links to each.
+        let span = tracing::debug_span!("batch", commands = batch.commands.len());
+        batch.follow(&span);
         batch.age();
         let applied = store.apply(&batch.commands).instrument(span).await;
         heartbeats.learn(&batch.commands, applied.as_ref().ok());
         match applied {
-            Ok(outcomes) => batch.answer(outcomes),
+            Ok(outcomes) => queues.begun = batch.answer(outcomes),
             Err(error) => {
                 // Leases that could not be given back end by their time to live.
                 tracing::warn!(%error, commands = batch.commands.len(), "a batch was not applied");

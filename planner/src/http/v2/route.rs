@@ -1,6 +1,7 @@
 //! A route of API v2: one entry says what serves it and what the document tells of it, so that both speak of the
 //! same types.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Json;
@@ -21,7 +22,7 @@ use super::super::permit::Permit;
 use super::super::{Api, written_apart};
 use super::refused::Refused;
 use crate::identity::Access;
-use crate::shares::Entered;
+use crate::shares::{Entered, Part};
 use crate::store::StoreError;
 
 /// The longest header section of a request, in bytes, as names and values together.
@@ -37,6 +38,8 @@ pub(super) struct Call<T> {
     pub(super) client: Option<Client>,
     /// Its room, which it gives up while it waits.
     pub(super) entered: Option<Entered>,
+    /// The room of its body, for what is kept of that while it waits.
+    pub(super) body: Option<Arc<Part>>,
     pub(super) request: T,
 }
 
@@ -129,8 +132,9 @@ where
                 return Err(Refused::new(Code::UnsupportedMediaType, detail));
             }
             let entered = request.extensions().get().cloned();
-            let body = Bytes::from_request(request, &()).await?;
-            Ok(Call { api, permit, headers, client, entered, request: v2::decode(&body)? })
+            let room = request.extensions().get().cloned();
+            let bytes = Bytes::from_request(request, &()).await?;
+            Ok(Call { api, permit, headers, client, entered, body: room, request: v2::decode(&bytes)? })
         };
         match call.await {
             Ok(call) => answer(handler(call).await),
@@ -163,7 +167,7 @@ where
         let call = checked_head(&request).and_then(|headers| {
             let permit = permit_of(&request)?;
             let request = Req::decode(request.uri().query().unwrap_or_default())?;
-            Ok(Call { api, permit, headers, client, entered: None, request })
+            Ok(Call { api, permit, headers, client, entered: None, body: None, request })
         });
         match call {
             Ok(call) => long_answer(handler(call).await).await,

@@ -1,6 +1,5 @@
 //! Seeds: registered, heard of, drained, gone.
 
-use futures_util::future::try_join_all;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v1::Labels;
 use rfork_protocol::v2::{
@@ -8,7 +7,6 @@ use rfork_protocol::v2::{
     HeartbeatResults, Register, Registered, Registration,
 };
 
-use super::super::Api;
 use super::loading;
 use super::refused::Refused;
 use super::route::Call;
@@ -18,6 +16,7 @@ use crate::domain::location::Location;
 use crate::domain::seed::{self, Profile};
 use crate::shares::network;
 use crate::store::commands::{self, Heartbeat};
+use crate::writer::Beats;
 
 pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused> {
     let heartbeat_interval_ms = heartbeat_interval_ms(&call);
@@ -62,28 +61,32 @@ fn told(registration: seed::Registration) -> Registration {
     }
 }
 
-/// Answers when all are done; those that the writer takes are applied together.
+/// Answers when all are done. Those that are not only repeated are one command, however many they are.
 pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatResults, Refused> {
-    for beat in &call.request.seeds {
-        call.permit.key(&beat.seed_key)?;
+    let Call { api, permit, request, body, .. } = call;
+    for beat in &request.seeds {
+        permit.key(&beat.seed_key)?;
     }
-    let beats = call.request.seeds.into_iter().map(|one| beat(&call.api, one));
-    Ok(HeartbeatResults { results: try_join_all(beats).await? })
-}
-
-async fn beat(
-    api: &Api,
-    Beat { seed, seed_key: key, incarnation, loading }: Beat,
-) -> Result<BeatResult, Refused> {
-    let incarnation = incarnation.map(String::from);
-    let progress = loading.filter(|_| api.loading_seeds).map(loading::progress).map(Box::new);
-    // How far somebody is is not gathered.
-    if progress.is_none() && api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref()) {
-        return Ok(BeatResult { seed, status: BeatStatus::Ok });
+    let (mut results, mut heartbeats, mut at) = (Vec::new(), Vec::new(), Vec::new());
+    for Beat { seed, seed_key: key, incarnation, loading } in request.seeds {
+        let incarnation = incarnation.map(String::from);
+        let progress = loading.filter(|_| api.loading_seeds).map(loading::progress).map(Box::new);
+        // How far somebody is is not gathered.
+        let is_noted =
+            progress.is_none() && api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref());
+        if !is_noted {
+            at.push(results.len());
+            heartbeats.push(Heartbeat { identity: seed.clone(), key, incarnation, age_ms: 0, progress });
+        }
+        results.push(BeatResult { seed, status: BeatStatus::Ok });
     }
-    let beat = Heartbeat { identity: seed.clone(), key, incarnation, age_ms: 0, progress };
-    let (status, _) = api.submit(beat).await?;
-    Ok(BeatResult { seed, status: heard(status) })
+    if !heartbeats.is_empty() {
+        let met = api.writer.beat(Beats { heartbeats, body }).await?;
+        for (at, (status, _)) in at.into_iter().zip(met) {
+            results[at].status = heard(status);
+        }
+    }
+    Ok(HeartbeatResults { results })
 }
 
 fn heard(heard: seed::Heard) -> BeatStatus {

@@ -265,14 +265,16 @@ CREATE TABLE events (
     detail   TEXT
 );
 
--- How many rows there are of what clients have planners keep: triggers count what comes and goes, so that nobody need read
--- a table for it. Each count is the sum of its slots, of which a session has one, so that planners do not wait for each
+-- How many rows there are of what clients have planners keep, and how long their texts are, which do not change: triggers
+-- count what comes and goes, so that nobody need read a table for it. Each count is the sum of its slots, of which a session has one, so that planners do not wait for each
 -- other.
 CREATE TABLE row_counts (
     table_name TEXT    NOT NULL,
     slot       INTEGER NOT NULL,
     -- rows that came by this slot, less those that went by it: it may be negative
     n          BIGINT  NOT NULL,
+    -- their keys and other long texts, in bytes, counted alike
+    bytes      BIGINT  NOT NULL,
     PRIMARY KEY (table_name, slot)
 )
 WITH (fillfactor = 20);
@@ -280,16 +282,26 @@ WITH (fillfactor = 20);
 CREATE FUNCTION count_rows() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     changes BIGINT;
+    length  BIGINT;
+    sign    BIGINT := CASE TG_OP WHEN 'INSERT' THEN 1 ELSE -1 END;
 BEGIN
     IF TG_OP = 'TRUNCATE' THEN
-        UPDATE row_counts SET n = 0 WHERE table_name = TG_TABLE_NAME;
+        UPDATE row_counts SET n = 0, bytes = 0 WHERE table_name = TG_TABLE_NAME;
         RETURN NULL;
     END IF;
-    SELECT count(*) INTO changes FROM changed;
+    -- Whatever table it is, only its own statement is ever planned.
+    CASE TG_TABLE_NAME
+        WHEN 'seeds' THEN
+            SELECT count(*), sum(octet_length(seed_key)) INTO changes, length FROM changed;
+        WHEN 'requests' THEN
+            SELECT count(*), sum(octet_length(seed_key) + octet_length(wish)) INTO changes, length FROM changed;
+        WHEN 'instances' THEN
+            SELECT count(*), sum(octet_length(instance_id) + octet_length(source_instance)) INTO changes, length FROM changed;
+    END CASE;
     IF changes > 0 THEN
-        INSERT INTO row_counts AS c (table_name, slot, n)
-        VALUES (TG_TABLE_NAME, pg_backend_pid() % 16, CASE TG_OP WHEN 'INSERT' THEN changes ELSE -changes END)
-        ON CONFLICT (table_name, slot) DO UPDATE SET n = c.n + excluded.n;
+        INSERT INTO row_counts AS c (table_name, slot, n, bytes)
+        VALUES (TG_TABLE_NAME, pg_backend_pid() % 16, sign * changes, sign * length)
+        ON CONFLICT (table_name, slot) DO UPDATE SET n = c.n + excluded.n, bytes = c.bytes + excluded.bytes;
     END IF;
     RETURN NULL;
 END $$;

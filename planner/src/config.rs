@@ -241,6 +241,7 @@ impl Settings {
                 // One is remembered for a request at most.
                 instances: values.get("max_remembered_requests")?,
                 bytes: values.get::<usize>("max_memory_mib")?.saturating_mul(1 << 20),
+                stored: values.get::<usize>("max_database_mib")?.saturating_mul(1 << 20),
             },
             heartbeat_ttl: values.seconds("heartbeat_ttl_sec")?,
             heartbeat_sweep: values.seconds("heartbeat_sweep_sec")?,

@@ -194,6 +194,15 @@ pub const SETTINGS: &[Section] = &[
             .env("RFORK_CFG_MAX_MEMORY_MIB")
             .default("1024")
             .more("Beyond them new seeds, and requests that would wait, are answered 429"),
+            Setting::new(
+                "max_database_mib",
+                Takes::Whole(1, 1 << 24),
+                "MiB of seeds and requests that planners of one database keep there: each with its key, and 1 KiB",
+            )
+            .value("MIB")
+            .env("RFORK_CFG_MAX_DATABASE_MIB")
+            .default("4096")
+            .more("Beyond them new ones are answered 429, and those that are known go on"),
         ],
     },
     Section {

@@ -116,7 +116,7 @@ pub struct Problem {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
     /// What is used up of that the planner keeps only so much: `seeds`, `seeds-of-client`, `requests`,
-    /// `requests-of-client` or `memory`.
+    /// `requests-of-client`, `memory`, `memory-of-client`, `database` or `database-of-client`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quota: Option<String>,
     /// When the same request may succeed, in milliseconds from now; a hint.

@@ -237,7 +237,8 @@ pub(super) fn claim(
     tables.note_lease(lease, seed);
     let Some(instance) = &wish.instance_id else { return };
     let is_known = tables.sources.get(instance).is_some_and(Option::is_some);
-    if (tables.room.instances == 0 || tables.room.bytes == 0) && !is_known {
+    let is_full = tables.room.instances == 0 || tables.room.bytes == 0 || tables.room.stored == 0;
+    if is_full && !is_known {
         // It is only a preference, so nobody is refused for it.
         return;
     }

@@ -32,7 +32,7 @@ pub(super) fn enqueue(
         _ => return,
     };
     if waits {
-        if let Err(no_room) = tables.room_for_request(wish.client, rules) {
+        if let Err(no_room) = tables.room_for_request(key, wish, rules) {
             *answer = Acquired::Refused(Refusal::NoRoom(no_room));
             return;
         }

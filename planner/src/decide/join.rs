@@ -40,7 +40,7 @@ pub(super) fn reader(
     let row = tables.seed_at(&asker.identity);
     let known = row.map(|row| row.known(now, rules));
     let own = match joining(known.as_ref(), key, wish, asker) {
-        Joining::New if tables.room_for_seed(wish.client, rules).is_err() => return None,
+        Joining::New if tables.room_for_seed(key, wish.client, rules).is_err() => return None,
         Joining::Refused => return None,
         Joining::New | Joining::NewHolding if !tables.may_join() => return None,
         Joining::New | Joining::NewHolding => None,

@@ -62,7 +62,7 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
         (Joining::Refused, _) => return Role::Alone,
         (Joining::Repeated, Some(row)) => row.id,
         (_, row) => {
-            if tables.room_for_seed(claim.client, rules).is_err() {
+            if tables.room_for_seed(&claim.key, claim.client, rules).is_err() {
                 return Role::Alone;
             }
             if let Some(row) = row {

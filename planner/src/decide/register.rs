@@ -26,11 +26,12 @@ pub(super) fn register(
     let registration = seed::register(known.as_ref(), key, profile);
     let id = match (registration, row.zip(known)) {
         (Registration::New, _) | (_, None) => {
-            tables.room_for_seed(*client, rules)?;
+            tables.room_for_seed(key, *client, rules)?;
             remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Registered));
             tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, *client, rules)
         }
         (Registration::NewHolding, Some((row, known))) => {
+            tables.room_for_holding((&row.key, key), *client, rules)?;
             let novelty = seed::novelty(&known, key, profile);
             let happened = Happened::to(identity, key, EventKind::NewHolding).with(novelty);
             remember::event(tables, now, rules, happened);

@@ -181,6 +181,11 @@ impl SeedRow {
         Arc::ptr_eq(&self.profile, &other.profile) && self.terms == other.terms
     }
 
+    /// What one of this key takes in the database, in bytes, about: all of its seeds have the key.
+    pub fn stored(key: &SeedKey) -> usize {
+        ROW_BYTES + key.as_bytes().len()
+    }
+
     /// Its memory, in bytes, about, beside what seeds of its key share.
     pub fn bytes(&self) -> usize {
         let told = if *self.profile == Profile::default() { 0 } else { 512 };
@@ -189,6 +194,10 @@ impl SeedRow {
         4 * size_of::<Self>() + 4 * self.name.len() + told + self.leases.len() * 2 * size_of::<LeaseRow>()
     }
 }
+
+/// What a seed or a request takes in a database beside its key, in bytes, about: with what belongs to it, and with its entries
+/// in indexes, which have hashes of long texts.
+pub const ROW_BYTES: usize = 1 << 10;
 
 /// An acquisition that waits, or one that was granted and is remembered for its repetitions.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -214,11 +223,20 @@ pub struct RequestRow {
 }
 
 impl RequestRow {
+    /// What one for this takes in the database, in bytes, about.
+    pub fn stored(key: &SeedKey, wish: &Wish) -> usize {
+        ROW_BYTES + key.as_bytes().len() + wish_bytes(wish)
+    }
+
     /// Its memory, in bytes, about.
     pub fn bytes(&self) -> usize {
-        let wish = self.wish.exclude.len() * 64 + self.wish.loading.as_ref().map_or(0, |_| 1_024);
-        2 * size_of::<Self>() + self.key.as_bytes().len() + size_of::<Wish>() + wish
+        2 * size_of::<Self>() + self.key.as_bytes().len() + size_of::<Wish>() + wish_bytes(&self.wish)
     }
+}
+
+/// What is wished beside the usual, in bytes, about.
+fn wish_bytes(wish: &Wish) -> usize {
+    wish.exclude.len() * 64 + wish.loading.as_ref().map_or(0, |_| 1_024)
 }
 
 /// A lease that ended, for people.

@@ -13,6 +13,7 @@ use super::wants::Near;
 use crate::domain::chain::{self, Source};
 use crate::domain::health::Health;
 use crate::domain::pace::MOVE_PAUSE_MS;
+use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::commands::{Move, NoRoom};
 use crate::store::{Grant, LeaseHash, PLANNER_TTL_MS, Room, Rules};
@@ -123,16 +124,35 @@ impl Tables {
         self.by_client.get(&client).copied()
     }
 
-    /// Whether there is room for one more seed of a client's. Who is not known has no share: it takes what is free.
-    pub(super) fn room_for_seed(&self, client: Option<IpAddr>, rules: &Rules) -> Result<(), NoRoom> {
+    /// Whether there is room for one more seed of this key and client. Who is not known has no share: it takes what is free.
+    pub(super) fn room_for_seed(
+        &self,
+        key: &SeedKey,
+        client: Option<IpAddr>,
+        rules: &Rules,
+    ) -> Result<(), NoRoom> {
         let theirs = client.and_then(|client| self.of_client(client));
-        self.room.for_seed_of(theirs.map(|theirs| theirs.seeds), rules.room.seeds)
+        self.room.for_seed_of(theirs, SeedRow::stored(key), &rules.room)
     }
 
-    /// The same for one more request.
-    pub(super) fn room_for_request(&self, client: Option<IpAddr>, rules: &Rules) -> Result<(), NoRoom> {
+    /// Whether there is room for what a seed comes to hold in its own place: for a longer key.
+    pub(super) fn room_for_holding(
+        &self,
+        (before, after): (&SeedKey, &SeedKey),
+        client: Option<IpAddr>,
+        rules: &Rules,
+    ) -> Result<(), NoRoom> {
         let theirs = client.and_then(|client| self.of_client(client));
-        self.room.for_request_of(theirs.map(|theirs| theirs.requests), rules.room.requests)
+        match SeedRow::stored(after).saturating_sub(SeedRow::stored(before)) {
+            0 => Ok(()),
+            more => self.room.for_bytes_of(theirs, more, &rules.room),
+        }
+    }
+
+    /// Whether there is room for one more request.
+    pub(super) fn room_for_request(&self, key: &SeedKey, wish: &Wish, rules: &Rules) -> Result<(), NoRoom> {
+        let theirs = wish.client.and_then(|client| self.of_client(client));
+        self.room.for_request_of(theirs, RequestRow::stored(key, wish), &rules.room)
     }
 
     /// Answers one of [`Wants::waiting`](super::Wants): the rows, and whether there may be more after them.
@@ -296,8 +316,10 @@ impl Tables {
             leases: Vec::new(),
         });
         self.room.seeds = self.room.seeds.saturating_sub(1);
+        let stored = SeedRow::stored(key);
+        self.room.stored = self.room.stored.saturating_sub(stored);
         if let Some(theirs) = client.and_then(|client| self.by_client.get_mut(&client)) {
-            theirs.seeds += 1;
+            (theirs.seeds, theirs.stored) = (theirs.seeds + 1, theirs.stored + stored);
         }
         self.room.bytes = self.room.bytes.saturating_sub(row.bytes());
         self.index(&row);
@@ -312,9 +334,12 @@ impl Tables {
             if self.identities.get(&row.identity) == Some(&id) {
                 self.identities.remove(&row.identity);
             }
+            let stored = SeedRow::stored(&row.key);
             self.room.seeds = self.room.seeds.saturating_add(1);
+            self.room.stored = self.room.stored.saturating_add(stored);
             if let Some(theirs) = row.client.and_then(|client| self.by_client.get_mut(&client)) {
                 theirs.seeds = theirs.seeds.saturating_sub(1);
+                theirs.stored = theirs.stored.saturating_sub(stored);
             }
             self.room.bytes = self.room.bytes.saturating_add(row.bytes());
         }
@@ -361,9 +386,11 @@ impl Tables {
     pub(super) fn insert_request(&mut self, mut row: RequestRow) {
         row.id = self.new_request;
         self.new_request += 1;
+        let stored = RequestRow::stored(&row.key, &row.wish);
         self.room.requests = self.room.requests.saturating_sub(1);
+        self.room.stored = self.room.stored.saturating_sub(stored);
         if let Some(theirs) = row.wish.client.and_then(|client| self.by_client.get_mut(&client)) {
-            theirs.requests += 1;
+            (theirs.requests, theirs.stored) = (theirs.requests + 1, theirs.stored + stored);
         }
         self.room.bytes = self.room.bytes.saturating_sub(row.bytes());
         self.index_request(&row);

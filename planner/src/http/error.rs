@@ -19,6 +19,9 @@ pub(super) fn full(NoRoom(quota): NoRoom) -> String {
         Quota::Requests => "as many requests that wait or are remembered",
         Quota::RequestsOfClient => "as many requests of one client while few more may come",
         Quota::Memory => "as much in memory",
+        Quota::MemoryOfClient => "as much of one client in memory while little more may come",
+        Quota::Database => "as many bytes in its database",
+        Quota::DatabaseOfClient => "as many bytes of one client in its database while few more may come",
     };
     let (name, flag) = (quota.name(), quota.flag());
     format!(

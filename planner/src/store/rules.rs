@@ -66,17 +66,24 @@ pub struct Room {
     pub instances: usize,
     /// Bytes of memory, of a planner that keeps its rows there.
     pub bytes: usize,
+    /// Bytes of seeds and requests in the database.
+    pub stored: usize,
 }
 
 impl Room {
     /// More than there ever is.
-    pub(crate) const ENDLESS: Self =
-        Self { seeds: usize::MAX, requests: usize::MAX, instances: usize::MAX, bytes: usize::MAX };
+    pub(crate) const ENDLESS: Self = Self {
+        seeds: usize::MAX,
+        requests: usize::MAX,
+        instances: usize::MAX,
+        bytes: usize::MAX,
+        stored: usize::MAX,
+    };
 
     /// More than any test needs.
     #[cfg(test)]
     pub(crate) const AMPLE: Self =
-        Self { seeds: 1_000_000, requests: 1_000_000, instances: 1_000_000, bytes: 1 << 30 };
+        Self { seeds: 1_000_000, requests: 1_000_000, instances: 1_000_000, bytes: 1 << 30, stored: 4 << 30 };
 }
 
 impl Rules {

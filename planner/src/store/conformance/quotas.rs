@@ -3,6 +3,7 @@
 use super::waiting::{attempt, queue};
 use super::*;
 use crate::decide::quota::Quota;
+use crate::decide::rows::SeedRow;
 use crate::store::commands::NoRoom;
 use crate::store::{Heard, Room, Usage};
 
@@ -176,4 +177,71 @@ pub(crate) async fn only_so_many_instances_are_remembered<H: Home>() {
         assert!(bench.release(1, number).await);
         assert_eq!(bench.store.source_instance(&instance).await.unwrap(), expected);
     }
+}
+
+/// A key of 8,000 bytes.
+fn long(number: u8) -> String {
+    format!("{number:08000}")
+}
+
+pub(crate) async fn long_keys_are_kept_up_to_a_bound_in_bytes<H: Home>() {
+    let each = SeedRow::stored(&key(&long(0)));
+    let rules = rules(Room { stored: 3 * each, ..Room::AMPLE });
+    let mut bench = Bench::<H>::new(rules.clone()).await;
+    let full = Outcome::NoRoom(NoRoom(Quota::Database));
+    let outcomes = bench.apply(&[1, 2, 3, 4].map(|seed| register(seed, &long(seed)))).await;
+    assert!(matches!(
+        outcomes[..3],
+        [Outcome::Registered(..), Outcome::Registered(..), Outcome::Registered(..)]
+    ));
+    assert_eq!(outcomes[3], full, "the fourth of a batch");
+    for restarts in [false, true] {
+        if restarts {
+            bench.restart(rules.clone()).await;
+        }
+        let used = Usage { quota: Quota::Database, used: 3 * each, most: 3 * each };
+        assert!(bench.store.usage().await.unwrap().contains(&used));
+        assert_eq!(bench.one(register(4, "k")).await, full, "nor a short one");
+        assert_eq!(
+            refused(&bench.one(attempt(1, 1, 0, 1)).await),
+            Some(Refusal::NoRoom(NoRoom(Quota::Database)))
+        );
+        // What is there goes on.
+        assert_eq!(bench.register(1, &long(1)).await.0, Registration::Repeated);
+        assert!(bench.acquire(&long(2), 7).await.is_some());
+        assert!(bench.release(2, 7).await);
+    }
+    // In its own place a seed may hold something else that is no longer, and later something that is, if there is room.
+    assert_eq!(bench.register(1, &long(9)).await.0, Registration::NewHolding);
+    assert_eq!(bench.register(2, "k").await.0, Registration::NewHolding);
+    assert_eq!(bench.register(4, "k").await.0, Registration::New);
+    assert_eq!(bench.one(register(2, &long(2))).await, full);
+    assert_eq!(bench.remove(4, "k").await, Removal::Gone);
+    assert_eq!(bench.register(2, &long(2)).await.0, Registration::NewHolding);
+    assert_eq!(bench.one(register(4, "k")).await, full);
+}
+
+pub(crate) async fn one_client_leaves_room_for_the_bytes_of_others<H: Home>() {
+    let each = SeedRow::stored(&key(&long(0)));
+    let rules = rules(Room { stored: 16 * each, ..Room::AMPLE });
+    let mut bench = Bench::<H>::new(rules.clone()).await;
+    let of_client = |seed: u8, number: u8| {
+        let mut register = register(seed, &long(seed));
+        if let Command::Register { client, .. } = &mut register {
+            *client = Some([10, 1, 0, number].into());
+        }
+        register
+    };
+    let is_refused = |outcome: &Outcome| *outcome == Outcome::NoRoom(NoRoom(Quota::DatabaseOfClient));
+    let greedy: Vec<Command> = (0..16).map(|seed| of_client(seed, 1)).collect();
+    let outcomes = bench.apply(&greedy).await;
+    assert_eq!(outcomes.iter().filter(|outcome| is_refused(outcome)).count(), 4, "{outcomes:?}");
+    bench.restart(rules).await;
+    bench.store.sweep().await.unwrap();
+    assert!(is_refused(&bench.one(of_client(12, 1)).await), "it is known after a restart, too");
+    for number in 2..6 {
+        let outcome = bench.one(of_client(10 + number, number)).await;
+        assert!(matches!(outcome, Outcome::Registered(Registration::New, _)), "{outcome:?}");
+    }
+    assert_eq!(bench.one(of_client(16, 6)).await, Outcome::NoRoom(NoRoom(Quota::Database)));
 }

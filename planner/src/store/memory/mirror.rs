@@ -82,6 +82,8 @@ pub(super) struct Mirror {
     pub(super) new_seed: i64,
     pub(super) new_request: i64,
     bytes: usize,
+    /// What the file has of it, in bytes, about.
+    stored: usize,
     /// What is each client's.
     pub(super) by_client: HashMap<IpAddr, OfClient>,
     /// What most seeds tell of themselves: nothing.
@@ -108,6 +110,7 @@ impl Mirror {
             new_seed: 1,
             new_request: 1,
             bytes: 0,
+            stored: 0,
             by_client: HashMap::new(),
             no_profile: Arc::default(),
         }
@@ -121,16 +124,18 @@ impl Mirror {
             requests: most.requests.saturating_sub(self.requests.len()),
             instances: most.instances.saturating_sub(self.sources.len()),
             bytes: most.bytes.saturating_sub(self.bytes),
+            stored: most.stored.saturating_sub(self.stored),
         }
     }
 
     /// How much there is of what has a quota.
-    pub(super) fn usage(&self) -> [Usage; 3] {
+    pub(super) fn usage(&self) -> [Usage; 4] {
         let most = self.rules.room;
         [
             Usage { quota: Quota::Seeds, used: self.seeds.len(), most: most.seeds },
             Usage { quota: Quota::Requests, used: self.requests.len(), most: most.requests },
             Usage { quota: Quota::Memory, used: self.bytes, most: most.bytes },
+            Usage { quota: Quota::Database, used: self.stored, most: most.stored },
         ]
     }
 
@@ -168,12 +173,14 @@ impl Mirror {
     pub(super) fn insert_source(&mut self, served: String, source: Source) {
         self.remove_source(&served);
         self.bytes = self.bytes.saturating_add(source.bytes(&served));
+        self.stored = self.stored.saturating_add(source.bytes(&served));
         self.sources.insert(served, source);
     }
 
     fn remove_source(&mut self, served: &str) {
         if let Some(source) = self.sources.remove(served) {
             self.bytes = self.bytes.saturating_sub(source.bytes(served));
+            self.stored = self.stored.saturating_sub(source.bytes(served));
         }
     }
 
@@ -211,7 +218,11 @@ impl Mirror {
         self.new_seed = self.new_seed.max(row.id.saturating_add(1));
         self.bytes = self.bytes.saturating_add(row.bytes());
         self.note_leases(&row, true);
-        self.count_client(row.client, |theirs| theirs.seeds += 1);
+        let stored = SeedRow::stored(&row.key);
+        self.stored = self.stored.saturating_add(stored);
+        self.count_client(row.client, |theirs| {
+            (theirs.seeds, theirs.stored) = (theirs.seeds + 1, theirs.stored + stored);
+        });
         self.names.insert(row.name.clone(), row.id);
         self.key(&row.key).seeds.insert(row.name.clone(), row.id);
         self.note_leader(&row, row.leads());
@@ -227,7 +238,11 @@ impl Mirror {
         self.seeds.remove(&row.id);
         self.bytes = self.bytes.saturating_sub(row.bytes());
         self.note_leases(row, false);
-        self.count_client(row.client, |theirs| theirs.seeds -= 1);
+        let stored = SeedRow::stored(&row.key);
+        self.stored = self.stored.saturating_sub(stored);
+        self.count_client(row.client, |theirs| {
+            (theirs.seeds, theirs.stored) = (theirs.seeds - 1, theirs.stored - stored);
+        });
         if self.names.get(&row.name) == Some(&row.id) {
             self.names.remove(&row.name);
         }
@@ -360,7 +375,11 @@ impl Mirror {
             Arc::make_mut(&mut row).key = key;
         }
         self.bytes = self.bytes.saturating_add(row.bytes());
-        self.count_client(row.wish.client, |theirs| theirs.requests += 1);
+        let stored = RequestRow::stored(&row.key, &row.wish);
+        self.stored = self.stored.saturating_add(stored);
+        self.count_client(row.wish.client, |theirs| {
+            (theirs.requests, theirs.stored) = (theirs.requests + 1, theirs.stored + stored);
+        });
         self.requests_by_lease.insert(row.lease, row.id);
         if let Some(asked) = &row.idempotency {
             self.requests_by_name.insert(asked.key, row.id);
@@ -375,7 +394,11 @@ impl Mirror {
 
     fn remove_request(&mut self, row: &Arc<RequestRow>) {
         self.requests.remove(&row.id);
-        self.count_client(row.wish.client, |theirs| theirs.requests -= 1);
+        let stored = RequestRow::stored(&row.key, &row.wish);
+        self.stored = self.stored.saturating_sub(stored);
+        self.count_client(row.wish.client, |theirs| {
+            (theirs.requests, theirs.stored) = (theirs.requests - 1, theirs.stored - stored);
+        });
         self.bytes = self.bytes.saturating_sub(row.bytes());
         self.to_answer.remove(&row.id);
         if self.requests_by_lease.get(&row.lease) == Some(&row.id) {

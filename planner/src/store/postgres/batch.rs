@@ -53,7 +53,9 @@ impl<'a> Apply<'a> {
             || store.rules.max_chain_depth > 0
             || commands.acquires.iter().any(|one| one.queue.is_some() || one.wish.instance_id.is_some());
         let shown = load.look(connection, &wants, (&[], &[])).await?;
-        let mut tables = Tables::new(load.first_number, load.first_number, load.room);
+        let room =
+            if load.adds_rows { store.left.of(&store.rules.room, connection).await? } else { Room::ENDLESS };
+        let mut tables = Tables::new(load.first_number, load.first_number, room);
         self.store.clients.put(&wants, &mut tables);
         shown.put(&mut tables);
         let mut batch = Batch::new(commands, &store.rules, &store.planner, load.now()?, tables);

@@ -1,4 +1,4 @@
-//! How many seeds and requests each client has. Shares of clients bind only once a quota is nearly used up, and need not be exact: so
+//! How many seeds and requests each client has, and their bytes. Shares of clients bind only once a quota is nearly used up, and need not be exact: so
 //! clients are counted by a sweep, and only while more than half of the quota is used; what this planner adds until the
 //! next is added here. What other planners add is not seen before it.
 
@@ -13,12 +13,13 @@ use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use super::view::Used;
 use crate::decide::quota::OfClient;
+use crate::decide::rows::{ROW_BYTES, RequestRow, SeedRow};
 use crate::decide::{Changes, Tables, Wants};
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
-/// Seeds, and requests, that came, less those that went, by client.
-pub(super) type Difference = HashMap<IpAddr, (i64, i64)>;
+/// Seeds, requests, and their bytes that came, less those that went, by client.
+pub(super) type Difference = HashMap<IpAddr, (i64, i64, i64)>;
 
 /// How many seeds and requests each client has, about. Locked for moments, never across an await.
 #[derive(Debug, Default)]
@@ -29,9 +30,10 @@ impl Clients {
     pub(super) fn put(&self, wants: &Wants, tables: &mut Tables) {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for client in &wants.clients {
-            let (seeds, requests) = known.get(client).copied().unwrap_or_default();
-            let count = |rows: i64| usize::try_from(rows).unwrap_or_default();
-            tables.put_client(*client, OfClient { seeds: count(seeds), requests: count(requests) });
+            let (seeds, requests, stored) = known.get(client).copied().unwrap_or_default();
+            let [seeds, requests, stored] =
+                [seeds, requests, stored].map(|count| usize::try_from(count).unwrap_or_default());
+            tables.put_client(*client, OfClient { seeds, requests, stored });
         }
     }
 
@@ -41,12 +43,11 @@ impl Clients {
             return;
         }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for (client, (seeds, requests)) in difference {
+        for (client, (seeds, requests, stored)) in difference {
             let theirs = known.entry(client).or_default();
-            theirs.0 += seeds;
-            theirs.1 += requests;
+            *theirs = (theirs.0 + seeds, theirs.1 + requests, theirs.2 + stored);
             // Else clients that come and go are all kept until the next sweep, which may be long to come.
-            if *theirs == (0, 0) {
+            if (theirs.0, theirs.1) == (0, 0) {
                 known.remove(&client);
             }
         }
@@ -61,21 +62,26 @@ impl Clients {
 /// What a batch changes.
 pub(super) fn difference(changes: &Changes) -> Difference {
     let mut difference = Difference::new();
+    let bytes = |stored: usize| i64::try_from(stored).unwrap_or(i64::MAX);
     for changed in &changes.seeds {
         for (row, seeds) in [(&changed.before, -1), (&changed.after, 1)] {
-            if let Some(client) = row.as_ref().and_then(|row| row.client) {
-                difference.entry(client).or_default().0 += seeds;
+            if let Some((row, client)) = row.as_ref().and_then(|row| Some((row, row.client?))) {
+                let theirs = difference.entry(client).or_default();
+                theirs.0 += seeds;
+                theirs.2 += seeds * bytes(SeedRow::stored(&row.key));
             }
         }
     }
     for changed in &changes.requests {
         for (row, requests) in [(&changed.before, -1), (&changed.after, 1)] {
-            if let Some(client) = row.as_ref().and_then(|row| row.wish.client) {
-                difference.entry(client).or_default().1 += requests;
+            if let Some((row, client)) = row.as_ref().and_then(|row| Some((row, row.wish.client?))) {
+                let theirs = difference.entry(client).or_default();
+                theirs.1 += requests;
+                theirs.2 += requests * bytes(RequestRow::stored(&row.key, &row.wish));
             }
         }
     }
-    difference.retain(|_, rows| *rows != (0, 0));
+    difference.retain(|_, theirs| *theirs != (0, 0, 0));
     difference
 }
 
@@ -91,18 +97,22 @@ impl Work for Counted<'_> {
         if !usage.iter().any(|usage| usage.used > usage.most / 2) {
             return Ok(Difference::new());
         }
-        let counted: Vec<(String, i64, i64)> = sqlx::query_as(
+        let counted: Vec<(String, i64, i64, i64)> = sqlx::query_as(
             "/* count clients */
-             SELECT client, sum(seeds)::bigint, sum(requests)::bigint FROM (
-                 SELECT client, count(*) AS seeds, 0 AS requests FROM seeds WHERE client IS NOT NULL GROUP BY client
+             SELECT client, sum(seeds)::bigint, sum(requests)::bigint, sum(texts)::bigint FROM (
+                 SELECT client, count(*) AS seeds, 0 AS requests, sum(octet_length(seed_key)) AS texts
+                 FROM seeds WHERE client IS NOT NULL GROUP BY client
                  UNION ALL
-                 SELECT client, 0, count(*) FROM requests WHERE client IS NOT NULL GROUP BY client) AS c
+                 SELECT client, 0, count(*), sum(octet_length(seed_key) + octet_length(wish))
+                 FROM requests WHERE client IS NOT NULL GROUP BY client) AS c
              GROUP BY client",
         )
         .fetch_all(connection)
         .await?;
-        let of_client =
-            |(client, seeds, requests): (String, _, _)| Some((client.parse().ok()?, (seeds, requests)));
+        let row_bytes = i64::try_from(ROW_BYTES).unwrap_or(i64::MAX);
+        let of_client = |(client, seeds, requests, texts): (String, i64, i64, i64)| {
+            Some((client.parse().ok()?, (seeds, requests, (seeds + requests) * row_bytes + texts)))
+        };
         Ok(counted.into_iter().filter_map(of_client).collect())
     }
 }
@@ -115,10 +125,10 @@ mod tests {
     fn clients_of_whom_nothing_is_left_are_forgotten() {
         let clients = Clients::default();
         let client = IpAddr::from([10, 0, 0, 7]);
-        clients.note(Difference::from([(client, (2, 1))]));
-        clients.note(Difference::from([(client, (-2, 0))]));
-        assert_eq!(*clients.0.lock().unwrap(), Difference::from([(client, (0, 1))]));
-        clients.note(Difference::from([(client, (0, -1))]));
+        clients.note(Difference::from([(client, (2, 1, 9))]));
+        clients.note(Difference::from([(client, (-2, 0, -6))]));
+        assert_eq!(*clients.0.lock().unwrap(), Difference::from([(client, (0, 1, 3))]));
+        clients.note(Difference::from([(client, (0, -1, -3))]));
         assert_eq!(*clients.0.lock().unwrap(), Difference::new());
     }
 }

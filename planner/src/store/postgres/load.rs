@@ -13,7 +13,7 @@ use sqlx::Row;
 use sqlx::postgres::PgRow;
 
 use super::super::clock::Look;
-use super::super::{LeaseHash, MAX_CALLED, Room};
+use super::super::{LeaseHash, MAX_CALLED};
 use super::Database;
 use super::places::{key_hash, page};
 use super::rows::{self, of_seeds};
@@ -37,10 +37,9 @@ pub(super) struct Load<'a> {
     store: &'a Database,
     /// What time it is for the decision; asked for by the first look.
     pub(super) now: Option<i64>,
-    /// Whether it may add rows; the first of their numbers, and for how many there is room.
+    /// Whether it may add rows, and the first of their numbers.
     pub(super) adds_rows: bool,
     pub(super) first_number: i64,
-    pub(super) room: Room,
     pub(super) seen: Seen,
     /// Keys of which the first look has shown whether somebody waits.
     waited_for: HashMap<SeedKey, bool>,
@@ -99,7 +98,6 @@ impl<'a> Load<'a> {
             now: None,
             adds_rows: false,
             first_number: 0,
-            room: Room::ENDLESS,
             seen: Seen::new(),
             waited_for: HashMap::new(),
         }
@@ -213,9 +211,6 @@ impl<'a> Load<'a> {
             let waited_for: Vec<bool> = first.try_get("keys_waited_for")?;
             self.waited_for.extend(keys.into_iter().cloned().zip(waited_for));
             self.first_number = first.try_get::<Option<i64>, _>("first_number")?.unwrap_or_default();
-            if let Some(kept) = first.try_get::<Option<Vec<i64>>, _>("kept")? {
-                self.room = room(self.store.rules.room, &kept)?;
-            }
             let look = Look { now_ms: first.try_get("now_ms")?, from_ms, until_ms };
             let asked = (look, first.try_get("offset_ms")?, first.try_get("seen_ms")?);
             self.now = Some(self.store.time.now_of(connection, asked).await?);
@@ -362,22 +357,6 @@ async fn moves(connection: &mut Connection, wants: &Wants) -> Result<Vec<(SeedKe
     Ok(wants.moves.iter().cloned().zip(moved).collect())
 }
 
-/// For how many more seeds, requests and instances there is room, when so many are kept. Other planners add some at the
-/// same time: what they add beside a batch is seen by the next.
-fn room(most: Room, kept: &[i64]) -> Result<Room, Stopped> {
-    let &[seeds, requests, instances] = kept else {
-        return Err(Stopped::Broken("rows are not counted".into()));
-    };
-    let left = |most: usize, kept: i64| most.saturating_sub(usize::try_from(kept).unwrap_or_default());
-    Ok(Room {
-        seeds: left(most.seeds, seeds),
-        requests: left(most.requests, requests),
-        instances: left(most.instances, instances),
-        // The database has the rows, and no memory of ours.
-        bytes: usize::MAX,
-    })
-}
-
 /// A count as the database spells it.
 fn signed(count: usize) -> i64 {
     i64::try_from(count).unwrap_or(i64::MAX)
@@ -396,10 +375,6 @@ macro_rules! seeds {
                  SELECT coalesce($1, ",
             clock_ms!("$2"),
             " + offset_ms) AS now_ms, offset_ms, seen_ms, CASE WHEN $11 THEN nextval('numbers') END AS first_number,
-                     CASE WHEN $11 THEN ARRAY[
-                         (SELECT coalesce(sum(n), 0)::bigint FROM row_counts WHERE table_name = 'seeds'),
-                         (SELECT coalesce(sum(n), 0)::bigint FROM row_counts WHERE table_name = 'requests'),
-                         (SELECT coalesce(sum(n), 0)::bigint FROM row_counts WHERE table_name = 'instances')] END AS kept,
                      ARRAY(SELECT (SELECT r.id FROM requests r
                                    WHERE r.key_hash = k.key_hash AND r.waits_until_ms IS NOT NULL
                                    ORDER BY r.key_hash, r.id LIMIT 1) IS NOT NULL
@@ -423,7 +398,7 @@ macro_rules! seeds {
                      SELECT p.seed_id FROM places p JOIN heartbeats b ON b.seed_id = p.seed_id
                      WHERE w.of_key AND p.page = w.page AND p.due_ms <= t.now_ms AND b.last_ms > t.now_ms - $3
                      ORDER BY p.due_ms LIMIT w.most + $10) AS d)
-             SELECT t.now_ms, t.offset_ms, t.seen_ms, t.first_number, t.kept, t.keys_waited_for, f.*
+             SELECT t.now_ms, t.offset_ms, t.seen_ms, t.first_number, t.keys_waited_for, f.*
              FROM t LEFT JOIN (
                  SELECT w.kind, w.at, one.* FROM wanted w CROSS JOIN LATERAL (
                      SELECT ",

@@ -26,6 +26,7 @@ mod batch;
 mod clients;
 mod connect;
 mod history;
+mod kept;
 mod list;
 mod listen;
 mod load;
@@ -114,6 +115,8 @@ struct Database {
     served: Arc<Notify>,
     /// How many seeds and requests each client has, about.
     clients: Clients,
+    /// How many more there may be.
+    left: kept::Left,
     /// Keys to be looked at once more.
     again: Mutex<BTreeSet<SeedKey>>,
     /// Told when there are some.
@@ -168,6 +171,7 @@ impl Database {
             planner: super::planner_id().into(),
             served: Arc::new(Notify::new()),
             clients: Clients::default(),
+            left: kept::Left::default(),
             again: Mutex::default(),
             look: Notify::new(),
         };

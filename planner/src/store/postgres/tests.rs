@@ -22,6 +22,7 @@ mod leads;
 #[path = "../../../../tests/src/pooler.rs"]
 mod pooler;
 mod poolers;
+mod quotas;
 
 /// A database of a test's own.
 pub(super) struct Database(pub(super) PostgresUrl);
@@ -135,12 +136,20 @@ async fn check_history(url: &PostgresUrl, granted: i64) {
 /// What is counted is what is there.
 async fn check_counts(url: &PostgresUrl) {
     let mut connection = url.options().connect().await.unwrap();
-    let counted = "SELECT table_name, sum(n)::bigint FROM row_counts GROUP BY 1 ORDER BY 1";
-    let counted: Vec<(String, i64)> = sqlx::query_as(counted).fetch_all(&mut connection).await.unwrap();
-    for (table, counted) in counted {
-        let there = sqlx::AssertSqlSafe(format!("SELECT count(*) FROM {table}"));
-        let there: i64 = sqlx::query_scalar(there).fetch_one(&mut connection).await.unwrap();
-        assert_eq!(counted, there, "{table}");
+    let counted =
+        "SELECT table_name, sum(n)::bigint, sum(bytes)::bigint FROM row_counts GROUP BY 1 ORDER BY 1";
+    let counted: Vec<(String, i64, i64)> = sqlx::query_as(counted).fetch_all(&mut connection).await.unwrap();
+    assert!(counted.iter().any(|(table, ..)| table == "seeds"));
+    for (table, rows, bytes) in counted {
+        let texts = match table.as_str() {
+            "seeds" => "octet_length(seed_key)",
+            "requests" => "octet_length(seed_key) + octet_length(wish)",
+            _ => "octet_length(instance_id) + octet_length(source_instance)",
+        };
+        let there = format!("SELECT count(*), coalesce(sum({texts}), 0)::bigint FROM {table}");
+        let there: (i64, i64) =
+            sqlx::query_as(sqlx::AssertSqlSafe(there)).fetch_one(&mut connection).await.unwrap();
+        assert_eq!((rows, bytes), there, "{table}");
     }
 }
 

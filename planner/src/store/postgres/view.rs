@@ -8,9 +8,10 @@ use super::super::list::{Part, SeedFilter};
 use super::super::schema::Schema;
 use super::super::views::{MAX_SNAPSHOT_BYTES, shown};
 use super::super::{
-    Counts, LeaseView, MAX_SNAPSHOT, PLANNER_TTL_MS, Quota, Rules, SeedView, Snapshot, Tally, Usage,
+    Counts, LeaseView, MAX_SNAPSHOT, PLANNER_TTL_MS, Rules, SeedView, Snapshot, Tally, Usage,
 };
 use super::connect::{is_set_read_only, schema};
+use super::kept::Kept;
 use super::session::Connection;
 use super::transaction::{Stopped, Work, has_code};
 use super::{Database, list, load, rows, write};
@@ -138,20 +139,7 @@ impl Work for Used<'_> {
     type Done = Vec<Usage>;
 
     async fn attempt(&mut self, connection: &mut Connection) -> Result<Vec<Usage>, Stopped> {
-        let (seeds, requests): (i64, i64) = sqlx::query_as(
-            "/* show usage */
-             SELECT coalesce(sum(n) FILTER (WHERE table_name = 'seeds'), 0)::bigint,
-                    coalesce(sum(n) FILTER (WHERE table_name = 'requests'), 0)::bigint
-             FROM row_counts",
-        )
-        .fetch_one(connection)
-        .await?;
-        let most = self.0.rules.room;
-        let used = |n: i64| usize::try_from(n).unwrap_or_default();
-        Ok(vec![
-            Usage { quota: Quota::Seeds, used: used(seeds), most: most.seeds },
-            Usage { quota: Quota::Requests, used: used(requests), most: most.requests },
-        ])
+        Ok(Kept::look(connection).await?.usage(&self.0.rules.room))
     }
 }
 

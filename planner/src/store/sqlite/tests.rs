@@ -4,9 +4,13 @@ use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
+use rfork_protocol::{SeedIdentity, SeedKey};
+
 use super::*;
+use crate::store::commands::{Commands, Register};
 use crate::store::conformance::waiting::queue;
 use crate::store::conformance::{self, Bench, Home, RULES, acquire, register};
+use crate::store::history::Keep;
 use crate::store::{ApplyList, Outcome, Store};
 
 /// A file in a directory of its own.
@@ -255,4 +259,34 @@ async fn no_number_of_a_seed_is_used_twice_whoever_has_the_file() {
     bench.restart(RULES).await;
     let (_, third) = bench.register(2, "k").await;
     assert!(first < second && second + 1 < third, "{first}, {second}, {third}");
+}
+
+/// Each row of it has its own, and no index: those of the mirror are in memory.
+#[tokio::test]
+async fn a_long_key_costs_its_bytes_once() {
+    const SEEDS: u8 = 200;
+    let home = Directory::make().await;
+    let rules = Rules { history: Keep { ms: 0, ..RULES.history }, ..RULES };
+    let store = SqliteStore::open(&home.file(), rules, Clock::System).await.unwrap();
+    let size = async || {
+        let pages = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
+        sqlx::query_scalar::<_, i64>(pages).fetch_one(&store.journal.readers).await.unwrap()
+    };
+    let before = size().await;
+    let register = |rank: u8| Register {
+        identity: SeedIdentity::new("h", 1, rank.into()).unwrap(),
+        key: SeedKey::new(vec![rank; 8_192]).unwrap(),
+        profile: Box::default(),
+        age_ms: 0,
+        client: None,
+    };
+    let registers = (0..SEEDS).map(register).collect();
+    store.apply(&Commands { registers, ..Commands::default() }).await.unwrap();
+    let each = (size().await - before) / i64::from(SEEDS);
+    println!("{each} bytes a seed with a key of 8,192");
+    assert!((8_192..2 * 8_192).contains(&each), "{each} bytes a seed");
+    let indexed = "SELECT DISTINCT i.name FROM sqlite_master m, pragma_index_list(m.name) l, pragma_index_info(l.name) i
+                   WHERE m.type = 'table' AND m.name <> 'moves'";
+    let indexed: Vec<String> = sqlx::query_scalar(indexed).fetch_all(&store.journal.readers).await.unwrap();
+    assert!(indexed.contains(&"host".to_owned()) && !indexed.contains(&"seed_key".to_owned()), "{indexed:?}");
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use reqwest::Url;
+use rustix::fs::OFlags;
 use tokio::io::AsyncReadExt;
 
 /// The longest file that is read, in bytes.
@@ -44,9 +45,16 @@ impl TokenFile {
     pub async fn header(&self) -> Result<HeaderValue, TokenError> {
         let failed = |why: String| TokenError { path: self.0.clone(), why };
         let reading = async {
+            // A pipe would keep us until somebody writes, and a device has no end.
+            let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+            let flags = i32::try_from(flags.bits()).unwrap_or_default();
+            let file = tokio::fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.0).await?;
+            if !file.metadata().await?.is_file() {
+                return Err(std::io::Error::other("it is not a regular file"));
+            }
             let mut text = Vec::new();
-            tokio::fs::File::open(&self.0).await?.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).await?;
-            Ok::<_, std::io::Error>(text)
+            file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).await?;
+            Ok(text)
         };
         let text = match tokio::time::timeout(READ_DEADLINE, reading).await {
             Ok(read) => read.map_err(|error| failed(error.to_string()))?,
@@ -81,6 +89,8 @@ pub fn is_private(url: &Url) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use rustix::fs::{CWD, FileType, Mode, mknodat};
+
     use super::*;
 
     #[tokio::test]
@@ -100,6 +110,12 @@ mod tests {
             }
             let error = file.header().await.unwrap_err().to_string();
             assert!(error.contains(said) && !error.contains("SECRET"), "{error}");
+        }
+        let pipe = TokenFile::new(home.path().join("pipe"));
+        mknodat(CWD, pipe.path(), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        for file in [pipe, TokenFile::new("/dev/zero"), TokenFile::new(home.path())] {
+            let error = file.header().await.unwrap_err().to_string();
+            assert!(error.ends_with("it is not a regular file"), "{error}");
         }
         for token in ["first", "second"] {
             std::fs::write(file.path(), format!("  {token}\r\n")).unwrap();

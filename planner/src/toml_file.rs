@@ -1,8 +1,11 @@
 //! A TOML file that a planner reads: bounded, and what is wrong in it is named with its line.
 
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rfork_protocol::shown::Shown;
+use rustix::fs::{Mode, OFlags};
 
 /// The largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -42,19 +45,76 @@ pub(crate) struct Wrong {
 /// # Errors
 /// [`FileError`].
 pub(crate) fn read<T>(path: &Path, parse: impl FnOnce(&str) -> Result<T, Wrong>) -> Result<T, FileError> {
-    let unreadable = |reason: String| FileError::Unreadable { path: path.to_owned(), reason };
-    let size = std::fs::metadata(path).map_err(|error| unreadable(error.to_string()))?.len();
-    if size > MAX_FILE_BYTES {
-        return Err(unreadable(format!("it has {size} bytes, more than {MAX_FILE_BYTES}")));
-    }
-    let text = std::fs::read_to_string(path).map_err(|error| unreadable(error.to_string()))?;
-    parse(&text).map_err(|Wrong { at, reason }| {
+    parsed(path, &text(path)?, parse)
+}
+
+/// What a file's text says.
+///
+/// # Errors
+/// [`FileError::Wrong`].
+pub(crate) fn parsed<T>(
+    path: &Path,
+    text: &str,
+    parse: impl FnOnce(&str) -> Result<T, Wrong>,
+) -> Result<T, FileError> {
+    parse(text).map_err(|Wrong { at, reason }| {
         let line = 1 + text.bytes().take(at).filter(|byte| *byte == b'\n').count();
         FileError::Wrong { path: path.to_owned(), line, reason }
     })
 }
 
+/// A file's text. What is no plain file, or grows while it is read, keeps nobody: a pipe would wait for its writer, and a
+/// device has no end.
+///
+/// # Errors
+/// [`FileError::Unreadable`].
+pub(crate) fn text(path: &Path) -> Result<String, FileError> {
+    let read = || {
+        let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+        let file = File::from(rustix::fs::open(path, OFlags::RDONLY | flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(std::io::Error::other("it is not a regular file"));
+        }
+        let mut text = String::new();
+        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
+        if text.len() as u64 > MAX_FILE_BYTES {
+            return Err(std::io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes")));
+        }
+        Ok(text)
+    };
+    read().map_err(|error| FileError::Unreadable { path: path.to_owned(), reason: error.to_string() })
+}
+
 /// Where in its text an error is.
 pub(crate) fn place(error: &toml::de::Error) -> usize {
     error.span().map_or(0, |span| span.start)
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::{CWD, FileType, mknodat};
+
+    use super::*;
+
+    #[test]
+    fn what_is_no_plain_file_of_a_bounded_size_keeps_nobody() {
+        let home = tempfile::tempdir().unwrap();
+        let of = |name: &str| home.path().join(name);
+        mknodat(CWD, of("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
+        std::fs::write(of("long"), " ".repeat(usize::try_from(MAX_FILE_BYTES).unwrap() + 1)).unwrap();
+        std::fs::write(of("bytes"), b"\xff").unwrap();
+        std::fs::write(of("longest"), " ".repeat(usize::try_from(MAX_FILE_BYTES).unwrap())).unwrap();
+        for (path, said) in [
+            (of("pipe"), "it is not a regular file"),
+            ("/dev/zero".into(), "it is not a regular file"),
+            (home.path().to_owned(), "it is not a regular file"),
+            (of("long"), "it has more than 1048576 bytes"),
+            (of("bytes"), "valid UTF-8"),
+            (of("none"), "No such file"),
+        ] {
+            let error = text(&path).unwrap_err().to_string();
+            assert!(error.contains(said) && error.starts_with(&path.display().to_string()), "{error}");
+        }
+        assert_eq!(text(&of("longest")).unwrap().len() as u64, MAX_FILE_BYTES);
+    }
 }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rfork_planner::config::{DatabaseUrl, Settings};
-use rfork_planner::identity::{Mode, TokenFile};
+use rfork_planner::identity::{Access, Mode, TokenFile};
 use serde_json::{Value, json};
 use support::{Answer, PATIENCE, Planner, request};
 use tokio::io::AsyncReadExt;
@@ -46,6 +46,7 @@ async fn start(home: &Path, mode: Mode) -> Planner {
     let change = |settings: &mut Settings| {
         settings.token_file = Some(file);
         settings.auth_mode = mode;
+        settings.trusted_proxies = vec!["127.0.0.1/32".parse().unwrap()];
     };
     Planner::start(&home.join("p.db"), change).await
 }
@@ -77,7 +78,14 @@ fn routes() -> Vec<(String, String, Option<String>)> {
     ];
     let others = others.map(|(method, path, role)| (method.into(), path.into(), role.map(str::to_owned)));
     let routes: Vec<_> = of_v2.chain(others).collect();
-    assert!(routes.len() >= 28, "{routes:?}");
+    for (_, path, access) in rfork_planner::http::doors() {
+        let role = match access {
+            Access::Anyone => None,
+            Access::Only(role) => Some(role.name()),
+        };
+        let tried = routes.iter().any(|(_, of, its)| of == path && its.as_deref() == role);
+        assert!(tried || path.starts_with("/v2/") && role.is_none(), "{path} is for {role:?}, and not tried");
+    }
     routes
 }
 
@@ -105,17 +113,31 @@ fn bad() -> Vec<Option<String>> {
 }
 
 async fn ask(planner: &Planner, method: &str, path: &str, credential: Option<&str>) -> Answer {
+    from(planner, "10.0.0.1", method, path, credential).await
+}
+
+/// Asks by a trusted proxy that speaks for this address.
+async fn from(
+    planner: &Planner,
+    address: &str,
+    method: &str,
+    path: &str,
+    credential: Option<&str>,
+) -> Answer {
     let credential = credential.map(|value| ("Authorization", value.as_bytes()));
-    planner.raw(&request(method, path, &credential.into_iter().collect::<Vec<_>>())).await
+    let headers = [("X-Forwarded-For", address.as_bytes())].into_iter().chain(credential);
+    planner.raw(&request(method, path, &headers.collect::<Vec<_>>())).await
 }
 
 #[tokio::test]
 async fn every_route_is_for_its_role_alone() {
     let home = tempfile::tempdir().unwrap();
     let planner = start(home.path(), Mode::Enforce).await;
-    for (method, path, role) in routes() {
+    for (at, (method, path, role)) in routes().into_iter().enumerate() {
+        // Of each route from elsewhere: many wrong ones from one address are another test.
+        let client = format!("10.0.0.{at}");
         for credential in bad() {
-            let answer = ask(&planner, &method, &path, credential.as_deref()).await;
+            let answer = from(&planner, &client, &method, &path, credential.as_deref()).await;
             let what = format!("{method} {path} {credential:?}: {answer:?}");
             if role.is_none() {
                 assert!(![401, 403].contains(&answer.status), "{what}");
@@ -156,6 +178,63 @@ async fn what_is_refused_is_not_read() {
     let mut answer = [0; 12];
     tokio::time::timeout(PATIENCE, stream.read_exact(&mut answer)).await.unwrap().unwrap();
     assert_eq!(&answer, b"HTTP/1.1 401");
+    planner.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_takes_no_room() {
+    let home = tempfile::tempdir().unwrap();
+    let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("p.db")));
+    let file = TokenFile::read(&tokens(home.path())).unwrap();
+    (settings.token_file, settings.auth_mode) = (Some(file), Mode::Enforce);
+    // There is none, but for probes.
+    settings.bounds.requests = 0;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+    let running = tokio::spawn(rfork_planner::run(settings, listener, stop.clone()));
+    while support::raw(address, &request("GET", "/readyz", &[])).await.unwrap().status == 503 {}
+    for (method, path) in [("GET", "/get_seed"), ("POST", "/add_seed"), ("POST", "/v2/seeds")] {
+        for (token, status) in [(WORKER, 503), (METRICS, 403), ("wrong-0123456789abcdef", 401)] {
+            let authorization = bearer(token);
+            let headers = [("Authorization", authorization.as_bytes())];
+            let answer = support::raw(address, &request(method, path, &headers)).await.unwrap();
+            assert_eq!(answer.status, status, "{path} {token}: {answer:?}");
+        }
+    }
+    stop.cancel();
+    tokio::time::timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn many_wrong_tokens_of_one_address_are_told_to_come_back_and_lock_nobody_out() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    let wrong = |number: u32| format!("Bearer wrong-{number:0>20}");
+    let mut number = 0;
+    let limited = loop {
+        let answer = from(&planner, "10.1.0.7", "GET", "/get_seed", Some(&wrong(number))).await;
+        if answer.status != 401 {
+            break answer;
+        }
+        number += 1;
+        assert!(number < 1_000);
+    };
+    assert_eq!(limited.status, 429);
+    assert!(limited.body.starts_with("too-many-failures: "), "{limited:?}");
+    assert_eq!((limited.header("RETRY-AFTER"), limited.header("CONNECTION")), (Some("60"), Some("close")));
+    let v2 = from(&planner, "10.1.0.7", "GET", "/v2/seeds", Some(&wrong(0))).await;
+    let problem: Value = serde_json::from_str(&v2.body).unwrap();
+    assert_eq!((v2.status, v2.header("RETRY-AFTER")), (429, Some("60")));
+    assert_eq!((&problem["code"], &problem["retry_after_ms"]), (&json!("too-many-failures"), &json!(60_000)));
+    // Whoever is right is served, whoever is behind the same address; and so is everybody where everybody may ask.
+    assert_eq!(from(&planner, "10.1.0.7", "GET", "/v2/seeds", Some(&bearer(OPERATOR))).await.status, 200);
+    assert_eq!(from(&planner, "10.1.0.7", "GET", "/v2", Some(&wrong(0))).await.status, 200);
+    // None at all is no guess; and elsewhere one wrong token is one.
+    assert_eq!(from(&planner, "10.1.0.7", "GET", "/get_seed", None).await.status, 401);
+    assert_eq!(from(&planner, "10.1.0.8", "GET", "/get_seed", Some(&wrong(0))).await.status, 401);
+    let metrics = ask(&planner, "GET", "/metrics", Some(&bearer(METRICS))).await.body;
+    let line = "rfork_planner_requests_denied_total{reason=\"limited\",refused=\"yes\"} 2";
+    assert!(metrics.lines().any(|known| known == line), "{metrics}");
     planner.stop().await;
 }
 

@@ -74,6 +74,9 @@ codes! {
     IdempotencyConflict = "idempotency-conflict", 422, "The idempotency key was used for another request";
     /// The planner holds as many seeds or requests as its settings allow.
     PlannerFull = "planner-full", 429, "The planner holds as much as it may";
+    /// The request has no credential that somebody has, and many such came from its address; the `Retry-After` header tells when
+    /// to come back. A right one is always taken.
+    TooManyFailures = "too-many-failures", 429, "Many wrong credentials came from this address";
     /// The headers are longer than any request needs.
     HeadersTooLarge = "headers-too-large", 431, "The headers are too large";
     /// A fault of the planner.

@@ -293,7 +293,11 @@ def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
         {"service": {"type": "LoadBalancer"}},
         {"service": {"type": "NodePort"}},
     ):
-        assert "WARNING: the planner does not ask who asks" in notes(open_to_all), open_to_all
+        assert "WARNING: the planner does not ask who asks (identity.tokens)" in notes(open_to_all), open_to_all
+        known = merged(open_to_all, at("identity.tokens.secret.name", "planner-tokens"))
+        assert "WARNING: the planner" not in notes(known), known
+        for kind, told in (("permissive", "serves whoever it would refuse"), ("off", "does not ask who asks")):
+            assert f"WARNING: the planner {told} (planner.authMode)" in notes(merged(known, at("planner.authMode", kind))), kind
     assert "WARNING: replicas is 2, but a SQLite file serves one planner" in notes({"replicas": 2})
     assert "enable-underscores-in-headers" in notes(mode("ingress"))
     assert "WARNING" not in notes(mode("postgres")) and "WARNING" not in notes(mode("network-policy"))

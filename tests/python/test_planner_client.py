@@ -1,12 +1,18 @@
 """What operators' scripts ask a planner."""
 
 import base64
+import os
 import socket
 import threading
+from pathlib import Path
 
 import numpy
 import pytest
 import rfork
+
+from conftest import Planner
+
+OPERATOR, WORKER = "operator-0123456789abcdef", "worker-0123456789abcdef"
 
 
 def test_it_lists_explains_drains_and_invalidates(planner):
@@ -77,3 +83,59 @@ def test_credentials_of_the_url_are_sent():
         assert rfork.PlannerClient(f"http://team:p%40ss@127.0.0.1:{listener.getsockname()[1]}").ready()
         serving.join()
     assert f"Authorization: Basic {base64.b64encode(b'team:p@ss').decode()}" in heads[0]
+
+
+def test_a_token_is_shown_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    tokens, token = tmp_path / "tokens.toml", tmp_path / "token"
+    named = [f'[[principal]]\nname = "{role}"\nroles = ["{role}"]\ntokens = ["{text}"]\n' for role, text in
+             (("operator", OPERATOR), ("worker", WORKER))]
+    tokens.write_text("".join(named))
+    planner = Planner(tmp_path, "--token-file", str(tokens))
+    try:
+        with pytest.raises(rfork.PlannerError) as refused:
+            list(rfork.PlannerClient(planner.url).seeds())
+        assert (refused.value.status, refused.value.code) == (401, "unauthenticated")
+        client = rfork.PlannerClient(planner.url, token_file=token)
+        token.write_text(f"{OPERATOR}\n")
+        assert list(client.seeds()) == []
+        with pytest.raises(rfork.PlannerError, match="role worker") as refused:
+            client.deregister("10.0.0.1:1:0", "k")
+        assert refused.value.code == "forbidden"
+        token.write_text(WORKER)
+        with pytest.raises(rfork.PlannerError) as refused:
+            client.deregister("10.0.0.1:1:0", "k")
+        assert refused.value.code == "seed-not-found"
+        token.write_text(OPERATOR)
+        monkeypatch.setenv("RFORK_TOKEN_FILE", str(token))
+        assert list(rfork.PlannerClient(planner.url).seeds()) == []
+    finally:
+        planner.stop()
+
+
+def test_a_token_that_cannot_be_had_is_named_and_not_shown(tmp_path: Path):
+    pipe, long, odd, none = (tmp_path / name for name in ("pipe", "long", "odd", "none"))
+    os.mkfifo(pipe)
+    long.write_text("SECRET" * 1_000)
+    odd.write_text("SECRET and more")
+    for path, why in ((pipe, "not a regular file"), (long, "4096 at most"), (odd, "visible ASCII"), (none, "No such file"),
+                      (Path("/dev/zero"), "not a regular file")):
+        with pytest.raises(rfork.PlannerError, match=why) as raised:
+            rfork.PlannerClient("http://127.0.0.1:9", token_file=path).service()
+        assert str(path) in str(raised.value) and "SECRET" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "url, sent",
+    [("https://planner", True), ("http://planner:1223", False), ("http://localhost:1223", True), ("http://127.0.0.2", True),
+     ("http://[::1]:1223", True), ("http://[::ffff:127.0.0.1]:1223", True), ("http://10.0.0.1", False),
+     ("http://localhost.example", False)],
+)
+def test_a_token_is_sent_where_nobody_else_hears_it(url: str, sent: bool):
+    rfork.PlannerClient(url, token_file="token", token_over_http=True)
+    if sent:
+        rfork.PlannerClient(url, token_file="token")
+    else:
+        with pytest.raises(rfork.PlannerError, match="without TLS"):
+            rfork.PlannerClient(url, token_file="token")
+    with pytest.raises(rfork.PlannerError, match="one credential"):
+        rfork.PlannerClient(url.replace("://", "://u:p@"), token_file="token")

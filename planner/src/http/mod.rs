@@ -43,7 +43,7 @@ mod tests;
 mod v1;
 pub mod v2;
 
-use bounds::{Lanes, Refusal};
+use bounds::{Lane, Lanes, Refusal};
 use error::{ApiError, Unavailable};
 use permit::Doors;
 
@@ -56,19 +56,38 @@ const METRICS: &str = "/metrics";
 const ROOT: &str = "/";
 /// All that there is, in the form of the example planner.
 const SNAPSHOT: &str = "/debug/snapshot";
-/// Who may use the routes that are not of API v2, by any method.
-const DOORS: [(&str, Access); 10] = [
-    (HEALTHZ, Access::Anyone),
-    (READYZ, Access::Anyone),
-    (ROOT, Access::Anyone),
-    (METRICS, Access::Only(Role::Metrics)),
-    (SNAPSHOT, Access::Only(Role::Operator)),
-    (GET_SEED, Access::Only(Role::Worker)),
-    (ADD_SEED, Access::Only(Role::Worker)),
-    (RENEW_SEED_LEASE, Access::Only(Role::Worker)),
-    (PUT_SEED, Access::Only(Role::Worker)),
-    (REMOVE_SEED, Access::Only(Role::Worker)),
-];
+/// In which lane a route is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum In {
+    Probes,
+    Acquire,
+    Lists,
+    Rest,
+}
+
+/// The routes that are not of API v2: each with who may use it, by any method, and what serves it.
+fn plain_routes() -> [(&'static str, Access, In, MethodRouter<Api>); 10] {
+    const ANYONE: Access = Access::Anyone;
+    const WORKER: Access = Access::Only(Role::Worker);
+    [
+        (HEALTHZ, ANYONE, In::Probes, probe(ops::healthz)),
+        (READYZ, ANYONE, In::Probes, probe(ops::readyz)),
+        (ROOT, ANYONE, In::Probes, probe(ops::readyz)),
+        (METRICS, Access::Only(Role::Metrics), In::Probes, probe(ops::metrics)),
+        (SNAPSHOT, Access::Only(Role::Operator), In::Lists, get_only(get(ops::snapshot))),
+        (GET_SEED, WORKER, In::Acquire, get_only(get(v1::get_seed))),
+        (ADD_SEED, WORKER, In::Rest, post(v1::add_seed)),
+        (RENEW_SEED_LEASE, WORKER, In::Rest, post(v1::renew_seed_lease)),
+        (PUT_SEED, WORKER, In::Rest, post(v1::put_seed)),
+        (REMOVE_SEED, WORKER, In::Rest, post(v1::remove_seed)),
+    ]
+}
+
+/// Who may use which route, by method; without one it is every method.
+pub fn doors() -> impl Iterator<Item = (Option<Method>, &'static str, Access)> {
+    plain_routes().into_iter().map(|(path, access, ..)| (None, path, access)).chain(v2::doors())
+}
+
 /// How long a request is held while the database is not open yet.
 const OPENING_HOLD: Duration = Duration::from_secs(2);
 
@@ -133,34 +152,20 @@ impl Api {
 pub fn router(api: Api, bounds: &Bounds, pools: &Pools) -> Router {
     let Lanes { probes, acquire, lists, rest } = Lanes::new(bounds, pools);
     let v2 = v2::router(&acquire, &lists, &rest);
-    let probes = probes.hold(
-        Router::new()
-            .route(HEALTHZ, probe(ops::healthz))
-            .route(READYZ, probe(ops::readyz))
-            .route(ROOT, probe(ops::readyz))
-            .route(METRICS, probe(ops::metrics)),
-    );
     // A request that is held is still answered before its client gives up.
     let deadline = bounds.deadline.max(api.v1_hold + Duration::from_millis(800));
-    let acquire =
-        acquire.with_deadline(deadline).hold(Router::new().route(GET_SEED, get_only(get(v1::get_seed))));
-    let rest = rest.hold(
-        Router::new()
-            .route(ADD_SEED, post(v1::add_seed))
-            .route(RENEW_SEED_LEASE, post(v1::renew_seed_lease))
-            .route(PUT_SEED, post(v1::put_seed))
-            .route(REMOVE_SEED, post(v1::remove_seed)),
-    );
-    let lists = lists.hold(Router::new().route(SNAPSHOT, get_only(get(ops::snapshot))));
-    let doors = DOORS.map(|(path, access)| (None, path, access)).into_iter().chain(v2::doors());
-    let doors = Arc::new(Doors::new(doors));
+    let acquire = acquire.with_deadline(deadline);
+    let held_by = |lane: &Lane, which: In| {
+        let routes = plain_routes().into_iter().filter(|(.., of, _)| *of == which);
+        lane.hold(routes.fold(Router::new(), |router, (path, .., serve)| router.route(path, serve)))
+    };
     Router::new()
-        .merge(probes)
-        .merge(acquire)
-        .merge(rest)
-        .merge(lists)
+        .merge(held_by(&probes, In::Probes))
+        .merge(held_by(&acquire, In::Acquire))
+        .merge(held_by(&rest, In::Rest))
+        .merge(held_by(&lists, In::Lists))
         .merge(v2)
-        .layer(from_fn_with_state((api.clone(), doors), permit::check))
+        .layer(from_fn_with_state((api.clone(), Arc::new(Doors::new(doors()))), permit::check))
         .layer(from_fn_with_state(api.clone(), attend::attend))
         .with_state(api)
 }

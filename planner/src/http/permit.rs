@@ -2,6 +2,7 @@
 //! body is read; a handler takes a [`Permit`] as proof, which nothing else makes.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use axum::extract::{MatchedPath, Request, State};
@@ -12,20 +13,24 @@ use rfork_protocol::SeedKey;
 use rfork_protocol::problem::Code;
 use tracing::Span;
 
+use super::client::Client;
 use super::{Api, v2};
-use crate::identity::{Access, Denied, Identity, Mode, Principal};
-use crate::metrics::Metrics;
+use crate::identity::{Access, Denied, Mode, Principal};
 
 /// What a client is told to show, as RFC 9110 has it. Basic is for clients that can send nothing else.
 const CHALLENGE: &str = "Bearer realm=\"rfork\", Basic realm=\"rfork\"";
 
+/// When a client may come back that has shown many wrong credentials, in seconds.
+const COME_BACK_SEC: u64 = 60;
+
 /// That a request may have its route.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub(super) struct Permit {
-    /// Nobody's, when it is not looked at who asks, or when what would be refused is served.
+    /// Nobody's, when it is not looked at who asks, or when nobody has its credential and it is served all the same.
     principal: Option<Arc<Principal>>,
-    mode: Mode,
-    metrics: Arc<Metrics>,
+    /// Where it was asked from, as far as that is known.
+    client: Option<IpAddr>,
+    api: Api,
 }
 
 impl Permit {
@@ -33,17 +38,27 @@ impl Permit {
     /// [`Denied::Key`], when its principal may not use this key.
     pub(super) fn key(&self, key: &SeedKey) -> Result<(), Denied> {
         match &self.principal {
-            Some(principal) if !principal.may_use(key) => verdict(self.mode, Denied::Key, &self.metrics),
+            Some(principal) if !principal.may_use(key) => self.deny(Denied::Key),
             _ => Ok(()),
         }
     }
-}
 
-/// Counts what is denied; it is refused when that is enforced.
-fn verdict(mode: Mode, denied: Denied, metrics: &Metrics) -> Result<(), Denied> {
-    metrics.denied(denied, mode);
-    tracing::debug!(reason = denied.label(), refused = mode == Mode::Enforce, "a request is denied");
-    if mode == Mode::Enforce { Err(denied) } else { Ok(()) }
+    /// Counts what is denied, and says of whom, as often as that is worth a line; it is refused when that is enforced.
+    fn deny(&self, denied: Denied) -> Result<(), Denied> {
+        let Self { principal, client, api } = self;
+        let mode = api.identity.mode();
+        api.metrics.denied(denied, mode);
+        let principal = principal.as_ref().map(|principal| principal.name.as_str());
+        if api.identity.is_news(denied, principal, *client) {
+            let (reason, client) = (denied.label(), client.map(tracing::field::display));
+            if mode == Mode::Enforce {
+                tracing::info!(principal, client, reason, "a request was refused");
+            } else {
+                tracing::warn!(principal, client, reason, "a request would be refused with --auth-mode enforce");
+            }
+        }
+        if mode == Mode::Enforce { Err(denied) } else { Ok(()) }
+    }
 }
 
 /// Who may use which route.
@@ -79,35 +94,26 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     let identity = &api.identity;
-    let mode = identity.mode();
-    let mut principal = None;
-    if mode != Mode::Off {
+    let client = request.extensions().get::<Client>().map(|client| client.address);
+    let mut permit = Permit { principal: None, client, api: api.clone() };
+    if identity.mode() != Mode::Off {
         let Some(access) = doors.of(request.method(), route.as_ref().map(MatchedPath::as_str)) else {
             // Nobody has said who may use it: then nobody may.
             return StatusCode::FORBIDDEN.into_response();
         };
-        principal = match admitted(identity, access, &request, &api.metrics) {
-            Ok(principal) => principal,
-            Err(denied) => return refused(denied, request.uri().path()),
-        };
+        let (principal, denied) = identity.admit(access, request.headers(), client);
+        if let Some(principal) = &principal {
+            Span::current().record("principal", principal.name.as_str());
+        }
+        permit.principal = principal;
+        if let Some(denied) = denied
+            && let Err(denied) = permit.deny(denied)
+        {
+            return refused(denied, request.uri().path());
+        }
     }
-    if let Some(principal) = &principal {
-        Span::current().record("principal", principal.name.as_str());
-    }
-    request.extensions_mut().insert(Permit { principal, mode, metrics: api.metrics.clone() });
+    request.extensions_mut().insert(permit);
     next.run(request).await
-}
-
-fn admitted(
-    identity: &Identity,
-    access: Access,
-    request: &Request,
-    metrics: &Metrics,
-) -> Result<Option<Arc<Principal>>, Denied> {
-    match identity.admit(access, request.headers()) {
-        Ok(principal) => Ok(principal),
-        Err(denied) => verdict(identity.mode(), denied, metrics).map(|()| None),
-    }
 }
 
 fn refused(denied: Denied, path: &str) -> Response {
@@ -117,13 +123,28 @@ fn refused(denied: Denied, path: &str) -> Response {
 impl Denied {
     /// Its code.
     pub(super) const fn code(self) -> Code {
-        if self.wants_credential() { Code::Unauthenticated } else { Code::Forbidden }
+        match self {
+            Self::TooMany => Code::TooManyFailures,
+            _ if self.wants_credential() => Code::Unauthenticated,
+            _ => Code::Forbidden,
+        }
+    }
+
+    /// When the same request may be made again, in milliseconds, if that depends on the time.
+    pub(super) fn come_back_ms(self) -> Option<u64> {
+        (self == Self::TooMany).then_some(COME_BACK_SEC * 1_000)
     }
 
     /// An answer that is to tell of it, with what the client is asked to show.
     pub(super) fn told_by(self, mut answer: Response) -> Response {
+        let headers = answer.headers_mut();
         if self.wants_credential() {
-            answer.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
+        }
+        if self == Self::TooMany {
+            headers.insert(header::RETRY_AFTER, COME_BACK_SEC.into());
+            // The next one takes a connection first.
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         answer
     }

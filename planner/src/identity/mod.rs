@@ -3,21 +3,29 @@
 //! Everything here is decided over plain values; [`Identity`] holds the tokens that are in force, and [`watch`] reads
 //! their file again when it changes.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
 
 use axum::http::HeaderMap;
 use rfork_protocol::SeedKey;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 mod credential;
+mod failures;
+mod told;
 pub mod tokens;
 
 use crate::domain::terms::Pattern;
+use crate::shares::network;
+use crate::toml_file::{self, FileError};
 use credential::Credential;
+use failures::Failures;
+use told::Told;
 use tokens::Tokens;
 
 /// Between two looks at the file of tokens.
@@ -103,6 +111,9 @@ pub enum Denied {
     /// Nobody has the credential that it has.
     #[error("nobody has this token: it may be mistyped, or was replaced")]
     Unknown,
+    /// The same, and its client has shown many that are wrong.
+    #[error("nobody has this token, and many wrong ones came from this address; come back later")]
+    TooMany,
     /// Its principal has other roles.
     #[error("the principal of this token has not the role {}", .0.name())]
     Role(Role),
@@ -117,6 +128,7 @@ impl Denied {
         match self {
             Self::Missing(_) => "missing",
             Self::Unreadable | Self::Unknown => "unknown",
+            Self::TooMany => "limited",
             Self::Role(_) => "role",
             Self::Key => "key",
         }
@@ -133,12 +145,14 @@ impl Denied {
 pub struct Identity {
     mode: Mode,
     tokens: RwLock<Arc<Tokens>>,
+    failures: Mutex<Failures>,
+    told: Mutex<Told>,
 }
 
 impl Identity {
     /// With these tokens for now.
     pub fn new(mode: Mode, tokens: Arc<Tokens>) -> Self {
-        Self { mode, tokens: RwLock::new(tokens) }
+        Self { mode, tokens: RwLock::new(tokens), failures: Mutex::default(), told: Mutex::default() }
     }
 
     /// Whether it is looked at who asks.
@@ -146,25 +160,42 @@ impl Identity {
         self.mode
     }
 
-    /// Whose request it is; nobody's, if it has no credential that somebody has.
-    ///
-    /// # Errors
-    /// [`Denied`], when the route is for others. Where everybody may ask, a wrong credential is no reason to refuse.
-    pub fn admit(&self, access: Access, headers: &HeaderMap) -> Result<Option<Arc<Principal>>, Denied> {
+    /// Whose request it is, nobody's if it has no credential that somebody has; and why it is denied, if it is. Where
+    /// everybody may ask, a wrong credential is no reason.
+    pub fn admit(
+        &self,
+        access: Access,
+        headers: &HeaderMap,
+        client: Option<IpAddr>,
+    ) -> (Option<Arc<Principal>>, Option<Denied>) {
         let known = match credential::read(headers) {
             Credential::Token(token) => self.current().find(&token).ok_or(Denied::Unknown).map(Some),
             Credential::None => Ok(None),
             Credential::Unreadable => Err(Denied::Unreadable),
         };
         match (access, known) {
-            (Access::Anyone, known) => Ok(known.unwrap_or_default()),
-            (Access::Only(role), Ok(None)) => Err(Denied::Missing(role)),
-            (Access::Only(role), Ok(Some(principal))) if principal.roles.contains(&role) => {
-                Ok(Some(principal))
+            (Access::Anyone, known) => (known.unwrap_or_default(), None),
+            (Access::Only(role), Ok(None)) => (None, Some(Denied::Missing(role))),
+            (Access::Only(role), Ok(Some(principal))) => {
+                let denied = (!principal.roles.contains(&role)).then_some(Denied::Role(role));
+                (Some(principal), denied)
             }
-            (Access::Only(role), Ok(Some(_))) => Err(Denied::Role(role)),
-            (Access::Only(_), Err(denied)) => Err(denied),
+            (Access::Only(_), Err(denied)) => (None, Some(self.counted(denied, client))),
         }
+    }
+
+    /// A wrong credential is counted where it is refused.
+    fn counted(&self, denied: Denied, client: Option<IpAddr>) -> Denied {
+        let Some(client) = client.filter(|_| self.mode == Mode::Enforce) else { return denied };
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.count(client, Instant::now()) { Denied::TooMany } else { denied }
+    }
+
+    /// Whether nobody was told lately that this principal, or else this client, was denied something for this reason.
+    pub(crate) fn is_news(&self, denied: Denied, principal: Option<&str>, client: Option<IpAddr>) -> bool {
+        let who = principal.map(str::to_owned).or(client.map(|client| network(client).to_string()));
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        told.is_news((denied.label(), who.unwrap_or_default()), Instant::now())
     }
 
     fn current(&self) -> Arc<Tokens> {
@@ -184,22 +215,29 @@ impl Principal {
 }
 
 /// Reads the file again and again until `stop`. What it says counts from then on; while it cannot be used, what it said
-/// last does, and `tell` has heard so.
+/// last does, and `tell` has heard so. A text that is the same is not parsed again.
 pub(crate) async fn watch(
     identity: Arc<Identity>,
     path: PathBuf,
     tell: impl Fn(bool) + Send,
     stop: CancellationToken,
 ) {
-    let mut last_error = None;
+    let (mut last_text, mut last_error) = (None, None);
     while stop.run_until_cancelled(tokio::time::sleep(LOOK_PAUSE)).await.is_some() {
         let read = {
             let path = path.clone();
-            tokio::task::spawn_blocking(move || tokens::read(&path)).await
+            tokio::task::spawn_blocking(move || {
+                let text = toml_file::text(&path)?;
+                let hash = <[u8; 32]>::from(Sha256::digest(&text));
+                let tokens = (last_text != Some(hash)).then(|| tokens::parsed(&path, &text)).transpose()?;
+                Ok::<_, FileError>((hash, tokens))
+            })
+            .await
         };
         match read {
-            Ok(Ok(tokens)) => {
-                if *identity.current() != tokens {
+            Ok(Ok((hash, tokens))) => {
+                last_text = Some(hash);
+                if let Some(tokens) = tokens.filter(|tokens| *identity.current() != *tokens) {
                     let principals = tokens.principals();
                     tracing::info!(file = %path.display(), principals, "the file of tokens was read anew");
                     identity.replace(tokens);
@@ -236,7 +274,7 @@ impl TokenFile {
     ///
     /// # Errors
     /// What is wrong, by file and line; never with a token.
-    pub fn read(path: &Path) -> Result<Self, crate::toml_file::FileError> {
+    pub fn read(path: &Path) -> Result<Self, FileError> {
         Ok(Self { path: path.to_owned(), tokens: Arc::new(tokens::read(path)?) })
     }
 }

@@ -22,6 +22,8 @@
 //! sha256 = ["71cce2671584b44d496762b4ee3f746e5c8b01e1e59a9aa7f353dd07aa625723"]
 //! ```
 
+use std::collections::HashMap;
+use std::hash::{Hash, Hasher};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -44,33 +46,44 @@ const MAX_KEYS: usize = 100;
 /// How long a token is, in bytes. A short one can be guessed.
 const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=512;
 
-/// What is kept of a token.
-type Hash = [u8; 32];
+/// What is kept of a token. How long two take to be compared does not tell how much of them is the same.
+#[derive(Debug, Clone, Copy, Eq)]
+struct Hashed([u8; 32]);
 
-/// Who has which token.
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl PartialEq for Hashed {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.ct_eq(&other.0).into()
+    }
+}
+
+impl Hashed {
+    fn of(token: &[u8]) -> Self {
+        Self(Sha256::digest(token).into())
+    }
+}
+
+/// Who has which token. Which of them a token is compared with says a secret of the map's own.
 #[derive(Debug, PartialEq, Eq, Default)]
 pub struct Tokens {
-    known: Vec<(Hash, Arc<Principal>)>,
+    known: HashMap<Hashed, Arc<Principal>>,
+    principals: usize,
 }
 
 impl Tokens {
-    /// Whose token it is. Every token is compared, in a time that does not tell how much of one is right.
+    /// Whose token it is.
     pub fn find(&self, token: &[u8]) -> Option<Arc<Principal>> {
-        let hash: Hash = Sha256::digest(token).into();
-        let mut found = None;
-        for (known, principal) in &self.known {
-            if known.ct_eq(&hash).into() {
-                found = Some(principal);
-            }
-        }
-        found.cloned()
+        self.known.get(&Hashed::of(token)).cloned()
     }
 
     /// How many principals there are.
     pub fn principals(&self) -> usize {
-        let mut principals: Vec<_> = self.known.iter().map(|(_, principal)| Arc::as_ptr(principal)).collect();
-        principals.dedup();
-        principals.len()
+        self.principals
     }
 }
 
@@ -101,6 +114,14 @@ pub fn read(path: &Path) -> Result<Tokens, FileError> {
     toml_file::read(path, parse)
 }
 
+/// What a text says that was read from this file.
+///
+/// # Errors
+/// The same.
+pub(super) fn parsed(path: &Path, text: &str) -> Result<Tokens, FileError> {
+    toml_file::parsed(path, text, parse)
+}
+
 fn parse(text: &str) -> Result<Tokens, Wrong> {
     // What the parser says may quote the file.
     let form = "is not as it must be: tables [[principal]], each with name, roles (worker, operator, metrics), and tokens or \
@@ -110,7 +131,8 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
     if file.principal.is_empty() || file.principal.len() > MAX_PRINCIPALS {
         return Err(Wrong { at: 0, reason: format!("there must be 1 to {MAX_PRINCIPALS} principals") });
     }
-    let mut known: Vec<(Hash, Arc<Principal>)> = Vec::new();
+    let principals = file.principal.len();
+    let mut known = HashMap::new();
     let mut names = std::collections::HashSet::new();
     for told in file.principal {
         let at = told.name.span().start;
@@ -135,7 +157,7 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
         let hashes = told.tokens.iter().map(|token| {
             let text = token.get_ref();
             if TOKEN_BYTES.contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic()) {
-                Ok((token.span().start, Sha256::digest(text).into()))
+                Ok((token.span().start, Hashed::of(text.as_bytes())))
             } else {
                 Err(wrong(token.span().start, "a token must have 16 to 512 visible ASCII characters"))
             }
@@ -146,32 +168,31 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
                 unhex(hash.get_ref()).ok_or_else(|| wrong(at, "sha256 must have 64 hexadecimal digits"));
             Ok((at, digits?))
         });
-        let hashes = hashes.chain(given).collect::<Result<Vec<(usize, Hash)>, Wrong>>()?;
+        let hashes = hashes.chain(given).collect::<Result<Vec<(usize, Hashed)>, Wrong>>()?;
         if hashes.is_empty() || hashes.len() > MAX_TOKENS {
             return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens")));
         }
         let keys = told.keys.iter().flatten().map(|text| Pattern::new(text)).collect();
         let principal = Arc::new(Principal { name: name.clone(), roles: told.roles, keys });
         for (at, hash) in hashes {
-            if known.iter().any(|(other, _)| *other == hash) {
+            if known.insert(hash, principal.clone()).is_some() {
                 return Err(wrong(at, "this token stands there twice"));
             }
-            known.push((hash, principal.clone()));
         }
     }
-    Ok(Tokens { known })
+    Ok(Tokens { known, principals })
 }
 
-fn unhex(text: &str) -> Option<Hash> {
+fn unhex(text: &str) -> Option<Hashed> {
     let digits = text.as_bytes();
     if digits.len() != 64 || !digits.iter().all(u8::is_ascii_hexdigit) {
         return None;
     }
-    let mut hash = Hash::default();
+    let mut hash = [0; 32];
     for (byte, pair) in hash.iter_mut().zip(digits.chunks_exact(2)) {
         *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
     }
-    Some(hash)
+    Some(Hashed(hash))
 }
 
 #[cfg(test)]

@@ -97,12 +97,12 @@ pub struct PoolSeries {
 fn denied(series: &Series) -> prometheus::Result<IntCounterVec> {
     let denied = series.counters(
         "requests_denied_total",
-        "Requests without a credential (missing), with one that nobody has (unknown), or whose principal has another role \
-         (role) or may not use the key (key); those that were served all the same have refused=\"no\".",
+        "Requests without a credential (missing), with one that nobody has (unknown; limited, if many of them came from one \
+         address), or whose principal has another role (role) or may not use the key (key); those that were served all the same have refused=\"no\".",
         &["reason", "refused"],
         &[],
     )?;
-    for reason in ["missing", "unknown", "role", "key"] {
+    for reason in ["missing", "unknown", "limited", "role", "key"] {
         for refused in ["yes", "no"] {
             denied.with_label_values(&[reason, refused]);
         }

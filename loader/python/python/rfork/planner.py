@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import base64
 import http.client
+import ipaddress
 import json
+import os
+import stat
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,6 +17,7 @@ from typing import Any
 from ._rfork import RForkError
 
 _MAX_ANSWER_BYTES = 16 << 20
+_MAX_TOKEN_BYTES = 4 << 10
 
 
 class PlannerError(RForkError):
@@ -36,9 +40,20 @@ class PlannerClient:
     """Asks one planner. Blocks; every request ends within ``timeout_sec`` of silence.
 
     ``docs/openapi.json`` of the project describes the answers, which are given as they came.
+
+    A planner that asks who asks is shown the token in ``token_file``, or else in the file that ``RFORK_TOKEN_FILE`` names. It
+    is read for each request, so that it may change. Most of what is asked here takes the role ``operator``. Without TLS it
+    is sent to another machine only with ``token_over_http``, or ``RFORK_TOKEN_OVER_HTTP=1``: others may read it on its way.
     """
 
-    def __init__(self, url: str, *, timeout_sec: float = 10.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_sec: float = 10.0,
+        token_file: str | os.PathLike[str] | None = None,
+        token_over_http: bool = False,
+    ) -> None:
         # What stands before an @ may be a password: no message shows it.
         scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
         credentials, _, place = rest.rpartition("@")
@@ -49,6 +64,16 @@ class PlannerClient:
         if credentials:
             token = base64.b64encode(urllib.parse.unquote_to_bytes(credentials)).decode()
             self._headers["Authorization"] = f"Basic {token}"
+        self._token_file = token_file or os.environ.get("RFORK_TOKEN_FILE") or None
+        if self._token_file is not None:
+            if credentials:
+                raise PlannerError("a request shows one credential: a token file, or a user and a password in the URL")
+            told = os.environ.get("RFORK_TOKEN_OVER_HTTP", "").lower() in ("1", "true", "yes", "on")
+            if not (token_over_http or told or _is_private(self._base)):
+                raise PlannerError(
+                    "the token would be sent without TLS, where others may read it on its way: give an https:// URL, or "
+                    "token_over_http if nobody else is on that network"
+                )
         self._timeout_sec = timeout_sec
         # No proxy of the environment's: a planner is inside the cluster.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
@@ -92,7 +117,10 @@ class PlannerClient:
         return self._ask("POST", "/v2/seeds/drain", {"seed": seed, "seed_key": seed_key})
 
     def deregister(self, seed: str, seed_key: str) -> dict[str, Any]:
-        """Removes a seed; one with leases goes with the last of them."""
+        """Removes a seed; one with leases goes with the last of them.
+
+        It is the seed's owner that says so: it takes the role ``worker``. Operators :meth:`drain`.
+        """
         return self._ask("POST", "/v2/seeds/deregister", {"seed": seed, "seed_key": seed_key})
 
     def invalidate(self, seed_key: str, *, keep_content_id: str | None = None) -> dict[str, Any]:
@@ -118,6 +146,8 @@ class PlannerClient:
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
+        if self._token_file is not None:
+            headers["Authorization"] = f"Bearer {_token(self._token_file)}"
         request = urllib.request.Request(self._base + path, data=data, headers=headers, method=method)
         try:
             with self._opener.open(request, timeout=self._timeout_sec) as answer:
@@ -133,6 +163,42 @@ class PlannerClient:
             return json.loads(text)
         except ValueError as error:
             raise PlannerError(f"{method} {path}: {self._base} is no planner: {error}") from error
+
+
+def _token(path: str | os.PathLike[str]) -> str:
+    """What is in a file but blanks around it. No message shows it."""
+    try:
+        # A pipe would keep us until somebody writes, a device for ever.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OSError("it is not a regular file")
+            text = file.read(_MAX_TOKEN_BYTES + 1)
+    except OSError as error:
+        why = error.strerror or error
+        raise PlannerError(f"the token in {os.fspath(path)} cannot be used: {why}") from None
+    token = text.strip()
+    if len(text) > _MAX_TOKEN_BYTES or not token or not all(0x21 <= byte <= 0x7E for byte in token):
+        raise PlannerError(
+            f"the token in {os.fspath(path)} cannot be used: it must have visible ASCII characters alone, "
+            f"{_MAX_TOKEN_BYTES} at most"
+        )
+    return token.decode()
+
+
+def _is_private(url: str) -> bool:
+    """Whether what is sent there is seen by nobody between: by TLS, or because it does not leave the machine."""
+    try:
+        parts = urllib.parse.urlsplit(url)
+        host = parts.hostname or ""
+    except ValueError:
+        return False
+    if parts.scheme == "https" or host == "localhost":
+        return True
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return (getattr(address, "ipv4_mapped", None) or address).is_loopback
 
 
 def _refusal(method: str, path: str, status: int, text: bytes) -> PlannerError:

@@ -20,6 +20,7 @@ const ANYWHERE: &[Code] = &[
     Code::InvalidRequest,
     Code::Unauthenticated,
     Code::Forbidden,
+    Code::TooManyFailures,
     Code::UriTooLong,
     Code::HeadersTooLarge,
     Code::Internal,

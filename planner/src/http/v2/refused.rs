@@ -85,7 +85,9 @@ impl From<BytesRejection> for Refused {
 
 impl From<Denied> for Refused {
     fn from(denied: Denied) -> Self {
-        Self::new(denied.code(), denied.to_string())
+        let mut refused = Self::new(denied.code(), denied.to_string());
+        refused.problem.retry_after_ms = denied.come_back_ms();
+        refused
     }
 }
 

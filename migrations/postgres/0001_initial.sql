@@ -233,7 +233,7 @@ CREATE TABLE ended_leases (
     host        TEXT     NOT NULL,
     port        INTEGER  NOT NULL,
     rank        BIGINT   NOT NULL,
-    -- who read, as far as it is known
+    -- who read, as far as it is known: principal/instance@address, or some of them
     requester   TEXT,
     -- when it was granted, and when it ended, Unix milliseconds
     granted_ms  BIGINT   NOT NULL,
@@ -261,6 +261,8 @@ CREATE TABLE events (
     host     TEXT,
     port     INTEGER,
     rank     BIGINT,
+    -- whose request it was, by its principal's name; NULL when it was nobody's who is known
+    done_by  TEXT,
     -- what else there is to say, for people
     detail   TEXT
 );

@@ -170,6 +170,7 @@ impl Bench {
                 let [_, a, b, c] = (seed / 8).to_be_bytes();
                 let identity = SeedIdentity::new(format!("10.{a}.{b}.{c}"), 20_000, seed % 8)?;
                 Ok(Register {
+                    by: None,
                     identity,
                     key: key(seed % self.keys)?,
                     profile: Box::default(),
@@ -195,7 +196,13 @@ impl Bench {
     async fn batch(&mut self) -> Result<u32> {
         let mut commands = Commands::default();
         for (identity, lease) in self.leased.drain(..) {
-            commands.releases.push(Release { identity, lease, report: Report::Unknown, account: None });
+            commands.releases.push(Release {
+                by: None,
+                identity,
+                lease,
+                report: Report::Unknown,
+                account: None,
+            });
         }
         for _ in 0..HALF {
             self.next += 1;

@@ -270,6 +270,7 @@ mod tests {
         async fn beat(&self, worker: &Worker, after_ms: i64) {
             self.clock.pass(after_ms);
             let register = Register {
+                by: None,
                 identity: worker.identity.clone(),
                 key: Self::key(),
                 profile: Box::default(),

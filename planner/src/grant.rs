@@ -191,7 +191,7 @@ mod tests {
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
             let identity = SeedIdentity::new("h", 1, 0).unwrap();
             let register =
-                Register { identity, key: key(), profile: Box::default(), age_ms: 0, client: None };
+                Register { by: None, identity, key: key(), profile: Box::default(), age_ms: 0, client: None };
             writer.submit(register).await.unwrap().unwrap();
             Self { store, writer, writing, _directory: directory }
         }

@@ -383,7 +383,14 @@ mod tests {
         let key = SeedKey::new(*b"k").unwrap();
         let identity = SeedIdentity::new("h", 1, 0).unwrap();
         writer
-            .submit(Register { identity, key: key.clone(), profile: Box::default(), age_ms: 0, client: None })
+            .submit(Register {
+                by: None,
+                identity,
+                key: key.clone(),
+                profile: Box::default(),
+                age_ms: 0,
+                client: None,
+            })
             .await
             .unwrap()
             .unwrap();
@@ -442,8 +449,11 @@ mod tests {
         let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&path, rules, Clock::System).await.unwrap());
         let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
         let (writer, _writing) = Writer::start(store, heartbeats, Duration::from_secs(60));
-        let command =
-            Remove { identity: SeedIdentity::new("h", 1, 0).unwrap(), key: SeedKey::new(*b"k").unwrap() };
+        let command = Remove {
+            by: None,
+            identity: SeedIdentity::new("h", 1, 0).unwrap(),
+            key: SeedKey::new(*b"k").unwrap(),
+        };
         let span = tracing::info_span!("request");
         tracing::Instrument::instrument(writer.submit(command), span).await.unwrap();
         assert_eq!(*links.0.lock().unwrap(), [("batch".to_owned(), "request".to_owned())]);

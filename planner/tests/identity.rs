@@ -311,6 +311,56 @@ async fn a_tenant_has_its_own_keys() {
 }
 
 #[tokio::test]
+async fn history_names_who_did_what() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    let send = async |token: &str, path: &str, body: Value| {
+        let (token, body) = (bearer(token), body.to_string());
+        let length = body.len().to_string();
+        let headers = [
+            ("Authorization", token.as_bytes()),
+            ("Content-Type", b"application/json"),
+            ("Content-Length", length.as_bytes()),
+            ("X-Forwarded-For", b"10.1.0.7"),
+        ];
+        let answer = planner.raw(&[request("POST", path, &headers), body.into_bytes()].concat()).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        serde_json::from_str::<Value>(&answer.body).unwrap()
+    };
+    let list = async |path: &str, of: &str| {
+        let answer = ask(&planner, "GET", path, Some(&bearer(OPERATOR))).await;
+        serde_json::from_str::<Value>(&answer.body).unwrap()[of].clone()
+    };
+    let seed = json!({"seed": "127.0.0.1:8000:3", "seed_key": "tenant/m"});
+    send(TENANT, "/v2/seeds", seed.clone()).await;
+    let granted = send(WORKER, "/v2/leases", json!({"seed_key": "tenant/m", "instance_id": "i-9"})).await;
+    let lease = json!({"lease_id": granted["lease_id"], "seed": granted["seed"], "outcome": "failed"});
+    send(WORKER, "/v2/leases/release", lease).await;
+    send(OPERATOR, "/v2/seeds/drain", seed.clone()).await;
+    send(TENANT, "/v2/seeds/deregister", seed).await;
+    let [tenant, other] = ["tenant/n", "m"].map(|key| json!({"seed": "127.0.0.1:8000:4", "seed_key": key}));
+    send(TENANT, "/v2/seeds", tenant).await;
+    send(WORKER, "/v2/seeds", other).await;
+    send(OPERATOR, "/v2/keys/invalidate", json!({"seed_key": "m"})).await;
+    let events = list("/v2/events", "events").await;
+    let told: Vec<_> =
+        events.as_array().unwrap().iter().map(|event| (&event["kind"], &event["by"])).collect();
+    let expected = [
+        (json!("invalidated"), json!("operator")),
+        (json!("new_holding"), json!("worker")),
+        (json!("registered"), json!("tenant")),
+        (json!("removed"), json!("tenant")),
+        (json!("drained"), json!("operator")),
+        (json!("suspect"), json!("worker")),
+        (json!("registered"), json!("tenant")),
+    ];
+    assert_eq!(told, expected.each_ref().map(|(kind, by)| (kind, by)));
+    let ended = list("/v2/leases/ended", "leases").await;
+    assert_eq!(ended[0]["requester"], "worker/i-9@10.1.0.7");
+    planner.stop().await;
+}
+
+#[tokio::test]
 async fn what_would_be_refused_is_served_and_counted() {
     let home = tempfile::tempdir().unwrap();
     let planner = start(home.path(), Mode::Permissive).await;

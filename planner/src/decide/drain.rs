@@ -1,5 +1,7 @@
 //! What it means that an operator takes a seed out, or all seeds of a key whose weights were replaced.
 
+use std::sync::Arc;
+
 use rfork_protocol::SeedKey;
 
 use super::remember;
@@ -12,12 +14,12 @@ use crate::store::history::{EventKind, Happened};
 /// Takes a seed out that goes on: it is not offered while its memory is the same, and its leases live on. Gives how
 /// many it has; `None` when it is not known under the key.
 pub(super) fn drain(tables: &mut Tables, now: i64, rules: &Rules, command: &Drain) -> Option<u32> {
-    let Drain { identity, key } = command;
+    let Drain { identity, key, by } = command;
     let row = tables.seed_at(identity).filter(|row| *row.key == *key)?.clone();
     let leases = row.live_leases(now);
     if !row.drained {
         tables.change(row.id, |row| row.drained = true);
-        let happened = Happened::to(identity, key, EventKind::Drained).leaving(leases);
+        let happened = Happened::to(identity, key, EventKind::Drained).by(by.as_ref()).leaving(leases);
         remember::event(tables, now, rules, happened);
     }
     Some(leases)
@@ -29,7 +31,14 @@ pub fn is_outdated(row: &SeedRow, keep: Option<&str>) -> bool {
 }
 
 /// Takes out those of the key that were put and are outdated; gives how many.
-pub fn invalidate(tables: &mut Tables, now: i64, rules: &Rules, key: &SeedKey, keep: Option<&str>) -> u64 {
+pub fn invalidate(
+    tables: &mut Tables,
+    now: i64,
+    rules: &Rules,
+    key: &SeedKey,
+    keep: Option<&str>,
+    by: Option<&Arc<str>>,
+) -> u64 {
     let outdated: Vec<i64> =
         tables.seeds_of(key).filter(|row| is_outdated(row, keep)).map(|row| row.id).collect();
     for id in &outdated {
@@ -37,15 +46,13 @@ pub fn invalidate(tables: &mut Tables, now: i64, rules: &Rules, key: &SeedKey, k
     }
     let drained = outdated.len() as u64;
     if drained > 0 {
-        remember::event(tables, now, rules, Happened::invalidated(key, drained));
+        remember::event(tables, now, rules, Happened::invalidated(key, drained).by(by));
     }
     drained
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::super::testing::{NOW, held, identity, key, rules, seed, tables};
     use super::*;
     use crate::domain::policy::Policy;
@@ -56,7 +63,7 @@ mod tests {
         let row = SeedRow { leases: vec![held(0, 1, NOW + 1), held(1, 2, NOW)], ..seed(1, 2) };
         let mut tables = tables(&[row]);
         let rules = rules(Policy::Balanced);
-        let of = |name| Drain { identity: identity(1), key: key(name) };
+        let of = |name| Drain { by: None, identity: identity(1), key: key(name) };
         assert_eq!(drain(&mut tables, NOW, &rules, &of("l")), None);
         assert_eq!(drain(&mut tables, NOW, &rules, &of("k")), Some(1), "one of them has ended");
         assert_eq!(drain(&mut tables, NOW, &rules, &of("k")), Some(1));

@@ -98,7 +98,7 @@ pub(super) fn join(
         lead: None,
     };
     loading.holds(asker.held.as_ref());
-    let happened = Happened::to(&asker.identity, key, EventKind::Registered);
+    let happened = Happened::to(&asker.identity, key, EventKind::Registered).by(wish.by.as_ref());
     let from = format!("loads from {}, depth {}", source.identity, loading.depth);
     let id = match (joining, row) {
         (Joining::Refused, _) => return None,

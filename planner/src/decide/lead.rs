@@ -74,7 +74,7 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
         }
     };
     if !has_it {
-        let happened = Happened::to(&claim.identity, &claim.key, EventKind::Leads);
+        let happened = Happened::to(&claim.identity, &claim.key, EventKind::Leads).by(claim.by.as_ref());
         let why = holder.as_ref().map_or_else(|| "reads storage".into(), |holder| take(tables, now, holder));
         remember::event(tables, now, rules, happened.with(why));
     }
@@ -194,7 +194,7 @@ mod tests {
         fn any_claim()(
             number in 0u8..4, memory in 0u8..2, arrived_bytes in 0u64..40, held in prop::option::of(1u64..4), patience_ms in 0i64..6,
         ) -> Claim {
-            Claim {
+            Claim { by: None,
                 identity: identity(number),
                 key: key("k"),
                 profile: Box::new(profile(memory)),
@@ -276,6 +276,7 @@ mod tests {
 
     fn any_own() -> Claim {
         Claim {
+            by: None,
             identity: identity(0),
             key: key("k"),
             profile: Box::default(),

@@ -19,7 +19,7 @@ pub(super) fn register(
     rules: &Rules,
     command: &Register,
 ) -> Result<(Registration, i64), NoRoom> {
-    let Register { identity, key, profile, age_ms, client } = command;
+    let Register { identity, key, profile, age_ms, client, by } = command;
     let row = tables.seed_at(identity).cloned();
     let known = row.as_ref().map(|row| row.known(now, rules));
     let heard_ms = now.saturating_sub(*age_ms);
@@ -27,13 +27,14 @@ pub(super) fn register(
     let id = match (registration, row.zip(known)) {
         (Registration::New, _) | (_, None) => {
             tables.room_for_seed(key, *client, rules)?;
-            remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Registered));
+            let happened = Happened::to(identity, key, EventKind::Registered).by(by.as_ref());
+            remember::event(tables, now, rules, happened);
             tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, *client, rules)
         }
         (Registration::NewHolding, Some((row, known))) => {
             tables.room_for_holding((&row.key, key), *client, rules)?;
             let novelty = seed::novelty(&known, key, profile);
-            let happened = Happened::to(identity, key, EventKind::NewHolding).with(novelty);
+            let happened = Happened::to(identity, key, EventKind::NewHolding).by(by.as_ref()).with(novelty);
             remember::event(tables, now, rules, happened);
             // Nothing of what it was remains, its leases included.
             end::seed(tables, now, rules, row.id);
@@ -41,7 +42,12 @@ pub(super) fn register(
         }
         (Registration::Repeated | Registration::Completed, Some((row, known))) => {
             if registration == Registration::Completed {
-                remember::event(tables, now, rules, Happened::to(identity, key, EventKind::Completed));
+                remember::event(
+                    tables,
+                    now,
+                    rules,
+                    Happened::to(identity, key, EventKind::Completed).by(by.as_ref()),
+                );
             }
             let profile = Profile::clone(profile).or(&known.profile);
             tables.change(row.id, |row| {
@@ -78,7 +84,14 @@ mod tests {
     use crate::store::Room;
 
     fn of(holds: &str, age_ms: i64) -> Register {
-        Register { identity: identity(0), key: key(holds), profile: Box::default(), age_ms, client: None }
+        Register {
+            by: None,
+            identity: identity(0),
+            key: key(holds),
+            profile: Box::default(),
+            age_ms,
+            client: None,
+        }
     }
 
     #[test]

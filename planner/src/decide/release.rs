@@ -1,5 +1,7 @@
 //! What a release ends, and what it says of the seed's health.
 
+use std::sync::Arc;
+
 use super::remember::Told;
 use super::rows::SeedRow;
 use super::tables::Tables;
@@ -12,7 +14,7 @@ use crate::store::{Report, Rules};
 /// release the same lease does. The place of a loading seed that was taken away, and from which somebody reads, is that
 /// one's: it is kept until that asks, for as long as loading seeds may be silent.
 pub(super) fn release(tables: &mut Tables, now: i64, rules: &Rules, command: &Release) -> bool {
-    let Release { identity, lease, report, account } = command;
+    let Release { identity, lease, report, account, by } = command;
     let Some(row) = tables.seed_at(identity) else { return false };
     let id = row.id;
     let Some(at) = row.leases.iter().position(|known| known.lease == *lease && known.lives(now)) else {
@@ -21,7 +23,7 @@ pub(super) fn release(tables: &mut Tables, now: i64, rules: &Rules, command: &Re
     let holder = row.leases[at].reader.and_then(|reader| tables.seed(reader));
     let kept_ms = holder.and_then(|holder| kept_ms(holder, id, now));
     let account = account.as_deref().cloned().unwrap_or_default();
-    reported(tables, now, rules, id, *report, account.reason.as_deref());
+    reported(tables, now, rules, id, *report, (account.reason.as_deref(), by.as_ref()));
     if let Some(kept_ms) = kept_ms {
         tables.change(id, |row| {
             let ends_ms = &mut row.leases[at].ends_ms;
@@ -42,14 +44,21 @@ fn kept_ms(holder: &SeedRow, source: i64, now: i64) -> Option<i64> {
 }
 
 /// What a reader tells of a transfer makes its seed suspect, or well.
-fn reported(tables: &mut Tables, now: i64, rules: &Rules, id: i64, report: Report, reason: Option<&str>) {
+fn reported(
+    tables: &mut Tables,
+    now: i64,
+    rules: &Rules,
+    id: i64,
+    report: Report,
+    (reason, by): (Option<&str>, Option<&Arc<str>>),
+) {
     let Some(row) = tables.seed(id) else { return };
     let before = row.health;
     let after = report.on(before, now, rules.back_off);
     if after == before {
         return;
     }
-    let happened = Happened::to(&row.identity, &row.key, EventKind::Suspect);
+    let happened = Happened::to(&row.identity, &row.key, EventKind::Suspect).by(by);
     tables.change(id, |row| row.health = after);
     if let Some(happened) = happened.of_health(before, after, now, reason) {
         remember::event(tables, now, rules, happened);
@@ -66,7 +75,7 @@ mod tests {
     use crate::store::history::End;
 
     fn of(seed: u8, number: u32, report: Report) -> Release {
-        Release { identity: identity(seed), lease: lease(number), report, account: None }
+        Release { by: None, identity: identity(seed), lease: lease(number), report, account: None }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::store::history::{EventKind, Happened};
 
 /// Takes a seed out. It goes with its last lease; what is gone already leaves nothing behind.
 pub(super) fn remove(tables: &mut Tables, now: i64, rules: &Rules, command: &Remove) -> Removal {
-    let Remove { identity, key } = command;
+    let Remove { identity, key, by } = command;
     let row = tables.seed_at(identity).cloned();
     let known = row.as_ref().map(|row| row.known(now, rules));
     let removal = seed::remove(known.as_ref(), key);
@@ -17,7 +17,8 @@ pub(super) fn remove(tables: &mut Tables, now: i64, rules: &Rules, command: &Rem
     if !row.removed {
         // As the sweep would have told of it.
         let kind = if removal == Removal::GoneBefore { EventKind::Silent } else { EventKind::Removed };
-        let happened = Happened::to(identity, key, kind).leaving(row.live_leases(now));
+        let by = by.as_ref().filter(|_| kind == EventKind::Removed);
+        let happened = Happened::to(identity, key, kind).by(by).leaving(row.live_leases(now));
         remember::event(tables, now, rules, happened);
     }
     match removal {
@@ -47,7 +48,7 @@ mod tests {
             let rules = rules(Policy::Balanced);
             let mut tables = tables(&seeds);
             let key = testing::key(if right_key { "k" } else { "other" });
-            let removal = remove(&mut tables, NOW, &rules, &Remove { identity: identity(number), key });
+            let removal = remove(&mut tables, NOW, &rules, &Remove { by: None, identity: identity(number), key });
             for before in &seeds {
                 let after = tables.seed(before.id).map(AsRef::as_ref);
                 if before.identity != identity(number) || !right_key {

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use rfork_protocol::SeedIdentity;
 
@@ -70,6 +71,8 @@ pub struct Wish {
     pub requester: Option<String>,
     /// Who asks, as its share is counted: of requests, and of seeds if it comes to be one that loads.
     pub client: Option<IpAddr>,
+    /// Whose worker it is, by its principal's name: nothing is chosen by it.
+    pub by: Option<Arc<str>>,
     /// What it would be as a loading seed, if it can read from one.
     pub loading: Option<Box<Asker>>,
     /// The same as it stands at the choice; without it no loading seed is granted.

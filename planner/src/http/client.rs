@@ -29,6 +29,23 @@ pub(super) fn tell_of(client: Option<Client>, granted: GrantedLease) {
     }
 }
 
+/// Who asks, for people, as far as it is known: `principal/instance@address`.
+pub(super) fn requester(
+    principal: Option<&str>,
+    instance: Option<&str>,
+    address: Option<IpAddr>,
+) -> Option<String> {
+    let worker = match (instance, address) {
+        (Some(instance), Some(address)) => Some(format!("{instance}@{address}")),
+        (Some(instance), None) => Some(instance.to_owned()),
+        (None, address) => address.map(|address| address.to_string()),
+    };
+    match (principal, worker) {
+        (Some(principal), Some(worker)) => Some(format!("{principal}/{worker}")),
+        (principal, worker) => worker.or_else(|| principal.map(str::to_owned)),
+    }
+}
+
 /// The client's address: that of the connection's `peer`, or, when this is a trusted proxy, the last address for which
 /// proxies speak that is no trusted proxy. What stands before that one anybody may have written. A proxy that tells
 /// nothing, or something else than an address, speaks for itself.
@@ -67,6 +84,21 @@ mod tests {
 
     fn xff(peer: &str, lines: &[&[u8]]) -> String {
         of(peer, "x-forwarded-for", lines)
+    }
+
+    #[test]
+    fn who_asks_is_named_as_far_as_it_is_known() {
+        let address = Some([10, 0, 0, 1].into());
+        for (principal, instance, address, told) in [
+            (Some("a"), Some("i"), address, Some("a/i@10.0.0.1")),
+            (Some("a"), None, address, Some("a/10.0.0.1")),
+            (Some("a"), None, None, Some("a")),
+            (None, Some("i"), address, Some("i@10.0.0.1")),
+            (None, Some("i"), None, Some("i")),
+            (None, None, None, None),
+        ] {
+            assert_eq!(requester(principal, instance, address).as_deref(), told);
+        }
     }
 
     #[test]

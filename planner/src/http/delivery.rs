@@ -195,7 +195,7 @@ mod tests {
             let (key, identity) = (SeedKey::new(*b"k").unwrap(), SeedIdentity::new("h", 1, 0).unwrap());
             let (profile, wish) = Default::default();
             writer
-                .submit(Register { identity, key: key.clone(), profile, age_ms: 0, client: None })
+                .submit(Register { by: None, identity, key: key.clone(), profile, age_ms: 0, client: None })
                 .await
                 .unwrap()
                 .unwrap();

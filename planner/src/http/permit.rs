@@ -43,6 +43,11 @@ impl Permit {
         }
     }
 
+    /// Whose request it is, as history names it.
+    pub(super) fn by(&self) -> Option<Arc<str>> {
+        self.principal.as_ref().map(|principal| principal.name.as_str().into())
+    }
+
     /// Counts what is denied, and says of whom, as often as that is worth a line; it is refused when that is enforced.
     fn deny(&self, denied: Denied) -> Result<(), Denied> {
         let Self { principal, client, api } = self;
@@ -54,7 +59,12 @@ impl Permit {
             if mode == Mode::Enforce {
                 tracing::info!(principal, client, reason, "a request was refused");
             } else {
-                tracing::warn!(principal, client, reason, "a request would be refused with --auth-mode enforce");
+                tracing::warn!(
+                    principal,
+                    client,
+                    reason,
+                    "a request would be refused with --auth-mode enforce"
+                );
             }
         }
         if mode == Mode::Enforce { Err(denied) } else { Ok(()) }

@@ -11,7 +11,7 @@ use rfork_protocol::v1::{
 };
 
 use super::Api;
-use super::client::{Client, tell_of};
+use super::client::{Client, requester, tell_of};
 use super::error::{ApiError, Unavailable};
 use super::permit::Permit;
 use crate::domain::policy::Wish;
@@ -36,7 +36,7 @@ pub(super) async fn add_seed(
         return Ok(StatusCode::OK);
     }
     let client = client.map(|Extension(client)| network(client.address));
-    let register = Register { identity, key: key.clone(), profile, age_ms: 0, client };
+    let register = Register { identity, key: key.clone(), profile, age_ms: 0, client, by: permit.by() };
     let (registration, _) = api.submit(register).await?.map_err(ApiError::Full)?;
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(seed = %name, %key, "a seed registered");
@@ -57,12 +57,17 @@ pub(super) async fn get_seed(
     permit.key(&key)?;
     let address = client.as_ref().map(|Extension(client)| client.address);
     let location = address.map(|address| api.file.networks.locate(address)).unwrap_or_default();
-    let requester = address.map(|address| address.to_string());
     let lease = LeaseId::new(uuid::Uuid::new_v4().simple().to_string()).map_err(|_| Unavailable::FAULT)?;
     let wait_ms = i64::try_from(api.v1_hold.as_millis()).unwrap_or(i64::MAX);
     let ask = Ask {
         key: key.clone(),
-        wish: Box::new(Wish { location, requester, client: address.map(network), ..Wish::default() }),
+        wish: Box::new(Wish {
+            location,
+            requester: requester(permit.by().as_deref(), None, address),
+            client: address.map(network),
+            by: permit.by(),
+            ..Wish::default()
+        }),
         lease: lease.hash(),
         queue: Queue { wait_ms, attempt: attempt(), ..Queue::default() },
         client: address,
@@ -103,12 +108,13 @@ pub(super) async fn renew_seed_lease(
 
 pub(super) async fn put_seed(
     State(api): State<Api>,
-    Extension(_): Extension<Permit>,
+    Extension(permit): Extension<Permit>,
     headers: HeaderMap,
 ) -> Result<StatusCode, ApiError> {
     let LeaseRef { identity, lease } = LeaseRef::decode(&headers)?;
     let (seed, report) = (identity.clone(), Report::Unknown);
-    if !api.submit(Release { identity, lease: lease.hash(), report, account: None }).await? {
+    let release = Release { identity, lease: lease.hash(), report, account: None, by: permit.by() };
+    if !api.submit(release).await? {
         return Err(ApiError::NotFound(LEASE_NOT_FOUND));
     }
     tracing::debug!(%seed, %lease, "released");
@@ -123,7 +129,7 @@ pub(super) async fn remove_seed(
     let RemoveSeed { key, identity, .. } = RemoveSeed::decode(&headers)?;
     permit.key(&key)?;
     let name = identity.to_string();
-    match api.submit(Remove { identity, key }).await? {
+    match api.submit(Remove { identity, key, by: permit.by() }).await? {
         Removal::Gone => {
             tracing::info!(seed = %name, "a seed was removed");
             Ok(StatusCode::OK)

@@ -17,16 +17,16 @@ use tokio_util::sync::CancellationToken;
 
 mod credential;
 mod failures;
-mod told;
 pub mod tokens;
+mod told;
 
 use crate::domain::terms::Pattern;
 use crate::shares::network;
 use crate::toml_file::{self, FileError};
 use credential::Credential;
 use failures::Failures;
-use told::Told;
 use tokens::Tokens;
+use told::Told;
 
 /// Between two looks at the file of tokens.
 const LOOK_PAUSE: Duration = Duration::from_secs(2);

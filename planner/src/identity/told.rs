@@ -33,8 +33,9 @@ mod tests {
     #[test]
     fn each_is_told_once_and_not_too_many_are() {
         let (begin, mut told) = (Instant::now(), Told::default());
-        let mut tell =
-            |reason, who: usize, after| told.is_news((reason, who.to_string()), begin + Duration::from_secs(after));
+        let mut tell = |reason, who: usize, after| {
+            told.is_news((reason, who.to_string()), begin + Duration::from_secs(after))
+        };
         assert!(tell("role", 0, 0) && tell("key", 0, 0) && !tell("role", 0, 599) && tell("role", 0, 600));
         assert_eq!((0..2 * MOST).filter(|who| tell("unknown", *who, 601)).count(), MOST - 1);
         assert!(tell("unknown", MOST, 1_200));

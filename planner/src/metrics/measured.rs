@@ -115,8 +115,13 @@ impl Store for MeasuredStore {
         self.ask("source_instance", self.inner.source_instance(instance)).await
     }
 
-    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
-        let drained = self.ask("invalidate", self.inner.invalidate(key, keep)).await?;
+    async fn invalidate(
+        &self,
+        key: &SeedKey,
+        keep: Option<&str>,
+        by: Option<&Arc<str>>,
+    ) -> Result<u64, StoreError> {
+        let drained = self.ask("invalidate", self.inner.invalidate(key, keep, by)).await?;
         self.metrics.changes.seeds.with_label_values(&["drained"]).inc_by(drained);
         Ok(drained)
     }

@@ -397,8 +397,13 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.request("/get_seed", 404, Duration::from_millis(3));
         let identity = rfork_protocol::SeedIdentity::new("h", 1, 0).unwrap();
-        let failed =
-            Release { identity: identity.clone(), lease: [0; 32], report: Report::Failed, account: None };
+        let failed = Release {
+            by: None,
+            identity: identity.clone(),
+            lease: [0; 32],
+            report: Report::Failed,
+            account: None,
+        };
         let silent = Release::give_back(identity, [0; 32], Report::Failed, Some("no-answer"));
         let commands = Commands { releases: vec![failed.clone(), failed, silent], ..Commands::default() };
         let outcomes = Outcomes {

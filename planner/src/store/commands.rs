@@ -1,6 +1,7 @@
 //! What clients ask of a store, and what became of it.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use rfork_protocol::v2::Advice;
 use rfork_protocol::{SeedIdentity, SeedKey};
@@ -201,6 +202,8 @@ pub struct Register {
     pub age_ms: i64,
     /// Who asks, as far as it is known, as its [share](crate::shares::network) is counted.
     pub client: Option<IpAddr>,
+    /// Whose request it was, by its principal's name, if that is known.
+    pub by: Option<Arc<str>>,
 }
 
 /// A heartbeat that registers nothing.
@@ -249,6 +252,8 @@ pub struct Release {
     pub report: Report,
     /// What else is told of its end; `None` for a release by its holder, who tells nothing.
     pub account: Option<Box<Account>>,
+    /// Whose request it was, by its principal's name, if that is known.
+    pub by: Option<Arc<str>>,
 }
 
 impl Release {
@@ -256,7 +261,7 @@ impl Release {
     pub fn give_back(identity: SeedIdentity, lease: LeaseHash, report: Report, reason: Option<&str>) -> Self {
         let reason = reason.map(str::to_owned);
         let account = Some(Box::new(Account { end: End::GivenBack, reason, ..Account::default() }));
-        Self { identity, lease, report, account }
+        Self { identity, lease, report, account, by: None }
     }
 }
 
@@ -267,6 +272,8 @@ pub struct Remove {
     pub identity: SeedIdentity,
     /// What it must hold.
     pub key: SeedKey,
+    /// Whose request it was, by its principal's name, if that is known.
+    pub by: Option<Arc<str>>,
 }
 
 /// Takes a seed out that goes on: it is not offered while its memory is the same, and its leases live on.
@@ -276,6 +283,8 @@ pub struct Drain {
     pub identity: SeedIdentity,
     /// What it must hold.
     pub key: SeedKey,
+    /// Whose request it was, by its principal's name, if that is known.
+    pub by: Option<Arc<str>>,
 }
 
 /// Ends an acquisition's wait.
@@ -301,6 +310,8 @@ pub struct Claim {
     pub profile: Box<Profile>,
     /// Who asks, as its share is counted.
     pub client: Option<IpAddr>,
+    /// Whose request it was, by its principal's name, if that is known.
+    pub by: Option<Arc<str>>,
     /// The model's size.
     pub total_bytes: u64,
     /// Bytes that came since the load began.

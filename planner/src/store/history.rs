@@ -3,6 +3,8 @@
 //! It is written by the transaction in which it happened, and kept for a while, or as many rows as there may be
 //! ([`Keep`]), whichever is less: the oldest go first, in bounded steps.
 
+use std::sync::Arc;
+
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::list::{Entry, Part, entry_bytes};
@@ -84,7 +86,7 @@ pub struct EndedLease {
     pub identity: SeedIdentity,
     /// What that held.
     pub key: SeedKey,
-    /// Who read, as far as it is known: `instance@address`, or one of them.
+    /// Who read, as far as it is known: `principal/instance@address`, or some of them.
     pub requester: Option<String>,
     /// How long ago it was granted, in milliseconds.
     pub granted_age_ms: i64,
@@ -165,6 +167,8 @@ pub struct Happened {
     pub key: SeedKey,
     /// The seed, where it is about one.
     pub identity: Option<SeedIdentity>,
+    /// Whose request it was, by its principal's name, if it was somebody's who is known.
+    pub by: Option<Arc<str>>,
     /// What else there is to say, for people; no credential.
     pub detail: Option<String>,
 }
@@ -172,7 +176,13 @@ pub struct Happened {
 impl Happened {
     /// To a seed.
     pub(crate) fn to(identity: &SeedIdentity, key: &SeedKey, kind: EventKind) -> Self {
-        Self { kind, key: key.clone(), identity: Some(identity.clone()), detail: None }
+        Self { kind, key: key.clone(), identity: Some(identity.clone()), by: None, detail: None }
+    }
+
+    /// The same, by this principal's request.
+    #[must_use]
+    pub(crate) fn by(self, principal: Option<&Arc<str>>) -> Self {
+        Self { by: principal.cloned(), ..self }
     }
 
     /// The same, with a detail, of which as much is kept as there is room.
@@ -213,7 +223,7 @@ impl Happened {
 
     /// Seeds of a key are drained.
     pub(crate) fn invalidated(key: &SeedKey, drained: u64) -> Self {
-        Self { kind: EventKind::Invalidated, key: key.clone(), identity: None, detail: None }
+        Self { kind: EventKind::Invalidated, key: key.clone(), identity: None, by: None, detail: None }
             .with(format!("seeds drained: {drained}"))
     }
 }
@@ -231,13 +241,15 @@ pub struct Event {
     pub key: SeedKey,
     /// The seed, where it is about one.
     pub identity: Option<SeedIdentity>,
+    /// Whose request it was, by its principal's name.
+    pub by: Option<String>,
     /// What else there is to say.
     pub detail: Option<String>,
 }
 
 impl Entry for Event {
     fn bytes(&self) -> usize {
-        entry_bytes(&self.key, [self.detail.as_deref()])
+        entry_bytes(&self.key, [&self.by, &self.detail].map(Option::as_deref))
     }
 }
 

@@ -101,7 +101,12 @@ pub trait Store: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`StoreError`]; some may have been taken out, and a repeated call takes out the rest.
-    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError>;
+    async fn invalidate(
+        &self,
+        key: &SeedKey,
+        keep: Option<&str>,
+        by: Option<&Arc<str>>,
+    ) -> Result<u64, StoreError>;
 
     /// Writes heartbeats of known seeds and gives the numbers of those of which no more are to be gathered: they are
     /// gone, or removed or drained, as their next heartbeat is to be told. Never inserts.

@@ -25,6 +25,8 @@ struct Kept {
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<IpAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    by: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
     loading: Option<KeptAsker>,
 }
 
@@ -91,6 +93,7 @@ pub(super) fn encode(wish: &Wish) -> String {
         exclude: wish.exclude.iter().map(ToString::to_string).collect(),
         requester: wish.requester.clone(),
         client: wish.client,
+        by: wish.by.as_deref().map(str::to_owned),
         loading: wish.loading.as_deref().map(Into::into),
     };
     // A struct of texts always has a JSON form; should it not, nothing is wished.
@@ -108,6 +111,7 @@ pub(super) fn decode(text: &str) -> Result<Wish, String> {
         exclude: exclude.collect::<Result<_, _>>().map_err(|error| format!("a wish: {error}"))?,
         requester: kept.requester,
         client: kept.client,
+        by: kept.by.map(Into::into),
         loading: kept.loading.map(|kept| Box::new(kept.into())),
         reader: None,
     })
@@ -141,11 +145,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}"), client in any::<Option<IpAddr>>(), loading in prop::option::of(asker())) {
+        fn a_wish_is_read_back(zone in prop::option::of(".{0,8}"), instance_id in prop::option::of(".{0,8}"), ports in prop::collection::vec(1u16.., 0..3), requester in prop::option::of(".{0,8}"), client in any::<Option<IpAddr>>(), by in prop::option::of(".{0,8}"), loading in prop::option::of(asker())) {
             let exclude = ports.into_iter().map(|port| SeedIdentity::new("fd00::1", port, 7).unwrap()).collect();
             let location = Location { zone, ..Location::default() };
             let loading = loading.map(Box::new);
-            let wish = Wish { location, instance_id, exclude, requester, client, loading, ..Wish::default() };
+            let wish = Wish { location, instance_id, exclude, requester, client, by: by.map(Into::into), loading, ..Wish::default() };
             prop_assert_eq!(decode(&encode(&wish)).unwrap(), wish);
         }
     }

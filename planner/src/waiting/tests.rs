@@ -38,7 +38,8 @@ impl Scene {
         let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
         let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
         let identity = SeedIdentity::new("h", 1, 0).unwrap();
-        let register = Register { identity, key: key(), profile: Box::default(), age_ms: 0, client: None };
+        let register =
+            Register { by: None, identity, key: key(), profile: Box::default(), age_ms: 0, client: None };
         writer.submit(register).await.unwrap().unwrap();
         let room = WaitingRoom::new(
             writer,

@@ -42,7 +42,7 @@ pub struct EndedLease {
     pub seed: SeedIdentity,
     /// What that held.
     pub seed_key: SeedKey,
-    /// Who read, as far as it is known: `instance@address`, or one of them.
+    /// Who read, as far as it is known: `principal/instance@address`, or some of them.
     pub requester: Option<String>,
     /// How long ago it was granted, in milliseconds.
     pub granted_age_ms: u64,
@@ -175,6 +175,9 @@ pub struct Event {
     pub seed_key: SeedKey,
     /// The seed, if it is about one.
     pub seed: Option<SeedIdentity>,
+    /// Whose request it was, by its principal's name; null when it was nobody's who is known.
+    #[serde(default)]
+    pub by: Option<String>,
     /// What else there is to say, at most 200 bytes.
     pub detail: Option<String>,
 }

@@ -446,7 +446,7 @@ proptest! {
             outcome: Some(TransferOutcome::Failed), reason: None, bytes: Some(waited_ms), duration_ms: None,
         };
         kept_with_more(&EndedLeaseList { leases: vec![ended], next: next.clone() })?;
-        let event = Event { kind: None, age_ms: ttl_ms, seed_key: seed.seed_key.clone(), seed: None, detail: None };
+        let event = Event { kind: None, age_ms: ttl_ms, seed_key: seed.seed_key.clone(), seed: None, by: None, detail: None };
         kept_with_more(&EventList { events: vec![event], next })?;
         let explained = ExplainedSeed { verdict: Verdict::WouldBeGranted, rank: Some(1), seed };
         kept_with_more(&Explained { grant: Some(explained.seed.seed.clone()), seeds: vec![explained], truncated: false })?;

@@ -80,6 +80,7 @@ fn event(event: history::Event) -> Event {
         age_ms: event.age_ms.unsigned_abs(),
         seed_key: event.key,
         seed: event.identity,
+        by: event.by,
         detail: event.detail,
     }
 }

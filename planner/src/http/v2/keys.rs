@@ -11,9 +11,9 @@ use super::route::{Call, within};
 const DEADLINE: Duration = Duration::from_secs(8);
 
 pub(super) async fn invalidate(call: Call<Invalidate>) -> Result<Invalidated, Refused> {
-    let Call { api, request: Invalidate { seed_key: key, keep_content_id }, .. } = call;
+    let Call { api, permit, request: Invalidate { seed_key: key, keep_content_id }, .. } = call;
     let keep = keep_content_id.map(String::from);
-    let drained = within(DEADLINE, api.store.invalidate(&key, keep.as_deref())).await?;
+    let drained = within(DEADLINE, api.store.invalidate(&key, keep.as_deref(), permit.by().as_ref())).await?;
     tracing::info!(%key, drained, "a key was invalidated");
     Ok(Invalidated { drained })
 }

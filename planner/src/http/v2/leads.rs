@@ -35,6 +35,7 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
         key,
         profile: Box::new(profile),
         client: client.map(|client| network(client.address)),
+        by: permit.by(),
         total_bytes,
         arrived_bytes,
         held: held.map(loading::of_root),

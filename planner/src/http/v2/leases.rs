@@ -1,22 +1,19 @@
 //! Leases: acquired, renewed, released.
 
-use std::net::IpAddr;
 use std::time::Instant;
 
+use rfork_protocol::LeaseId;
 use rfork_protocol::ids::hex;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v2::{
-    Acquire, Granted, IDEMPOTENCY_KEY, IdempotencyKey, Name, Release, Released, Renew, Renewed,
-    TransferOutcome,
+    Acquire, Granted, IDEMPOTENCY_KEY, IdempotencyKey, Release, Released, Renew, Renewed, TransferOutcome,
 };
-use rfork_protocol::{LeaseId, SeedIdentity};
 use sha2::{Digest, Sha256};
 
-use super::super::client::tell_of;
+use super::super::client::{requester, tell_of};
 use super::loading;
 use super::refused::Refused;
 use super::route::Call;
-use crate::domain::location::Location;
 use crate::domain::policy::Wish;
 use crate::shares::network;
 use crate::store::history::{Account, End};
@@ -37,6 +34,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let Acquire { seed_key: key, wait_ms, location, instance_id, exclude, loading, stalled } = request;
     let wait_ms = i64::try_from(wait_ms.min(super::millis(MAX_WAIT))).unwrap_or(i64::MAX);
     let address = client.as_ref().map(|client| client.address);
+    let instance_id = instance_id.map(String::from);
     let ask = Ask {
         key,
         wish: Box::new(Wish {
@@ -44,7 +42,13 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
             loading: loading
                 .filter(|_| api.loading_seeds)
                 .map(|told| Box::new(loading::asker(told, stalled))),
-            ..wish(super::whereabouts(&api, location, client.as_ref()), instance_id, exclude, address)
+            location: super::whereabouts(&api, location, client.as_ref()),
+            requester: requester(permit.by().as_deref(), instance_id.as_deref(), address),
+            instance_id,
+            exclude,
+            client: address.map(network),
+            by: permit.by(),
+            ..Wish::default()
         }),
         lease: lease_id.hash(),
         queue: Queue { wait_ms, idempotency, attempt: attempt(), again: None },
@@ -85,22 +89,6 @@ fn idempotency(key: &IdempotencyKey, request: &Acquire) -> Idempotency {
     }
 }
 
-/// What a worker wishes beside a key.
-fn wish(
-    location: Location,
-    instance_id: Option<Name>,
-    exclude: Vec<SeedIdentity>,
-    address: Option<IpAddr>,
-) -> Wish {
-    let instance_id = instance_id.map(String::from);
-    let requester = match (&instance_id, address) {
-        (Some(instance), Some(address)) => Some(format!("{instance}@{address}")),
-        (Some(instance), None) => Some(instance.clone()),
-        (None, address) => address.map(|address| address.to_string()),
-    };
-    Wish { location, instance_id, exclude, requester, client: address.map(network), ..Wish::default() }
-}
-
 fn refused(refusal: Refusal) -> Refused {
     let (code, detail) = match refusal {
         Refusal::UnknownKey => (Code::UnknownKey, "no seed that lives holds this key"),
@@ -138,7 +126,9 @@ pub(super) async fn renew(call: Call<Renew>) -> Result<Renewed, Refused> {
 }
 
 pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
-    let Call { api, request: Release { lease_id, seed, outcome, reason, bytes, duration_ms }, .. } = call;
+    let Call {
+        api, permit, request: Release { lease_id, seed, outcome, reason, bytes, duration_ms }, ..
+    } = call;
     let report = match outcome {
         TransferOutcome::Ok => Report::Ok,
         TransferOutcome::Failed => Report::Failed,
@@ -151,6 +141,7 @@ pub(super) async fn release(call: Call<Release>) -> Result<Released, Refused> {
         lease: lease_id.hash(),
         report,
         account: Some(Box::new(account)),
+        by: permit.by(),
     };
     if !api.submit(release).await? {
         return Err(not_found(&lease_id));

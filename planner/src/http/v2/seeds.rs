@@ -26,8 +26,9 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     let (seed, key) = (request.seed.clone(), request.seed_key.clone());
     let located = api.file.networks.locate_seed(&seed);
     let profile = Box::new(profile(request, &located));
+    let by = permit.by();
     let register =
-        commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0, client };
+        commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0, client, by };
     let (registration, _) = api.submit(register).await?.map_err(Refused::full)?;
     let registration = told(registration);
     if matches!(registration, Registration::New | Registration::NewHolding) {
@@ -99,8 +100,8 @@ fn heard(heard: seed::Heard) -> BeatStatus {
 
 /// The seed goes on and may come back with other memory; [`deregister`] is for one that ends.
 pub(super) async fn drain(call: Call<Drain>) -> Result<Drained, Refused> {
-    let Call { api, request: Drain { seed, seed_key: key }, .. } = call;
-    let drained = api.submit(commands::Drain { identity: seed.clone(), key }).await?;
+    let Call { api, permit, request: Drain { seed, seed_key: key }, .. } = call;
+    let drained = api.submit(commands::Drain { identity: seed.clone(), key, by: permit.by() }).await?;
     let active_leases = drained.ok_or_else(|| not_found(&seed.to_string()))?;
     tracing::info!(%seed, active_leases, "a seed was drained");
     Ok(Drained { active_leases })
@@ -109,7 +110,8 @@ pub(super) async fn drain(call: Call<Drain>) -> Result<Drained, Refused> {
 pub(super) async fn deregister(call: Call<Deregister>) -> Result<Deregistered, Refused> {
     let Call { api, permit, request: Deregister { seed, seed_key: key }, .. } = call;
     permit.key(&key)?;
-    let state = match api.submit(commands::Remove { identity: seed.clone(), key }).await? {
+    let remove = commands::Remove { identity: seed.clone(), key, by: permit.by() };
+    let state = match api.submit(remove).await? {
         seed::Removal::Gone => Deregistration::Gone,
         seed::Removal::Draining => Deregistration::Draining,
         seed::Removal::Unknown | seed::Removal::GoneBefore => return Err(not_found(&seed.to_string())),

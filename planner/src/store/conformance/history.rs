@@ -196,8 +196,9 @@ pub(crate) async fn events_tell_what_became_of_seeds<H: Home>() {
     bench.register(2, "k").await;
     bench.register(2, "k").await;
     bench.register(3, "m").await;
-    assert_eq!(bench.store.invalidate(&key("k"), None).await.unwrap(), 1);
-    assert_eq!(bench.store.invalidate(&key("k"), None).await.unwrap(), 0);
+    let by = Some("on-call".into());
+    assert_eq!(bench.store.invalidate(&key("k"), None, by.as_ref()).await.unwrap(), 1);
+    assert_eq!(bench.store.invalidate(&key("k"), None, None).await.unwrap(), 0);
     bench.step(RULES.heartbeat_ttl_ms);
     bench.store.sweep().await.unwrap();
     bench.store.sweep().await.unwrap();
@@ -212,6 +213,9 @@ pub(crate) async fn events_tell_what_became_of_seeds<H: Home>() {
     ];
     let within_ms = Some(RULES.heartbeat_ttl_ms);
     assert_eq!(bench.events(EventFilter { within_ms, ..EventFilter::default() }).await, later);
+    let all = bench.store.list_events(&EventFilter::default(), &ALL).await.unwrap().entries;
+    let known = all.iter().filter_map(|event| Some((event.kind?, event.by.as_deref()?)));
+    assert_eq!(known.collect::<Vec<_>>(), [(Invalidated, "on-call")], "whose request it was");
     let of_key = EventFilter { key: Some(key("l")), ..EventFilter::default() };
     assert_eq!(bench.events(of_key).await, later[..1]);
     let of_kind = EventFilter { kind: Some(Recovered), ..EventFilter::default() };

@@ -15,6 +15,7 @@ const TOTAL_BYTES: u64 = 1_000;
 fn claim(seed: u8, arrived_bytes: u64) -> Claim {
     let profile = Profile { incarnation: Some(INCARNATION.into()), ..Profile::default() };
     Claim {
+        by: None,
         identity: identity(seed),
         key: key("k"),
         profile: Box::new(profile),

@@ -186,7 +186,12 @@ impl Store for Closed {
     async fn source_instance(&self, _: &str) -> Result<Option<String>, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
-    async fn invalidate(&self, _: &SeedKey, _: Option<&str>) -> Result<u64, super::StoreError> {
+    async fn invalidate(
+        &self,
+        _: &SeedKey,
+        _: Option<&str>,
+        _: Option<&Arc<str>>,
+    ) -> Result<u64, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
     async fn flush(&self, _: &[Beat]) -> Result<std::collections::HashSet<i64>, super::StoreError> {

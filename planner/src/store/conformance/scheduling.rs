@@ -425,7 +425,7 @@ pub(crate) async fn a_silence_does_not_bring_a_drained_seed_back<H: Home>() {
     bench.apply(&[tell(identity(1), "k", told.clone())]).await;
     bench.register(2, "k").await;
     one(&bench, Command::Drain { identity: identity(1), key: key("k") }).await;
-    assert_eq!(bench.store.invalidate(&key("k"), Some("new")).await.unwrap(), 1, "the second, too");
+    assert_eq!(bench.store.invalidate(&key("k"), Some("new"), None).await.unwrap(), 1, "the second, too");
     let silent_and_swept = async |ms| {
         bench.step(ms);
         bench.store.sweep().await.unwrap();
@@ -465,15 +465,15 @@ pub(crate) async fn invalidating_a_key_drains_all_but_the_content_that_stays<H: 
         bench.apply(&[tell(identity(seed), "k", profile)]).await;
     }
     bench.register(4, "other").await;
-    assert_eq!(bench.store.invalidate(&key("k"), Some("new")).await.unwrap(), 2);
-    assert_eq!(bench.store.invalidate(&key("k"), Some("new")).await.unwrap(), 0);
+    assert_eq!(bench.store.invalidate(&key("k"), Some("new"), None).await.unwrap(), 2);
+    assert_eq!(bench.store.invalidate(&key("k"), Some("new"), None).await.unwrap(), 0);
     assert_eq!(bench.acquire("k", 1).await, Some(identity(2)));
     assert_eq!(bench.acquire("k", 2).await, None);
     assert!(bench.acquire("other", 3).await.is_some());
     // The worker of the first has loaded the new weights.
     bench.apply(&[tell(identity(1), "k", content("new"))]).await;
     assert_eq!(bench.acquire("k", 4).await, Some(identity(1)));
-    assert_eq!(bench.store.invalidate(&key("k"), None).await.unwrap(), 2, "without a content, all");
+    assert_eq!(bench.store.invalidate(&key("k"), None, None).await.unwrap(), 2, "without a content, all");
     assert_eq!(bench.acquire("k", 5).await, None);
 }
 

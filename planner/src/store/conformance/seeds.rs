@@ -257,7 +257,7 @@ pub(crate) async fn a_flush_tells_of_seeds_that_are_offered_no_more<H: Home>() {
     let failed =
         Command::Release { identity: identity(5), lease: lease(5), report: Report::Failed, account: None };
     bench.apply(&[Command::Drain { identity: identity(2), key: key("drained") }, failed]).await;
-    assert_eq!(bench.store.invalidate(&key("invalidated"), None).await.unwrap(), 1);
+    assert_eq!(bench.store.invalidate(&key("invalidated"), None, None).await.unwrap(), 1);
     bench.step(5_000);
     let beats: Vec<Beat> = numbers.iter().map(|seed_id| Beat { seed_id: *seed_id, age_ms: 0 }).collect();
     let gone = bench.store.flush(&beats).await.unwrap();

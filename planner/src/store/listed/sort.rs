@@ -47,9 +47,10 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
     }
     let mut sorted = Commands::default();
     let places = commands.iter().cloned().map(|command| match command {
-        Command::Register { identity, key, profile, age_ms, client } => {
-            At::Register(push(&mut sorted.registers, Register { identity, key, profile, age_ms, client }))
-        }
+        Command::Register { identity, key, profile, age_ms, client } => At::Register(push(
+            &mut sorted.registers,
+            Register { by: None, identity, key, profile, age_ms, client },
+        )),
         Command::Beat { identity, key, incarnation, age_ms, progress } => At::Heartbeat(push(
             &mut sorted.heartbeats,
             Heartbeat { identity, key, incarnation, age_ms, progress },
@@ -65,13 +66,17 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
             At::Renew(push(&mut sorted.renewals, Renew { identity, lease, progress }))
         }
         Command::Release { identity, lease, report, account } => {
-            At::Release(push(&mut sorted.releases, Release { identity, lease, report, account }))
+            At::Release(push(&mut sorted.releases, Release { by: None, identity, lease, report, account }))
         }
         Command::Answered { identity, seed_id } => {
             At::Answered(push(&mut sorted.answers, Answered { identity, seed_id }))
         }
-        Command::Remove { identity, key } => At::Remove(push(&mut sorted.removals, Remove { identity, key })),
-        Command::Drain { identity, key } => At::Drain(push(&mut sorted.drains, Drain { identity, key })),
+        Command::Remove { identity, key } => {
+            At::Remove(push(&mut sorted.removals, Remove { by: None, identity, key }))
+        }
+        Command::Drain { identity, key } => {
+            At::Drain(push(&mut sorted.drains, Drain { by: None, identity, key }))
+        }
         Command::Claim(claim) => At::Claim(push(&mut sorted.claims, *claim)),
     });
     let places = places.collect();

@@ -354,7 +354,12 @@ impl<J: Journal> Store for MirrorStore<J> {
         Ok(self.held().mirror.sources.get(instance).map(|source| source.instance.clone()))
     }
 
-    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
+    async fn invalidate(
+        &self,
+        key: &SeedKey,
+        keep: Option<&str>,
+        by: Option<&Arc<str>>,
+    ) -> Result<u64, StoreError> {
         let mut all = 0;
         loop {
             let drained = self
@@ -364,7 +369,7 @@ impl<J: Journal> Store for MirrorStore<J> {
                     let rows = seeds.filter_map(|id| Some(&mirror.seeds.get(id)?.row));
                     let outdated = rows.filter(|row| drain::is_outdated(row, keep)).take(STEP_ROWS);
                     outdated.for_each(|row| tables.put_seed(row.clone()));
-                    let drained = drain::invalidate(&mut tables, now, &self.rules, key, keep);
+                    let drained = drain::invalidate(&mut tables, now, &self.rules, key, keep, by);
                     (drained, tables.into_changes())
                 })
                 .await?;

@@ -212,6 +212,7 @@ impl Journal for Paper {
             age_ms: now.saturating_sub(row.at_ms).max(0),
             key: row.happened.key.clone(),
             identity: row.happened.identity.clone(),
+            by: row.happened.by.as_deref().map(str::to_owned),
             detail: row.happened.detail.clone(),
         });
         Ok(Page::of(entries, part.limit, |event: &Event| place(event.number)))

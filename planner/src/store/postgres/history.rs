@@ -58,8 +58,9 @@ pub(super) async fn write_events(connection: &mut Connection, events: &[EventRow
     let seeds = || events.iter().map(|event| event.happened.identity.as_ref());
     sqlx::query(
         "/* write events */
-         INSERT INTO events (at_ms, kind, seed_key, host, port, rank, detail)
-         SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::bytea[], $4::text[], $5::int[], $6::bigint[], $7::text[])",
+         INSERT INTO events (at_ms, kind, seed_key, host, port, rank, done_by, detail)
+         SELECT * FROM unnest($1::bigint[], $2::smallint[], $3::bytea[], $4::text[], $5::int[], $6::bigint[], $7::text[],
+             $8::text[])",
     )
     .bind(events.iter().map(|event| event.at_ms).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.happened.kind as i16).collect::<Vec<_>>())
@@ -67,6 +68,7 @@ pub(super) async fn write_events(connection: &mut Connection, events: &[EventRow
     .bind(seeds().map(|seed| seed.map(|seed| seed.host().to_owned())).collect::<Vec<_>>())
     .bind(seeds().map(|seed| seed.map(|seed| i32::from(seed.port()))).collect::<Vec<_>>())
     .bind(seeds().map(|seed| seed.map(|seed| i64::from(seed.rank()))).collect::<Vec<_>>())
+    .bind(events.iter().map(|event| event.happened.by.as_deref().map(str::to_owned)).collect::<Vec<_>>())
     .bind(events.iter().map(|event| event.happened.detail.clone()).collect::<Vec<_>>())
     .execute(connection)
     .await?;
@@ -186,7 +188,7 @@ impl Work for Events<'_> {
         let now = store.now_to_read(connection).await?;
         let rows = sqlx::query(
             "/* list events */
-             SELECT id, at_ms, kind, seed_key, host, port, rank, detail FROM events
+             SELECT id, at_ms, kind, seed_key, host, port, rank, done_by, detail FROM events
              WHERE id < $1 AND ($2::bytea IS NULL OR seed_key = $2) AND ($3::smallint IS NULL OR kind = $3)
                AND at_ms >= $4
              ORDER BY id DESC LIMIT $5",
@@ -211,6 +213,7 @@ fn event(row: &PgRow, now: i64) -> Result<Event, Stopped> {
         age_ms: now.saturating_sub(row.try_get("at_ms")?).max(0),
         key: seed_key(row.try_get("seed_key")?)?,
         identity: if about_a_seed { Some(identity(row)?) } else { None },
+        by: row.try_get("done_by")?,
         detail: row.try_get("detail")?,
     })
 }

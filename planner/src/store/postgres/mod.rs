@@ -285,11 +285,17 @@ impl Store for PostgresStore {
         run(&self.database.pool, Begin::View, view::Source(instance)).await
     }
 
-    async fn invalidate(&self, key: &SeedKey, keep: Option<&str>) -> Result<u64, StoreError> {
+    async fn invalidate(
+        &self,
+        key: &SeedKey,
+        keep: Option<&str>,
+        by: Option<&Arc<str>>,
+    ) -> Result<u64, StoreError> {
         let store = self.database.as_ref();
         let mut all = 0;
         for _ in 0..MAX_INVALIDATE_STEPS {
-            let decide = |tables: &mut Tables, now| drain::invalidate(tables, now, &store.rules, key, keep);
+            let decide =
+                |tables: &mut Tables, now| drain::invalidate(tables, now, &store.rules, key, keep, by);
             match run(&store.pool, Begin::Write, Change::new(store, sweep::Outdated { key, keep }, decide))
                 .await?
             {

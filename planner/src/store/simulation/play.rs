@@ -197,7 +197,7 @@ impl<G: Ground> Play<'_, G> {
             }
             Step::Collect(planner, tells) => self.collect(*planner, *tells).await?,
             Step::Invalidate(planner, at) => {
-                let done = self.store(*planner).invalidate(&key(KEYS[*at]), None).await;
+                let done = self.store(*planner).invalidate(&key(KEYS[*at]), None, None).await;
                 let drained = done.map_err(|error| error.to_string())?;
                 self.keep(|model| match model.invalidate(*at) {
                     expected if expected == drained => Ok(()),

@@ -121,6 +121,7 @@ fn event(row: &SqliteRow, now: i64) -> Result<Event, StoreError> {
         age_ms: now.saturating_sub(row.try_get("at_ms")?).max(0),
         key: seed_key(row.try_get("seed_key")?)?,
         identity,
+        by: row.try_get("done_by")?,
         detail: row.try_get("detail")?,
     })
 }

@@ -274,6 +274,7 @@ async fn a_long_key_costs_its_bytes_once() {
     };
     let before = size().await;
     let register = |rank: u8| Register {
+        by: None,
         identity: SeedIdentity::new("h", 1, rank.into()).unwrap(),
         key: SeedKey::new(vec![rank; 8_192]).unwrap(),
         profile: Box::default(),

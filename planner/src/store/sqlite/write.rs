@@ -300,8 +300,9 @@ fn ended(row: &EndedRow) -> impl Serialize + '_ {
     )
 }
 
-const WRITE_EVENTS: &str = "INSERT INTO events (at_ms, kind, seed_key, host, port, rank, detail)
-     SELECT value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5, value ->> 6
+const WRITE_EVENTS: &str = "INSERT INTO events (at_ms, kind, seed_key, host, port, rank, done_by, detail)
+     SELECT value ->> 0, value ->> 1, unhex(value ->> 2), value ->> 3, value ->> 4, value ->> 5, value ->> 6,
+         value ->> 7
      FROM json_each(?1)";
 
 fn event(row: &EventRow) -> impl Serialize + '_ {
@@ -314,6 +315,7 @@ fn event(row: &EventRow) -> impl Serialize + '_ {
         seed.map(SeedIdentity::host),
         seed.map(SeedIdentity::port),
         seed.map(SeedIdentity::rank),
+        happened.by.as_deref(),
         happened.detail.as_deref(),
     )
 }

@@ -7,6 +7,7 @@ use crate::store::simulation::sqlx;
 fn claim(seed: u8, round: u8) -> Command {
     let profile = Profile { incarnation: Some("first".into()), ..Profile::default() };
     Command::Claim(Box::new(Claim {
+        by: None,
         identity: identity(seed),
         key: key(&format!("k{round}")),
         profile: Box::new(profile),

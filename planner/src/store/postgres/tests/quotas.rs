@@ -16,6 +16,7 @@ const PLANNERS: usize = 3;
 
 fn registers(first: usize, count: usize, key: impl Fn(usize) -> SeedKey) -> Commands {
     let register = |number: usize| Register {
+        by: None,
         identity: SeedIdentity::new("h", 1, u32::try_from(number).unwrap()).unwrap(),
         key: key(number),
         profile: Box::default(),

@@ -34,6 +34,7 @@ impl<H: Home> Play<H> {
         let told = asker(name, worker.memory, None);
         let profile = Profile { incarnation: Some(told.incarnation), ..Profile::default() };
         let command = Command::Claim(Box::new(Claim {
+            by: None,
             identity: told.identity,
             key: key("k"),
             profile: Box::new(profile),

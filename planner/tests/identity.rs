@@ -314,7 +314,7 @@ async fn a_tenant_has_its_own_keys() {
 async fn history_names_who_did_what() {
     let home = tempfile::tempdir().unwrap();
     let planner = start(home.path(), Mode::Enforce).await;
-    let send = async |token: &str, path: &str, body: Value| {
+    let tell = async |token: &str, path: &str, body: Value| {
         let (token, body) = (bearer(token), body.to_string());
         let length = body.len().to_string();
         let headers = [
@@ -332,16 +332,16 @@ async fn history_names_who_did_what() {
         serde_json::from_str::<Value>(&answer.body).unwrap()[of].clone()
     };
     let seed = json!({"seed": "127.0.0.1:8000:3", "seed_key": "tenant/m"});
-    send(TENANT, "/v2/seeds", seed.clone()).await;
-    let granted = send(WORKER, "/v2/leases", json!({"seed_key": "tenant/m", "instance_id": "i-9"})).await;
+    tell(TENANT, "/v2/seeds", seed.clone()).await;
+    let granted = tell(WORKER, "/v2/leases", json!({"seed_key": "tenant/m", "instance_id": "i-9"})).await;
     let lease = json!({"lease_id": granted["lease_id"], "seed": granted["seed"], "outcome": "failed"});
-    send(WORKER, "/v2/leases/release", lease).await;
-    send(OPERATOR, "/v2/seeds/drain", seed.clone()).await;
-    send(TENANT, "/v2/seeds/deregister", seed).await;
+    tell(WORKER, "/v2/leases/release", lease).await;
+    tell(OPERATOR, "/v2/seeds/drain", seed.clone()).await;
+    tell(TENANT, "/v2/seeds/deregister", seed).await;
     let [tenant, other] = ["tenant/n", "m"].map(|key| json!({"seed": "127.0.0.1:8000:4", "seed_key": key}));
-    send(TENANT, "/v2/seeds", tenant).await;
-    send(WORKER, "/v2/seeds", other).await;
-    send(OPERATOR, "/v2/keys/invalidate", json!({"seed_key": "m"})).await;
+    tell(TENANT, "/v2/seeds", tenant).await;
+    tell(WORKER, "/v2/seeds", other).await;
+    tell(OPERATOR, "/v2/keys/invalidate", json!({"seed_key": "m"})).await;
     let events = list("/v2/events", "events").await;
     let told: Vec<_> =
         events.as_array().unwrap().iter().map(|event| (&event["kind"], &event["by"])).collect();

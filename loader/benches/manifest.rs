@@ -19,7 +19,7 @@ use rfork_loader::seed_client;
 use rfork_loader::seed_service::SeedService;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::agreement::{Tolerance, agree};
-use rfork_protocol::manifest::content::{ChunkDigests, content_id};
+use rfork_protocol::manifest::content::{ChunkDigests, Content, Root, content_id};
 use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata};
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 
@@ -117,8 +117,9 @@ async fn fetch(seed: &str, tensors: u64) -> Result<()> {
     let theirs = seed_client::fetch_at(&http, seed, &key).await?;
     let fetched = begun.elapsed();
     agree(&here, &theirs.manifest, &Tolerance::default())?;
-    let extension = theirs.extension.as_ref().ok_or("no digests")?;
-    if content_id(&here, &extension.chunks) != extension.content_id {
+    let content = theirs.extension.as_ref().and_then(|extension| extension.root.content());
+    let content = content.ok_or("no digests")?;
+    if content_id(&here, &content.chunks) != content.id {
         return Err("another content".into());
     }
     let plan = ChunkPlan::new(&here.tensor_bytes())?;
@@ -185,12 +186,8 @@ fn metadata(tensors: u64) -> Result<Metadata> {
         chunk_bytes: plan.chunk_size(),
         digests: (0..u64::from(plan.count())).collect(),
     };
-    let extension = Extension {
-        engine: "tcp".into(),
-        engine_version: None,
-        content_id: content_id(&manifest, &chunks),
-        chunks,
-    };
+    let root = Root::Content(Content { id: content_id(&manifest, &chunks), chunks });
+    let extension = Extension { engine: "tcp".into(), engine_version: None, root };
     Ok(Metadata { session: "127.0.0.1:1".into(), manifest, extension: Some(extension) })
 }
 

@@ -25,6 +25,9 @@ pub struct FillRequest {
     pub chunks: ChunkSet,
     /// What their digests must be, when other chunks came from a seed.
     pub expected: Option<ChunkDigests>,
+    /// Whether those that are held are to be compared with storage, too, by the digests that they came with: it is not known
+    /// what the others must be.
+    pub checks_held: bool,
     /// Whether a seed's bytes may have been written where chunks are missing.
     pub touched: bool,
     /// Grows as bytes become held, for progress.
@@ -71,11 +74,11 @@ pub trait Fallback: Send + Sync {
     /// What it can do; one that fills only the whole is asked for nothing else, while no chunk is held.
     fn fills(&self) -> Fills;
 
-    /// Fills and holds every chunk that the request wants; gives their digests, ascending by chunk.
+    /// Fills every chunk that the request wants, and holds it with its digest ([`ChunkWriter::commit_as`]).
     ///
     /// # Errors
     /// [`FallbackError`]. Chunks that were filled before stay held.
-    async fn fill(&self, request: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError>;
+    async fn fill(&self, request: FillRequest) -> Result<(), FallbackError>;
 }
 
 /// A model in storage. Reads on threads of its own, which end soon after the future is dropped.
@@ -85,16 +88,17 @@ impl Fallback for Arc<Checkpoint> {
         Fills::Chunks
     }
 
-    async fn fill(&self, request: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError> {
+    async fn fill(&self, request: FillRequest) -> Result<(), FallbackError> {
         let (checkpoint, cancel) = (self.clone(), request.cancel.child_token());
         let _end_with_this_future = cancel.clone().drop_guard();
         let reading = tokio::task::spawn_blocking(move || {
-            let options = FillOptions { expected: request.expected.clone(), ..FillOptions::default() };
+            let (expected, checks_held) = (request.expected.clone(), request.checks_held);
+            let options = FillOptions { expected, checks_held, ..FillOptions::default() };
             let FillRequest { memory, chunks, filled_bytes, .. } = &request;
             Checkpoint::fill(&checkpoint, memory, chunks, &options, &cancel, filled_bytes)
         });
         match reading.await {
-            Ok(Ok(digests)) => Ok(digests),
+            Ok(Ok(_)) => Ok(()),
             Ok(Err(error @ StorageError::Mismatch { .. })) => Err(FallbackError::OtherBytes(error)),
             Ok(Err(StorageError::Cancelled { .. })) => Err(FallbackError::Cancelled),
             Ok(Err(error)) => Err(FallbackError::Storage(error)),
@@ -125,7 +129,7 @@ impl<R: Reload> Fallback for Whole<R> {
         Fills::Whole
     }
 
-    async fn fill(&self, request: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError> {
+    async fn fill(&self, request: FillRequest) -> Result<(), FallbackError> {
         // Until they are dropped or committed, nobody reads or writes a chunk.
         let Some(writers) = request.memory.begin_write_all() else {
             return Err(FallbackError::Crashed("a part of the memory is held or in use".into()));
@@ -135,15 +139,15 @@ impl<R: Reload> Fallback for Whole<R> {
         let digesting = tokio::task::spawn_blocking(move || {
             let one = |mut writer: ChunkWriter| {
                 let mut digest = DigestAlgorithm::default().start();
-                let (chunk, len) = (writer.chunk(), writer.len());
+                let len = writer.len();
                 writer
                     .digest(0, len, &mut digest)
                     .map_err(|error| FallbackError::Crashed(error.to_string()))?;
-                writer.commit();
+                writer.commit_as(digest.finish());
                 filled_bytes.fetch_add(len as u64, Ordering::Relaxed);
-                Ok((chunk, digest.finish()))
+                Ok(())
             };
-            writers.into_iter().map(one).collect()
+            writers.into_iter().try_for_each(one)
         });
         digesting.await.unwrap_or_else(|join| Err(FallbackError::Crashed(join.to_string())))
     }
@@ -170,7 +174,7 @@ impl Fallback for NoFallback {
         Fills::Chunks
     }
 
-    async fn fill(&self, _: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError> {
+    async fn fill(&self, _: FillRequest) -> Result<(), FallbackError> {
         Err(FallbackError::None)
     }
 }
@@ -197,13 +201,14 @@ mod tests {
         }
     }
 
-    async fn reload(fails: bool) -> (Arc<WeightMemory>, Result<Vec<(u32, u64)>, FallbackError>) {
+    async fn reload(fails: bool) -> (Arc<WeightMemory>, Result<(), FallbackError>) {
         let memory = WeightMemory::allocate(&[3 << 20, 5]).unwrap();
         let engine = Whole(Engine { memory: memory.clone(), fails, alone: AtomicBool::new(false) });
         let request = FillRequest {
             memory: memory.clone(),
             chunks: memory.missing(),
             expected: None,
+            checks_held: false,
             touched: false,
             filled_bytes: Arc::default(),
             cancel: CancellationToken::new(),
@@ -215,10 +220,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_an_engine_reloaded_is_digested_and_held() {
-        let (memory, digests) = reload(false).await;
-        let digests: Vec<u64> = digests.unwrap().into_iter().map(|(_, digest)| digest).collect();
-        assert!(memory.all_held() && digests.len() > 2);
-        assert_eq!(*memory.chunk_digests(DigestAlgorithm::default()).unwrap().digests, *digests);
+        let (memory, result) = reload(false).await;
+        result.unwrap();
+        assert!(memory.all_held() && memory.plan().count() > 2);
+        let digests = memory.chunk_digests(DigestAlgorithm::default()).unwrap().digests;
+        assert!((0..).zip(digests.iter()).all(|(chunk, digest)| memory.digest(chunk) == Some(*digest)));
     }
 
     #[tokio::test]

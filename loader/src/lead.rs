@@ -3,15 +3,17 @@
 //! Nothing gives it back but what the planner hears anyway: that this worker is no loading seed any more, reads from a seed,
 //! or has everything.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use rfork_protocol::SeedKey;
 use rfork_protocol::v2::{Claimed, LoadingSeed, Role};
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::planner_client::{Claim, PlannerClient};
-use crate::reporting::Reporting;
+use crate::reporting::{Reporting, origin};
 use crate::retry::Backoff;
 
 /// How long a worker asks a planner that does not answer, until it reads storage without the right.
@@ -44,7 +46,8 @@ impl Claiming {
     fn question(&self) -> Claim {
         let progress = self.reporting.progress();
         let loading = LoadingSeed { held: progress.held, ..self.loading.clone() };
-        Claim { loading, arrived_bytes: progress.arrived_bytes, patience: self.patience }
+        let origin = origin(&self.reporting.memory);
+        Claim { loading, arrived_bytes: progress.arrived_bytes, patience: self.patience, origin }
     }
 
     /// Asks until there is an answer; `None` when there is none for 5 s, or never will be.
@@ -71,9 +74,9 @@ impl Claiming {
 
     /// Takes the right over, which was given just now, and renews it. Must be called within a tokio runtime.
     pub(crate) fn hold(self, claimed: &Claimed) -> Lead {
-        let (stop, first) = (CancellationToken::new(), after(claimed));
-        let renewal = AbortOnDropHandle::new(tokio::spawn(renew(self, first, stop.clone())));
-        Lead { stop, renewal }
+        let (stop, at_once, first) = (CancellationToken::new(), Arc::new(Notify::new()), after(claimed));
+        let renewing = renew(self, first, stop.clone(), at_once.clone());
+        Lead { stop, at_once, renewal: AbortOnDropHandle::new(tokio::spawn(renewing)) }
     }
 }
 
@@ -81,6 +84,8 @@ impl Claiming {
 #[derive(Debug)]
 pub(crate) struct Lead {
     stop: CancellationToken,
+    /// There is something new to be told.
+    at_once: Arc<Notify>,
     renewal: AbortOnDropHandle<()>,
 }
 
@@ -88,6 +93,11 @@ impl Lead {
     /// Whether the planner has not said that it is another one's.
     pub(crate) fn is_held(&self) -> bool {
         !self.renewal.is_finished()
+    }
+
+    /// Renews it now, and not when it is due.
+    pub(crate) fn renew_at_once(&self) {
+        self.at_once.notify_one();
     }
 
     /// Renews it no more; returns when no renewal is under way, which deadlines bound.
@@ -101,8 +111,10 @@ impl Lead {
 }
 
 /// Renews until it is stopped, or until the right is another one's. A planner that cannot be reached takes nothing away.
-async fn renew(claiming: Claiming, mut pause: Duration, stop: CancellationToken) {
-    while stop.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
+async fn renew(claiming: Claiming, mut pause: Duration, stop: CancellationToken, at_once: Arc<Notify>) {
+    // A pause that ends early is none that went wrong.
+    let due = async |pause| drop(tokio::time::timeout(pause, at_once.notified()).await);
+    while stop.run_until_cancelled(due(pause)).await.is_some() {
         match claiming.planner.claim(&claiming.key, &claiming.question()).await {
             Ok(claimed) if claimed.role == Role::Leads => pause = after(&claimed),
             Ok(claimed) => {

@@ -29,6 +29,12 @@ impl Reporting {
 /// What a memory holds, and of which root; `None` while that is nothing.
 pub(crate) fn held(memory: &WeightMemory) -> Option<Held> {
     let bytes = memory.held_bytes();
-    let root = Name::cut(&memory.content()?.id.to_string())?;
+    let root = origin(memory).or_else(|| Name::cut(&memory.content()?.id.to_string()))?;
     (bytes > 0).then_some(Held { root, bytes })
+}
+
+/// What named the bytes when the load began, if they had no content id then. The planner knows them by this name until
+/// everything is held: so those who know the content id already, and those who do not yet, are of one root.
+pub(crate) fn origin(memory: &WeightMemory) -> Option<Name> {
+    Name::cut(&memory.growing()?.origin.to_string())
 }

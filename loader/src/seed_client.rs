@@ -164,7 +164,7 @@ async fn get(
 
 #[cfg(test)]
 mod tests {
-    use rfork_protocol::manifest::content::{ChunkDigests, ContentId};
+    use rfork_protocol::manifest::content::{ChunkDigests, Content, ContentId, Root};
     use rfork_protocol::manifest::metadata::{EntryFields, Extension};
     use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 
@@ -183,8 +183,8 @@ mod tests {
         };
         let chunks =
             ChunkDigests { algorithm: "crc64nvme".into(), chunk_bytes: 262_144, digests: [1].into() };
-        let extension =
-            Extension { engine: "tcp".into(), engine_version: None, content_id: ContentId([7; 32]), chunks };
+        let root = Root::Content(Content { id: ContentId([7; 32]), chunks });
+        let extension = Extension { engine: "tcp".into(), engine_version: None, root };
         let manifest = Manifest::new(vec![tensor]).unwrap();
         Metadata { session: session.into(), manifest, extension: is_ours.then_some(extension) }
     }

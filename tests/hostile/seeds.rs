@@ -5,7 +5,6 @@ use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
 use rfork_protocol::frame::{ANSWER_BYTES, Answer, Hello, Read, VERSION, WELCOME_BYTES, Welcome};
-use rfork_protocol::manifest::content::ContentId;
 use rfork_protocol::manifest::metadata::{HEALTH_PATH, Metadata};
 use rfork_tests::DEADLINE;
 use rfork_tests::http::{connect_from, request_from};
@@ -33,7 +32,7 @@ struct Seed {
     service: String,
     key: String,
     engine: String,
-    content: ContentId,
+    root: [u8; 32],
     /// The last chunk, and its size: a small one.
     last: (u32, usize),
 }
@@ -48,15 +47,16 @@ impl Seed {
         let info = request_from(HONEST, &serving.address, "GET", &info_path(&serving.key), &[]).unwrap();
         let metadata = Metadata::decode(&info.body).unwrap();
         let (engine, extension) = (metadata.session.clone(), metadata.extension.unwrap());
-        let last = u32::try_from(extension.chunks.digests.len()).unwrap() - 1;
-        let bytes = metadata.manifest.total_bytes() - u64::from(last) * extension.chunks.chunk_bytes;
+        let content = extension.root.content().expect("it holds everything").clone();
+        let last = u32::try_from(content.chunks.digests.len()).unwrap() - 1;
+        let bytes = metadata.manifest.total_bytes() - u64::from(last) * content.chunks.chunk_bytes;
         Self {
             worker,
             _planner: planner,
             service: serving.address,
             key: serving.key,
             engine,
-            content: extension.content_id,
+            root: content.id.0,
             last: (last, usize::try_from(bytes).unwrap()),
         }
     }
@@ -88,7 +88,7 @@ impl Seed {
         let (chunk, bytes) = self.last;
         let mut stream = connect_from(from, &self.engine).map_err(|error| error.to_string())?;
         stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let hello = Hello { version: VERSION, features: 0, content: self.content, identity: Vec::new() };
+        let hello = Hello { version: VERSION, features: 0, root: self.root, identity: Vec::new() };
         let said = [hello.encode().unwrap(), Read::new(&[chunk]).unwrap().encode()].concat();
         stream.write_all(&said).map_err(|error| error.to_string())?;
         let mut welcome = [0; WELCOME_BYTES];

@@ -7,6 +7,7 @@ use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::memory::{Content, WeightMemory};
 use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
 use rfork_loader::engine::{ReadRequest, TransferEngine};
+use rfork_protocol::manifest::content::Root;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
@@ -51,7 +52,8 @@ impl Engines {
         };
         let request = ReadRequest {
             seed: &self.seed,
-            content: Some(&self.content),
+            manifest: &self.seed.manifest,
+            root: Some(&Root::Content(self.content.clone())),
             memory,
             loading: None,
             point: None,

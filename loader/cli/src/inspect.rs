@@ -10,6 +10,7 @@ use reqwest::StatusCode;
 use rfork_loader::{http, seed_client};
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::NO_ADDRESS;
+use rfork_protocol::manifest::content::Root;
 use rfork_protocol::shown::Shown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -159,6 +160,7 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
     let metadata = seed_client::fetch_at(&http::client(DEADLINE, false)?, base.authority(), &key).await?;
     let manifest = &metadata.manifest;
     let extension = metadata.extension.as_ref();
+    let content = extension.and_then(|extension| extension.root.content());
     if as_json {
         let tensors = manifest.tensors().iter().map(|tensor| {
             let address = Some(tensor.address).filter(|address| *address != NO_ADDRESS);
@@ -170,8 +172,8 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
             "seed_key": key.text(),
             "session": metadata.session,
             "engine": extension.map(|extension| &extension.engine),
-            "content_id": extension.map(|extension| extension.content_id.to_string()),
-            "chunks": extension.map(|extension| extension.chunks.digests.len()),
+            "content_id": content.map(|content| content.id.to_string()),
+            "chunks": content.map(|content| content.chunks.digests.len()),
             "bytes": manifest.total_bytes(),
             "tensors": tensors.collect::<Vec<_>>(),
         });
@@ -180,13 +182,16 @@ async fn seed(url: &str, key: &str, as_json: bool) -> Result<()> {
     }
     let engine = extension.map_or("not named", |extension| &extension.engine);
     println!("transfer engine: {} at {}", Shown::new(engine), metadata.session);
-    if let Some(extension) = extension {
-        println!("content id:      {}", extension.content_id);
+    if let Some(Root::Growing(growing)) = extension.map(|extension| &extension.root) {
+        println!("content id:      not known yet: read from storage under {}", growing.origin);
+    }
+    if let Some(content) = content {
+        println!("content id:      {}", content.id);
         println!(
             "chunks:          {} of {}, {} digests",
-            extension.chunks.digests.len(),
-            show::bytes(extension.chunks.chunk_bytes),
-            extension.chunks.algorithm
+            content.chunks.digests.len(),
+            show::bytes(content.chunks.chunk_bytes),
+            content.chunks.algorithm
         );
     }
     println!("tensors:         {}, {}", manifest.tensors().len(), show::bytes(manifest.total_bytes()));

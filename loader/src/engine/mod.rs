@@ -9,7 +9,8 @@ use std::time::Instant;
 use async_trait::async_trait;
 use rfork_protocol::Host;
 use rfork_protocol::frame::SignOfLife;
-use rfork_protocol::manifest::content::ContentId;
+use rfork_protocol::manifest::Manifest;
+use rfork_protocol::manifest::content::{ContentId, Root};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::v2::LeasedPoint;
 use tokio::sync::watch;
@@ -20,7 +21,7 @@ pub mod memory;
 pub mod tcp;
 pub mod yuanrong;
 
-use memory::{Content, WeightMemory};
+use memory::WeightMemory;
 use rfork_ascend_sys::MissingLibrary;
 use yuanrong::VendorError;
 
@@ -42,9 +43,12 @@ pub struct Capabilities {
 pub struct ReadRequest<'a> {
     /// What the seed says of itself: where its engine listens, and where its tensors are.
     pub seed: &'a Metadata,
+    /// This worker's own tensors.
+    pub manifest: &'a Manifest,
     /// What its bytes are: each chunk is compared with its digest. `None` for a seed that has no digests, which only
-    /// an engine that reads by address can read.
-    pub content: Option<&'a Content>,
+    /// an engine that reads by address can read. Of bytes that have no content id yet, the memory has one when the read
+    /// has brought everything.
+    pub root: Option<&'a Root>,
     /// Where they go: every chunk that is not held yet is read. It counts what arrives.
     pub memory: &'a Arc<WeightMemory>,
     /// The seed may still load: it is asked only for what it announces, and what it says of itself is told here. `None`

@@ -158,6 +158,8 @@ pub struct Claim {
     pub arrived_bytes: u64,
     /// For how long without progress it waits for another one.
     pub patience: Duration,
+    /// What names the bytes that it reads while they have no content id. Others may read them by this name.
+    pub origin: Option<Name>,
 }
 
 /// What a planner says to a renewal.

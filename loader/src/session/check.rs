@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfork_protocol::manifest::agreement::agree;
-use rfork_protocol::manifest::content::content_id;
+use rfork_protocol::manifest::content::{Root, content_id};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
 use rfork_protocol::shown::Shown;
@@ -12,8 +12,7 @@ use rfork_protocol::v2::SeedPhase;
 
 use super::load::Load;
 use super::progress::Phase;
-use super::state::Event;
-use crate::engine::memory::Content;
+use super::state::{Event, Offered};
 use crate::planner_client::TransferReport;
 use crate::seed_client;
 
@@ -64,14 +63,18 @@ impl Load<'_> {
             tracing::warn!(%seed, %error, "the seed holds another model under this key: no byte is read");
             return Event::Disagreed;
         }
-        match self.content_of(&metadata) {
-            Ok(content) => {
-                let id = content.as_ref().map(|content| content.id);
+        match self.root_of(&metadata) {
+            Ok(root) => {
+                let offered = match &root {
+                    None => Offered::Unnamed,
+                    Some(root) if self.memory.goes_on_with(root) => Offered::SameRoot,
+                    Some(_) => Offered::OtherRoot,
+                };
                 if !self.worker.tolerance.shared.is_empty() {
                     metadata.manifest = metadata.manifest.restricted_to(self.manifest);
                 }
-                self.source = Some(Arc::new((metadata, content)));
-                Event::Agreed(id)
+                self.source = Some(Arc::new((metadata, root)));
+                Event::Agreed(offered)
             }
             Err(reason) => {
                 tracing::warn!(%seed, reason, "the seed is passed over");
@@ -80,9 +83,9 @@ impl Load<'_> {
         }
     }
 
-    /// What the seed's bytes are, if this worker's engine can read them; `None` when the seed has no digests, as
+    /// What names the seed's bytes, if this worker's engine can read them; `None` when the seed has no digests, as
     /// unmodified vLLM Ascend has none.
-    fn content_of(&self, metadata: &Metadata) -> Result<Option<Content>, String> {
+    fn root_of(&self, metadata: &Metadata) -> Result<Option<Root>, String> {
         let extension = metadata.extension.as_ref();
         // Who names no engine has the one that was there before engines had names.
         let (theirs, ours) = (extension.map_or(UNNAMED_ENGINE, |e| e.engine.as_str()), self.engine.name());
@@ -109,17 +112,24 @@ impl Load<'_> {
             _ => {}
         }
         let Some(extension) = extension else { return Ok(None) };
-        let chunks = &extension.chunks;
         let plan = self.memory.plan();
-        if chunks.chunk_bytes != plan.chunk_size() || chunks.digests.len() != plan.count() as usize {
+        let fits = match &extension.root {
+            Root::Content(content) => {
+                let chunks = &content.chunks;
+                chunks.chunk_bytes == plan.chunk_size() && chunks.digests.len() == plan.count() as usize
+            }
+            Root::Growing(growing) => growing.chunk_bytes == plan.chunk_size(),
+        };
+        if !fits {
             return Err("it cuts the model into other chunks: use workers of one release".into());
         }
         // Our own manifest agrees with the seed's and says everything, so it gives the id that the seed must
         // have given.
-        let id = content_id(self.manifest, chunks);
-        if id != extension.content_id {
+        if let Root::Content(content) = &extension.root
+            && content_id(self.manifest, &content.chunks) != content.id
+        {
             return Err("its content id does not fit its manifest and digests".into());
         }
-        Ok(Some(Content { id, chunks: chunks.clone() }))
+        Ok(Some(extension.root.clone()))
     }
 }

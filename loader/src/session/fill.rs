@@ -3,45 +3,43 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use rfork_protocol::manifest::content::{ChunkDigests, content_id};
+use rfork_protocol::manifest::content::{Growing, Origin, Root};
 
 use super::error::LoadError;
 use super::load::Load;
 use super::progress::{Phase, Source};
 use super::state::{Event, Filling};
 use crate::digest::DigestAlgorithm;
-use crate::engine::memory::Content;
-use crate::fallback::{FallbackError, FillRequest};
+use crate::fallback::{FallbackError, FillRequest, Fills};
 
 impl Load<'_> {
     /// Reads what `filling` says. What it filled before it failed stays held.
     pub(super) async fn fill(&mut self, filling: Filling) -> Result<Event, LoadError> {
         self.reporter.phase(Phase::Loading(Source::Storage));
         let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
-        let expected = match filling {
-            Filling::Missing(_) => self.memory.content().map(|content| content.chunks.clone()),
-            Filling::All => None,
-        };
+        let named = filling == Filling::Missing;
+        if !named {
+            self.begin_origin();
+        }
+        let expected = self.memory.content().filter(|_| named).map(|content| content.chunks.clone());
         let request = FillRequest {
             memory: self.memory.clone(),
             chunks: self.memory.missing(),
+            checks_held: named && expected.is_none(),
             expected,
             touched: self.touched,
             filled_bytes: Arc::default(),
             cancel: self.cancel.clone(),
         };
         // What is held is served on meanwhile, so the planner has to hear of it.
-        let named = matches!(filling, Filling::Missing(_));
         let _beating = self.loading.as_ref().filter(|_| named).and_then(|loading| loading.beat(self.memory));
         self.memory.arrivals().source(true);
         let result = self.fallback.fill(request).await;
         self.memory.arrivals().source(false);
         self.share(Source::Storage, held_before, begun);
         match result {
-            Ok(digests) => {
-                if filling == Filling::All {
-                    self.name_content(&digests);
-                }
+            Ok(()) => {
+                self.name_content();
                 if self.memory.all_held() && self.memory.content().is_some() {
                     return Ok(Event::AllHeld);
                 }
@@ -50,7 +48,7 @@ impl Load<'_> {
                 Err(FallbackError::Crashed(reason).into())
             }
             Err(FallbackError::Cancelled) => Err(LoadError::Cancelled),
-            Err(error @ FallbackError::OtherBytes(_)) if matches!(filling, Filling::Missing(_)) => {
+            Err(error @ FallbackError::OtherBytes(_)) if named => {
                 tracing::warn!(%error, "storage holds other weights than the seed did");
                 Ok(Event::OtherBytes)
             }
@@ -58,16 +56,40 @@ impl Load<'_> {
         }
     }
 
-    /// All chunks came from storage: their digests are made here, and travel on from here.
-    fn name_content(&self, digests: &[(u32, u64)]) {
-        let plan = self.memory.plan();
-        if digests.len() == plan.count() as usize {
-            let chunks = ChunkDigests {
-                algorithm: DigestAlgorithm::default().to_string(),
-                chunk_bytes: plan.chunk_size(),
-                digests: digests.iter().map(|(_, digest)| *digest).collect(),
-            };
-            self.memory.set_content(Content { id: content_id(self.manifest, &chunks), chunks });
+    /// Whoever reads storage while others wait lets them read what it has read. The content has no id until everything was
+    /// read, and the files were seen not to have changed meanwhile.
+    ///
+    /// Excluded: somebody is granted this worker before it knows the origin. The planner hears of it afterwards.
+    fn begin_origin(&self) {
+        let is_read =
+            self.leads() && self.fallback.fills() == Fills::Chunks && self.memory.growing().is_none();
+        let Some(loading) = self.loading.as_ref().filter(|_| is_read) else { return };
+        let growing = Growing {
+            origin: random_origin(),
+            algorithm: DigestAlgorithm::default().to_string(),
+            chunk_bytes: self.memory.plan().chunk_size(),
+        };
+        self.memory.set_growing(growing.clone());
+        loading.publish(self.manifest, Root::Growing(growing));
+        loading.tell_at_once();
+    }
+
+    /// Everything is there, from files that have not changed: its digests make the content id, which readers are told.
+    fn name_content(&self) {
+        if self.memory.content().is_none()
+            && self.memory.all_held()
+            && let Some(content) = self.memory.content_by_digests(self.manifest)
+        {
+            self.memory.set_content(content);
         }
     }
+}
+
+/// A name that nobody else makes: 244 random bits.
+fn random_origin() -> Origin {
+    let mut name = [0; 32];
+    let (one, other) = name.split_at_mut(16);
+    one.copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    other.copy_from_slice(uuid::Uuid::new_v4().as_bytes());
+    Origin(name)
 }

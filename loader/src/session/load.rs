@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::manifest::Manifest;
+use rfork_protocol::manifest::content::Root;
 use rfork_protocol::manifest::metadata::Metadata;
 use tokio_util::sync::CancellationToken;
 
@@ -18,7 +19,7 @@ use super::seek::Asking;
 use super::stall::StallRule;
 use super::{Session, Worker};
 use crate::engine::TransferEngine;
-use crate::engine::memory::{Content, WeightMemory};
+use crate::engine::memory::WeightMemory;
 use crate::fallback::Fallback;
 use crate::lease::{Lease, Releases};
 use crate::planner_client::{PlannerClient, TransferReport};
@@ -44,8 +45,8 @@ pub(super) struct Load<'a> {
     pub(super) failed: HashSet<SeedIdentity>,
     /// Sources that were left, though they did not fail, and when.
     pub(super) left: HashMap<SeedIdentity, Instant>,
-    /// The seed that is read: what it says, and what its bytes are, if it has digests.
-    pub(super) source: Option<Arc<(Metadata, Option<Content>)>>,
+    /// The seed that is read: what it says, and what names its bytes, if it has digests.
+    pub(super) source: Option<Arc<(Metadata, Option<Root>)>>,
     /// What is read from it just now.
     pub(super) reading: Option<Reading<'a>>,
     /// The lease on another source, which was asked for because this one stalls.

@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::Manifest;
+use rfork_protocol::manifest::content::Root;
 use rfork_protocol::manifest::metadata::EntryFields;
 use rfork_protocol::v2::{LoadingSeed, Name};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::Session;
 use super::serve::{incarnation, metadata};
-use crate::engine::memory::{Content, WeightMemory};
+use crate::engine::memory::WeightMemory;
 use crate::engine::{EngineError, TransferEngine};
 use crate::lead::{Claiming, Lead};
 use crate::planner_client::{Advert, Heard, PlannerClient};
@@ -120,14 +121,21 @@ impl Loading {
         self.lead = Some(lead);
     }
 
+    /// The planner is told at once that others may read here.
+    pub(super) fn tell_at_once(&self) {
+        if let Some(lead) = &self.lead {
+            lead.renew_at_once();
+        }
+    }
+
     /// Whether it has that right.
     pub(super) fn leads(&self) -> bool {
         self.lead.as_ref().is_some_and(Lead::is_held)
     }
 
-    /// Tells what its chunks will be, from before the first of them is held.
-    pub(super) fn publish(&self, manifest: &Manifest, content: &Content) {
-        let metadata = metadata(self.engine.as_ref(), self.session.clone(), manifest, content);
+    /// Tells what names its bytes, from before the first of them is held.
+    pub(super) fn publish(&self, manifest: &Manifest, root: Root) {
+        let metadata = metadata(self.engine.as_ref(), self.session.clone(), manifest, root);
         self.service.publish(&metadata, self.fields);
     }
 

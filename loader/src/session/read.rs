@@ -53,23 +53,25 @@ impl<'a> Load<'a> {
     /// Begins to read what is missing. From here on others may be told of this worker's chunks.
     fn begin_reading(&self) -> Option<Reading<'a>> {
         let (lease, source) = (self.lease.as_ref()?, self.source.clone()?);
-        if let Some(content) = &source.1 {
-            self.memory.set_content(content.clone());
+        if let Some(root) = &source.1 {
+            self.memory.set_root(root.clone());
             if let Some(loading) = self.loading.as_ref() {
-                loading.publish(self.manifest, content);
+                loading.publish(self.manifest, root.clone());
             }
         }
         let loads = lease.source().is_some_and(|source| source.phase == SeedPhase::Loading);
         let state = loads.then(|| Arc::new(watch::Sender::new(SourceState::default())));
         let stop = self.cancel.child_token();
-        let (engine, memory, peer) = (self.engine, self.memory, source.0.session.clone());
+        let (engine, memory, manifest) = (self.engine, self.memory, self.manifest);
+        let peer = source.0.session.clone();
         memory.arrivals().source(true);
         let (cancel, told) = (stop.clone(), state.clone());
         let point = lease.source().map(|source| source.point);
         let running = Box::pin(async move {
             let request = ReadRequest {
                 seed: &source.0,
-                content: source.1.as_ref(),
+                manifest,
+                root: source.1.as_ref(),
                 memory,
                 loading: told.as_ref(),
                 point,

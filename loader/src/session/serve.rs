@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rfork_protocol::manifest::Manifest;
-use rfork_protocol::manifest::content::content_id;
+use rfork_protocol::manifest::content::{Root, content_id};
 use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata, session_host};
 use rfork_protocol::v2::Name;
 use rfork_protocol::{Host, SeedIdentity};
@@ -109,7 +109,8 @@ impl Session {
             (self.start_service().await?, incarnation(), None)
         };
         let session = self.engine.session(&self.advertised.host);
-        service.publish(&metadata(self.engine.as_ref(), session, &model.manifest, &content), self.fields());
+        let root = Root::Content(content.as_ref().clone());
+        service.publish(&metadata(self.engine.as_ref(), session, &model.manifest, root), self.fields());
         let identity = self.identity(&service)?;
         let reach = Reach { content: Some(content.id), ..self.reach(&service, identity.clone()) };
         let advert = self.advert(identity, incarnation, Name::cut(&content.id.to_string()));
@@ -216,7 +217,7 @@ pub(super) fn metadata(
     engine: &dyn TransferEngine,
     session: String,
     manifest: &Manifest,
-    content: &Content,
+    root: Root,
 ) -> Metadata {
     let manifest = manifest.clone();
     Metadata {
@@ -225,8 +226,7 @@ pub(super) fn metadata(
         extension: Some(Extension {
             engine: engine.name().to_owned(),
             engine_version: engine.version().map(str::to_owned),
-            content_id: content.id,
-            chunks: content.chunks.clone(),
+            root,
         }),
     }
 }

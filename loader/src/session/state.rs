@@ -29,11 +29,9 @@
 //! that is cancelled, or that storage fails too, ends with an error wherever it is. Serving comes after it, and has no
 //! part in it.
 //!
-//! What is held stays held across all of this; only [`Effect::StartOver`] drops it: before a source of another content,
+//! What is held stays held across all of this; only [`Effect::StartOver`] drops it: before a source of another root,
 //! and before a fallback that can only reload the whole. [`Effect::TakeAway`] comes before it: by then nobody reads here
 //! what is about to be dropped.
-
-use rfork_protocol::manifest::content::ContentId;
 
 use crate::fallback::Fills;
 
@@ -95,40 +93,48 @@ pub(super) struct Tried {
     pub(super) held: Held,
 }
 
-/// Whose bytes the held chunks are: only chunks of one content may stand beside each other.
+/// Whose bytes the held chunks are: only chunks of one root may stand beside each other. Which one it is the memory knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) enum Held {
     /// No chunk can be held.
     #[default]
     Nothing,
-    /// Those of this content.
-    Named(ContentId),
+    /// Those of one root, each with a digest.
+    Rooted,
     /// Those of a seed that has no digests, as in unmodified vLLM Ascend: nothing tells whether another source
     /// has the same, so they go with no other source's.
     Unnamed,
 }
 
-impl Held {
-    /// What a seed's bytes are.
-    pub(super) fn of(content: Option<ContentId>) -> Self {
-        content.map_or(Self::Unnamed, Self::Named)
+/// What the bytes of a seed are to those that are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Offered {
+    /// They are of the same root, or nothing has a root yet.
+    SameRoot,
+    /// They are of another one.
+    OtherRoot,
+    /// It has no name for them.
+    Unnamed,
+}
+
+impl Offered {
+    /// Whether these bytes may be added without forgetting what is held.
+    fn goes_with(self, held: Held) -> bool {
+        held == Held::Nothing || (held == Held::Rooted && self == Self::SameRoot)
     }
 
-    /// Whether bytes of `next` may be added without forgetting these.
-    fn takes(self, next: Self) -> bool {
-        match self {
-            Self::Nothing => true,
-            Self::Named(_) => self == next,
-            Self::Unnamed => false,
-        }
+    /// What is held then.
+    fn held(self) -> Held {
+        if self == Self::Unnamed { Held::Unnamed } else { Held::Rooted }
     }
 }
 
 /// How storage is read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Filling {
-    /// Only what is missing; each chunk must have the digest that the seed's content names.
-    Missing(ContentId),
+    /// Only what is missing. If the content is known, each chunk must have the digest that it names; if not, those that are
+    /// held must be the same in storage.
+    Missing,
     /// Everything.
     All,
 }
@@ -145,8 +151,8 @@ pub(super) enum Event {
     },
     /// The pause is over.
     PauseOver,
-    /// The seed holds these tensors, and its bytes are this content; `None` when it has no name for them.
-    Agreed(Option<ContentId>),
+    /// The seed holds these tensors.
+    Agreed(Offered),
     /// The seed's tensors are not the worker's.
     Disagreed,
     /// The seed was lost, hung, sent wrong bytes or refused; or its metadata could not be had.
@@ -202,10 +208,9 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
         (S::Asking(tried), E::NoSeed { may_wait: false }) => claim(tried, vec![], limits),
         (S::Waiting(tried), E::PauseOver) => (S::Asking(tried), vec![]),
 
-        (S::Checking(tried), E::Agreed(content)) => {
-            let held = Held::of(content);
-            let effects = if tried.held.takes(held) { vec![] } else { START_OVER.to_vec() };
-            (S::Reading(Tried { held, ..tried }), effects)
+        (S::Checking(tried), E::Agreed(offered)) => {
+            let effects = if offered.goes_with(tried.held) { vec![] } else { START_OVER.to_vec() };
+            (S::Reading(Tried { held: offered.held(), ..tried }), effects)
         }
         // The key promises equal tensors: another seed of this key would disagree as well, and who reads storage for others
         // would be one.
@@ -244,7 +249,7 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
         (S::Reading(_) | S::Seeking(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),
         (S::Filling(_), E::AllHeld) => (S::Loaded, vec![]),
         // Who took itself away has no right any more.
-        (S::Filling(Filling::Missing(_)), E::OtherBytes) => {
+        (S::Filling(Filling::Missing), E::OtherBytes) => {
             (S::Claiming(Tried { claimed: true, ..Tried::default() }), START_OVER.to_vec())
         }
         _ => (state, vec![]),
@@ -273,9 +278,9 @@ fn claim(tried: Tried, before: Vec<Effect>, limits: Limits) -> Step {
 /// Forgets what storage cannot complete.
 fn keep(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> (Tried, Vec<Effect>) {
     match (tried.held, limits.fallback) {
-        (Held::Nothing, _) | (Held::Named(_), Fills::Chunks) => (tried, before),
+        (Held::Nothing, _) | (Held::Rooted, Fills::Chunks) => (tried, before),
         // Nothing tells whether the others are of the same content, or the fallback gives them all anyway.
-        (Held::Unnamed, _) | (Held::Named(_), Fills::Whole) => {
+        (Held::Unnamed, _) | (Held::Rooted, Fills::Whole) => {
             before.extend(START_OVER);
             (Tried { held: Held::Nothing, ..tried }, before)
         }
@@ -284,7 +289,7 @@ fn keep(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> (Tried, Vec<Ef
 
 fn fill(tried: Tried) -> State {
     State::Filling(match tried.held {
-        Held::Named(content) => Filling::Missing(content),
+        Held::Rooted => Filling::Missing,
         Held::Nothing | Held::Unnamed => Filling::All,
     })
 }

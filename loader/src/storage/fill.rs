@@ -1,6 +1,7 @@
 //! Reads chunks from the files into a worker's memory.
 
 use std::num::NonZeroUsize;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -16,6 +17,8 @@ use crate::engine::memory::{ChunkWriter, WeightMemory};
 
 /// How much is read before it is digested: small enough to be in the cache still, large enough for a disk.
 const PIECE_BYTES: u64 = 512 << 10;
+#[allow(clippy::cast_possible_truncation)] // It fits anywhere.
+const PIECE: usize = PIECE_BYTES as usize;
 
 /// How to read.
 #[derive(Debug, Clone)]
@@ -26,11 +29,18 @@ pub struct FillOptions {
     pub algorithm: DigestAlgorithm,
     /// What the digests have to be, when some of the chunks came from a seed; of `algorithm`.
     pub expected: Option<ChunkDigests>,
+    /// Whether the chunks that are held are read, too, after the others, and compared by the digests that they came with.
+    pub checks_held: bool,
 }
 
 impl Default for FillOptions {
     fn default() -> Self {
-        Self { threads: DEFAULT_THREADS, algorithm: DigestAlgorithm::default(), expected: None }
+        Self {
+            threads: DEFAULT_THREADS,
+            algorithm: DigestAlgorithm::default(),
+            expected: None,
+            checks_held: false,
+        }
     }
 }
 
@@ -43,7 +53,7 @@ const TURN_BYTES: u64 = 8 << 20;
 
 impl Checkpoint {
     /// Reads those of `chunks` that `memory` does not hold, straight into place, and returns the digest of each
-    /// that it has read, ascending by chunk. `progress` grows by the bytes of each chunk once it is held.
+    /// that it has read so, ascending by chunk. `progress` grows by the bytes of each chunk once it is held.
     ///
     /// `memory` must have been allocated for the tensors of [`Checkpoint::manifest`]. Blocks; the threads that
     /// help end with the call. Cancelling takes effect after the piece that each thread is reading.
@@ -61,7 +71,14 @@ impl Checkpoint {
     ) -> Result<Vec<(u32, u64)>, StorageError> {
         self.check_layout(memory)?;
         self.check_expected(memory.plan(), options)?;
-        let order = self.reading_order(memory.plan(), chunks);
+        let mut order = self.reading_order(memory.plan(), chunks);
+        if options.checks_held {
+            let mut held = ChunkSet::all(memory.plan().count());
+            for chunk in memory.missing().iter() {
+                held.remove(chunk);
+            }
+            order.extend(self.reading_order(memory.plan(), &held));
+        }
         let fill = Fill {
             checkpoint: self,
             memory,
@@ -150,6 +167,7 @@ impl Fill<'_> {
         let mut digests = Vec::new();
         let turn = turn(self.memory.plan().chunk_size(), self.order.len(), self.options.threads.get());
         let mut taken = &[][..];
+        let mut buffer = Vec::new();
         while !self.failed.load(Ordering::Relaxed) {
             if taken.is_empty() {
                 let from = self.next.fetch_add(turn, Ordering::Relaxed).min(self.order.len());
@@ -159,8 +177,12 @@ impl Fill<'_> {
             taken = others;
             match self.memory.begin_write(chunk) {
                 Some(writer) => digests.push((chunk, self.fill_chunk(&mut reader, writer)?)),
-                // Held already: nothing to do. A chunk that another source is writing may still fail there.
-                None if self.memory.begin_read(chunk).is_some() => {}
+                // Held already. A chunk that another source is writing may still fail there.
+                None if self.memory.begin_read(chunk).is_some() => {
+                    if self.options.checks_held {
+                        self.check_chunk(&mut reader, chunk, &mut buffer)?;
+                    }
+                }
                 None => return Err(StorageError::Busy { chunk }),
             }
         }
@@ -197,9 +219,35 @@ impl Fill<'_> {
             return Err(self.mismatch(chunk));
         }
         let bytes = writer.len() as u64;
-        writer.commit();
+        writer.commit_as(digest);
         self.progress.fetch_add(bytes, Ordering::Relaxed);
         Ok(digest)
+    }
+
+    /// Reads a chunk that is held, through a small buffer, and compares it.
+    fn check_chunk(
+        &self,
+        reader: &mut Reader<'_>,
+        chunk: u32,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), StorageError> {
+        let mut digest = self.options.algorithm.start();
+        for segment in self.memory.plan().segments(chunk) {
+            let (file, start) = reader.seek(segment.tensor)?;
+            for done in (0..segment.len_bytes).step_by(PIECE) {
+                if self.cancel.is_cancelled() {
+                    return Err(StorageError::Cancelled { path: self.checkpoint.path.clone() });
+                }
+                // At most `PIECE_BYTES`, which fits.
+                buffer.resize(usize::try_from((segment.len_bytes - done).min(PIECE_BYTES)).unwrap_or(0), 0);
+                file.read_exact_at(buffer, start + segment.offset_bytes + done)
+                    .map_err(|error| Reader::error(self.checkpoint, segment.tensor, error))?;
+                // It is progress, though nothing is new.
+                self.memory.arrivals().arrived(buffer.len() as u64);
+                digest.update(buffer);
+            }
+        }
+        if self.memory.digest(chunk) == Some(digest.finish()) { Ok(()) } else { Err(self.mismatch(chunk)) }
     }
 
     fn mismatch(&self, chunk: u32) -> StorageError {

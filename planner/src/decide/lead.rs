@@ -90,7 +90,11 @@ fn keeps(holder: &SeedRow, now: i64, patience_ms: i64) -> bool {
 
 /// Takes the right from who had it; gives why, for people.
 fn take(tables: &mut Tables, now: i64, holder: &Arc<SeedRow>) -> String {
-    let lead = tables.change(holder.id, |row| row.loading.as_mut().and_then(|loading| loading.lead.take()));
+    let lead = tables.change(holder.id, |row| {
+        let loading = row.loading.as_mut()?;
+        loading.forget_origin();
+        loading.lead.take()
+    });
     let is_late = lead.flatten().is_none_or(|lead| lead.until_ms <= now);
     let why = match (holder.removed || holder.drained, is_late) {
         (true, _) => "was taken out",
@@ -125,8 +129,12 @@ fn tell(tables: &mut Tables, now: i64, id: i64, claim: &Claim, period_ms: i64, l
             let moves = loading.arrived_bytes < claim.arrived_bytes.min(most);
             loading.lead = Some(loading.lead.map_or(Lead::begin(now), |lead| lead.renewed(now, moves)));
             loading.arrived_bytes = claim.arrived_bytes;
+            // Who begins with nothing may be read from once it has a name for what it reads.
+            loading.root = loading.root.take().or_else(|| claim.origin.clone());
             // Storage is no source with which anybody is compared.
             (loading.source, loading.depth, loading.pace) = (None, 0, loading.pace.elsewhere());
+        } else {
+            loading.forget_origin();
         }
         row.loading = Some(Box::new(loading));
     });
@@ -202,6 +210,7 @@ mod tests {
                 total_bytes: 9,
                 arrived_bytes,
                 held: held.map(|bytes| Held { root: "x".into(), bytes }),
+                origin: None,
                 patience_ms,
             }
         }
@@ -284,6 +293,7 @@ mod tests {
             total_bytes: 9,
             arrived_bytes: 0,
             held: None,
+            origin: None,
             patience_ms: 1,
         }
     }

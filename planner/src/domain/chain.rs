@@ -5,6 +5,7 @@
 //! and that bytes of two roots are not offered to one worker.
 
 use rfork_protocol::SeedIdentity;
+use rfork_protocol::manifest::content::Origin;
 use rfork_protocol::v1::Labels;
 use serde::{Deserialize, Serialize};
 
@@ -34,7 +35,7 @@ pub fn period_ms(commands: usize) -> i64 {
 /// Bytes that are held and verified, of one root.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Held {
-    /// What names them: a content id. Compared exactly.
+    /// What names them: a content id or an origin. Compared exactly.
     pub root: String,
     /// How many.
     pub bytes: u64,
@@ -160,6 +161,15 @@ impl Loading {
         }
     }
 
+    /// Without the right to lead it reads storage for itself, and for those who read from it already.
+    ///
+    /// Excluded: somebody new is granted it, and a key has a second origin beside that of who leads.
+    pub fn forget_origin(&mut self) {
+        if self.source.is_none() {
+            self.root = self.root.take().filter(|root| !is_origin(root));
+        }
+    }
+
     /// Takes in what it tells of its load from `source`, which is compared with it. Gives whether it falls behind that, if
     /// it can be said.
     pub fn tell(
@@ -244,16 +254,27 @@ pub struct Offer<'a> {
     pub loading: Option<&'a Loading>,
 }
 
+/// Whether this names bytes that had no content id when their load began.
+pub fn is_origin(root: &str) -> bool {
+    root.starts_with(Origin::PREFIX)
+}
+
+/// Whether bytes of this root go on with those of a seed: it has the same root; or they have an origin and the seed has
+/// everything, so that its digests tell the worker whether it holds the same.
+fn goes_on(held: &str, Offer { root, loading, .. }: Offer<'_>) -> bool {
+    root == Some(held) || (is_origin(held) && loading.is_none())
+}
+
 /// Whether a worker may read from a seed: never from itself or its own reader; from bytes of its root alone; and, if it
 /// has bytes or may have readers, from a loading seed that holds more of them, or stands nearer to where they come from.
 /// What the seed holds was told a moment before what the reader holds now, so a reader of this reader never seems to
 /// hold more. Whoever was moved stands behind those who have overtaken it: they hold more.
 pub fn may_read(reader: &Reader, offer: Offer<'_>) -> bool {
-    let Offer { identity, root, loading } = offer;
+    let Offer { identity, loading, .. } = offer;
     if reader.identity == *identity || reader.stalled.as_ref() == Some(identity) {
         return false;
     }
-    if reader.held.as_ref().is_some_and(|held| root != Some(&*held.root)) {
+    if reader.held.as_ref().is_some_and(|held| !goes_on(&held.root, offer)) {
         return false;
     }
     let Some(loading) = loading else { return true };
@@ -326,6 +347,16 @@ mod tests {
         assert!(may(&has, Some("x"), None) && !may(&has, Some("y"), None) && !may(&has, None, None));
         assert!(!may(&has, Some("y"), Some(&loading(None, 0, "y", 90))));
         assert!(may(&reader(Some(1), 1, None), Some("y"), None), "who has none takes any");
+    }
+
+    #[test]
+    fn bytes_of_an_origin_go_on_with_it_or_with_a_complete_seed() {
+        let has = reader(Some(1), 1, Some(("origin:1", 10)));
+        let ahead = |root| loading(None, 0, root, 90);
+        assert!(may(&has, Some("origin:1"), Some(&ahead("origin:1"))));
+        assert!(!may(&has, Some("origin:2"), Some(&ahead("origin:2"))), "somebody else's");
+        assert!(!may(&has, Some("y"), Some(&ahead("y"))), "it has not all digests to compare yet");
+        assert!(may(&has, Some("y"), None) && may(&has, None, None));
     }
 
     #[test]

@@ -318,6 +318,8 @@ pub struct Claim {
     pub arrived_bytes: u64,
     /// What it holds; `None` for nothing.
     pub held: Option<Held>,
+    /// What names what it reads, if it leads and has no name for its bytes yet.
+    pub origin: Option<String>,
     /// How long it waits for who has the right, while that makes no progress, in milliseconds.
     pub patience_ms: i64,
 }

@@ -1,17 +1,22 @@
 //! Announcements: what a seed that still loads says on a connection without chunks.
 
 use super::{
-    ANNOUNCEMENT_BYTES, FrameError, MAX_RANGES, RANGE_BYTES, Range, ranges_from, ranges_of, ranges_to,
-    u16_at, u32_at,
+    ANNOUNCEMENT_BYTES, CONTENT_ID_BYTES, DIGEST_BYTES, FrameError, MAX_RANGES, RANGE_BYTES, Range,
+    ranges_from, ranges_of, ranges_to, u16_at, u32_at, u64_at,
 };
+use crate::manifest::content::ContentId;
 
 /// What a seed announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Announcement {
     /// It holds these chunks from now on, verified.
     Held(Vec<Range>),
+    /// The same of bytes that have no content id yet, with the digest of each chunk, in the order of the ranges.
+    Digested(Vec<Range>, Vec<u64>),
     /// It lives.
     Alive(SignOfLife),
+    /// The bytes have this content id. All of them were announced before.
+    Final(ContentId),
 }
 
 /// How a seed that still loads fares itself.
@@ -30,15 +35,27 @@ impl Announcement {
         ranges.chunks(MAX_RANGES).map(|ranges| Self::Held(ranges.to_vec())).collect()
     }
 
+    /// The same, with the digest of each.
+    pub fn digested(chunks: &[(u32, u64)]) -> Vec<Self> {
+        let frames = chunks.chunks(MAX_RANGES).map(|chunks| {
+            let (chunks, digests): (Vec<u32>, Vec<u64>) = chunks.iter().copied().unzip();
+            Self::Digested(ranges_of(chunks), digests)
+        });
+        frames.collect()
+    }
+
     /// The frame's bytes.
     pub fn encode(&self) -> Vec<u8> {
         match self {
-            Self::Held(ranges) => {
-                let mut bytes = vec![HELD_KIND, 0];
-                // `held` has bounded their number.
-                bytes.extend_from_slice(&u16::try_from(ranges.len()).unwrap_or(0).to_le_bytes());
-                bytes.extend_from_slice(&[0; 4]);
-                ranges_to(&mut bytes, ranges);
+            Self::Held(ranges) => with_ranges(HELD_KIND, ranges, 0),
+            Self::Digested(ranges, digests) => {
+                let mut bytes = with_ranges(DIGESTED_KIND, ranges, digests.len());
+                bytes.extend(digests.iter().flat_map(|digest| digest.to_le_bytes()));
+                bytes
+            }
+            Self::Final(id) => {
+                let mut bytes = vec![FINAL_KIND, 0, 0, 0, 0, 0, 0, 0];
+                bytes.extend_from_slice(&id.0);
                 bytes
             }
             Self::Alive(SignOfLife { has_source, silent_ms }) => {
@@ -49,19 +66,28 @@ impl Announcement {
         }
     }
 
-    /// Reads the fixed part. The ranges of [`Head::Held`] follow.
+    /// Reads the fixed part. What [`Head`] says follows.
     ///
     /// # Errors
     /// [`FrameError`].
     pub fn decode_head(bytes: &[u8; ANNOUNCEMENT_BYTES]) -> Result<Head, FrameError> {
         match bytes[0] {
-            HELD_KIND => {
+            kind @ (HELD_KIND | DIGESTED_KIND) => {
                 let ranges = usize::from(u16_at(bytes, 2));
                 if !(1..=MAX_RANGES).contains(&ranges) {
                     return Err(FrameError::BadAnnouncement { ranges });
                 }
-                Ok(Head::Held { ranges_bytes: ranges * RANGE_BYTES })
+                let ranges_bytes = ranges * RANGE_BYTES;
+                if kind == HELD_KIND {
+                    return Ok(Head::Held { ranges_bytes });
+                }
+                let chunks = usize::try_from(u32_at(bytes, 4)).unwrap_or(usize::MAX);
+                if !(ranges..=MAX_RANGES).contains(&chunks) {
+                    return Err(FrameError::BadAnnouncement { ranges });
+                }
+                Ok(Head::Digested { ranges_bytes, digests_bytes: chunks * DIGEST_BYTES })
             }
+            FINAL_KIND => Ok(Head::Final),
             ALIVE_KIND => {
                 Ok(Head::Alive(SignOfLife { has_source: bytes[1] != 0, silent_ms: u32_at(bytes, 4) }))
             }
@@ -87,6 +113,40 @@ impl Announcement {
     }
 }
 
+impl Announcement {
+    /// Reads what follows [`Head::Digested`]: chunks, each with its digest.
+    ///
+    /// # Errors
+    /// [`FrameError::BadAnnouncement`] for chunks that there are not, or for more or fewer than digests.
+    pub fn decode_digested(
+        ranges: &[u8],
+        digests: &[u8],
+        chunk_count: u32,
+    ) -> Result<Vec<(u32, u64)>, FrameError> {
+        let ranges = Self::decode_ranges(ranges, chunk_count)?;
+        let announced: u64 = ranges.iter().map(|range| u64::from(range.count)).sum();
+        if announced != (digests.len() / DIGEST_BYTES) as u64 {
+            return Err(FrameError::BadAnnouncement { ranges: ranges.len() });
+        }
+        let digests = digests.chunks_exact(DIGEST_BYTES).map(|digest| u64_at(digest, 0));
+        Ok(ranges.iter().flat_map(Range::chunks).zip(digests).collect())
+    }
+
+    /// Reads what follows [`Head::Final`].
+    pub fn decode_final(bytes: [u8; CONTENT_ID_BYTES]) -> ContentId {
+        ContentId(bytes)
+    }
+}
+
+/// A frame of ranges, whose number their maker has bounded.
+fn with_ranges(kind: u8, ranges: &[Range], chunks: usize) -> Vec<u8> {
+    let mut bytes = vec![kind, 0];
+    bytes.extend_from_slice(&u16::try_from(ranges.len()).unwrap_or(0).to_le_bytes());
+    bytes.extend_from_slice(&u32::try_from(chunks).unwrap_or(0).to_le_bytes());
+    ranges_to(&mut bytes, ranges);
+    bytes
+}
+
 /// The fixed part of an announcement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Head {
@@ -95,10 +155,21 @@ pub enum Head {
         /// In bytes, at most [`MAX_RANGES`] times [`RANGE_BYTES`].
         ranges_bytes: usize,
     },
+    /// Ranges and digests of these lengths follow.
+    Digested {
+        /// In bytes, at most [`MAX_RANGES`] times [`RANGE_BYTES`].
+        ranges_bytes: usize,
+        /// In bytes, at most [`MAX_RANGES`] times [`DIGEST_BYTES`].
+        digests_bytes: usize,
+    },
     /// Nothing follows.
     Alive(SignOfLife),
+    /// A content id follows, of [`CONTENT_ID_BYTES`].
+    Final,
 }
 
 /// The kinds of announcements, first byte of each.
 const HELD_KIND: u8 = 1;
 const ALIVE_KIND: u8 = 2;
+const DIGESTED_KIND: u8 = 3;
+const FINAL_KIND: u8 = 4;

@@ -4,7 +4,6 @@ use super::{
     FrameError, HELLO_BYTES, MAGIC, MAX_IDENTITY_BYTES, POINT, VERSION, WELCOME_BYTES, array_at, check_magic,
     code_of, named, u16_at, u32_at, u64_at,
 };
-use crate::manifest::content::ContentId;
 use crate::v2::LeasedPoint;
 
 /// A reader's first frame.
@@ -14,8 +13,8 @@ pub struct Hello {
     pub version: u16,
     /// The features it knows.
     pub features: u32,
-    /// The bytes that it wants; a seed that holds others refuses.
-    pub content: ContentId,
+    /// The name of the bytes that it wants, a content id or an origin; a seed that holds others refuses.
+    pub root: [u8; 32],
     /// Who it is; empty when nobody asks.
     pub identity: Vec<u8>,
 }
@@ -59,7 +58,7 @@ impl Hello {
         bytes.extend_from_slice(&self.version.to_le_bytes());
         bytes.extend_from_slice(&identity_len.to_le_bytes());
         bytes.extend_from_slice(&self.features.to_le_bytes());
-        bytes.extend_from_slice(&self.content.0);
+        bytes.extend_from_slice(&self.root);
         bytes.extend_from_slice(&self.identity);
         Ok(bytes)
     }
@@ -77,7 +76,7 @@ impl Hello {
         let hello = Self {
             version: u16_at(bytes, 8),
             features: u32_at(bytes, 12),
-            content: ContentId(array_at(bytes, 16)),
+            root: array_at(bytes, 16),
             identity: Vec::new(),
         };
         Ok((hello, identity_len))

@@ -18,7 +18,7 @@
 //!
 //! | frame | bytes |
 //! |---|---|
-//! | HELLO | magic 8, version u16, identity length u16, features u32, content id 32; identity |
+//! | HELLO | magic 8, version u16, identity length u16, features u32, content id or origin 32; identity |
 //! | WELCOME | magic 8, status u16, version u16, features u32, chunk size u64, chunk count u32, most chunks a READ u32 |
 //! | READ | kind u8 = 1, zero u8, range count u16, zero u32; a range: first chunk u32, count u32 |
 //! | answer | kind u8, code u8, zero u16, chunk u32, length u64 |
@@ -53,6 +53,8 @@
 //! |---|---|
 //! | HELD | kind u8 = 1, zero u8, range count u16, zero u32; a range: first chunk u32, count u32 |
 //! | ALIVE | kind u8 = 2, has a source u8 (0 or 1), zero u16, milliseconds without a byte u32 |
+//! | DIGESTED | kind u8 = 3, zero u8, range count u16, chunk count u32; ranges; a chunk: digest u64 |
+//! | FINAL | kind u8 = 4, zero u8, zero u16, zero u32; content id 32 |
 //!
 //! - A chunk is announced once it is held and verified, and stays held while the connection lives: a seed that is about to
 //!   give chunks up closes all its connections first. Ranges of one frame, and frames, are in the order in which chunks
@@ -61,6 +63,11 @@
 //!   again and again, as every reader is that has no such connection: for those nothing has changed.
 //! - ALIVE says for how long no byte has come to the seed itself, and whether it has a source. Who holds everything has
 //!   none, and waits for no byte. A reader that gets nothing can tell by it whether its source hangs, or waits as well.
+//! - To a reader that named an origin the seed says DIGESTED instead of HELD: the bytes have no content id yet, so each
+//!   chunk's digest comes with it, before the chunk. FINAL says which content it is. A seed says that once it holds
+//!   everything, has announced all of it, and knows by itself that this is so: from storage that did not change meanwhile, or
+//!   by FINAL of its own source. The reader makes the content id of its manifest and the digests, and compares. An origin
+//!   stays another name of its content, so nobody has to connect anew.
 //! - Such connections are counted apart from those that carry chunks, up to the same limit; beyond it they are refused
 //!   as busy.
 
@@ -96,6 +103,10 @@ pub const ANNOUNCEMENT_BYTES: usize = 8;
 pub const READ_BYTES: usize = 8;
 /// Length of one range of a READ or an announcement.
 pub const RANGE_BYTES: usize = 8;
+/// Length of a chunk's digest in an announcement.
+pub const DIGEST_BYTES: usize = 8;
+/// Length of a content id in an announcement.
+pub const CONTENT_ID_BYTES: usize = 32;
 /// The most ranges of one READ or announcement.
 pub const MAX_RANGES: usize = 256;
 /// The most chunks of one READ.

@@ -18,8 +18,8 @@ fn answers() -> impl Strategy<Value = Answer> {
 
 proptest! {
     #[test]
-    fn a_hello_is_read_as_it_was_made(version: u16, features: u32, content: [u8; 32], identity in prop::collection::vec(any::<u8>(), 0..100)) {
-        let hello = Hello { version, features, content: ContentId(content), identity };
+    fn a_hello_is_read_as_it_was_made(version: u16, features: u32, root: [u8; 32], identity in prop::collection::vec(any::<u8>(), 0..100)) {
+        let hello = Hello { version, features, root, identity };
         let bytes = hello.encode().unwrap();
         let (mut read, identity_len) = Hello::decode(bytes[..HELLO_BYTES].try_into().unwrap()).unwrap();
         read.identity = bytes[HELLO_BYTES..].to_vec();
@@ -66,6 +66,29 @@ proptest! {
     }
 
     #[test]
+    fn announced_digests_are_read_with_their_chunks(
+        chunks in prop::collection::vec((0u32..5_000, any::<u64>()), 0..2_000), id: [u8; 32],
+    ) {
+        let mut again = Vec::new();
+        for frame in Announcement::digested(&chunks) {
+            let bytes = frame.encode();
+            let (head, rest) = bytes.split_at(ANNOUNCEMENT_BYTES);
+            let head = Announcement::decode_head(head.try_into().unwrap()).unwrap();
+            let Head::Digested { ranges_bytes, digests_bytes } = head else { panic!("{frame:?}") };
+            prop_assert_eq!(rest.len(), ranges_bytes + digests_bytes);
+            let (ranges, digests) = rest.split_at(ranges_bytes);
+            again.extend(Announcement::decode_digested(ranges, digests, 5_000).unwrap());
+            let fewer = Announcement::decode_digested(ranges, &digests[DIGEST_BYTES..], 5_000);
+            prop_assert_eq!(fewer, Err(FrameError::BadAnnouncement { ranges: ranges.len() / RANGE_BYTES }));
+        }
+        prop_assert_eq!(again, chunks);
+        let bytes = Announcement::Final(ContentId(id)).encode();
+        let (head, rest) = bytes.split_at(ANNOUNCEMENT_BYTES);
+        prop_assert_eq!(Announcement::decode_head(head.try_into().unwrap()), Ok(Head::Final));
+        prop_assert_eq!(Announcement::decode_final(rest.try_into().unwrap()), ContentId(id));
+    }
+
+    #[test]
     fn a_sign_of_life_is_read_as_it_was_made(has_source: bool, silent_ms: u32) {
         let sign = SignOfLife { has_source, silent_ms };
         let bytes = Announcement::Alive(sign).encode();
@@ -90,12 +113,7 @@ proptest! {
 
 #[test]
 fn what_passes_a_cap_is_refused() {
-    let hello = Hello {
-        version: 1,
-        features: 0,
-        content: ContentId([0; 32]),
-        identity: vec![0; MAX_IDENTITY_BYTES + 1],
-    };
+    let hello = Hello { version: 1, features: 0, root: [0; 32], identity: vec![0; MAX_IDENTITY_BYTES + 1] };
     assert_eq!(hello.encode(), Err(FrameError::IdentityTooLong(MAX_IDENTITY_BYTES + 1)));
     let scattered: Vec<u32> = (0..600).map(|chunk| chunk * 2).collect();
     assert!(matches!(Read::new(&scattered), Err(FrameError::BadRead { .. })));
@@ -112,6 +130,11 @@ fn what_passes_a_cap_is_refused() {
         let head = [&[1, 0][..], &ranges.to_le_bytes(), &[0; 4]].concat();
         let head = Announcement::decode_head(head[..].try_into().unwrap());
         assert_eq!(head, Err(FrameError::BadAnnouncement { ranges: ranges.into() }));
+    }
+    for chunks in [0u32, 1, 257, u32::MAX] {
+        let head = [&[3, 0][..], &2u16.to_le_bytes(), &chunks.to_le_bytes()].concat();
+        let head = Announcement::decode_head(head[..].try_into().unwrap());
+        assert_eq!(head, Err(FrameError::BadAnnouncement { ranges: 2 }), "{chunks}");
     }
     assert_eq!(check_magic(b"GET / HTTP/1.1"), Err(FrameError::ForeignMagic));
 }

@@ -4,6 +4,8 @@
 //! It is SHA-256 over the manifest (names, counts, element sizes, shapes, dtypes and formats, but no
 //! addresses) and the digest of each chunk. The chunk digests are made once, where the bytes come from
 //! storage, and travel with the manifest from worker to worker.
+//!
+//! Bytes that are still being read from storage have no content id yet. A random [`Origin`] names them until then.
 
 use std::fmt;
 use std::str::FromStr;
@@ -48,6 +50,98 @@ impl FromStr for ContentId {
             *byte = u8::from_str_radix(digits, 16).map_err(|_| BadContentId)?;
         }
         Ok(Self(id))
+    }
+}
+
+/// Names the bytes that one worker reads from storage, from before the first of them is there. It is random, and another
+/// one for each attempt: two workers that read the same files have two origins, and nothing is mixed by a name.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Origin(pub [u8; 32]);
+
+impl Origin {
+    /// What its text begins with, which no content id does.
+    pub const PREFIX: &str = "origin:";
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{}", Self::PREFIX, hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Origin({})", hex(&self.0[..6]))
+    }
+}
+
+/// An origin that is not `origin:` and 64 hex characters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an origin is '{}' and 64 hexadecimal characters", Origin::PREFIX)]
+pub struct BadOrigin;
+
+impl FromStr for Origin {
+    type Err = BadOrigin;
+
+    fn from_str(text: &str) -> Result<Self, BadOrigin> {
+        let name = text.strip_prefix(Self::PREFIX).ok_or(BadOrigin)?;
+        name.parse().map(|ContentId(name)| Self(name)).map_err(|BadContentId| BadOrigin)
+    }
+}
+
+/// What the bytes of a model are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Content {
+    /// Its name.
+    pub id: ContentId,
+    /// The digest of each chunk, from which the name is made.
+    pub chunks: ChunkDigests,
+}
+
+/// Bytes that are still being read from storage: the digest of a chunk is known once that was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Growing {
+    /// Its name for now.
+    pub origin: Origin,
+    /// Name of the algorithm of the digests, as in [`ChunkDigests`].
+    pub algorithm: String,
+    /// The size of a full chunk in bytes.
+    pub chunk_bytes: u64,
+}
+
+/// What names bytes: only those of one root may stand beside each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Root {
+    /// Every digest is known.
+    Content(Content),
+    /// It has no content id yet.
+    Growing(Growing),
+}
+
+impl Root {
+    /// Its name, as connections between workers carry it.
+    pub fn name(&self) -> [u8; 32] {
+        match self {
+            Self::Content(content) => content.id.0,
+            Self::Growing(growing) => growing.origin.0,
+        }
+    }
+
+    /// The content, if that is known.
+    pub fn content(&self) -> Option<&Content> {
+        match self {
+            Self::Content(content) => Some(content),
+            Self::Growing(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Root {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Content(content) => content.id.fmt(f),
+            Self::Growing(growing) => growing.origin.fmt(f),
+        }
     }
 }
 
@@ -140,8 +234,16 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_read(text in ".{0,70}") {
-            let _ = text.parse::<ContentId>();
+        fn an_origin_s_text_is_no_content_id(bytes in any::<[u8; 32]>()) {
+            let text = Origin(bytes).to_string();
+            prop_assert_eq!(text.parse(), Ok(Origin(bytes)));
+            prop_assert_eq!(text.parse::<ContentId>(), Err(BadContentId));
+            prop_assert_eq!(ContentId(bytes).to_string().parse::<Origin>(), Err(BadOrigin));
+        }
+
+        #[test]
+        fn any_text_is_refused_or_read(text in "(origin:)?.{0,70}") {
+            let _ = (text.parse::<ContentId>(), text.parse::<Origin>());
         }
 
         #[test]

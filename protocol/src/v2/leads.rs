@@ -7,8 +7,10 @@
 //! 2. It renews the right by asking again, as often as it is told. The right ends by itself 10 s after the last time; when
 //!    its holder deregisters, is granted a seed, or registers as a complete one; and when it makes no progress for as long
 //!    as somebody else has patience.
-//! 3. Who is told [`Role::Waits`] asks for a seed again, waits for one, and then asks for the right again.
-//! 4. Who had the right and is told that somebody else has it loads on, for itself alone.
+//! 3. Who begins to read names an origin with its renewals ([`Claim::origin`]): from then on it is a source for workers that
+//!    can read from loading seeds, and serves what it has read. Who names none is a source once it has everything.
+//! 4. Who is told [`Role::Waits`] asks for a seed again, waits for one, and then asks for the right again.
+//! 5. Who had the right and is told that somebody else has it loads on, for itself and for those who read from it already.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -34,6 +36,10 @@ pub struct Claim {
     #[serde(deserialize_with = "patience_ms")]
     #[schemars(range(max = MAX_WAIT_MS))]
     pub patience_ms: u64,
+    /// What names the bytes that it reads as long as they have no content id: `origin:` and a random name, another one for each
+    /// attempt. Who leads and names it may be read from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Name>,
     /// Where it stands.
     #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,

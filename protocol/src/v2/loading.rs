@@ -69,7 +69,9 @@ pub struct LoadingSeed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Held {
-    /// What names the bytes: a content id, or the origin of a content that has no id yet. Compared exactly.
+    /// What names the bytes: a content id; or an origin, which begins with `origin:`, of bytes that had no content id when
+    /// the load began. Compared exactly. Bytes of an origin go on with those of a complete seed, too, if the digests are the
+    /// same: the worker compares them.
     pub root: Name,
     /// How many.
     pub bytes: u64,

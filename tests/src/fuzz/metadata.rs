@@ -69,9 +69,9 @@ fn is_written_as_read(metadata: &Metadata) {
     if let Ok(three) = three {
         assert_eq!(three.manifest.tensor_bytes(), metadata.manifest.tensor_bytes());
     }
-    if let Some(extension) = &metadata.extension {
-        let id = content_id(&metadata.manifest, &extension.chunks);
-        assert_eq!(id, content_id(&metadata.manifest.clone().without_addresses(), &extension.chunks));
+    if let Some(content) = metadata.extension.as_ref().and_then(|extension| extension.root.content()) {
+        let id = content_id(&metadata.manifest, &content.chunks);
+        assert_eq!(id, content_id(&metadata.manifest.clone().without_addresses(), &content.chunks));
     }
 }
 

@@ -1,12 +1,13 @@
 //! The TCP engine's reader against a hostile seed.
 //!
 //! An input is a script of what the seed does: a byte says what, and the next ones how. Its first byte says whether it is
-//! read as a seed that still loads; then a connection for announcements has every second step. The engine receives from
-//! a socket straight into memory, so there is one, on loopback.
+//! read as a seed that still loads, then a connection for announcements has every second step; and whether its bytes have a
+//! content id yet. The engine receives from a socket straight into memory, so there is one, on loopback.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::memory::{Content, WeightMemory};
 use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
 use rfork_loader::engine::{ReadRequest, SourceState, TransferEngine};
@@ -14,6 +15,7 @@ use rfork_protocol::frame::{
     ANNOUNCEMENTS, Announcement, Answer, Failure, HELLO_BYTES, Hello, MAX_CHUNKS_PER_READ, RANGE_BYTES,
     READ_BYTES, Read, SignOfLife, VERSION, Welcome,
 };
+use rfork_protocol::manifest::content::{ContentId, Growing, Origin, Root, content_id};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::manifest::{Manifest, Tensor};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -24,7 +26,7 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::tcp::{CONTENT, HANGS, TENSORS, bytes_of, content, memory, options, runtime};
+use super::tcp::{HANGS, TENSORS, bytes_of, content, memory, options, runtime};
 use super::{Target, is_one_line};
 
 /// The entry point.
@@ -54,6 +56,10 @@ enum Step {
     Failed,
     /// Announces so many chunks from this one on.
     Held(u32, u8),
+    /// The same with their digests, of which the first has this bit changed.
+    Digested { first: u32, count: u8, flip: Option<u8> },
+    /// Says which content it is, or that it is another one.
+    Final { is_right: bool },
     /// Says that it lives.
     Alive(u8),
     /// Ends the connection; the next one goes on.
@@ -76,6 +82,10 @@ fn script(data: &[u8]) -> VecDeque<Step> {
             7 => Step::Failed,
             8 => match next() {
                 255 => Step::Alive(next()),
+                254 => Step::Digested { first: next().into(), count: next(), flip: None },
+                253 => Step::Digested { first: next().into(), count: next(), flip: Some(next()) },
+                252 => Step::Final { is_right: true },
+                251 => Step::Final { is_right: false },
                 first => Step::Held(first.into(), next()),
             },
             9 => {
@@ -93,7 +103,12 @@ struct Reader {
     listener: TcpListener,
     metadata: Metadata,
     content: Content,
+    /// The id that the content has for this reader, who makes it of its own manifest.
+    id: ContentId,
 }
+
+/// What names the bytes while they have no content id.
+const ORIGIN: Origin = Origin([3; 32]);
 
 impl Reader {
     fn new(runtime: &Runtime, options: &TcpOptions) -> Self {
@@ -112,8 +127,9 @@ impl Reader {
         };
         let manifest = Manifest::new(["a", "b"].into_iter().zip(TENSORS).map(tensor).collect()).unwrap();
         let session = listener.local_addr().unwrap().to_string();
+        let id = content_id(&manifest, &content().chunks);
         let metadata = Metadata { session, manifest, extension: None };
-        Self { engine, listener, metadata, content: content() }
+        Self { engine, listener, metadata, content: content(), id }
     }
 }
 
@@ -130,11 +146,11 @@ fn loads(data: &[u8], options: &TcpOptions) -> bool {
     let Some((how, data)) = data.split_first() else { return false };
     let runtime = runtime();
     let reader = Reader::new(&runtime, options);
-    let tried = tried(&reader, how % 2 == 1, script(data));
+    let tried = tried(&reader, how % 2 == 1, how % 4 == 3, script(data));
     runtime.block_on(async { timeout(HANGS, tried).await.expect("it hangs") })
 }
 
-async fn tried(reader: &Reader, loading: bool, steps: VecDeque<Step>) -> bool {
+async fn tried(reader: &Reader, loading: bool, grows: bool, steps: VecDeque<Step>) -> bool {
     let (told, asked): (Vec<_>, Vec<_>) =
         steps.into_iter().enumerate().partition(|(at, _)| loading && at % 2 == 1);
     let steps = |steps: Vec<(usize, Step)>| steps.into_iter().map(|(_, step)| step).collect::<VecDeque<_>>();
@@ -142,9 +158,17 @@ async fn tried(reader: &Reader, loading: bool, steps: VecDeque<Step>) -> bool {
     let memory = memory(&[]);
     let state = Arc::new(watch::Sender::new(SourceState::default()));
     let cancel = CancellationToken::new();
+    let root = if grows {
+        let Content { chunks, .. } = &reader.content;
+        let (algorithm, chunk_bytes) = (chunks.algorithm.clone(), chunks.chunk_bytes);
+        Root::Growing(Growing { origin: ORIGIN, algorithm, chunk_bytes })
+    } else {
+        Root::Content(reader.content.clone())
+    };
     let request = ReadRequest {
         seed: &reader.metadata,
-        content: Some(&reader.content),
+        manifest: &reader.metadata.manifest,
+        root: Some(&root),
         memory: &memory,
         loading: loading.then_some(&state),
         point: None,
@@ -154,7 +178,7 @@ async fn tried(reader: &Reader, loading: bool, steps: VecDeque<Step>) -> bool {
         let mut connections = JoinSet::new();
         loop {
             let (stream, _) = reader.listener.accept().await.unwrap();
-            connections.spawn(connection(stream, steps.clone()));
+            connections.spawn(connection(stream, steps.clone(), root.name(), reader.id));
         }
     };
     let read = tokio::select! {
@@ -166,6 +190,11 @@ async fn tried(reader: &Reader, loading: bool, steps: VecDeque<Step>) -> bool {
         Ok(report) => {
             let bytes = TENSORS.iter().sum::<u64>();
             assert!(memory.all_held() && (report.chunks, report.bytes) == (3, bytes));
+            if grows {
+                let named = memory.content().expect("nothing is complete that has no content id");
+                assert_eq!(named.id, content_id(&reader.metadata.manifest, &named.chunks));
+                assert_eq!(memory.chunk_digests(DigestAlgorithm::default()).as_ref(), Some(&named.chunks));
+            }
         }
         Err(error) => is_one_line(error),
     }
@@ -190,19 +219,24 @@ fn check(memory: &Arc<WeightMemory>) {
 }
 
 /// One connection, to the end of the script, or until the reader goes.
-async fn connection(mut stream: TcpStream, steps: [Arc<Mutex<VecDeque<Step>>>; 2]) {
+async fn connection(
+    mut stream: TcpStream,
+    steps: [Arc<Mutex<VecDeque<Step>>>; 2],
+    root: [u8; 32],
+    id: ContentId,
+) {
     let mut hello = [0; HELLO_BYTES];
     if stream.read_exact(&mut hello).await.is_err() {
         return;
     }
     let (hello, _) = Hello::decode(&hello).expect("a reader greets");
-    assert_eq!((hello.version, hello.content), (VERSION, CONTENT));
+    assert_eq!((hello.version, hello.root), (VERSION, root));
     let steps = &steps[usize::from(hello.features & ANNOUNCEMENTS != 0)];
     let mut asked = VecDeque::new();
     loop {
         let step = steps.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
         let Some(step) = step else { return };
-        let Some(bytes) = said(&mut stream, step, &mut asked, hello.features).await else { return };
+        let Some(bytes) = said(&mut stream, step, &mut asked, hello.features, id).await else { return };
         if stream.write_all(&bytes).await.is_err() {
             return;
         }
@@ -215,6 +249,7 @@ async fn said(
     step: Step,
     asked: &mut VecDeque<u32>,
     features: u32,
+    id: ContentId,
 ) -> Option<Vec<u8>> {
     let mut next = || asked.pop_front().unwrap_or_default();
     let answer = |answer: Answer, bytes: &[u8]| [&answer.encode(), bytes].concat();
@@ -257,6 +292,22 @@ async fn said(
         Step::Held(first, count) => {
             let chunks = first..first.saturating_add(count.into());
             Announcement::held(chunks).iter().flat_map(Announcement::encode).collect()
+        }
+        Step::Digested { first, count, flip } => {
+            let digests = &content().chunks.digests;
+            let digest = |chunk: u32| digests.get(chunk as usize).copied().unwrap_or_default();
+            let mut chunks: Vec<(u32, u64)> = (0..count.into())
+                .map(|more| first.saturating_add(more))
+                .map(|chunk| (chunk, digest(chunk)))
+                .collect();
+            if let (Some(flip), Some((_, digest))) = (flip, chunks.first_mut()) {
+                *digest ^= 1 << (flip % 64);
+            }
+            Announcement::digested(&chunks).iter().flat_map(Announcement::encode).collect()
+        }
+        Step::Final { is_right } => {
+            let other = ContentId([u8::from(is_right); 32]);
+            Announcement::Final(if is_right { id } else { other }).encode()
         }
         Step::Alive(silent_ms) => {
             Announcement::Alive(SignOfLife { has_source: silent_ms % 2 == 1, silent_ms: silent_ms.into() })

@@ -103,7 +103,7 @@ fn check(said: &[u8], asked: &[u8]) {
         assert!(rest.is_empty(), "nothing follows a refusal");
         return;
     }
-    assert_eq!(hello.content, CONTENT);
+    assert_eq!(hello.root, CONTENT.0);
     assert_eq!((welcome.chunk_size, welcome.chunk_count), (TENSORS[0] / 2, 3));
     assert_eq!(welcome.features, hello.features & (ANNOUNCEMENTS | POINT));
     let next = if welcome.features & ANNOUNCEMENTS == 0 { answer } else { announcement };

@@ -63,9 +63,9 @@ impl WeightMemory {
         &self.arrivals
     }
 
-    /// What readers are told of how the load fares: once everything is held no byte is due.
+    /// What readers are told of how the load fares: once everything is held, and it is known what that is, no byte is due.
     pub fn sign_of_life(&self) -> SignOfLife {
-        if self.all_held() {
+        if self.all_held() && (self.content().is_some() || self.growing().is_none()) {
             return SignOfLife::default();
         }
         let silent_ms = u32::try_from(self.arrivals.silent().as_millis()).unwrap_or(u32::MAX);

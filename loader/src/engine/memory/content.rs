@@ -1,30 +1,110 @@
-//! What the bytes in memory are: their name, and the digest of each chunk.
+//! What the bytes in memory are: what names them, and the digest of each chunk.
 
 use std::sync::{Arc, PoisonError};
 
-use rfork_protocol::manifest::content::{ChunkDigests, ContentId};
+use rfork_protocol::manifest::Manifest;
+pub use rfork_protocol::manifest::content::Content;
+use rfork_protocol::manifest::content::{ChunkDigests, Growing, Root, content_id};
 
 use super::WeightMemory;
 use crate::digest::DigestAlgorithm;
 
-/// What the bytes are: set once it is known, and what the chunks are then verified against.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Content {
-    /// Its name.
-    pub id: ContentId,
-    /// The digest of each chunk.
-    pub chunks: ChunkDigests,
+/// What names the bytes. A content that has grown has both names: its readers know it by the one that it began with.
+#[derive(Debug, Default)]
+pub(super) struct Names {
+    content: Option<Arc<Content>>,
+    growing: Option<Growing>,
 }
 
 impl WeightMemory {
     /// What the bytes are, once it is known.
     pub fn content(&self) -> Option<Arc<Content>> {
-        self.content.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.names.read().unwrap_or_else(PoisonError::into_inner).content.clone()
     }
 
-    /// Says what the bytes are.
+    /// Says what the bytes are. Readers that wait for that are told.
     pub fn set_content(&self, content: Content) {
-        *self.content.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::new(content));
+        self.names.write().unwrap_or_else(PoisonError::into_inner).content = Some(Arc::new(content));
+        self.commits.send_modify(|commits| *commits += 1);
+    }
+
+    /// What named the bytes before they had a content id, if they had none once.
+    pub fn growing(&self) -> Option<Growing> {
+        self.names.read().unwrap_or_else(PoisonError::into_inner).growing.clone()
+    }
+
+    /// Says what names the bytes as long as they have no content id.
+    pub fn set_growing(&self, growing: Growing) {
+        self.names.write().unwrap_or_else(PoisonError::into_inner).growing = Some(growing);
+    }
+
+    /// Says what names the bytes.
+    pub fn set_root(&self, root: Root) {
+        match root {
+            Root::Content(content) => self.set_content(content),
+            Root::Growing(growing) => self.set_growing(growing),
+        }
+    }
+
+    /// Whether the bytes have this name.
+    pub fn is_named(&self, name: &[u8; 32]) -> bool {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        names.content.as_ref().is_some_and(|content| content.id.0 == *name)
+            || names.growing.as_ref().is_some_and(|growing| growing.origin.0 == *name)
+    }
+
+    pub(super) fn forget_names(&self) {
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = Names::default();
+        self.digests().fill(None);
+    }
+
+    pub(super) fn digests(&self) -> std::sync::MutexGuard<'_, Box<[Option<u64>]>> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The digest of a chunk: what the content says, or what it came with. `None` if neither is known.
+    pub fn digest(&self, chunk: u32) -> Option<u64> {
+        let chunk = usize::try_from(chunk).ok()?;
+        match self.content() {
+            Some(content) => content.chunks.digests.get(chunk).copied(),
+            None => self.digests().get(chunk).copied().flatten(),
+        }
+    }
+
+    /// The content that the digests make with which all chunks came; `None` if one is not known.
+    pub fn content_by_digests(&self, manifest: &Manifest) -> Option<Content> {
+        let digests: Option<Vec<u64>> = self.digests().iter().copied().collect();
+        let chunks = ChunkDigests {
+            algorithm: DigestAlgorithm::default().to_string(),
+            chunk_bytes: self.plan.chunk_size(),
+            digests: digests?.into(),
+        };
+        Some(Content { id: content_id(manifest, &chunks), chunks })
+    }
+
+    /// Whether chunks of `root` may stand beside those that are held: it is the same, or nothing named these yet, or it is a
+    /// content that has the digests of all that grew here.
+    pub fn goes_on_with(&self, root: &Root) -> bool {
+        let (content, growing) = (self.content(), self.growing());
+        match (root, content, growing) {
+            (_, None, None) => true,
+            (Root::Content(theirs), Some(ours), _) => theirs.id == ours.id,
+            (Root::Content(theirs), None, Some(growing)) => {
+                theirs.chunks.algorithm == growing.algorithm && self.has_digests_of(&theirs.chunks)
+            }
+            (Root::Growing(theirs), _, growing) => growing.is_some_and(|ours| ours.origin == theirs.origin),
+        }
+    }
+
+    /// Whether every chunk that is held has the digest that it has there.
+    fn has_digests_of(&self, chunks: &ChunkDigests) -> bool {
+        let missing = self.missing();
+        let ours = self.digests();
+        let is_same = |(chunk, ours): (u32, &Option<u64>)| {
+            let theirs = chunks.digests.get(chunk as usize);
+            missing.contains(chunk) || (ours.is_some() && ours.as_ref() == theirs)
+        };
+        (0..).zip(ours.iter()).all(is_same)
     }
 
     /// The digest of each chunk, made of the bytes; `None` when a chunk is not held, or when a device does not give its

@@ -34,6 +34,7 @@ use backing::{Backing, Mapping};
 use chunk::ChunkBytes;
 pub use chunk::{ChunkReader, ChunkWriter};
 pub use content::Content;
+use content::Names;
 pub use regions::Region;
 
 /// Each tensor starts at a multiple of this, which suits every vector unit and copy engine in the field.
@@ -114,7 +115,9 @@ pub struct WeightMemory {
     arrivals: Arrivals,
     /// Counts commits, for those who wait for a chunk.
     commits: watch::Sender<u64>,
-    content: RwLock<Option<Arc<Content>>>,
+    names: RwLock<Names>,
+    /// The digests with which chunks came, from before they are held. No guard is held across an await.
+    digests: Mutex<Box<[Option<u64>]>>,
 }
 
 impl WeightMemory {
@@ -205,6 +208,7 @@ impl WeightMemory {
     }
 
     fn new(backing: Backing, addresses: Vec<u64>, plan: ChunkPlan) -> Self {
+        let digests = Mutex::new((0..plan.count()).map(|_| None).collect());
         Self {
             backing,
             addresses,
@@ -214,7 +218,8 @@ impl WeightMemory {
             held: Mutex::default(),
             arrivals: Arrivals::begin(),
             commits: watch::Sender::new(0),
-            content: RwLock::new(None),
+            names: RwLock::default(),
+            digests,
         }
     }
 
@@ -360,7 +365,7 @@ impl WeightMemory {
             take(EMPTY, WRITING).is_err() && take(HELD, FORGETTING).is_err()
         });
         if in_use.is_none() {
-            *self.content.write().unwrap_or_else(PoisonError::into_inner) = None;
+            self.forget_names();
             self.held_bytes.store(0, Ordering::Relaxed);
             self.log().forget();
         }

@@ -6,7 +6,8 @@
 //! is ended by the last of them.
 //!
 //! A seed that still loads is asked only for what it announces. It does that on a connection of its own, which is
-//! [`follow`]ed beside the others and ends with them.
+//! [followed](super::follow) beside the others and ends with them. Bytes that have no content id yet are all there when the
+//! seed has said which content they are.
 
 use std::collections::{HashSet, VecDeque};
 use std::io;
@@ -15,12 +16,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rfork_protocol::frame::{
-    ANNOUNCEMENT_BYTES, ANNOUNCEMENTS, ANSWER_BYTES, Announcement, Answer, Failure, FrameError, Head, Hello,
-    MAX_CHUNKS_PER_READ, MAX_RANGES, Range, Read, Refusal, VERSION, WELCOME_BYTES, Welcome,
+    ANSWER_BYTES, Answer, Failure, FrameError, Hello, MAX_CHUNKS_PER_READ, MAX_RANGES, Read, Refusal,
+    VERSION, WELCOME_BYTES, Welcome,
 };
-use rfork_protocol::manifest::content::ContentId;
+use rfork_protocol::manifest::Manifest;
+use rfork_protocol::manifest::content::{ContentId, Root};
 use rfork_protocol::v2::LeasedPoint;
-use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -29,9 +30,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::TcpOptions;
+use super::follow::{follow, followed};
 use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
 use crate::digest::DigestAlgorithm;
-use crate::engine::memory::{ChunkWriter, Content, PagesAhead, WeightMemory};
+use crate::engine::memory::{ChunkWriter, PagesAhead, WeightMemory};
 use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
 use crate::held::Offers;
 
@@ -39,11 +41,16 @@ use crate::held::Offers;
 const MIN_AHEAD: usize = 2;
 
 /// What the connections of one read share.
-struct Shared {
-    options: TcpOptions,
-    peer: String,
-    memory: Arc<WeightMemory>,
-    content: Content,
+pub(super) struct Shared {
+    pub(super) options: TcpOptions,
+    pub(super) peer: String,
+    pub(super) memory: Arc<WeightMemory>,
+    /// This worker's own, which makes a content id together with the digests.
+    pub(super) manifest: Manifest,
+    /// What is read.
+    pub(super) root: Root,
+    /// The digest of each chunk, as far as it is known. No guard is held across an await.
+    pub(super) digests: Mutex<Box<[Option<u64>]>>,
     algorithm: Option<DigestAlgorithm>,
     /// Chunks that nobody has asked for yet. No guard is held across an await.
     offers: Mutex<Offers>,
@@ -68,16 +75,26 @@ struct Shared {
 pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
     let peer = request.seed.session.clone();
     let unusable = |reason: String| ReadError::Unusable { peer: peer.clone(), reason };
-    let content =
-        request.content.ok_or_else(|| unusable("it does not say what its bytes are".into()))?.clone();
+    let root = request.root.ok_or_else(|| unusable("it does not say what its bytes are".into()))?.clone();
     let plan = request.memory.plan();
-    if content.chunks.chunk_bytes != plan.chunk_size()
-        || content.chunks.digests.len() != plan.count() as usize
-    {
+    let count = plan.count() as usize;
+    let (algorithm, chunk_bytes, chunks) = match &root {
+        Root::Content(content) => {
+            (&content.chunks.algorithm, content.chunks.chunk_bytes, content.chunks.digests.len())
+        }
+        Root::Growing(growing) => (&growing.algorithm, growing.chunk_bytes, count),
+    };
+    if (chunk_bytes, chunks) != (plan.chunk_size(), count) {
         return Err(unusable("the seed cuts the model into other chunks: use workers of one release".into()));
     }
-    let algorithm = content.chunks.algorithm.parse::<DigestAlgorithm>();
-    let algorithm = algorithm.map_err(|error| unusable(error.to_string()))?;
+    let algorithm = algorithm.parse::<DigestAlgorithm>().map_err(|error| unusable(error.to_string()))?;
+    if matches!(root, Root::Growing(_)) && request.loading.is_none() {
+        return Err(unusable("its bytes have no content id, and it announces nothing".into()));
+    }
+    let digests = match &root {
+        Root::Content(content) => content.chunks.digests.iter().copied().map(Some).collect(),
+        Root::Growing(_) => (0..plan.count()).map(|chunk| request.memory.digest(chunk)).collect(),
+    };
     let missing = request.memory.missing();
     let wanted = missing.len() as usize;
     let pages = if options.pages_ahead {
@@ -96,7 +113,9 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
         options: options.clone(),
         peer,
         memory: request.memory.clone(),
-        content,
+        manifest: request.manifest.clone(),
+        root,
+        digests: Mutex::new(digests),
         algorithm: options.verify.then_some(algorithm),
         wanted,
         pages,
@@ -154,8 +173,11 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
 async fn run(shared: Arc<Shared>, cancel: CancellationToken) -> Result<(), ReadError> {
     let reading = async {
         // A corrupt chunk costs its connection; it is bounded by the chunks, as each may be corrupt once.
-        while !shared.is_done() {
+        loop {
             shared.ready().await;
+            if shared.is_done() {
+                break;
+            }
             match connection(&shared).await? {
                 After::Done => break,
                 After::Corrupt | After::Idle => {}
@@ -256,7 +278,7 @@ async fn greeted(shared: &Shared) -> Result<TcpStream, ReadError> {
 }
 
 /// Connects with these features, and is welcome. Gives those that the seed has, too.
-async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStream, u32), ReadError> {
+pub(super) async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStream, u32), ReadError> {
     let (stream, welcome) = greet(&shared.options, &shared.peer, shared.hello(features)).await?;
     if let Some(reason) = refused(&welcome) {
         return Err(ReadError::Refused { peer: shared.peer.clone(), reason });
@@ -268,51 +290,9 @@ async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStream, u32), Re
     Ok((stream, welcome.features))
 }
 
-/// The end of [`follow`], once; never, where nobody is followed.
-async fn followed(
-    following: &mut Option<AbortOnDropHandle<Result<(), ReadError>>>,
-) -> Result<Result<(), ReadError>, tokio::task::JoinError> {
-    match following {
-        Some(handle) => {
-            let ended = handle.await;
-            *following = None;
-            ended
-        }
-        None => std::future::pending().await,
-    }
-}
-
-/// Takes in what a seed that still loads announces, until the read ends. A seed that announces nothing is read as one
-/// that holds everything: it answers for what it does not hold.
-async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
-    let (mut stream, features) = welcomed(&shared, ANNOUNCEMENTS).await?;
-    if features & ANNOUNCEMENTS == 0 {
-        shared.offer(Offers::offer_all);
-        return Ok(());
-    }
-    let deadline = shared.options.progress_timeout;
-    loop {
-        let head = read_exact::<ANNOUNCEMENT_BYTES>(&mut stream, deadline).await;
-        let head = head.map_err(|error| shared.lost(&error))?;
-        match Announcement::decode_head(&head).map_err(|error| shared.protocol(&error))? {
-            Head::Alive(sign) => shared.know(|source| {
-                (source.sign, source.signed) = (sign, Some(std::time::Instant::now()));
-            }),
-            Head::Held { ranges_bytes } => {
-                let mut ranges = vec![0; ranges_bytes];
-                let read = within(deadline, stream.read_exact(&mut ranges)).await;
-                read.map_err(|error| shared.lost(&error))?;
-                let ranges = Announcement::decode_ranges(&ranges, shared.memory.plan().count());
-                let ranges = ranges.map_err(|error| shared.protocol(&error))?;
-                shared.offer(|offers| offers.offer(ranges.iter().flat_map(Range::chunks)));
-            }
-        }
-    }
-}
-
 /// Whether somebody with this content is there. One that has no room for a reader just now is.
 pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId) -> Result<(), ReadError> {
-    let hello = Hello { version: VERSION, features: 0, content, identity: Vec::new() };
+    let hello = Hello { version: VERSION, features: 0, root: content.0, identity: Vec::new() };
     let (_, welcome) = greet(options, peer, hello).await?;
     match refused(&welcome) {
         Some(reason) if welcome.refusal != Some(Refusal::Busy) => {
@@ -411,7 +391,7 @@ impl Drop for Window<'_> {
 impl Shared {
     /// A greeting of this reader's.
     fn hello(&self, features: u32) -> Hello {
-        let hello = Hello { version: VERSION, features, content: self.content.id, identity: Vec::new() };
+        let hello = Hello { version: VERSION, features, root: self.root.name(), identity: Vec::new() };
         match self.point {
             Some(point) => hello.holding(point),
             None => hello,
@@ -429,19 +409,19 @@ impl Shared {
     }
 
     /// Notes what the seed holds, and tells those who wait for it.
-    fn offer(&self, note: impl FnOnce(&mut Offers)) {
+    pub(super) fn offer(&self, note: impl FnOnce(&mut Offers)) {
         note(&mut self.offers());
         self.announced.send_modify(|announced| *announced += 1);
     }
 
     /// Notes what is known of a seed that still loads.
-    fn know(&self, note: impl FnOnce(&mut SourceState)) {
+    pub(super) fn know(&self, note: impl FnOnce(&mut SourceState)) {
         if let Some(source) = &self.source {
             source.send_modify(note);
         }
     }
 
-    /// Waits until a chunk can be asked for, or none is left.
+    /// Waits until a chunk can be asked for, or all is done.
     async fn ready(&self) {
         // Excluded: an announcement between the look and the wait is missed. The subscription begins before the look.
         let mut announced = self.announced.subscribe();
@@ -451,15 +431,20 @@ impl Shared {
         }
     }
 
-    /// Whether nothing is left to ask for.
+    /// Whether nothing is left to ask for, and it is known which content that is.
     fn is_done(&self) -> bool {
-        self.offers().is_done()
+        self.offers().is_done() && (matches!(self.root, Root::Content(_)) || self.memory.content().is_some())
+    }
+
+    /// The digests that are known. The guard is never held across an await.
+    pub(super) fn digests(&self) -> std::sync::MutexGuard<'_, Box<[Option<u64>]>> {
+        self.digests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Holds a chunk whose digest is right. `false`: it is corrupt for the first time and asked for again.
     fn accept(&self, writer: ChunkWriter, got: Option<u64>) -> Result<bool, ReadError> {
         let (chunk, bytes) = (writer.chunk(), writer.len() as u64);
-        let expected = self.content.chunks.digests.get(chunk as usize).copied();
+        let expected = self.digests().get(chunk as usize).copied().flatten();
         let mut suspect = self.suspect.lock().unwrap_or_else(PoisonError::into_inner);
         if let (Some(got), Some(expected)) = (got, expected)
             && got != expected
@@ -475,21 +460,25 @@ impl Shared {
         if suspect.contains(&chunk) {
             self.corrected.fetch_add(1, Ordering::Relaxed);
         }
-        writer.commit();
+        // Whoever does not verify takes the seed's word for it.
+        match got.or(expected) {
+            Some(digest) => writer.commit_as(digest),
+            None => writer.commit(),
+        }
         self.chunks.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         Ok(true)
     }
 
-    fn lost(&self, error: &io::Error) -> ReadError {
+    pub(super) fn lost(&self, error: &io::Error) -> ReadError {
         lost(&self.peer, error)
     }
 
-    fn protocol(&self, error: &FrameError) -> ReadError {
+    pub(super) fn protocol(&self, error: &FrameError) -> ReadError {
         self.breaks(error.to_string())
     }
 
-    fn breaks(&self, reason: String) -> ReadError {
+    pub(super) fn breaks(&self, reason: String) -> ReadError {
         breaks(&self.peer, reason)
     }
 }

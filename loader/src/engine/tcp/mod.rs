@@ -16,6 +16,7 @@ use super::memory::WeightMemory;
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
 
 mod client;
+mod follow;
 mod pace;
 mod points;
 mod server;

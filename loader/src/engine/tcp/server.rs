@@ -15,7 +15,6 @@ use rfork_protocol::frame::{
     ANNOUNCEMENTS, Announcement, Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ,
     POINT, RANGE_BYTES, READ_BYTES, Read, Refusal, VERSION, Welcome, check_magic,
 };
-use rfork_protocol::manifest::content::ContentId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::WriteHalf;
 use tokio::net::{TcpListener, TcpStream};
@@ -275,7 +274,7 @@ async fn serve(
     };
     let place = if hello.version != VERSION {
         Err(Refusal::Version)
-    } else if !holds(&service.memory, hello.content) {
+    } else if !service.memory.is_named(&hello.root) {
         Err(Refusal::OtherContent)
     } else if held.is_none() {
         Err(Refusal::NotAllowed)
@@ -304,11 +303,11 @@ async fn serve(
             if held.is_some() {
                 place.speaks();
             }
-            announce(stream, options, &service.memory, hello.content).await
+            announce(stream, options, &service.memory, &hello.root).await
         } else {
             // Whoever has a leased point may wait for long for what a seed that loads will hold.
             let makes_room = held.is_none();
-            send(stream, shared, service, hello.content, (&place, makes_room), sent_bytes).await
+            send(stream, shared, service, &hello.root, (&place, makes_room), sent_bytes).await
         }
     };
     let lost_its_point = async {
@@ -335,7 +334,7 @@ async fn send(
     mut stream: TcpStream,
     shared: &Shared,
     service: &Service,
-    content: ContentId,
+    root: &[u8; 32],
     (place, makes_room): (&Place, bool),
     sent_bytes: &mut u64,
 ) -> Result<(), Ended> {
@@ -371,7 +370,7 @@ async fn send(
             let reader = if chunk < plan.count() {
                 let reader = held(&mut stream, options, &service.memory, chunk).await?;
                 // While this chunk is being read the content cannot change, but it may have since the greeting.
-                reader.filter(|_| holds(&service.memory, content)).ok_or(Failure::NotHeld)
+                reader.filter(|_| service.memory.is_named(root)).ok_or(Failure::NotHeld)
             } else {
                 Err(Failure::NoSuchChunk)
             };
@@ -399,7 +398,7 @@ async fn announce(
     mut stream: TcpStream,
     options: &TcpOptions,
     memory: &WeightMemory,
-    content: ContentId,
+    root: &[u8; 32],
 ) -> Result<(), Ended> {
     // Excluded: a chunk comes between the look and the wait, and is announced only with the next. The subscription begins
     // before the first look.
@@ -409,19 +408,25 @@ async fn announce(
     let write = async |writer: &mut WriteHalf<'_>, frame: &Announcement| {
         within(options.progress_timeout, writer.write_all(&frame.encode())).await
     };
-    let (mut first, mut byte) = (true, [0]);
+    let grows = memory.growing().is_some_and(|growing| growing.origin.0 == *root);
+    let (mut announced, mut is_final, mut byte) = (0, false, [0]);
     loop {
         // Excluded: a chunk of other bytes is announced. What was forgotten is seen here, and the name of what came
         // instead is another, or the cursor is of before.
-        let Some(mut chunks) = memory.held_since(&mut cursor).filter(|_| holds(memory, content)) else {
+        let Some(mut chunks) = memory.held_since(&mut cursor).filter(|_| memory.is_named(root)) else {
             return Ok(());
         };
-        if first {
+        if announced == 0 {
             chunks.sort_unstable();
-            first = false;
         }
-        for frame in Announcement::held(chunks) {
+        announced += chunks.len();
+        for frame in if grows { digested(memory, &chunks) } else { Announcement::held(chunks) } {
             write(&mut writer, &frame).await?;
+        }
+        let is_whole = announced == memory.plan().count() as usize;
+        if let Some(content) = memory.content().filter(|_| grows && is_whole && !is_final) {
+            write(&mut writer, &Announcement::Final(content.id)).await?;
+            is_final = true;
         }
         tokio::select! {
             // The sender lives in the memory.
@@ -433,9 +438,10 @@ async fn announce(
     }
 }
 
-/// Whether the memory's bytes are still those that a reader asked for.
-fn holds(memory: &WeightMemory, content: ContentId) -> bool {
-    memory.content().is_some_and(|held| held.id == content)
+/// Announces chunks with their digests, which are known from before they are held.
+fn digested(memory: &WeightMemory, chunks: &[u32]) -> Vec<Announcement> {
+    let with_digest = |chunk: &u32| Some((*chunk, memory.digest(*chunk)?));
+    Announcement::digested(&chunks.iter().filter_map(with_digest).collect::<Vec<_>>())
 }
 
 /// Waits for a chunk, telling the reader now and then that it is not there yet; `None` when that took too long.

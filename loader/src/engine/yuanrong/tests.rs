@@ -134,7 +134,15 @@ async fn read(
     memory: &Arc<WeightMemory>,
 ) -> Result<ReadReport, ReadError> {
     let cancel = CancellationToken::new();
-    let request = ReadRequest { seed, content: None, memory, loading: None, point: None, cancel: &cancel };
+    let request = ReadRequest {
+        seed,
+        manifest: &seed.manifest,
+        root: None,
+        memory,
+        loading: None,
+        point: None,
+        cancel: &cancel,
+    };
     engine.read(request).await
 }
 

@@ -4,8 +4,9 @@ use super::*;
 use proptest::prelude::*;
 
 const LIMITS: Limits = Limits { seed_failures: 3, moves: 5, fallback: Fills::Chunks };
-const ONE: ContentId = ContentId([1; 32]);
-const TWO: ContentId = ContentId([2; 32]);
+const SAME: Event = Event::Agreed(Offered::SameRoot);
+const OTHER: Event = Event::Agreed(Offered::OtherRoot);
+const UNNAMED: Event = Event::Agreed(Offered::Unnamed);
 
 /// A history from the beginning: the states, the first included, and the effects.
 fn run(events: &[Event]) -> (Vec<State>, Vec<Effect>) {
@@ -29,8 +30,8 @@ fn nothing_held(failures: u32) -> Tried {
 
 #[test]
 fn a_fork_reads_and_releases() {
-    let (states, effects) = run(&[Event::Granted, Event::Agreed(Some(ONE)), Event::AllHeld]);
-    let reading = State::Reading(Tried { held: Held::Named(ONE), ..Tried::default() });
+    let (states, effects) = run(&[Event::Granted, SAME, Event::AllHeld]);
+    let reading = State::Reading(Tried { held: Held::Rooted, ..Tried::default() });
     let none = nothing_held(0);
     assert_eq!(states, [State::Asking(none), State::Checking(none), reading, State::Loaded]);
     assert_eq!(effects, [Effect::Release]);
@@ -75,28 +76,17 @@ fn who_waits_for_another_one_that_reads_storage_asks_for_a_seed_again() {
 
 #[test]
 fn a_lost_seed_is_replaced_and_what_is_held_stays() {
-    let (states, effects) = run(&[
-        Event::Granted,
-        Event::Agreed(Some(ONE)),
-        Event::SeedFailed,
-        Event::Granted,
-        Event::Agreed(Some(ONE)),
-    ]);
-    let tried = Tried { failures: 1, held: Held::Named(ONE), ..Tried::default() };
+    let (states, effects) = run(&[Event::Granted, SAME, Event::SeedFailed, Event::Granted, SAME]);
+    let tried = Tried { failures: 1, held: Held::Rooted, ..Tried::default() };
     assert!(states.ends_with(&[State::Asking(tried), State::Checking(tried), State::Reading(tried)]));
     assert_eq!(effects, [Effect::Condemn], "nothing starts over");
 }
 
 #[test]
-fn storage_completes_what_a_seed_began_under_its_content_id() {
-    let (state, effects) = last(&[
-        Event::Granted,
-        Event::Agreed(Some(ONE)),
-        Event::SeedFailed,
-        Event::NoSeed { may_wait: false },
-        Event::MayRead,
-    ]);
-    assert_eq!(state, State::Filling(Filling::Missing(ONE)));
+fn storage_completes_what_a_seed_began_under_its_root() {
+    let (state, effects) =
+        last(&[Event::Granted, SAME, Event::SeedFailed, Event::NoSeed { may_wait: false }, Event::MayRead]);
+    assert_eq!(state, State::Filling(Filling::Missing));
     assert!(!effects.contains(&Effect::StartOver));
     let (state, effects) = step(state, Event::OtherBytes, LIMITS);
     let claimed = Tried { claimed: true, ..Tried::default() };
@@ -110,7 +100,7 @@ fn storage_completes_what_a_seed_began_under_its_content_id() {
 #[test]
 fn a_fallback_that_reloads_the_whole_begins_with_nothing() {
     let limits = Limits { fallback: Fills::Whole, ..LIMITS };
-    let reading = State::Reading(Tried { held: Held::Named(ONE), ..Tried::default() });
+    let reading = State::Reading(Tried { held: Held::Rooted, ..Tried::default() });
     let (asking, _) = step(reading, Event::SeedFailed, limits);
     let (state, effects) = step(asking, Event::NoSeed { may_wait: false }, limits);
     assert_eq!(effects, START_OVER);
@@ -124,38 +114,32 @@ fn what_is_adopted_is_filled_without_a_question() {
 }
 
 #[test]
-fn another_content_starts_over() {
-    let (state, effects) = last(&[
-        Event::Granted,
-        Event::Agreed(Some(ONE)),
-        Event::SeedFailed,
-        Event::Granted,
-        Event::Agreed(Some(TWO)),
-    ]);
-    assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Named(TWO), ..Tried::default() }));
+fn another_root_starts_over() {
+    let (state, effects) = last(&[Event::Granted, SAME, Event::SeedFailed, Event::Granted, OTHER]);
+    assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::Rooted, ..Tried::default() }));
     assert!(effects.ends_with(&[Effect::StartOver]));
 }
 
 #[test]
 fn bytes_without_a_name_go_with_no_other_source_s() {
-    let lost = [Event::Granted, Event::Agreed(None), Event::SeedFailed];
-    for next in [None, Some(ONE)] {
-        let (state, effects) = last(&[&lost[..], &[Event::Granted, Event::Agreed(next)]].concat());
-        assert_eq!(state, State::Reading(Tried { failures: 1, held: Held::of(next), ..Tried::default() }));
+    let lost = [Event::Granted, UNNAMED, Event::SeedFailed];
+    for (next, held) in [(UNNAMED, Held::Unnamed), (SAME, Held::Rooted), (OTHER, Held::Rooted)] {
+        let (state, effects) = last(&[&lost[..], &[Event::Granted, next]].concat());
+        assert_eq!(state, State::Reading(Tried { failures: 1, held, ..Tried::default() }));
         assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
     }
     let to_storage = [Event::NoSeed { may_wait: false }, Event::MayRead];
     let (state, effects) = last(&[&lost[..], &to_storage].concat());
     assert_eq!(state, State::Filling(Filling::All));
     assert!(effects.ends_with(&[Effect::StartOver]), "{effects:?}");
-    let (_, effects) = last(&[Event::Granted, Event::Agreed(None), Event::AllHeld]);
+    let (_, effects) = last(&[Event::Granted, UNNAMED, Event::AllHeld]);
     assert!(!effects.contains(&Effect::StartOver), "{effects:?}");
 }
 
 #[test]
 fn a_source_that_stalls_is_read_until_there_is_another() {
-    let reading = [Event::Granted, Event::Agreed(Some(ONE)), Event::Stalled];
-    let tried = Tried { held: Held::Named(ONE), ..Tried::default() };
+    let reading = [Event::Granted, SAME, Event::Stalled];
+    let tried = Tried { held: Held::Rooted, ..Tried::default() };
     let (state, effects) = last(&reading);
     assert_eq!((state, effects), (State::Seeking(tried), vec![]), "lease and connection are kept");
     for (event, expected) in [
@@ -175,13 +159,13 @@ fn a_source_that_stalls_is_read_until_there_is_another() {
 fn a_source_that_goes_away_costs_no_try_but_moves_are_bounded() {
     let mut state = step(State::begin(), Event::Granted, LIMITS).0;
     for moves in 0..=LIMITS.moves {
-        state = step(state, Event::Agreed(Some(ONE)), LIMITS).0;
-        assert_eq!(state, State::Reading(Tried { moves, held: Held::Named(ONE), ..Tried::default() }));
+        state = step(state, SAME, LIMITS).0;
+        assert_eq!(state, State::Reading(Tried { moves, held: Held::Rooted, ..Tried::default() }));
         let (seeking, effects) = step(state, Event::SourceGone, LIMITS);
         assert_eq!(effects, [], "the lease is kept: it says whose place may be had");
         state = step(seeking, Event::Granted, LIMITS).0;
     }
-    let tried = Tried { moves: LIMITS.moves, held: Held::Named(ONE), ..Tried::default() };
+    let tried = Tried { moves: LIMITS.moves, held: Held::Rooted, ..Tried::default() };
     assert_eq!(state, State::Claiming(tried));
 }
 
@@ -198,7 +182,7 @@ fn events() -> impl Strategy<Value = Event> {
         Just(Event::Granted),
         any::<bool>().prop_map(|may_wait| Event::NoSeed { may_wait }),
         Just(Event::PauseOver),
-        prop_oneof![Just(Some(ONE)), Just(Some(TWO)), Just(None)].prop_map(Event::Agreed),
+        prop_oneof![Just(SAME), Just(OTHER), Just(UNNAMED)],
         Just(Event::Disagreed),
         Just(Event::SeedFailed),
         Just(Event::LeaseLost),
@@ -255,7 +239,8 @@ proptest! {
             match next {
                 State::Reading(tried) => {
                     prop_assert!(leased, "bytes move only under a lease");
-                    let mixed = content != Held::Nothing && (content != tried.held || content == Held::Unnamed);
+                    let goes_on = content == tried.held && content != Held::Unnamed && event != OTHER;
+                    let mixed = content != Held::Nothing && !goes_on;
                     prop_assert!(!mixed || event == Event::BytesFlow, "two contents mixed");
                     content = tried.held;
                     served = true;
@@ -266,8 +251,8 @@ proptest! {
                 State::Filling(Filling::All) => {
                     prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks");
                 }
-                State::Filling(Filling::Missing(id)) => {
-                    prop_assert_eq!(content, Held::Named(id));
+                State::Filling(Filling::Missing) => {
+                    prop_assert_eq!(content, Held::Rooted);
                     prop_assert!(!whole_only, "asked for less than it gives");
                 }
                 State::Claiming(tried) => {

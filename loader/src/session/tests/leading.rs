@@ -22,14 +22,8 @@ async fn storage_is_read_once_and_the_others_fork() {
     for _ in 0..4 {
         readers.push(cold(&planner, &storage).await);
     }
-    // All have asked, the leader again and again.
-    planner
-        .until(|state| {
-            let asked: std::collections::HashSet<_> =
-                state.claims.iter().map(|claim| claim.loading.seed.to_string()).collect();
-            asked.len() == 4 && state.claims.len() > 8
-        })
-        .await;
+    // They form a chain before a byte was read; the leader asks again and again.
+    planner.until(|state| state.seeds.len() == 4 && state.claims.len() > 8).await;
     storage.goes_on.notify_one();
     let mut from_storage = 0;
     let mut sessions = Vec::new();
@@ -123,4 +117,127 @@ async fn who_lost_its_source_completes_what_it_has_by_the_right_to_read_storage(
     let (_session, report, memory) = reader.ends().await;
     assert!(bytes(&memory) == bytes(&weights));
     assert!(storage.read_bytes.load(Ordering::SeqCst) < report.bytes, "only what it lacks");
+}
+
+/// A worker that has read so many chunks from storage and waits, and one that reads from it.
+async fn leader_and_reader(
+    planner: &Planner,
+    storage: &Arc<Pattern>,
+    of_reader: &Arc<Pattern>,
+    rule: StallRule,
+) -> (Reader, Reader) {
+    let leader = cold(planner, storage).await;
+    planner.until(|state| state.claims.iter().any(|claim| claim.origin.is_some())).await;
+    let reader = session(planner, 1000.0, rule).await;
+    let reader = reader_that_waits(reader, Some(of_reader.clone()), Some(Duration::from_secs(1)));
+    (leader, reader)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_read_from_storage_is_passed_on_as_it_comes() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let storage = Pattern::that_waits_after(20, 1);
+    let (leader, reader) = leader_and_reader(&planner, &storage, &Pattern::new(9), PATIENT).await;
+    reader.holds(20).await;
+    assert!(reader.memory.content().is_none() && !leader.memory.all_held());
+    planner
+        .until(|state| {
+            let origin = state.claims.iter().find_map(|claim| claim.origin.clone());
+            state
+                .renewals
+                .iter()
+                .filter_map(|told| told.held.as_ref())
+                .any(|held| Some(&held.root) == origin.as_ref())
+        })
+        .await;
+    storage.goes_on.notify_one();
+    for one in [leader, reader] {
+        let (_session, report, memory) = one.ends().await;
+        assert!(bytes(&memory) == bytes(&loaded(&planner, 1, 1000.0).await.1));
+        assert_eq!(report.content, loaded(&planner, 1, 1000.0).await.1.content().map(|content| content.id));
+        assert_eq!(report.shares.len(), 1, "all from one source");
+    }
+    assert_eq!(copies(&storage), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_is_complete_before_it_is_known_which_content_that_is() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let chunks = memory().plan().count();
+    let storage = Pattern::that_waits_after(chunks, 1);
+    let (leader, reader) = leader_and_reader(&planner, &storage, &Pattern::new(9), PATIENT).await;
+    while !reader.memory.all_held() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    // It has told that it holds all, and more than once.
+    planner
+        .until(|state| {
+            let whole = memory().plan().total_bytes();
+            let told = state.renewals.iter().filter_map(|told| told.held.as_ref());
+            told.filter(|held| held.bytes == whole).count() > 2
+        })
+        .await;
+    assert!(!reader.task.is_finished() && planner.look(|state| state.completed.is_empty()));
+    storage.goes_on.notify_one();
+    for one in [leader, reader] {
+        assert!(one.ends().await.2.content().is_some());
+    }
+}
+
+/// The leader ends when its reader holds what it has read; the reader then has to do with `storage`.
+async fn orphan(storage: &Arc<Pattern>) -> (Arc<Planner>, LoadReport, Arc<WeightMemory>) {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let first = Pattern::that_waits_after(20, 1);
+    let (leader, reader) = leader_and_reader(&planner, &first, storage, HASTY).await;
+    reader.holds(20).await;
+    leader.cancel.cancel();
+    let (_session, report, memory) = reader.ends().await;
+    (planner, report, memory)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_reads_on_for_a_leader_that_is_gone_compares_what_it_has() {
+    let storage = Pattern::new(1);
+    let (planner, report, memory) = orphan(&storage).await;
+    assert!(bytes(&memory) == bytes(&loaded(&planner, 1, 1000.0).await.1));
+    let [read, checked] =
+        [&storage.read_bytes, &storage.checked_bytes].map(|bytes| bytes.load(Ordering::SeqCst));
+    assert_eq!(read + checked, report.bytes, "each once");
+    assert!(checked >= 20 * MIN_CHUNK_BYTES);
+    planner.look(|state| {
+        let origins: std::collections::HashSet<_> =
+            state.claims.iter().filter_map(|claim| claim.origin.clone()).map(String::from).collect();
+        assert_eq!(origins.len(), 1, "the root stays");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_storage_has_changed_meanwhile_nothing_of_before_stays() {
+    let storage = Pattern::new(2);
+    let (planner, report, memory) = orphan(&storage).await;
+    assert!(bytes(&memory) == bytes(&loaded(&planner, 2, 1000.0).await.1));
+    assert_eq!(report.shares.len(), 1, "{report:?}");
+    planner.look(|state| {
+        let origins: std::collections::HashSet<_> =
+            state.claims.iter().filter_map(|claim| claim.origin.clone()).map(String::from).collect();
+        assert_eq!(origins.len(), 2, "what is read then has another root");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn bytes_of_an_origin_go_on_with_a_seed_that_has_the_same_and_with_no_other() {
+    for salt in [1, 2] {
+        let planner = Planner::that_gives_the_right_to_lead().await;
+        let storage = Pattern::that_waits_after(20, 1);
+        let (leader, reader) = leader_and_reader(&planner, &storage, &Pattern::new(9), HASTY).await;
+        reader.holds(20).await;
+        let (_root, weights) = root(&planner, salt, 1000.0).await;
+        leader.cancel.cancel();
+        let (_session, report, memory) = reader.ends().await;
+        assert!(bytes(&memory) == bytes(&weights));
+        assert_eq!(report.content, weights.content().map(|content| content.id));
+        let arrived = memory.arrivals().bytes();
+        assert_eq!(arrived == report.bytes, salt == 1, "no byte twice, but where nothing of it can stay");
+        planner.look(|state| assert_eq!(state.deregistered.len(), if salt == 1 { 1 } else { 2 }));
+    }
 }

@@ -56,19 +56,59 @@ fn memory() -> Arc<WeightMemory> {
 struct Pattern {
     salt: u8,
     read_bytes: std::sync::atomic::AtomicU64,
-    /// Whether it waits before it reads, until it is told to go on.
-    waits: bool,
+    /// Bytes that were read to be compared.
+    checked_bytes: std::sync::atomic::AtomicU64,
+    /// Of how many chunks it waits before it reads the next, until it is told to go on.
+    waits_after: Option<u32>,
     goes_on: tokio::sync::Notify,
 }
 
 impl Pattern {
     fn new(salt: u8) -> Arc<Self> {
-        Arc::new(Self { salt, read_bytes: 0.into(), waits: false, goes_on: tokio::sync::Notify::new() })
+        Self::with(salt, None)
     }
 
     /// One that waits.
     fn slow(salt: u8) -> Arc<Self> {
-        Arc::new(Self { salt, read_bytes: 0.into(), waits: true, goes_on: tokio::sync::Notify::new() })
+        Self::with(salt, Some(0))
+    }
+
+    /// One that waits when it has read so many chunks.
+    fn that_waits_after(chunks: u32, salt: u8) -> Arc<Self> {
+        Self::with(salt, Some(chunks))
+    }
+
+    fn with(salt: u8, waits_after: Option<u32>) -> Arc<Self> {
+        let (read_bytes, checked_bytes) = (0.into(), 0.into());
+        Arc::new(Self { salt, read_bytes, checked_bytes, waits_after, goes_on: tokio::sync::Notify::new() })
+    }
+
+    /// What there is of a chunk.
+    fn bytes_of(&self, chunk: u32, len: usize) -> Vec<u8> {
+        (0..len).map(|at| (at as u8) ^ (chunk as u8) ^ self.salt ^ ((at >> 8) as u8)).collect()
+    }
+
+    async fn may_go_on(&self, read: u32, cancel: &CancellationToken) -> Result<(), FallbackError> {
+        if self.waits_after != Some(read) {
+            return Ok(());
+        }
+        tokio::select! {
+            () = self.goes_on.notified() => Ok(()),
+            () = cancel.cancelled() => Err(FallbackError::Cancelled),
+        }
+    }
+
+    /// Compares what is held.
+    fn check(&self, memory: &Arc<WeightMemory>, chunk: u32) -> Result<(), FallbackError> {
+        let bytes = self.bytes_of(chunk, memory.begin_read(chunk).unwrap().len());
+        let mut digest = DigestAlgorithm::default().start();
+        digest.update(&bytes);
+        self.checked_bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::SeqCst);
+        if memory.digest(chunk) == Some(digest.finish()) {
+            return Ok(());
+        }
+        let (tensor, path) = ("t0000".into(), "pattern".into());
+        Err(FallbackError::OtherBytes(crate::storage::StorageError::Mismatch { chunk, tensor, path }))
     }
 }
 
@@ -78,29 +118,27 @@ impl Fallback for Arc<Pattern> {
         Fills::Chunks
     }
 
-    async fn fill(&self, request: FillRequest) -> Result<Vec<(u32, u64)>, FallbackError> {
-        if self.waits {
-            tokio::select! {
-                () = self.goes_on.notified() => {}
-                () = request.cancel.cancelled() => return Err(FallbackError::Cancelled),
-            }
-        }
-        let mut digests = Vec::new();
-        for chunk in request.chunks.iter() {
+    async fn fill(&self, request: FillRequest) -> Result<(), FallbackError> {
+        let mut held = crate::chunks::ChunkSet::all(request.memory.plan().count());
+        for (read, chunk) in (0..).zip(request.chunks.iter()) {
+            held.remove(chunk);
+            self.may_go_on(read, &request.cancel).await?;
             let Some(mut writer) = request.memory.begin_write(chunk) else { continue };
             let len = writer.len();
-            let bytes: Vec<u8> =
-                (0..len).map(|at| (at as u8) ^ (chunk as u8) ^ self.salt ^ ((at >> 8) as u8)).collect();
+            let bytes = self.bytes_of(chunk, len);
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&bytes).unwrap();
             writer.read_file_at(&file, 0, 0, len).unwrap();
             let mut digest = DigestAlgorithm::default().start();
             writer.digest(0, len, &mut digest).unwrap();
-            digests.push((chunk, digest.finish()));
-            writer.commit();
+            writer.commit_as(digest.finish());
             self.read_bytes.fetch_add(len as u64, std::sync::atomic::Ordering::SeqCst);
         }
-        Ok(digests)
+        self.may_go_on(request.chunks.len(), &request.cancel).await?;
+        if request.checks_held {
+            held.iter().try_for_each(|chunk| self.check(&request.memory, chunk))?;
+        }
+        Ok(())
     }
 }
 

@@ -145,6 +145,13 @@ impl State {
         }
         let leader = self.leader.get_or_insert(asks.clone()).clone();
         let role = if leader == asks { Role::Leads } else { Role::Waits };
+        let last = self.claims.last().filter(|claim| role == Role::Leads && claim.origin.is_some());
+        if let Some(Claim { loading: LoadingSeed { seed, incarnation, .. }, .. }) = last
+            && self.seeds.iter().all(|known| known.identity != *seed)
+        {
+            let (identity, incarnation) = (seed.clone(), Some(incarnation.clone()));
+            self.seeds.push(Seed { identity, incarnation, phase: SeedPhase::Loading });
+        }
         Claimed { role, renew_after_ms: 50, leader: (leader != asks).then_some(leader) }
     }
 

@@ -17,7 +17,7 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
     if !api.loading_seeds {
         return Ok(Claimed { role: Role::Alone, renew_after_ms: PERIOD_MS.unsigned_abs(), leader: None });
     }
-    let Claim { seed_key: key, loading, arrived_bytes, patience_ms, location, instance_id } = request;
+    let Claim { seed_key: key, loading, arrived_bytes, patience_ms, origin, location, instance_id } = request;
     let LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft } = loading;
     let profile = Profile {
         labels: Labels {
@@ -39,6 +39,7 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
         total_bytes,
         arrived_bytes,
         held: held.map(loading::of_root),
+        origin: origin.map(String::from),
         patience_ms: i64::try_from(patience_ms).unwrap_or(i64::MAX),
     };
     let commands::Claimed { role, renew_after_ms } = api.submit(claim).await?;

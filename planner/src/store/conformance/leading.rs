@@ -23,6 +23,7 @@ fn claim(seed: u8, arrived_bytes: u64) -> Claim {
         total_bytes: TOTAL_BYTES,
         arrived_bytes,
         held: None,
+        origin: None,
         patience_ms: PATIENCE_MS,
     }
 }
@@ -75,6 +76,51 @@ pub(crate) async fn who_begins_with_storage_is_no_source_until_its_bytes_have_a_
     assert_eq!(bench.role(named).await, Role::Leads);
     assert_eq!(bench.from(ask(3, 4)).await, Some(identity(2)));
     assert_eq!(bench.acquire("k", 5).await, None, "an unmodified client");
+}
+
+pub(crate) async fn who_reads_storage_is_a_source_by_its_origin_while_it_leads<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let origin = |name: &str, claim| Claim { origin: Some(format!("origin:{name}")), ..claim };
+    assert_eq!(bench.roles([claim(2, 0), origin("3", claim(3, 0))]).await, [Role::Leads, waits_for(2)]);
+    assert_eq!(bench.from(ask(4, 4)).await, None, "neither who has no name for its bytes, nor who waits");
+    assert_eq!(bench.role(origin("2", claim(2, 0))).await, Role::Leads);
+    assert_eq!(bench.from(ask(4, 5)).await, Some(identity(2)));
+    assert_eq!(bench.from(ask(5, 6)).await, Some(identity(4)), "a chain forms behind it");
+    let root = bench.entry(5).await.unwrap().loading.unwrap().loading.root;
+    assert_eq!(root.as_deref(), Some("origin:2"));
+    assert_eq!(bench.acquire("k", 7).await, None, "an unmodified client");
+    // It tells nothing for too long, and another one leads: nobody new is sent to it, though it comes back.
+    bench.step(LEAD_TTL_MS);
+    assert_eq!(bench.role(origin("6", claim(6, 0))).await, Role::Leads);
+    assert_eq!(
+        bench.role(Claim { held: held("origin:2", 9), ..origin("2", claim(2, 9)) }).await,
+        waits_for(6)
+    );
+    assert_eq!(bench.from(ask(7, 8)).await, Some(identity(6)));
+}
+
+pub(crate) async fn bytes_of_an_origin_go_on_with_a_complete_seed<H: Home>() {
+    let bench = Bench::<H>::new(RULES).await;
+    let of =
+        |bytes| Claim { origin: Some("origin:2".into()), held: held("origin:2", bytes), ..claim(2, bytes) };
+    assert_eq!(bench.role(of(10)).await, Role::Leads);
+    assert_eq!(bench.from(ask(3, 3)).await, Some(identity(2)));
+    let asker = |root: &str, bytes| crate::domain::chain::Asker {
+        identity: identity(3),
+        incarnation: INCARNATION.into(),
+        labels: rfork_protocol::v1::Labels::default(),
+        total_bytes: TOTAL_BYTES,
+        held: held(root, bytes),
+        stalled: None,
+    };
+    assert!(bench.release(2, 3).await);
+    bench.apply(&[complete(2, "x")]).await;
+    assert_eq!(bench.from(ask_as(asker("y", 5), 4)).await, None, "of another content");
+    assert_eq!(
+        bench.from(ask_as(asker("origin:9", 5), 5)).await,
+        Some(identity(2)),
+        "it compares the digests"
+    );
 }
 
 pub(crate) async fn the_right_passes_on_when_its_holder_is_not_heard_of<H: Home>() {

@@ -12,8 +12,9 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
-use super::content::{ChunkDigests, ContentId};
+use super::content::{ChunkDigests, Content, Growing, Root};
 use super::{Manifest, ManifestError, Tensor};
 use crate::host::Host;
 use crate::shown::Shown;
@@ -116,10 +117,8 @@ pub struct Extension {
     pub engine: String,
     /// The version of the library behind it, where peers must have the same one.
     pub engine_version: Option<String>,
-    /// The name of the bytes.
-    pub content_id: ContentId,
-    /// The chunk digests that the content id is made from.
-    pub chunks: ChunkDigests,
+    /// What the bytes are, or will be.
+    pub root: Root,
 }
 
 impl Metadata {
@@ -154,19 +153,25 @@ impl Metadata {
                 if let Some(dtypes) = extension.dtypes {
                     fill_all(&mut manifest, "dtype", dtypes, |tensor, dtype| tensor.dtype = Some(dtype))?;
                 }
-                Some(Extension {
-                    engine: extension.engine,
-                    engine_version: extension.engine_version,
-                    content_id: extension
-                        .content_id
-                        .parse()
-                        .map_err(|error| MetadataError::BadDigests(format!("{error}")))?,
-                    chunks: ChunkDigests {
-                        algorithm: extension.digest_algorithm,
-                        chunk_bytes: extension.chunk_bytes,
-                        digests: digests_from_hex(&extension.chunk_digests)?.into(),
-                    },
-                })
+                let (algorithm, chunk_bytes) = (extension.digest_algorithm, extension.chunk_bytes);
+                let bad = |reason: &dyn Display| MetadataError::BadDigests(reason.to_string());
+                let root = match (extension.content_id, extension.chunk_digests, extension.origin) {
+                    (Some(id), Some(digests), None) => {
+                        let digests = digests_from_hex(&digests)?.into();
+                        let chunks = ChunkDigests { algorithm, chunk_bytes, digests };
+                        Root::Content(Content { id: id.parse().map_err(|error| bad(&error))?, chunks })
+                    }
+                    (None, None, Some(origin)) => {
+                        let origin = origin.parse().map_err(|error| bad(&error))?;
+                        Root::Growing(Growing { origin, algorithm, chunk_bytes })
+                    }
+                    _ => {
+                        return Err(bad(
+                            &"they must come with a content id, or there must be an origin instead",
+                        ));
+                    }
+                };
+                Some(Extension { engine: extension.engine, engine_version: extension.engine_version, root })
             }
         };
         // The lists may have brought shapes and dtypes that the entries' own checks have not seen.
@@ -204,14 +209,27 @@ impl Metadata {
             rfork_transfer_engine_info: Some((&self.session, EntriesOut { tensors, fields })),
             rfork_transfer_engine_shape_info: Some(ShapesOut(tensors)),
             rfork_transfer_engine_format_info: Some(FormatsOut(tensors)),
-            rfork_rs: self.extension.as_ref().map(|extension| ExtensionOut {
-                engine: &extension.engine,
-                engine_version: extension.engine_version.as_deref(),
-                content_id: extension.content_id.to_string(),
-                digest_algorithm: &extension.chunks.algorithm,
-                chunk_bytes: extension.chunks.chunk_bytes,
-                chunk_digests: digests_to_hex(&extension.chunks.digests),
-                dtypes: (fields == EntryFields::Three).then_some(DtypesOut(tensors)),
+            rfork_rs: self.extension.as_ref().map(|extension| {
+                let (content_id, origin, digest_algorithm, chunk_bytes, chunk_digests) = match &extension.root
+                {
+                    Root::Content(Content { id, chunks }) => {
+                        let digests = digests_to_hex(&chunks.digests);
+                        (Some(id.to_string()), None, &chunks.algorithm, chunks.chunk_bytes, Some(digests))
+                    }
+                    Root::Growing(Growing { origin, algorithm, chunk_bytes }) => {
+                        (None, Some(origin.to_string()), algorithm, *chunk_bytes, None)
+                    }
+                };
+                ExtensionOut {
+                    engine: &extension.engine,
+                    engine_version: extension.engine_version.as_deref(),
+                    content_id,
+                    origin,
+                    digest_algorithm,
+                    chunk_bytes,
+                    chunk_digests,
+                    dtypes: (fields == EntryFields::Three).then_some(DtypesOut(tensors)),
+                }
             }),
         };
         to_json(&wire)
@@ -317,7 +335,7 @@ fn digests_from_hex(text: &str) -> Result<Vec<u64>, MetadataError> {
 mod tests {
     use std::fmt::Write as _;
 
-    use super::super::content::content_id;
+    use super::super::content::{Origin, content_id};
     use super::super::tests::{manifests, tensor};
     use super::super::{MAX_NAME_BYTES, MAX_TENSORS};
     use super::*;
@@ -329,12 +347,11 @@ mod tests {
             chunk_bytes: 262_144,
             digests: [1, u64::MAX].into(),
         };
-        let content_id = content_id(&manifest, &chunks);
+        let id = content_id(&manifest, &chunks);
         let extension = with_extension.then_some(Extension {
             engine: "tcp".into(),
             engine_version: manifest.tensors().len().is_multiple_of(2).then(|| "0.8.1".into()),
-            content_id,
-            chunks,
+            root: Root::Content(Content { id, chunks }),
         });
         Metadata { session: "10.0.0.7:40123".into(), manifest, extension }
     }
@@ -468,6 +485,22 @@ mod tests {
             }
             prop_assert!(three.has_shapes());
             three.with_shapes(served.encode_shapes().as_bytes()).unwrap();
+        }
+
+        #[test]
+        fn an_origin_is_read_back_and_stands_instead_of_a_content_id(manifest in manifests(), origin: [u8; 32]) {
+            let mut served = metadata(manifest, true);
+            let content = served.encode(EntryFields::Five);
+            let growing = Growing { origin: Origin(origin), algorithm: "crc64nvme".into(), chunk_bytes: 262_144 };
+            served.extension.as_mut().unwrap().root = Root::Growing(growing);
+            let json = served.encode(EntryFields::Five);
+            prop_assert_eq!(&Metadata::decode(json.as_bytes()).unwrap(), &served);
+            prop_assert!(!json.contains("content_id") && !json.contains("chunk_digests"));
+            let both = content.replacen(r#""content_id""#, &format!(r#""origin":"{}","content_id""#, Origin(origin)), 1);
+            for wrong in [both, json.replacen("origin:", "", 1), json.replacen(r#""origin":"#, r#""x":"#, 1)] {
+                let refused = matches!(Metadata::decode(wrong.as_bytes()), Err(MetadataError::BadDigests(_)));
+                prop_assert!(refused, "{}", wrong);
+            }
         }
 
         #[test]

@@ -46,10 +46,14 @@ pub(super) struct ExtensionIn<'a> {
     pub(super) engine: String,
     #[serde(default)]
     pub(super) engine_version: Option<String>,
-    pub(super) content_id: String,
+    #[serde(default)]
+    pub(super) content_id: Option<String>,
+    #[serde(default)]
+    pub(super) origin: Option<String>,
     pub(super) digest_algorithm: String,
     pub(super) chunk_bytes: u64,
-    pub(super) chunk_digests: String,
+    #[serde(default)]
+    pub(super) chunk_digests: Option<String>,
     #[serde(default)]
     #[serde(borrow)]
     pub(super) dtypes: Option<Named<'a, String>>,
@@ -207,10 +211,14 @@ pub(super) struct ExtensionOut<'a> {
     pub(super) engine: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) engine_version: Option<&'a str>,
-    pub(super) content_id: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) content_id: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) origin: Option<String>,
     pub(super) digest_algorithm: &'a str,
     pub(super) chunk_bytes: u64,
-    pub(super) chunk_digests: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) chunk_digests: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) dtypes: Option<DtypesOut<'a>>,
 }

@@ -33,11 +33,12 @@ impl Relay {
         options: TcpOptions,
     ) -> AbortOnDropHandle<Result<ReadReport, ReadError>> {
         let metadata = Metadata { session, ..root.metadata.clone() };
-        let (content, memory, source) = (root.content.clone(), self.memory.clone(), self.source.clone());
+        let (content, memory, source) = (root.root(), self.memory.clone(), self.source.clone());
         AbortOnDropHandle::new(tokio::spawn(async move {
             let request = ReadRequest {
                 seed: &metadata,
-                content: Some(&content),
+                manifest: &metadata.manifest,
+                root: Some(&content),
                 memory: &memory,
                 loading: Some(&source),
                 point: None,
@@ -58,9 +59,9 @@ async fn until<T>(what: &str, reached: impl Future<Output = T>) -> T {
 }
 
 /// A connection for announcements to whoever listens at `session`.
-async fn following(session: &str, content: ContentId) -> TcpStream {
+async fn following(session: &str, root: [u8; 32]) -> TcpStream {
     let mut stream = TcpStream::connect(session).await.unwrap();
-    let hello = Hello { version: 1, features: ANNOUNCEMENTS | 8, content, identity: vec![] };
+    let hello = Hello { version: 1, features: ANNOUNCEMENTS | 8, root, identity: vec![] };
     stream.write_all(&hello.encode().unwrap()).await.unwrap();
     let mut welcome = [0; rfork_protocol::frame::WELCOME_BYTES];
     stream.read_exact(&mut welcome).await.unwrap();
@@ -81,6 +82,7 @@ async fn announcement(stream: &mut TcpStream) -> Option<Result<Vec<u32>, SignOfL
             let ranges = Announcement::decode_ranges(&ranges, u32::MAX).unwrap();
             Some(Ok(ranges.iter().flat_map(Range::chunks).collect()))
         }
+        other => panic!("{other:?} of bytes that have a content id"),
     }
 }
 
@@ -152,7 +154,7 @@ async fn what_is_held_is_announced_at_once_and_then_as_it_comes() {
     for chunk in [3, 1, 2] {
         fill(&relay.memory, chunk, 1);
     }
-    let mut stream = following(&relay.session(), root.content.id).await;
+    let mut stream = following(&relay.session(), root.content.id.0).await;
     assert_eq!(held(&mut stream).await, [1, 2, 3]);
     // While it is being filled it is not held: only its commit announces it.
     let writer = relay.memory.begin_write(5).unwrap();
@@ -202,7 +204,7 @@ async fn announcements_end_when_the_content_does() {
     let root = seed(&[4 * CHUNK], 1, options()).await;
     let relay = relay_of(&root, options()).await;
     fill(&relay.memory, 0, 1);
-    let mut stream = following(&relay.session(), root.content.id).await;
+    let mut stream = following(&relay.session(), root.content.id.0).await;
     assert_eq!(held(&mut stream).await, [0]);
     relay.memory.forget_all().unwrap();
     relay.memory.set_content(root.content.clone());
@@ -272,7 +274,7 @@ async fn a_reader_without_the_bit_is_told_not_yet() {
     let root = seed(&[2 * CHUNK], 1, options()).await;
     let relay = relay_of(&root, options()).await;
     let mut stream = TcpStream::connect(relay.session()).await.unwrap();
-    let hello = Hello { version: 1, features: 0, content: root.content.id, identity: vec![] };
+    let hello = Hello { version: 1, features: 0, root: root.content.id.0, identity: vec![] };
     stream.write_all(&hello.encode().unwrap()).await.unwrap();
     stream.read_exact(&mut [0; rfork_protocol::frame::WELCOME_BYTES]).await.unwrap();
     stream.write_all(&Read::new(&[1]).unwrap().encode()).await.unwrap();
@@ -301,7 +303,7 @@ async fn a_wrong_chunk_is_neither_held_nor_announced() {
     let (relay, liar) = (relay_of(&root, options()).await, relay_of(&root, options()).await);
     // It says that its bytes are the root's.
     (0..3).for_each(|chunk| fill(&liar.memory, chunk, if chunk == 1 { 2 } else { 1 }));
-    let mut stream = following(&relay.session(), root.content.id).await;
+    let mut stream = following(&relay.session(), root.content.id.0).await;
     let read = relay.read_from(liar.session(), &root, options());
     let error = until("the end", read).await.unwrap().unwrap_err();
     assert!(matches!(error, ReadError::Corrupt { chunk: 1, .. }), "{error}");
@@ -317,7 +319,7 @@ async fn those_who_follow_take_no_place_of_those_who_read() {
     let root = seed(&[CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
     let follow = async |point: Option<LeasedPoint>| {
         let mut stream = TcpStream::connect(root.engine.address()).await.unwrap();
-        let hello = Hello { version: 1, features: ANNOUNCEMENTS, content: root.content.id, identity: vec![] };
+        let hello = Hello { version: 1, features: ANNOUNCEMENTS, root: root.content.id.0, identity: vec![] };
         let hello = point.map_or(hello.clone(), |point| hello.holding(point));
         stream.write_all(&hello.encode().unwrap()).await.unwrap();
         let mut welcome = [0; rfork_protocol::frame::WELCOME_BYTES];

@@ -7,7 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
 use proptest::prelude::*;
-use rfork_protocol::manifest::content::{ContentId, content_id};
+use rfork_protocol::manifest::content::{ContentId, Root, content_id};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 use rfork_protocol::v2::LeasedPoint;
@@ -103,7 +103,8 @@ impl Seed {
         let metadata = Metadata { session: session.to_owned(), ..self.metadata.clone() };
         let request = ReadRequest {
             seed: &metadata,
-            content: Some(&self.content),
+            manifest: &metadata.manifest,
+            root: Some(&self.root()),
             memory,
             loading: None,
             point: None,
@@ -114,6 +115,11 @@ impl Seed {
 
     async fn read(&self, memory: &Arc<WeightMemory>) -> Result<ReadReport, ReadError> {
         self.read_at(&session(&self.engine), memory, &options(), &CancellationToken::new()).await
+    }
+
+    /// What names its bytes.
+    fn root(&self) -> Root {
+        Root::Content(self.content.clone())
     }
 
     fn empty_memory(&self) -> Arc<WeightMemory> {

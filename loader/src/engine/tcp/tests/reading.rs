@@ -285,7 +285,8 @@ async fn progress_counts_every_byte_that_arrives() {
     let memory = seed.empty_memory();
     let request = ReadRequest {
         seed: &seed.metadata,
-        content: Some(&seed.content),
+        manifest: &seed.metadata.manifest,
+        root: Some(&seed.root()),
         memory: &memory,
         loading: None,
         point: None,

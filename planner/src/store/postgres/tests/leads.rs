@@ -15,6 +15,7 @@ fn claim(seed: u8, round: u8) -> Command {
         total_bytes: 9,
         arrived_bytes: 0,
         held: None,
+        origin: None,
         patience_ms: 60_000,
     }))
 }

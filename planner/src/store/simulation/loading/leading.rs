@@ -42,6 +42,7 @@ impl<H: Home> Play<H> {
             total_bytes: TOTAL_BYTES,
             arrived_bytes,
             held: worker.held.map(|(root, bytes)| Held { root: root.into(), bytes }),
+            origin: None,
             patience_ms,
         }));
         let Outcome::Claimed(claimed) = self.apply(command).await else { panic!("not of a claim") };

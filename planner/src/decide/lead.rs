@@ -130,7 +130,10 @@ fn tell(tables: &mut Tables, now: i64, id: i64, claim: &Claim, period_ms: i64, l
             loading.lead = Some(loading.lead.map_or(Lead::begin(now), |lead| lead.renewed(now, moves)));
             loading.arrived_bytes = claim.arrived_bytes;
             // Who begins with nothing may be read from once it has a name for what it reads.
-            loading.root = loading.root.take().or_else(|| claim.origin.clone());
+            // Excluded: it still goes by the root of who it read from before, of which it has nothing.
+            if claim.held.is_none() {
+                loading.root.clone_from(&claim.origin);
+            }
             // Storage is no source with which anybody is compared.
             (loading.source, loading.depth, loading.pace) = (None, 0, loading.pace.elsewhere());
         } else {

@@ -91,6 +91,18 @@ impl Fault {
     }
 }
 
+/// The first of the roots that are origins.
+const ORIGINS: char = '\u{4e00}';
+
+fn is_origin(root: char) -> bool {
+    root >= ORIGINS
+}
+
+/// What a planner is told of a root.
+fn named(root: char) -> String {
+    if is_origin(root) { format!("origin:{root}") } else { root.into() }
+}
+
 fn stalled(source: u8, number: u32, lost: bool) -> Stalled {
     Stalled { identity: identity(source), lease: lease(number), lost, unanswered: false }
 }
@@ -126,6 +138,8 @@ struct Worker {
     memory: u32,
     /// The root and the bytes that it holds.
     held: Option<(char, u64)>,
+    /// What names what it reads from storage.
+    origin: Option<char>,
     /// The bytes that it has told.
     told_bytes: u64,
     told_root: Option<char>,
@@ -163,6 +177,7 @@ struct Play<H: Home> {
     others: Vec<Lease>,
     leads: Option<leading::Leader>,
     next_lease: u32,
+    next_origin: char,
     now: i64,
 }
 
@@ -171,8 +186,17 @@ async fn play<H: Home>(seed: u64, fault: Option<Fault>) -> Result<(), String> {
     let bench = Bench::<H>::new(Rules { capacity: CAPACITY, ..RULES }).await;
     let workers = vec![Worker::default(); usize::from(WORKERS)];
     let random = fastrand::Rng::with_seed(seed);
-    let mut play =
-        Play { bench, random, fault, workers, others: Vec::new(), leads: None, next_lease: 1, now: 0 };
+    let mut play = Play {
+        bench,
+        random,
+        fault,
+        workers,
+        others: Vec::new(),
+        leads: None,
+        next_lease: 1,
+        next_origin: ORIGINS,
+        now: 0,
+    };
     for _ in 0..STEPS {
         play.step().await?;
     }
@@ -294,7 +318,7 @@ impl<H: Home> Play<H> {
         if worker.is_complete {
             return Ok(());
         }
-        let held = worker.held.map(|(root, bytes)| Held { root: root.into(), bytes });
+        let held = worker.held.map(|(root, bytes)| Held { root: named(root), bytes });
         let mut told = asker(name, worker.memory, held);
         let stalls = worker.leases.last().filter(|lease| {
             let is_there = self.workers[usize::from(lease.source)].memory == lease.memory;
@@ -327,7 +351,8 @@ impl<H: Home> Play<H> {
             return Err(format!("{name} was given its reader"));
         }
         if let Some((root, bytes)) = worker.held {
-            if source.told_root.is_some_and(|known| known != root) {
+            let may_be_equal = is_origin(root) && source.is_complete;
+            if source.told_root.is_some_and(|known| known != root) && !may_be_equal {
                 return Err(format!("{name} has bytes of {root}, and {} of another root", lease.source));
             }
             let is_nearer = worker.loads && source.depth < worker.depth;
@@ -344,6 +369,10 @@ impl<H: Home> Play<H> {
         (worker.reads_from, worker.told_bytes) =
             (Some((lease.source, lease.memory)), worker.held.map_or(0, |held| held.1));
         worker.told_root = worker.held.map(|held| held.0).or(source.told_root);
+        if let (Some(held), Some((root, _))) = (&mut worker.held, source.held.filter(|_| source.is_complete)) {
+            // It has compared the digests, and goes on under the content id.
+            held.0 = root;
+        }
         worker.leases.push(lease);
         Ok(())
     }
@@ -364,7 +393,7 @@ impl<H: Home> Play<H> {
         let progress = Progress {
             incarnation: worker.memory.to_string(),
             arrived_bytes: worker.arrived_bytes,
-            held: worker.held.map(|(root, bytes)| Held { root: root.into(), bytes }),
+            held: worker.held.map(|(root, bytes)| Held { root: named(root), bytes }),
         };
         let command = Command::Renew {
             identity: identity(held_lease.source),
@@ -402,7 +431,8 @@ impl<H: Home> Play<H> {
     async fn complete(&mut self, name: u8) -> Result<(), String> {
         let root = self.random.choice(['x', 'x', 'x', 'y']).unwrap_or('x');
         let worker = self.workers[usize::from(name)].clone();
-        let root = worker.held.map_or(root, |held| held.0);
+        // Whatever grew is found to be of one content.
+        let root = worker.held.map_or(root, |held| if is_origin(held.0) { 'x' } else { held.0 });
         let profile = Profile {
             incarnation: Some(worker.memory.to_string()),
             content_id: Some(root.into()),

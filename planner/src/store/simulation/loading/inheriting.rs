@@ -1,6 +1,6 @@
 //! Whose place a worker gets whose source is lost, by what the workers know.
 
-use super::{Lease, Play, SILENT_MS};
+use super::{Lease, Play, SILENT_MS, is_origin};
 use crate::store::conformance::Home;
 
 /// A place that passes to a worker.
@@ -40,10 +40,13 @@ impl<H: Home> Play<H> {
             let seed = &self.workers[usize::from(before.0)];
             let reads_from_the_asker = asks.loads && seed.reads_from == Some((name, asks.memory));
             let is_there = seed.memory == before.1 && (seed.loads || seed.is_complete);
-            if !is_there || before.0 == name || seed.loads && reads_from_the_asker {
+            // Who reads storage for itself is nobody's source.
+            let is_alone = self.is_nameless(before.0);
+            if !is_there || is_alone || before.0 == name || seed.loads && reads_from_the_asker {
                 return None;
             }
-            if asks.held.is_some_and(|(root, _)| seed.told_root != Some(root)) {
+            let may_be_equal = |root| is_origin(root) && seed.is_complete;
+            if asks.held.is_some_and(|(root, _)| seed.told_root != Some(root) && !may_be_equal(root)) {
                 return None;
             }
             let is_new = !asks.loads && asks.held.is_none();

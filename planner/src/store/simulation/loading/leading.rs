@@ -1,6 +1,6 @@
 //! Who leads, by what the workers did and were told.
 
-use super::{Play, TOTAL_BYTES, asker};
+use super::{Play, TOTAL_BYTES, Worker, asker, is_origin, named};
 use crate::domain::chain::Held;
 use crate::domain::seed::Profile;
 use crate::store::commands::{Claim, Role};
@@ -20,6 +20,15 @@ pub(super) struct Leader {
     moved_ms: i64,
 }
 
+impl Worker {
+    /// What it reads from storage is for nobody new.
+    fn has_no_right(&mut self) {
+        if self.reads_from.is_none() {
+            self.told_root = self.told_root.filter(|root| !is_origin(*root));
+        }
+    }
+}
+
 impl<H: Home> Play<H> {
     /// A worker that finds nothing asks for the right, or renews it.
     pub(super) async fn claim(&mut self, name: u8) -> Result<(), String> {
@@ -31,6 +40,9 @@ impl<H: Home> Play<H> {
         let moves = self.random.bool() && worker.arrived_bytes < TOTAL_BYTES;
         let patience_ms = self.random.choice([1, 4_000, 20_000]).unwrap_or(1);
         let arrived_bytes = worker.arrived_bytes + u64::from(moves);
+        let had_it = self.leader().filter(|holder| holder.name == name);
+        let origin = self.origin_of(name, had_it.is_some());
+        let worker = self.workers[usize::from(name)].clone();
         let told = asker(name, worker.memory, None);
         let profile = Profile { incarnation: Some(told.incarnation), ..Profile::default() };
         let command = Command::Claim(Box::new(Claim {
@@ -41,8 +53,8 @@ impl<H: Home> Play<H> {
             client: None,
             total_bytes: TOTAL_BYTES,
             arrived_bytes,
-            held: worker.held.map(|(root, bytes)| Held { root: root.into(), bytes }),
-            origin: None,
+            held: worker.held.map(|(root, bytes)| Held { root: named(root), bytes }),
+            origin: origin.map(named),
             patience_ms,
         }));
         let Outcome::Claimed(claimed) = self.apply(command).await else { panic!("not of a claim") };
@@ -52,7 +64,9 @@ impl<H: Home> Play<H> {
         if claimed.role != expected {
             return Err(format!("{name} is told {:?} instead of {expected:?}", claimed.role));
         }
-        let had_it = self.leader().filter(|holder| holder.name == name);
+        if let Some(before) = self.leader().filter(|before| claimed.role == Role::Leads && before.name != name) {
+            self.workers[usize::from(before.name)].has_no_right();
+        }
         let worker = &mut self.workers[usize::from(name)];
         worker.arrived_bytes = arrived_bytes;
         if claimed.role != Role::Leads && !worker.loads {
@@ -65,8 +79,26 @@ impl<H: Home> Play<H> {
             (worker.loads, worker.depth, worker.reads_from) = (true, 0, None);
             let moved_ms = had_it.filter(|_| !moves).map_or(now, |holder| holder.moved_ms);
             self.leads = Some(Leader { name, memory: worker.memory, until_ms: now + TTL_MS, moved_ms });
+            worker.told_root = worker.held.map(|held| held.0).or(origin);
+        } else {
+            worker.has_no_right();
         }
         Ok(())
+    }
+
+    /// What names what a worker reads from storage that had nothing. More comes while it reads.
+    fn origin_of(&mut self, name: u8, leads: bool) -> Option<char> {
+        let worker = &mut self.workers[usize::from(name)];
+        if leads && worker.held.is_none() && worker.origin.is_none() && self.random.bool() {
+            worker.origin = Some(self.next_origin);
+            self.next_origin = char::from_u32(u32::from(self.next_origin) + 1).unwrap();
+        }
+        if let Some(origin) = worker.origin.filter(|_| leads && worker.held.is_none_or(|held| is_origin(held.0))) {
+            let bytes = worker.held.map_or(0, |held| held.1) + self.random.u64(0..30);
+            let root = worker.held.map_or(origin, |held| held.0);
+            worker.held = Some((root, bytes.min(TOTAL_BYTES))).filter(|_| bytes > 0);
+        }
+        worker.origin
     }
 
     /// Who has the right, or had it last: it loads with the same memory, and from nobody.

@@ -1,8 +1,10 @@
-//! Workers that start together when nobody has the weights: one reads storage, the others wait for it.
+//! Workers that start together when nobody has the weights: one reads storage, the others read what it has read.
 
 use rfork_tests::cluster::Cluster;
+use rfork_tests::fakes::SlowStorage;
 use rfork_tests::model::Model;
 use rfork_tests::process::{Planner, Worker};
+use rfork_tests::until;
 
 const PLANNER: [&str; 2] = ["--fork-while-loading=on", "--lease-ttl-sec=3600"];
 /// What a worker says that has the right to read storage.
@@ -33,6 +35,58 @@ fn reads_storage_once(planner: &Planner) {
     assert_eq!(events["events"].as_array().unwrap().len(), 1, "{events}");
     let leaders = workers.iter().filter(|worker| !worker.process.said(LEADS).is_empty());
     assert_eq!(leaders.count(), 1);
+}
+
+/// Workers whose storage gives a MiB in two seconds.
+fn start_slowly(planner: &Planner, model: &Model, workers: usize) -> Vec<Worker> {
+    let storage = SlowStorage::of(512 << 10);
+    let start = |at| {
+        let (name, flags) = (format!("worker {at}"), ["--rfork-seed-wait-sec=1"]);
+        let worker = Worker::start_in(&storage.environment(), &name, model, &planner.url(), &flags);
+        // It has loaded the library by then.
+        worker.listens();
+        worker
+    };
+    (0..workers).map(start).collect()
+}
+
+/// Which of them reads storage, when all the others have bytes that it has read; and from whom they have them.
+fn leader(workers: &[Worker]) -> (usize, Vec<String>) {
+    let reads_storage = |worker: &Worker| !worker.process.said(LEADS).is_empty();
+    let leader = until("one reads storage", || workers.iter().position(reads_storage));
+    let others = workers.iter().enumerate().filter(|(at, _)| *at != leader);
+    (leader, others.map(|(_, worker)| worker.reading_from_a_seed()).collect())
+}
+
+#[test]
+fn what_one_has_read_from_storage_the_others_have_soon() {
+    let (planner, model) = (Planner::start(&PLANNER), Model::new(8, 1));
+    let workers = start_slowly(&planner, &model, 4);
+    let (leader, sources) = leader(&workers);
+    assert!(sources.contains(&workers[leader].listens()), "{sources:?}");
+    assert_eq!(loaded(&workers, &model), 1);
+    // By the clock that all of them have.
+    let at = |line: &serde_json::Value| line["timestamp"].as_str().unwrap().to_owned();
+    let is_read = at(&workers[leader].process.wait_for("loaded"));
+    for (_, worker) in workers.iter().enumerate().filter(|(at, _)| *at != leader) {
+        let first =
+            worker.process.said("progress").into_iter().find(|line| line["held_bytes"].as_u64() > Some(0));
+        assert!(at(&first.unwrap()) < is_read, "it had to wait for the last byte from storage");
+    }
+}
+
+#[test]
+fn when_who_reads_storage_is_killed_on_the_way_what_it_has_read_stays() {
+    let (planner, model) = (Planner::start(&PLANNER), Model::new(8, 1));
+    let mut workers = start_slowly(&planner, &model, 4);
+    let (leader, _) = leader(&workers);
+    let mut leader = workers.swap_remove(leader);
+    leader.process.kill();
+    assert_eq!(loaded(&workers, &model), 1, "one reads on");
+    let shares = |worker: &Worker| worker.loaded().shares;
+    let next =
+        workers.iter().find(|worker| shares(worker).iter().any(|(source, _)| source == "storage")).unwrap();
+    assert_eq!(shares(next).len(), 2, "the first part is what the first one has read: {:?}", shares(next));
 }
 
 #[test]

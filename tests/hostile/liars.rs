@@ -108,7 +108,7 @@ fn welcomes(stream: &mut TcpStream, metadata: &Metadata) {
     let (hello, identity) = Hello::decode(&hello).unwrap();
     let _ = stream.read_exact(&mut vec![0; identity]);
     let root = &metadata.extension.as_ref().unwrap().root;
-    let chunks = &root.content().expect("it holds everything").chunks;
+    let chunks = &root.content().unwrap().chunks;
     let welcome = Welcome {
         refusal: None,
         version: VERSION,
@@ -174,7 +174,7 @@ fn an_engine_that_lies_costs_a_worker_neither_its_load_nor_its_memory() {
     tried("other bytes", |stream, metadata| {
         welcomes(stream, metadata);
         let root = &metadata.extension.as_ref().unwrap().root;
-        let len_bytes = root.content().expect("it holds everything").chunks.chunk_bytes;
+        let len_bytes = root.content().unwrap().chunks.chunk_bytes;
         let bytes = vec![7; usize::try_from(len_bytes).unwrap()];
         let head = Answer::Chunk { chunk: 0, len_bytes }.encode();
         goes_on(stream, &[&head[..], &bytes].concat(), NOW_AND_THEN);

@@ -323,6 +323,17 @@ pub struct Worker {
 impl Worker {
     /// Starts one on this model and planner, with these flags besides.
     pub fn start(name: &str, model: &Model, planner_url: &str, flags: &[&str]) -> Self {
+        Self::start_in(&[], name, model, planner_url, flags)
+    }
+
+    /// The same, with this in its environment, too.
+    pub fn start_in(
+        environment: &[(String, String)],
+        name: &str,
+        model: &Model,
+        planner_url: &str,
+        flags: &[&str],
+    ) -> Self {
         let model = format!("--model={}", model.path().display());
         let url = format!("--rfork-scheduler-url={planner_url}");
         let mut arguments = vec![
@@ -338,7 +349,7 @@ impl Worker {
             arguments.push("--rfork-seed-bind-host=127.0.0.1");
         }
         arguments.extend(flags);
-        Self { process: Process::start(name, &arguments) }
+        Self { process: Process::start_version(name, rfork(), &arguments, environment) }
     }
 
     /// Waits until it serves.

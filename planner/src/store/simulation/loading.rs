@@ -369,7 +369,8 @@ impl<H: Home> Play<H> {
         (worker.reads_from, worker.told_bytes) =
             (Some((lease.source, lease.memory)), worker.held.map_or(0, |held| held.1));
         worker.told_root = worker.held.map(|held| held.0).or(source.told_root);
-        if let (Some(held), Some((root, _))) = (&mut worker.held, source.held.filter(|_| source.is_complete)) {
+        if let (Some(held), Some((root, _))) = (&mut worker.held, source.held.filter(|_| source.is_complete))
+        {
             // It has compared the digests, and goes on under the content id.
             held.0 = root;
         }

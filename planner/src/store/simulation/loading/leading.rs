@@ -64,7 +64,9 @@ impl<H: Home> Play<H> {
         if claimed.role != expected {
             return Err(format!("{name} is told {:?} instead of {expected:?}", claimed.role));
         }
-        if let Some(before) = self.leader().filter(|before| claimed.role == Role::Leads && before.name != name) {
+        if let Some(before) =
+            self.leader().filter(|before| claimed.role == Role::Leads && before.name != name)
+        {
             self.workers[usize::from(before.name)].has_no_right();
         }
         let worker = &mut self.workers[usize::from(name)];
@@ -93,7 +95,9 @@ impl<H: Home> Play<H> {
             worker.origin = Some(self.next_origin);
             self.next_origin = char::from_u32(u32::from(self.next_origin) + 1).unwrap();
         }
-        if let Some(origin) = worker.origin.filter(|_| leads && worker.held.is_none_or(|held| is_origin(held.0))) {
+        if let Some(origin) =
+            worker.origin.filter(|_| leads && worker.held.is_none_or(|held| is_origin(held.0)))
+        {
             let bytes = worker.held.map_or(0, |held| held.1) + self.random.u64(0..30);
             let root = worker.held.map_or(origin, |held| held.0);
             worker.held = Some((root, bytes.min(TOTAL_BYTES))).filter(|_| bytes > 0);

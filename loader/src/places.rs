@@ -5,13 +5,18 @@
 //! does with the connection.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use rfork_protocol::host::network;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::silence::{Occupant, Room, Silence};
+
+/// Connections that may wait for a place of a pool.
+const MAX_WAITING: usize = 64;
 
 /// A pool. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -22,6 +27,7 @@ struct Shared {
     state: Mutex<State>,
     /// Told when a place is free, or one that has one is silent.
     changed: Notify,
+    waiting: Semaphore,
 }
 
 #[derive(Debug)]
@@ -35,15 +41,17 @@ impl Places {
     /// So many places; who has just come is left alone for `grace`.
     pub(crate) fn new(places: usize, grace: Duration) -> Self {
         let state = State { silence: Silence::new(places, grace), ends: HashMap::new() };
-        Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }))
+        let waiting = Semaphore::new(MAX_WAITING);
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new(), waiting }))
     }
 
-    /// A place, after no longer a wait than the grace; `None` when all who have one have said something.
-    pub(crate) async fn enter(&self) -> Option<Place> {
+    /// A place for one that comes from there, after no longer a wait than the grace; `None` when all who could make room have
+    /// said something.
+    pub(crate) async fn enter(&self, address: IpAddr) -> Option<Place> {
         loop {
             // Excluded: what changes between the look and the wait is missed.
             let changed = self.0.changed.notified();
-            let then = match self.look(Instant::now()) {
+            let then = match self.look(Instant::now(), address) {
                 Ok(place) => return Some(place),
                 Err(Room::At(then)) => then,
                 Err(_) => return None,
@@ -52,26 +60,31 @@ impl Places {
         }
     }
 
-    /// A place, as soon as there is one.
-    pub(crate) async fn wait(&self) -> Place {
-        loop {
-            let changed = self.0.changed.notified();
-            if let Some(place) = self.enter().await {
-                return place;
+    /// A place as soon as there is one, within `patience`; `None` when there is none by then, or too many wait.
+    pub(crate) async fn wait(&self, address: IpAddr, patience: Duration) -> Option<Place> {
+        let _waits = self.0.waiting.try_acquire().ok()?;
+        let waiting = async {
+            loop {
+                let changed = self.0.changed.notified();
+                if let Some(place) = self.enter(address).await {
+                    return place;
+                }
+                changed.await;
             }
-            changed.await;
-        }
+        };
+        tokio::time::timeout(patience, waiting).await.ok()
     }
 
     /// A place, or why there is none.
-    fn look(&self, now: Instant) -> Result<Place, Room> {
+    fn look(&self, now: Instant, address: IpAddr) -> Result<Place, Room> {
+        let address = network(address);
         let mut state = self.0.state();
-        match state.silence.room(now) {
+        match state.silence.room(now, address) {
             Room::Free => {}
             Room::Of(oldest) => state.end(oldest),
             room => return Err(room),
         }
-        let who = state.silence.enter(now);
+        let who = state.silence.enter(now, address);
         let ended = CancellationToken::new();
         state.ends.insert(who, ended.clone());
         Ok(Place { shared: self.0.clone(), who, ended })
@@ -139,30 +152,31 @@ mod tests {
     use super::*;
 
     const HANGS: Duration = Duration::from_secs(300);
+    const HERE: IpAddr = IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
 
     #[tokio::test]
     async fn the_oldest_that_is_silent_is_ended_for_who_comes() {
         let places = Places::new(2, Duration::ZERO);
-        let (one, two) = (places.enter().await.unwrap(), places.enter().await.unwrap());
+        let (one, two) = (places.enter(HERE).await.unwrap(), places.enter(HERE).await.unwrap());
         one.speaks();
-        let three = places.enter().await.unwrap();
+        let three = places.enter(HERE).await.unwrap();
         assert!(two.ended.is_cancelled() && !one.ended.is_cancelled());
         drop(two);
         assert_eq!(places.taken(), 2, "it had given its place up before");
         three.speaks();
-        assert!(places.enter().await.is_none());
-        let (waiting, ()) = tokio::join!(tokio::time::timeout(HANGS, places.wait()), async {
+        assert!(places.enter(HERE).await.is_none());
+        let (waiting, ()) = tokio::join!(places.wait(HERE, HANGS), async {
             tokio::task::yield_now().await;
             drop(one);
         });
         assert_eq!(places.taken(), 2);
         let four = waiting.unwrap();
         four.speaks();
-        let (waiting, ()) = tokio::join!(tokio::time::timeout(HANGS, places.wait()), async {
+        let (waiting, ()) = tokio::join!(places.wait(HERE, HANGS), async {
             tokio::task::yield_now().await;
             three.falls_silent();
         });
-        assert!(waiting.is_ok() && three.ended.is_cancelled() && !four.ended.is_cancelled());
+        assert!(waiting.is_some() && three.ended.is_cancelled() && !four.ended.is_cancelled());
     }
 
     #[tokio::test]
@@ -170,8 +184,8 @@ mod tests {
         let grace = Duration::from_millis(50);
         let places = Places::new(1, grace);
         let begun = Instant::now();
-        let first = places.enter().await.unwrap();
-        let second = places.enter().await.unwrap();
+        let first = places.enter(HERE).await.unwrap();
+        let second = places.enter(HERE).await.unwrap();
         assert!(begun.elapsed() >= grace && first.ended.is_cancelled());
         // One that has a place no more changes nothing.
         first.speaks();
@@ -179,5 +193,48 @@ mod tests {
         drop(first);
         assert!(!second.ended.is_cancelled());
         assert_eq!(places.taken(), 1);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_speaks_leaves_room_for_others_and_is_told_at_once() {
+        let places = Places::new(4, HANGS);
+        let other = IpAddr::from([10, 0, 0, 2]);
+        let mut mine = Vec::new();
+        while let Some(place) = places.enter(HERE).await {
+            place.speaks();
+            mine.push(place);
+        }
+        assert_eq!(mine.len(), 3, "of four one is kept");
+        let another = places.enter(other).await.unwrap();
+        another.speaks();
+        assert!(places.enter(other).await.is_none(), "it has its share");
+        assert!(places.wait(HERE, Duration::ZERO).await.is_none());
+        assert_eq!(places.taken(), 4);
+    }
+
+    #[tokio::test]
+    async fn no_more_wait_than_may() {
+        let places = Places::new(1, Duration::ZERO);
+        let place = places.enter(HERE).await.unwrap();
+        place.speaks();
+        let waiting: Vec<_> = (0..MAX_WAITING)
+            .map(|_| {
+                tokio::spawn({
+                    let places = places.clone();
+                    async move { places.wait(HERE, HANGS).await }
+                })
+            })
+            .collect();
+        while places.0.waiting.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(places.wait(HERE, HANGS).await.is_none());
+        drop(place);
+        let mut waiting = waiting.into_iter();
+        for _ in 0..MAX_WAITING {
+            // Each has the place in its turn, whichever that is, and gives it back.
+            drop(waiting.next().unwrap().await.unwrap().expect("it was waiting"));
+        }
+        assert_eq!(places.taken(), 0);
     }
 }

@@ -7,14 +7,14 @@
 //! A worker that still loads listens before it has documents. A request may wait for them, for a bounded time.
 
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::body::Bytes;
-use axum::extract::{RawQuery, State};
+use axum::extract::{Extension, RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -29,14 +29,14 @@ use rfork_protocol::manifest::metadata::{
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::listen::listen;
 use crate::places::{Place, Places};
 
-/// Connections served at once. More take the place of silent ones, or wait in the listen queue.
+/// Connections served at once. More take the place of silent ones, or wait.
 const MAX_CONNECTIONS: usize = 64;
 /// How long a client that has just come is left to send its request, even if others wait.
 const GRACE: Duration = Duration::from_millis(10);
@@ -78,7 +78,7 @@ struct Shared {
     id: String,
     /// `None` while there is nothing to be told.
     documents: watch::Sender<Option<Arc<Documents>>>,
-    waiting: Semaphore,
+    waiting: Places,
     stop: CancellationToken,
 }
 
@@ -117,7 +117,7 @@ impl SeedService {
             key: key.clone(),
             id,
             documents: watch::Sender::new(None),
-            waiting: Semaphore::new(MAX_WAITING),
+            waiting: Places::new(MAX_WAITING, GRACE),
             stop: CancellationToken::new(),
         });
         let router = Router::new()
@@ -183,10 +183,11 @@ async fn accept(listener: TcpListener, serving: Serving, connections: TaskTracke
     loop {
         // Accepted first: a silent one makes room only for somebody who is there.
         let accepted = async {
-            let (stream, _) = listener.accept().await?;
-            Ok::<_, std::io::Error>((stream, places.wait().await))
+            let (stream, peer) = listener.accept().await?;
+            let place = places.enter(peer.ip()).await;
+            Ok::<_, std::io::Error>((stream, peer.ip(), place))
         };
-        let (stream, place) = tokio::select! {
+        let (stream, address, place) = tokio::select! {
             () = serving.stop.cancelled() => return,
             accepted = accepted => match accepted {
                 Ok(accepted) => accepted,
@@ -198,10 +199,16 @@ async fn accept(listener: TcpListener, serving: Serving, connections: TaskTracke
                 }
             },
         };
-        let serving = serving.clone();
+        let (serving, places) = (serving.clone(), places.clone());
         connections.spawn(async move {
+            // Not before the next is accepted: an address that has its share keeps no others waiting.
+            let place = match place {
+                Some(place) => Some(place),
+                None => serving.stop.run_until_cancelled(places.wait(address, HEAD_DEADLINE)).await.flatten(),
+            };
+            let Some(place) = place else { return };
             let ended = place.ended.clone();
-            if ended.run_until_cancelled(connection(stream, place, serving)).await.is_none() {
+            if ended.run_until_cancelled(connection(stream, (place, address), serving)).await.is_none() {
                 tracing::debug!("a silent connection to the seed service made room for another");
             }
         });
@@ -209,12 +216,13 @@ async fn accept(listener: TcpListener, serving: Serving, connections: TaskTracke
 }
 
 /// One connection. Its client says something when a request of it is whole; from then until the answer is ready it stays.
-async fn connection(stream: TcpStream, place: Place, serving: Serving) {
+async fn connection(stream: TcpStream, (place, address): (Place, IpAddr), serving: Serving) {
     let Serving { router, head_deadline, stop } = serving;
     let place = Arc::new(place);
     let stream = Noted { stream, place: place.clone() };
     let router = TowerToHyperService::new(router);
-    let service = service_fn(move |request| {
+    let service = service_fn(move |mut request: hyper::Request<_>| {
+        request.extensions_mut().insert(Peer(address));
         let place = place.clone();
         place.speaks();
         let answering = router.call(request);
@@ -239,6 +247,10 @@ async fn connection(stream: TcpStream, place: Place, serving: Serving) {
         tracing::debug!(%error, "a connection to the seed service ended early");
     }
 }
+
+/// Where a request comes from.
+#[derive(Debug, Clone, Copy)]
+struct Peer(IpAddr);
 
 /// A connection whose client is not silent while it takes what it is sent.
 struct Noted {
@@ -297,17 +309,27 @@ impl AsyncWrite for Noted {
     }
 }
 
-async fn info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
-    answer(&shared, query.as_deref(), |documents| documents.info.clone(), encode_other_key).await
+async fn info(
+    State(shared): State<Arc<Shared>>,
+    Extension(peer): Extension<Peer>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let right = |documents: &Documents| documents.info.clone();
+    answer(&shared, (query.as_deref(), peer), right, encode_other_key).await
 }
 
-async fn shape_info(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) -> Response {
-    answer(&shared, query.as_deref(), |documents| documents.shapes.clone(), encode_other_key_shapes).await
+async fn shape_info(
+    State(shared): State<Arc<Shared>>,
+    Extension(peer): Extension<Peer>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let right = |documents: &Documents| documents.shapes.clone();
+    answer(&shared, (query.as_deref(), peer), right, encode_other_key_shapes).await
 }
 
 async fn answer(
     shared: &Shared,
-    query: Option<&str>,
+    (query, peer): (Option<&str>, Peer),
     right: impl FnOnce(&Documents) -> Bytes,
     wrong: impl FnOnce() -> String,
 ) -> Response {
@@ -315,7 +337,7 @@ async fn answer(
         return (StatusCode::BAD_REQUEST, "missing query parameter: seed_key").into_response();
     };
     let body = if is_key(&shared.key, &asked) {
-        let Some(documents) = shared.documents(query.map_or(Duration::ZERO, wait_of)).await else {
+        let Some(documents) = shared.documents(query.map_or(Duration::ZERO, wait_of), peer).await else {
             return (StatusCode::SERVICE_UNAVAILABLE, "this worker does not know its weights yet")
                 .into_response();
         };
@@ -328,13 +350,14 @@ async fn answer(
 
 impl Shared {
     /// What there is to tell, once there is, if that is within `wait` and nobody stops the service.
-    async fn documents(&self, wait: Duration) -> Option<Arc<Documents>> {
+    async fn documents(&self, wait: Duration, Peer(address): Peer) -> Option<Arc<Documents>> {
         let mut told = self.documents.subscribe();
         let now = told.borrow_and_update().clone();
         if now.is_some() || wait.is_zero() {
             return now;
         }
-        let _place = self.waiting.try_acquire().ok()?;
+        let place = self.waiting.enter(address).await?;
+        place.speaks();
         let coming = self.stop.run_until_cancelled(told.wait_for(Option::is_some));
         tokio::time::timeout(wait, coming).await.ok()??.ok()?.clone()
     }

@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use rfork_protocol::host::network;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 
@@ -226,14 +227,6 @@ pub(crate) fn short(places: usize, taken: usize, mine: Option<usize>, wanted: us
     let share = (places / SHARES).max(1);
     let is_greedy = mine.is_some_and(|mine| mine.saturating_add(wanted) > share);
     (is_greedy && left < places / KEPT).then_some(Short::Share)
-}
-
-/// Whose share an address counts to: a host has any number of IPv6 addresses of its network.
-pub fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX))),
-        address @ IpAddr::V4(_) => address,
-    }
 }
 
 #[cfg(test)]

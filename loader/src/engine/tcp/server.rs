@@ -6,7 +6,7 @@
 //! when no task reads it.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
@@ -164,8 +164,8 @@ impl Shared {
 
 async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, address) = match listener.accept().await {
+            Ok((stream, peer)) => (stream, peer.ip()),
             Err(error) => {
                 // Out of file descriptors, say: not a reason to end, nor to spin.
                 tracing::warn!(%error, "the transfer engine could not accept a connection");
@@ -173,7 +173,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                 continue;
             }
         };
-        let Some(greeting) = shared.greetings.enter().await else { continue };
+        let Some(greeting) = shared.greetings.enter(address).await else { continue };
         let (service, shared) = (shared.service().clone(), shared.clone());
         match service {
             Some(service) => {
@@ -181,7 +181,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
                     let stop = service.stop.clone();
                     // Cancelled between two system calls: no pointer into the memory is left.
                     let mut sent_bytes = 0;
-                    let serving = serve(stream, greeting, &shared, &service, &mut sent_bytes);
+                    let serving = serve(stream, (greeting, address), &shared, &service, &mut sent_bytes);
                     if let Some(Err(error)) = stop.run_until_cancelled(serving).await {
                         tracing::debug!(%error, "a reader's connection ended");
                     }
@@ -259,7 +259,7 @@ async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ende
 /// Serves one reader until it goes away, counting the chunk bytes that it is sent.
 async fn serve(
     mut stream: TcpStream,
-    greeting: Place,
+    (greeting, address): (Place, IpAddr),
     shared: &Shared,
     service: &Service,
     sent_bytes: &mut u64,
@@ -280,7 +280,7 @@ async fn serve(
         Err(Refusal::NotAllowed)
     } else {
         let places = if announces { &shared.followers } else { &shared.readers };
-        places.enter().await.ok_or(Refusal::Busy)
+        places.enter(address).await.ok_or(Refusal::Busy)
     };
     let plan = service.memory.plan();
     let welcome = match &place {

@@ -118,10 +118,11 @@ fn identity(settings: &Settings, metrics: &Arc<Metrics>, stop: &CancellationToke
             "whoever reaches this planner may lease, register and drain seeds: --token-file with --auth-mode enforce says who may"
         );
     }
-    let Some(TokenFile { path, tokens }) = settings.token_file.clone() else {
-        return Arc::new(Identity::new(settings.auth_mode, Arc::default()));
-    };
-    let identity = Arc::new(Identity::new(settings.auth_mode, tokens));
+    let keys = metrics.clone();
+    let tell_of_keys = Arc::new(move |issuer: &str, is_good| keys.issuer(issuer, is_good));
+    let new = |tokens| Arc::new(Identity::new(settings.auth_mode, tokens, tell_of_keys, stop.clone()));
+    let Some(TokenFile { path, tokens }) = settings.token_file.clone() else { return new(Arc::default()) };
+    let identity = new(tokens);
     let metrics = metrics.clone();
     let tell = move |is_good| metrics.token_file(is_good);
     tokio::spawn(identity::watch(identity.clone(), path, tell, stop.clone()));

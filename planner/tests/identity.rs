@@ -99,7 +99,7 @@ fn bad() -> Vec<Option<String>> {
         bearer("wrong-0123456789abcdef"),
         bearer(&WORKER[..WORKER.len() - 1]),
         bearer(&format!("{WORKER}x")),
-        bearer(&"x".repeat(5_000)),
+        bearer(&"x".repeat(9_000)),
         bearer(""),
         "Bearer".into(),
         WORKER.into(),

@@ -85,6 +85,8 @@ codes! {
     Overloaded = "overloaded", 503, "The planner is overloaded";
     /// The database cannot be reached or is too busy.
     StoreUnavailable = "store-unavailable", 503, "The planner's database is unavailable";
+    /// The request's token names a key of its issuer that the planner does not know, and the issuer does not answer.
+    IssuerUnavailable = "issuer-unavailable", 503, "The issuer of the token is unavailable";
     /// The planner is being stopped; another replica serves.
     Stopping = "stopping", 503, "The planner is stopping";
     /// No answer within the request's deadline. The request may still take effect.

@@ -351,8 +351,8 @@ CAUSES = [
 # What fires, too, and rightly, where this machine is slow: no verdict depends on that.
 STORE_IS_SLOW = {"PlannerStoreIsSlow", "PlannerPoolIsUsedUp"}
 SLOW = STORE_IS_SLOW | {"PlannerStoreFails", "PlannerCannotServe"}
-# Their causes take minutes, a planner of another version, or a file that changes beside it (planner/tests/identity.rs).
-NOT_MADE = {"PlannerDoesNotSweep", "PlannerCountsAreOld", "PlannersDiffer", "PlannerTokenFileIsBad"}
+# Their causes take minutes, a planner of another version, or a file that changes beside it (planner/tests/identity.rs, jwt.rs).
+NOT_MADE = {"PlannerDoesNotSweep", "PlannerCountsAreOld", "PlannersDiffer", "PlannerTokenFileIsBad", "PlannerIssuerIsAway"}
 
 STORES = ["sqlite", "postgres"]
 

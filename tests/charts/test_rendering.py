@@ -55,6 +55,7 @@ NEEDS = {
     "database.cloudNativePG.enabled": {"database": {"postgres": {"secret": {"name": ""}}}},
     "ingress.enabled": {"ingress": {"hosts": ["planner.example"]}},
     "httpRoute.enabled": {"httpRoute": {"parentRefs": [{"name": "gateway"}]}},
+    "identity.kubernetes.enabled": {"identity": {"tokens": {"secret": {"name": "planner-tokens"}}}},
 }
 
 

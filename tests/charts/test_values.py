@@ -88,6 +88,7 @@ WRONG: list[tuple[Object, str, str]] = [
         "set one of them",
     ),
     (at("autoscaling.enabled", True), "autoscaling.enabled", "a SQLite file serves one planner"),
+    (at("identity.kubernetes.enabled", True), "identity.kubernetes.enabled", "name the Secret of identity.tokens"),
     (merged(mode("autoscaling"), at("autoscaling.maxReplicas", 1)), "autoscaling.maxReplicas", "less than"),
     (
         merged(mode("postgres"), {"autoscaling": {"enabled": True, "targetCPUUtilizationPercentage": None}}),
@@ -298,6 +299,8 @@ def test_notes_say_the_next_command_and_what_is_unsafe() -> None:
         assert "WARNING: the planner" not in notes(known), known
         for kind, told in (("permissive", "serves whoever it would refuse"), ("off", "does not ask who asks")):
             assert f"WARNING: the planner {told} (planner.authMode)" in notes(merged(known, at("planner.authMode", kind))), kind
+    keyed = at("identity", {"tokens": {"secret": {"name": "planner-tokens"}}, "kubernetes": {"enabled": True}})
+    assert "reach the cluster's API" in notes(merged(mode("network-policy"), keyed)) and "cluster's API" not in notes(keyed)
     assert "WARNING: replicas is 2, but a SQLite file serves one planner" in notes({"replicas": 2})
     assert "enable-underscores-in-headers" in notes(mode("ingress"))
     assert "WARNING" not in notes(mode("postgres")) and "WARNING" not in notes(mode("network-policy"))

@@ -115,9 +115,9 @@ def test_a_token_is_shown_as_it_is_now(tmp_path: Path, monkeypatch: pytest.Monke
 def test_a_token_that_cannot_be_had_is_named_and_not_shown(tmp_path: Path):
     pipe, long, odd, none = (tmp_path / name for name in ("pipe", "long", "odd", "none"))
     os.mkfifo(pipe)
-    long.write_text("SECRET" * 1_000)
+    long.write_text("SECRET" * 2_000)
     odd.write_text("SECRET and more")
-    for path, why in ((pipe, "not a regular file"), (long, "4096 at most"), (odd, "visible ASCII"), (none, "No such file"),
+    for path, why in ((pipe, "not a regular file"), (long, "8185 at most"), (odd, "visible ASCII"), (none, "No such file"),
                       (Path("/dev/zero"), "not a regular file")):
         with pytest.raises(rfork.PlannerError, match=why) as raised:
             rfork.PlannerClient("http://127.0.0.1:9", token_file=path).service()

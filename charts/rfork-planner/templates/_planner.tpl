@@ -126,6 +126,22 @@ secret:
       path: {{ $secret.key | quote }}
 {{- end }}
 
+{{/* What reads the keys of the cluster's tokens: a ServiceAccount token, which the kubelet replaces, and the cluster's CA. */}}
+{{- define "rfork-planner.kubernetesVolume" -}}
+name: kubernetes
+projected:
+  defaultMode: 0440
+  sources:
+    - serviceAccountToken:
+        path: token
+        expirationSeconds: 3600
+    - configMap:
+        name: kube-root-ca.crt
+        items:
+          - key: ca.crt
+            path: ca.crt
+{{- end }}
+
 {{/* Where the planner's URL is, as JSON. */}}
 {{- define "rfork-planner.databaseSecret" -}}
 {{- if .Values.database.cloudNativePG.enabled -}}

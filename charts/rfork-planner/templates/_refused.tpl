@@ -44,6 +44,9 @@
 {{- if and (eq ($values.planner.authMode | default "") "enforce") (not $values.identity.tokens.secret.name) }}
 {{- fail "planner.authMode: with enforce nobody could ask for anything; name the Secret of identity.tokens" }}
 {{- end }}
+{{- if and $values.identity.kubernetes.enabled (not $values.identity.tokens.secret.name) }}
+{{- fail "identity.kubernetes.enabled: the file of tokens says which of the cluster's tokens are whose; name the Secret of identity.tokens" }}
+{{- end }}
 {{- $budget := $values.podDisruptionBudget }}
 {{- if and $budget.enabled (kindIs "invalid" $budget.maxUnavailable) (kindIs "invalid" $budget.minAvailable) }}
 {{- fail "podDisruptionBudget.maxUnavailable: set this or podDisruptionBudget.minAvailable" }}
@@ -119,7 +122,7 @@ drain has to be in the grace period, and which database it is in all the rest. *
 {{- end }}
 {{- end }}
 {{- range $values.extraVolumes }}
-{{- if has .name (list "database" "tls" "data" "settings" "tokens") }}
+{{- if has .name (list "database" "tls" "data" "settings" "tokens" "kubernetes") }}
 {{- fail (printf "extraVolumes: the chart itself may have a volume %s; choose another name" .name) }}
 {{- end }}
 {{- end }}

@@ -15,7 +15,7 @@ use tracing::Span;
 
 use super::client::Client;
 use super::{Api, v2};
-use crate::identity::{Access, Denied, Mode, Principal};
+use crate::identity::{Access, Admission, Denied, Mode, Principal};
 
 /// What a client is told to show, as RFC 9110 has it. Basic is for clients that can send nothing else.
 const CHALLENGE: &str = "Bearer realm=\"rfork\", Basic realm=\"rfork\"";
@@ -111,7 +111,15 @@ pub(super) async fn check(
             // Nobody has said who may use it: then nobody may.
             return StatusCode::FORBIDDEN.into_response();
         };
-        let (principal, denied) = identity.admit(access, request.headers(), client);
+        let admitted = match identity.admit(access, request.headers(), client, None) {
+            Ok(admission) => Ok(admission),
+            Err(look) => {
+                let looked = look.done().await;
+                identity.admit(access, request.headers(), client, Some(looked))
+            }
+        };
+        let undecided = |_| Admission { principal: None, denied: Some(Denied::Undecided) };
+        let Admission { principal, denied } = admitted.unwrap_or_else(undecided);
         if let Some(principal) = &principal {
             Span::current().record("principal", principal.name.as_str());
         }
@@ -135,6 +143,7 @@ impl Denied {
     pub(super) const fn code(self) -> Code {
         match self {
             Self::TooMany => Code::TooManyFailures,
+            Self::Undecided => Code::IssuerUnavailable,
             _ if self.wants_credential() => Code::Unauthenticated,
             _ => Code::Forbidden,
         }
@@ -142,7 +151,11 @@ impl Denied {
 
     /// When the same request may be made again, in milliseconds, if that depends on the time.
     pub(super) fn come_back_ms(self) -> Option<u64> {
-        (self == Self::TooMany).then_some(COME_BACK_SEC * 1_000)
+        match self {
+            Self::TooMany => Some(COME_BACK_SEC * 1_000),
+            Self::Undecided => Some(1_000),
+            _ => None,
+        }
     }
 
     /// An answer that is to tell of it, with what the client is asked to show.
@@ -151,8 +164,10 @@ impl Denied {
         if self.wants_credential() {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(CHALLENGE));
         }
+        if let Some(come_back_ms) = self.come_back_ms() {
+            headers.insert(header::RETRY_AFTER, (come_back_ms / 1_000).into());
+        }
         if self == Self::TooMany {
-            headers.insert(header::RETRY_AFTER, COME_BACK_SEC.into());
             // The next one takes a connection first.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }

@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
 /// The longest header that is looked at, in bytes.
-const MAX_BYTES: usize = 4 * 1024;
+const MAX_BYTES: usize = 8 * 1024;
 
 /// What a request shows.
 #[derive(PartialEq, Eq)]

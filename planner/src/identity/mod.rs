@@ -1,7 +1,7 @@
 //! Who asks, and what they may: principals, how they show who they are, and what is refused.
 //!
-//! Everything here is decided over plain values; [`Identity`] holds the tokens that are in force, and [`watch`] reads
-//! their file again when it changes.
+//! Most of it is decided over plain values; [`Identity`] holds what is in force, [`watch`] reads the file of tokens again when
+//! it changes, and the keys of issuers are looked after by a task each.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,12 @@ use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 mod credential;
+mod cryptography;
 mod failures;
+mod in_force;
+mod issuer;
+mod jwt;
+mod source;
 pub mod tokens;
 mod told;
 
@@ -25,6 +30,10 @@ use crate::shares::network;
 use crate::toml_file::{self, FileError};
 use credential::Credential;
 use failures::Failures;
+use in_force::{InForce, Unsure};
+use issuer::Issuer;
+use source::Source;
+pub(crate) use source::Tell;
 use tokens::Tokens;
 use told::Told;
 
@@ -114,6 +123,17 @@ pub enum Denied {
     /// The same, and its client has shown many that are wrong.
     #[error("nobody has this token, and many wrong ones came from this address; come back later")]
     TooMany,
+    /// It was good, and has ended.
+    #[error("this token has ended: its holder has to read its file again, or to ask for another one")]
+    Expired,
+    /// It is good, and nobody's.
+    #[error(
+        "this token is good, and no principal of the planner's file has it: its subject or its claims fit none"
+    )]
+    Stranger,
+    /// It names a key of its issuer that is not known, and the issuer cannot be asked.
+    #[error("the issuer of this token cannot be asked for its keys; come back later")]
+    Undecided,
     /// Its principal has other roles.
     #[error("the principal of this token has not the role {}", .0.name())]
     Role(Role),
@@ -129,6 +149,9 @@ impl Denied {
             Self::Missing(_) => "missing",
             Self::Unreadable | Self::Unknown => "unknown",
             Self::TooMany => "limited",
+            Self::Expired => "expired",
+            Self::Stranger => "stranger",
+            Self::Undecided => "undecided",
             Self::Role(_) => "role",
             Self::Key => "key",
         }
@@ -136,23 +159,45 @@ impl Denied {
 
     /// Whether another credential is asked for: 401, not 403.
     pub(crate) const fn wants_credential(self) -> bool {
-        matches!(self, Self::Missing(_) | Self::Unreadable | Self::Unknown)
+        matches!(self, Self::Missing(_) | Self::Unreadable | Self::Unknown | Self::Expired)
     }
 }
 
 /// Who may come in, as it is now.
-#[derive(Debug)]
 pub struct Identity {
     mode: Mode,
-    tokens: RwLock<Arc<Tokens>>,
+    now: RwLock<Arc<InForce>>,
     failures: Mutex<Failures>,
     told: Mutex<Told>,
+    tell: Tell,
+    stop: CancellationToken,
+}
+
+/// What is known of whoever asks.
+pub(crate) struct Admission {
+    /// Whose request it is; nobody's, if it has no credential that somebody has.
+    pub(crate) principal: Option<Arc<Principal>>,
+    /// Why it is denied, if it is.
+    pub(crate) denied: Option<Denied>,
+}
+
+/// An issuer whose keys have to be looked for before a request can be admitted or denied.
+pub(crate) struct Look(Arc<Source>);
+
+impl Look {
+    /// Looks, or waits for who does; whether its keys could be had.
+    pub(crate) async fn done(self) -> bool {
+        self.0.look().await
+    }
 }
 
 impl Identity {
-    /// With these tokens for now.
-    pub fn new(mode: Mode, tokens: Arc<Tokens>) -> Self {
-        Self { mode, tokens: RwLock::new(tokens), failures: Mutex::default(), told: Mutex::default() }
+    /// With these tokens for now. The keys of their issuers are looked after until `stop`, within a runtime; `tell` hears
+    /// whether they can be had.
+    pub(crate) fn new(mode: Mode, tokens: Arc<Tokens>, tell: Tell, stop: CancellationToken) -> Self {
+        let sources = sources(mode, tokens.issuers(), &[], &tell, &stop);
+        let now = RwLock::new(Arc::new(InForce::new(tokens, sources)));
+        Self { mode, now, failures: Mutex::default(), told: Mutex::default(), tell, stop }
     }
 
     /// Whether it is looked at who asks.
@@ -160,20 +205,26 @@ impl Identity {
         self.mode
     }
 
-    /// Whose request it is, nobody's if it has no credential that somebody has; and why it is denied, if it is. Where
-    /// everybody may ask, a wrong credential is no reason.
-    pub fn admit(
+    /// Whether a request may have a route. Where everybody may ask, a wrong credential is no reason to deny it. `looked` is
+    /// what came of the look that the same request was answered before.
+    pub(crate) fn admit(
         &self,
         access: Access,
         headers: &HeaderMap,
         client: Option<IpAddr>,
-    ) -> (Option<Arc<Principal>>, Option<Denied>) {
+        looked: Option<bool>,
+    ) -> Result<Admission, Look> {
         let known = match credential::read(headers) {
-            Credential::Token(token) => self.current().find(&token).ok_or(Denied::Unknown).map(Some),
+            Credential::Token(token) => match self.current().whose(&token, looked) {
+                Ok(principal) => Ok(Some(principal)),
+                Err(Unsure::Denied(denied)) => Err(denied),
+                Err(Unsure::Look(source)) if access != Access::Anyone => return Err(Look(source)),
+                Err(Unsure::Look(_)) => Err(Denied::Undecided),
+            },
             Credential::None => Ok(None),
             Credential::Unreadable => Err(Denied::Unreadable),
         };
-        match (access, known) {
+        let (principal, denied) = match (access, known) {
             (Access::Anyone, known) => (known.unwrap_or_default(), None),
             (Access::Only(role), Ok(None)) => (None, Some(Denied::Missing(role))),
             (Access::Only(role), Ok(Some(principal))) => {
@@ -181,12 +232,14 @@ impl Identity {
                 (Some(principal), denied)
             }
             (Access::Only(_), Err(denied)) => (None, Some(self.counted(denied, client))),
-        }
+        };
+        Ok(Admission { principal, denied })
     }
 
-    /// A wrong credential is counted where it is refused.
+    /// A credential that nobody has is counted where it is refused.
     fn counted(&self, denied: Denied, client: Option<IpAddr>) -> Denied {
-        let Some(client) = client.filter(|_| self.mode == Mode::Enforce) else { return denied };
+        let is_wrong = matches!(denied, Denied::Unknown | Denied::Unreadable);
+        let Some(client) = client.filter(|_| is_wrong && self.mode == Mode::Enforce) else { return denied };
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.count(client, Instant::now()) { Denied::TooMany } else { denied }
     }
@@ -198,13 +251,33 @@ impl Identity {
         told.is_news((denied.label(), who.unwrap_or_default()), Instant::now())
     }
 
-    fn current(&self) -> Arc<Tokens> {
-        self.tokens.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn current(&self) -> Arc<InForce> {
+        self.now.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Other tokens count from now on. Issuers that are the same keep their keys.
     fn replace(&self, tokens: Tokens) {
-        *self.tokens.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(tokens);
+        let known = &self.current().sources;
+        known.iter().filter(|source| !tokens.issuers().contains(source.issuer())).for_each(|gone| gone.end());
+        let sources = sources(self.mode, tokens.issuers(), known, &self.tell, &self.stop);
+        let next = Arc::new(InForce::new(Arc::new(tokens), sources));
+        *self.now.write().unwrap_or_else(PoisonError::into_inner) = next;
     }
+}
+
+/// The issuers with their keys, of which those that are known go on; none where nobody is asked who asks.
+fn sources(
+    mode: Mode,
+    issuers: &[Issuer],
+    known: &[Arc<Source>],
+    tell: &Tell,
+    stop: &CancellationToken,
+) -> Vec<Arc<Source>> {
+    let source = |issuer: &Issuer| {
+        let same = known.iter().find(|source| source.issuer() == issuer).cloned();
+        same.unwrap_or_else(|| Arc::new(Source::start(issuer.clone(), tell, stop)))
+    };
+    issuers.iter().filter(|_| mode != Mode::Off).map(source).collect()
 }
 
 impl Principal {
@@ -237,7 +310,7 @@ pub(crate) async fn watch(
         match read {
             Ok(Ok((hash, tokens))) => {
                 last_text = Some(hash);
-                if let Some(tokens) = tokens.filter(|tokens| *identity.current() != *tokens) {
+                if let Some(tokens) = tokens.filter(|tokens| *identity.current().tokens != *tokens) {
                     let principals = tokens.principals();
                     tracing::info!(file = %path.display(), principals, "the file of tokens was read anew");
                     identity.replace(tokens);

@@ -20,6 +20,22 @@
 //! name = "on-call"
 //! roles = ["operator", "metrics"]
 //! sha256 = ["71cce2671584b44d496762b4ee3f746e5c8b01e1e59a9aa7f353dd07aa625723"]
+//!
+//! # Whose JWTs are believed. `jwks_url` must begin with https://, or be on this machine; `jwks_file` names a file instead.
+//! # `algorithms` may name those that are taken; without it all that are asymmetric are.
+//! [[issuer]]
+//! issuer = "https://kubernetes.default.svc.cluster.local"
+//! audience = "rfork-planner"
+//! jwks_url = "https://kubernetes.default.svc/openid/v1/jwks"
+//! ca_file = "/var/run/secrets/kubernetes.io/serviceaccount/ca.crt"
+//! token_file = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+//!
+//! # Whose subject and claims fit is this principal; of several the first one. A claim fits that is the text or a list with it.
+//! [[principal]]
+//! name = "team-c"
+//! roles = ["worker"]
+//! keys = ["/models/team-c/*"]
+//! jwts = [{ issuer = "https://kubernetes.default.svc.cluster.local", subject = "system:serviceaccount:team-c:*" }]
 //! ```
 
 use std::collections::HashMap;
@@ -33,6 +49,7 @@ use sha2::{Digest, Sha256};
 use subtle::ConstantTimeEq;
 use toml::Spanned;
 
+use super::issuer::{self, Claims, Issuer, Rule, ToldIssuer, ToldRule};
 use super::{Principal, Role};
 use crate::domain::terms::Pattern;
 use crate::toml_file::{self, FileError, Wrong};
@@ -41,6 +58,8 @@ use crate::toml_file::{self, FileError, Wrong};
 const MAX_PRINCIPALS: usize = 1_000;
 /// The most tokens of one.
 const MAX_TOKENS: usize = 16;
+/// The most issuers of JWTs.
+const MAX_ISSUERS: usize = 8;
 /// The most patterns of keys of one.
 const MAX_KEYS: usize = 100;
 /// How long a token is, in bytes. A short one can be guessed.
@@ -72,6 +91,9 @@ impl Hashed {
 #[derive(Debug, PartialEq, Eq, Default)]
 pub struct Tokens {
     known: HashMap<Hashed, Arc<Principal>>,
+    issuers: Vec<Issuer>,
+    /// Whose JWTs are whose, in the order of the file.
+    rules: Vec<Rule>,
     principals: usize,
 }
 
@@ -79,6 +101,16 @@ impl Tokens {
     /// Whose token it is.
     pub fn find(&self, token: &[u8]) -> Option<Arc<Principal>> {
         self.known.get(&Hashed::of(token)).cloned()
+    }
+
+    /// Who issues JWTs that are believed.
+    pub(super) fn issuers(&self) -> &[Issuer] {
+        &self.issuers
+    }
+
+    /// Whose a JWT of the issuer at this place is.
+    pub(super) fn whose(&self, issuer: usize, claims: &Claims) -> Option<Arc<Principal>> {
+        issuer::whose(&self.rules, issuer, claims)
     }
 
     /// How many principals there are.
@@ -92,6 +124,8 @@ impl Tokens {
 struct File {
     #[serde(default)]
     principal: Vec<Told>,
+    #[serde(default)]
+    issuer: Vec<Spanned<ToldIssuer>>,
 }
 
 #[derive(Deserialize)]
@@ -104,6 +138,8 @@ struct Told {
     tokens: Vec<Spanned<String>>,
     #[serde(default)]
     sha256: Vec<Spanned<String>>,
+    #[serde(default)]
+    jwts: Vec<Spanned<ToldRule>>,
 }
 
 /// Reads the file.
@@ -124,15 +160,16 @@ pub(super) fn parsed(path: &Path, text: &str) -> Result<Tokens, FileError> {
 
 fn parse(text: &str) -> Result<Tokens, Wrong> {
     // What the parser says may quote the file.
-    let form = "is not as it must be: tables [[principal]], each with name, roles (worker, operator, metrics), and tokens or \
-                sha256 or both as lists of texts; keys for some workers";
+    let form = "is not as it must be: tables [[principal]], each with name, roles (worker, operator, metrics), and tokens, \
+                sha256 or jwts as lists; keys for some workers; and tables [[issuer]]";
     let file: File = toml::from_str(text)
         .map_err(|error| Wrong { at: toml_file::place(&error), reason: form.to_owned() })?;
     if file.principal.is_empty() || file.principal.len() > MAX_PRINCIPALS {
         return Err(Wrong { at: 0, reason: format!("there must be 1 to {MAX_PRINCIPALS} principals") });
     }
+    let issuers = issuers(file.issuer)?;
     let principals = file.principal.len();
-    let mut known = HashMap::new();
+    let (mut known, mut rules) = (HashMap::new(), Vec::new());
     let mut names = std::collections::HashSet::new();
     for told in file.principal {
         let at = told.name.span().start;
@@ -169,18 +206,39 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
             Ok((at, digits?))
         });
         let hashes = hashes.chain(given).collect::<Result<Vec<(usize, Hashed)>, Wrong>>()?;
-        if hashes.is_empty() || hashes.len() > MAX_TOKENS {
-            return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens")));
+        if !(1..=MAX_TOKENS).contains(&(hashes.len() + told.jwts.len())) {
+            return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens or jwts")));
         }
         let keys = told.keys.iter().flatten().map(|text| Pattern::new(text)).collect();
         let principal = Arc::new(Principal { name: name.clone(), roles: told.roles, keys });
+        for rule in told.jwts {
+            let at = rule.span().start;
+            rules.push(rule.into_inner().read(&issuers, &principal).map_err(|why| wrong(at, &why))?);
+        }
         for (at, hash) in hashes {
             if known.insert(hash, principal.clone()).is_some() {
                 return Err(wrong(at, "this token stands there twice"));
             }
         }
     }
-    Ok(Tokens { known, principals })
+    Ok(Tokens { known, issuers, rules, principals })
+}
+
+fn issuers(told: Vec<Spanned<ToldIssuer>>) -> Result<Vec<Issuer>, Wrong> {
+    let mut issuers: Vec<Issuer> = Vec::new();
+    for one in told {
+        let at = one.span().start;
+        let wrong = |reason: String| Wrong { at, reason: format!("issuer: {reason}") };
+        let issuer = one.into_inner().read().map_err(wrong)?;
+        if issuers.iter().any(|known| known.name == issuer.name) {
+            return Err(wrong("there is another one of this name".into()));
+        }
+        if issuers.len() == MAX_ISSUERS {
+            return Err(wrong(format!("there may be {MAX_ISSUERS}")));
+        }
+        issuers.push(issuer);
+    }
+    Ok(issuers)
 }
 
 fn unhex(text: &str) -> Option<Hashed> {
@@ -211,7 +269,7 @@ mod tests {
     #[test]
     fn the_example_is_read() {
         let tokens = parse(&example()).unwrap();
-        assert_eq!(tokens.principals(), 3);
+        assert_eq!((tokens.principals(), tokens.issuers().len()), (4, 1));
         let of = |token: &str| tokens.find(token.as_bytes());
         let ranks = of("3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c6").unwrap();
         let team = of("0d6f1a2b3c4d5e6f708192a3b4c5d6e7").unwrap();
@@ -227,8 +285,34 @@ mod tests {
     }
 
     #[test]
+    fn what_the_documents_show_is_read() {
+        let text = include_str!("../../../docs/security.md");
+        let blocks: Vec<_> =
+            text.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap()).collect();
+        assert_eq!(blocks.len(), 3, "one team, several teams, the cluster's own tokens");
+        for block in blocks {
+            // Tokens are left to whoever reads it.
+            let mut number = 0;
+            let lines = block.lines().map(|line| {
+                number += 1;
+                if line.starts_with("tokens = ") {
+                    format!("tokens = ['0123456789abcdef-{number}']")
+                } else {
+                    line.into()
+                }
+            });
+            let known = parse(&lines.collect::<Vec<_>>().join("\n"))
+                .unwrap_or_else(|wrong| panic!("{block}: {wrong:?}"));
+            assert_eq!(known.principals(), block.matches("[[principal]]").count());
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_named_with_its_line_and_without_a_token() {
         const ROLES: &str = "roles = ['worker']\n";
+        const KEYS: &str = "audience = 'a'\njwks_file = 'f'\n";
+        let principal = "\n[[principal]]\nname = 'z'\nroles = ['worker']\ntokens = ['SECRET-SECRET-SECRET']";
+        let issuer = |rest: &str| format!("[[issuer]]\nissuer = 'i'\n{rest}{principal}");
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("tokens.toml");
         for (text, line, said) in [
@@ -257,6 +341,21 @@ mod tests {
                 ),
                 7,
                 "another one of this name",
+            ),
+            (issuer("audience = 'a'\njwks_url = 'http://issuer.example/keys'"), 1, "issuer: jwks_url must begin with https"),
+            (issuer("audience = 'a'\njwks_url = 'https://u:SECRET@issuer.example/keys'"), 1, "must have no user"),
+            (issuer("audience = 'a'"), 1, "jwks_url or jwks_file"),
+            (issuer("audience = ''\njwks_file = 'f'"), 1, "audience must have 1 to 2048 bytes"),
+            (issuer("audience = 'a'\njwks_file = 'f'\nca_file = 'c'"), 1, "are for jwks_url"),
+            (issuer("audience = 'a'\njwks_file = 'f'\nalgorithms = ['HS256']"), 1, "algorithms must be of RS256"),
+            (issuer("audience = 'a'\njwks_file = 'f'\nalgorithms = ['none']"), 1, "algorithms must be of RS256"),
+            (issuer("audience = 'a'\njwks_file = 'f'\nalgorithms = []"), 1, "name one at least"),
+            (issuer(&format!("{KEYS}[[issuer]]\nissuer = 'i'\n{KEYS}")), 5, "another one of this name"),
+            (issuer(&format!("{KEYS}[[principal]]\nname = 'a'\n{ROLES}jwts = [{{ issuer = 'i' }}]")), 8, "take a subject or claims"),
+            (
+                issuer(&format!("{KEYS}[[principal]]\nname = 'a'\n{ROLES}jwts = [{{ issuer = 'j', subject = 's' }}]")),
+                8,
+                "must be one of a table [[issuer]]",
             ),
         ] {
             std::fs::write(&path, &text).unwrap();

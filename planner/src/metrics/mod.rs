@@ -98,11 +98,13 @@ fn denied(series: &Series) -> prometheus::Result<IntCounterVec> {
     let denied = series.counters(
         "requests_denied_total",
         "Requests without a credential (missing), with one that nobody has (unknown; limited, if many of them came from one \
-         address), or whose principal has another role (role) or may not use the key (key); those that were served all the same have refused=\"no\".",
+         address), that has ended (expired), fits no principal (stranger), or cannot be looked up (undecided), or whose \
+         principal has another role (role) or may not use the key (key); those that were served all the same have \
+         refused=\"no\".",
         &["reason", "refused"],
         &[],
     )?;
-    for reason in ["missing", "unknown", "limited", "role", "key"] {
+    for reason in ["missing", "unknown", "limited", "expired", "stranger", "undecided", "role", "key"] {
         for refused in ["yes", "no"] {
             denied.with_label_values(&[reason, refused]);
         }
@@ -119,6 +121,7 @@ pub struct Metrics {
     requests_running: IntGauge,
     denied: IntCounterVec,
     token_file_good: IntGauge,
+    issuer_keys_good: IntGaugeVec,
     changes: Changes,
     held: Held,
     calls: Calls,
@@ -158,6 +161,12 @@ impl Metrics {
             requests_running: series.gauge("requests_running", "Requests that have no answer yet.")?,
             denied: denied(&series)?,
             token_file_good,
+            issuer_keys_good: series.gauges(
+                "issuer_keys_good",
+                "1 if the keys of an issuer of JWTs could be had when they were looked for last; 0 while those before count.",
+                &["issuer"],
+                &[],
+            )?,
             changes: Changes::new(&series)?,
             held: Held::new(&series)?,
             calls: Calls::new(&series)?,
@@ -178,6 +187,14 @@ impl Metrics {
     /// Tells whether the file of tokens can be used.
     pub(crate) fn token_file(&self, is_good: bool) {
         self.token_file_good.set(is_good.into());
+    }
+
+    /// Tells whether the keys of an issuer can be had; of none when it is one no longer.
+    pub(crate) fn issuer(&self, name: &str, is_good: Option<bool>) {
+        match is_good {
+            Some(is_good) => self.issuer_keys_good.with_label_values(&[name]).set(is_good.into()),
+            None => _ = self.issuer_keys_good.remove_label_values(&[name]),
+        }
     }
 
     /// The series of a pool.

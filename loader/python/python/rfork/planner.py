@@ -17,7 +17,7 @@ from typing import Any
 from ._rfork import RForkError
 
 _MAX_ANSWER_BYTES = 16 << 20
-_MAX_TOKEN_BYTES = 4 << 10
+_MAX_TOKEN_BYTES = (8 << 10) - len("Bearer ")
 
 
 class PlannerError(RForkError):

@@ -25,6 +25,7 @@ const ANYWHERE: &[Code] = &[
     Code::HeadersTooLarge,
     Code::Internal,
     Code::Overloaded,
+    Code::IssuerUnavailable,
     Code::StoreUnavailable,
     Code::Stopping,
     Code::Timeout,

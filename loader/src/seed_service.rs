@@ -208,8 +208,14 @@ async fn accept(listener: TcpListener, serving: Serving, connections: TaskTracke
             };
             let Some(place) = place else { return };
             let ended = place.ended.clone();
-            if ended.run_until_cancelled(connection(stream, (place, address), serving)).await.is_none() {
-                tracing::debug!("a silent connection to the seed service made room for another");
+            tokio::select! {
+                // What has come of it meanwhile is answered, if that can be done at once: who asks in time is not silent because
+                // this process was busy.
+                biased;
+                () = connection(stream, (place, address), serving) => {}
+                () = ended.cancelled() => {
+                    tracing::debug!("a silent connection to the seed service made room for another");
+                }
             }
         });
     }

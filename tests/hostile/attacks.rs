@@ -11,7 +11,7 @@ use std::time::Duration;
 use rfork_tests::http::{Answer, connect_from, request_from};
 use rfork_tests::until;
 
-/// Its address: all that it does is one client's.
+/// Its address: all that it does is one client's, unless it has many.
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 66, 6, 6);
 /// Threads of it.
 const THREADS: usize = 3;
@@ -31,12 +31,34 @@ pub(crate) struct Attack {
     step: fn(&mut Hostile),
 }
 
+/// Some address of an attacker who has many.
+pub(crate) fn one_of_many(number: usize) -> Ipv4Addr {
+    let number = u8::try_from(number % 200).unwrap_or_default();
+    Ipv4Addr::new(127, 66, 100, 1 + number)
+}
+
 /// What the same number of harmless requests does.
 pub(crate) const HARMLESS: Attack =
     Attack { name: "harmless requests", step: |me| me.asks("GET", "/healthz", "") };
 
 /// Connections that never say anything.
 pub(crate) const SILENT: Attack = Attack { name: "silent sockets", step: |me| me.keeps(b"") };
+/// The same, from many addresses.
+pub(crate) const SILENT_OF_MANY: Attack = Attack {
+    name: "silent sockets of many addresses",
+    step: |me| {
+        me.from = one_of_many(me.made.load(Ordering::Relaxed));
+        me.keeps(b"");
+    },
+};
+/// Connections that say what they are told to, and read nothing.
+pub(crate) const SAYS: Attack = Attack {
+    name: "says something",
+    step: |me| {
+        let said = me.said.clone();
+        me.keeps(&said);
+    },
+};
 /// Heads that come a byte at a time.
 pub(crate) const SLOW_HEADS: Attack = Attack {
     name: "slow heads",
@@ -122,6 +144,8 @@ fn post(path: &str, body: &str) -> String {
 /// One thread of an attack.
 struct Hostile {
     planner: String,
+    from: Ipv4Addr,
+    said: Vec<u8>,
     kept: VecDeque<TcpStream>,
     /// Connections of all threads.
     made: Arc<AtomicUsize>,
@@ -129,7 +153,7 @@ struct Hostile {
 
 impl Hostile {
     fn connect(&self) -> Option<TcpStream> {
-        let stream = connect_from(FROM, &self.planner).ok()?;
+        let stream = connect_from(self.from, &self.planner).ok()?;
         self.made.fetch_add(1, Ordering::Relaxed);
         stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
         stream.set_write_timeout(Some(NO_WAIT)).unwrap();
@@ -172,12 +196,26 @@ impl Hostile {
 /// An attack that goes on until it is dropped.
 pub(crate) struct Running {
     stop: Arc<AtomicBool>,
+    /// Connections that it made.
+    made: Arc<AtomicUsize>,
     threads: Vec<JoinHandle<()>>,
+}
+
+impl Running {
+    /// How many connections it has made.
+    pub(crate) fn steps(&self) -> usize {
+        self.made.load(Ordering::Relaxed)
+    }
 }
 
 impl Attack {
     /// Begins, and waits until it is felt.
     pub(crate) fn begin(self, planner: &str) -> Running {
+        self.begin_saying(planner, b"")
+    }
+
+    /// The same, saying this.
+    pub(crate) fn begin_saying(self, planner: &str, said: &[u8]) -> Running {
         let pace = if std::env::var_os("RFORK_HOSTILE").is_some_and(|how| how == "full") {
             Duration::ZERO
         } else {
@@ -186,7 +224,8 @@ impl Attack {
         let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
         let threads = (0..THREADS).map(|_| {
             let stop = stop.clone();
-            let mut me = Hostile { planner: planner.to_owned(), kept: VecDeque::new(), made: made.clone() };
+            let (planner, said) = (planner.to_owned(), said.to_owned());
+            let mut me = Hostile { planner, from: FROM, said, kept: VecDeque::new(), made: made.clone() };
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     (self.step)(&mut me);
@@ -195,7 +234,7 @@ impl Attack {
             })
         });
         let threads = threads.collect();
-        let running = Running { stop, threads };
+        let running = Running { stop, made: made.clone(), threads };
         until(self.name, || (made.load(Ordering::Relaxed) >= BEGUN).then_some(()));
         running
     }

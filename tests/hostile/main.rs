@@ -16,4 +16,5 @@ mod honest;
 mod liars;
 mod limits;
 mod planner;
+mod readers;
 mod seeds;

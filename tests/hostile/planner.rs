@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rfork_tests::cluster::{Cluster, sql};
 use rfork_tests::process::Planner;
@@ -80,6 +81,19 @@ fn filled(name: &str, planner: &Planner, database_bytes: impl Fn() -> u64) {
     let text = String::from_utf8_lossy(&refused.body);
     assert!(text.contains("planner-full: quota seeds-of-client"), "{text}");
     let took = honest::rounds(&planner.address, ROUNDS);
+    let (begun, long) = (Instant::now(), lasts());
+    let mut more = 0;
+    while begun.elapsed() < long {
+        honest::rounds(&planner.address, ROUNDS);
+        more += ROUNDS;
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    if more > 0 {
+        let (steps, seconds) = (running.steps(), begun.elapsed().as_secs());
+        println!(
+            "{name}: {steps} registrations of one client, beside {more} honest rounds in {seconds} s more"
+        );
+    }
     // A share of the last quarter is its own, for seeds that are new.
     let new = QUOTA / 16 - 1;
     (0..new).for_each(|number| honest::registers(&planner.address, number));
@@ -113,6 +127,11 @@ fn registrations_fill_no_disk_beyond_their_quota_on_postgres() {
     filled("Postgres", &planner, size);
 }
 
+/// For how long registrations go on at their quota: `RFORK_HOSTILE_SEC` in the environment, no time without it.
+fn lasts() -> Duration {
+    Duration::from_secs(std::env::var("RFORK_HOSTILE_SEC").map_or(0, |text| text.parse().unwrap()))
+}
+
 /// A SQLite file's bytes, and those of its log.
 fn disk_bytes(database_url: &str) -> u64 {
     let path = database_url.strip_prefix("sqlite:").unwrap();
@@ -136,6 +155,7 @@ macro_rules! attacked {
 
 attacked! {
     silent_sockets_keep_nobody_out: SILENT,
+    silent_sockets_of_many_addresses_keep_nobody_out: SILENT_OF_MANY,
     slow_heads_keep_nobody_out: SLOW_HEADS,
     slow_bodies_keep_nobody_out: SLOW_BODIES,
     long_waits_keep_nobody_out: LONG_WAITS,

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket, socket_with};
 use serde_json::Value;
 
 use crate::DEADLINE;
@@ -97,6 +97,20 @@ pub fn connect_from(from: Ipv4Addr, address: &str) -> std::io::Result<TcpStream>
     bind(&socket, &SocketAddr::from((from, 0)))?;
     connect(&socket, &to)?;
     Ok(TcpStream::from(socket))
+}
+
+/// Begins to connect to `address` from this address, and does not wait until it is connected.
+///
+/// # Errors
+/// When the address is not this machine's.
+pub fn begin_to_connect(from: Ipv4Addr, address: &str) -> std::io::Result<TcpStream> {
+    let to: SocketAddr = address.parse().map_err(|_| std::io::ErrorKind::InvalidInput)?;
+    let socket = socket_with(AddressFamily::INET, SocketType::STREAM, SocketFlags::NONBLOCK, None)?;
+    bind(&socket, &SocketAddr::from((from, 0)))?;
+    match connect(&socket, &to) {
+        Ok(()) | Err(rustix::io::Errno::INPROGRESS) => Ok(TcpStream::from(socket)),
+        Err(error) => Err(error.into()),
+    }
 }
 
 fn exchange(

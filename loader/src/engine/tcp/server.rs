@@ -222,8 +222,12 @@ enum Ended {
 
 /// Reads a reader's first frame. From then on its place among those that greet is its own.
 async fn greeted(stream: &mut TcpStream, greeting: &Place, deadline: Duration) -> Result<Hello, Ended> {
-    let hello = greeting.ended.run_until_cancelled(hello(stream, deadline)).await;
-    let hello = hello.unwrap_or(Err(Ended::MadeRoom))?;
+    let hello = tokio::select! {
+        // What has come meanwhile counts: who speaks in time is not silent because this process was busy.
+        biased;
+        hello = hello(stream, deadline) => hello?,
+        () = greeting.ended.cancelled() => return Err(Ended::MadeRoom),
+    };
     greeting.speaks();
     Ok(hello)
 }
@@ -267,6 +271,14 @@ async fn serve(
     prepare(&stream)?;
     let options = &shared.options;
     let hello = greeted(&mut stream, &greeting, options.connect_timeout).await?;
+    let greeting = if greeting.ended.is_cancelled() {
+        // It spoke as it made room.
+        let again = shared.greetings.enter(address).await.ok_or(Ended::MadeRoom)?;
+        again.speaks();
+        again
+    } else {
+        greeting
+    };
     let announces = hello.features & ANNOUNCEMENTS != 0;
     let held = match hello.point()? {
         Some(point) => shared.points.enter(point, options.connect_timeout).await.map(Some),

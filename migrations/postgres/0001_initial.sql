@@ -52,10 +52,11 @@ CREATE TABLE seeds (
     zone             TEXT,
     rack             TEXT,
     node             TEXT,
-    -- the inference instance that it is a rank of, its process, the digest of its weights
+    -- the inference instance that it is a rank of, its process, the digest of its weights, what named them before
     instance_id      TEXT,
     incarnation      TEXT,
     content_id       TEXT,
+    origin           TEXT,
     -- the address that registered it, or its network of IPv6: whose share of the seeds it counts to
     client           TEXT
 )

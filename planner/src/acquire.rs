@@ -344,6 +344,7 @@ mod tests {
                 labels: Labels::default(),
                 total_bytes: 1,
                 held: None,
+                starts_over: false,
                 stalled: Some(stalled),
             };
             let wish = Box::new(Wish { loading: Some(Box::new(asker)), ..Wish::default() });

@@ -1,6 +1,7 @@
-/* Storage of a given rate, for a process that reads through this library (LD_PRELOAD): what threads read at a position of
- * a file, together, takes as long as storage would that gives RFORK_TEST_STORAGE_BYTES_PER_SEC. Small reads, of headers, do
- * not count. */
+/* Slow storage, for a process that reads through this library (LD_PRELOAD): what its threads read at a position of a file,
+ * together, takes as long as storage would that gives RFORK_TEST_STORAGE_BYTES_PER_SEC; or what is read beyond
+ * RFORK_TEST_STORAGE_STOPS_AFTER_BYTES comes only when the file RFORK_TEST_STORAGE_GOES_ON is there. Small reads, of headers,
+ * do not count. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -22,9 +23,27 @@ static struct timespec later(struct timespec time, double sec) {
     return time;
 }
 
+/* Bytes that were asked for until now. */
+static unsigned long long asked;
+
+static void wait_for_word(size_t bytes) {
+    const char *most = getenv("RFORK_TEST_STORAGE_STOPS_AFTER_BYTES"), *word = getenv("RFORK_TEST_STORAGE_GOES_ON");
+    if (!most || !word)
+        return;
+    pthread_mutex_lock(&lock);
+    asked += bytes;
+    int waits = asked > strtoull(most, NULL, 10);
+    pthread_mutex_unlock(&lock);
+    while (waits && access(word, F_OK))
+        usleep(5000);
+}
+
 static void take(size_t bytes) {
     const char *rate = getenv("RFORK_TEST_STORAGE_BYTES_PER_SEC");
-    if (!rate || bytes < SMALL)
+    if (bytes < SMALL)
+        return;
+    wait_for_word(bytes);
+    if (!rate)
         return;
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);

@@ -1,4 +1,4 @@
-//! Libraries that pretend, made with the C compiler from `tests/fakes`: those of NPUs, and storage of a given rate.
+//! Libraries that pretend, made with the C compiler from `tests/fakes`: those of NPUs, and slow storage.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -27,31 +27,42 @@ impl Fakes {
     }
 }
 
-/// Storage that gives so much to each process that reads through it.
+/// Storage that stops on the way, for each process that reads through it.
 #[derive(Debug)]
-pub struct SlowStorage {
+pub struct StoppingStorage {
     directory: TempDir,
-    bytes_per_sec: u64,
+    after_bytes: u64,
 }
 
-impl SlowStorage {
-    /// Compiles it.
+impl StoppingStorage {
+    /// Compiles one that gives so much, and the rest when it is told to go on.
     ///
     /// # Panics
     /// When the C compiler does not.
-    pub fn of(bytes_per_sec: u64) -> Self {
+    pub fn after(after_bytes: u64) -> Self {
         let directory = tempfile::tempdir().unwrap();
         library(directory.path(), "slowstorage", &["-ldl"]);
-        Self { directory, bytes_per_sec }
+        Self { directory, after_bytes }
+    }
+
+    /// It gives the rest, to all who read through it now and later.
+    pub fn go_on(&self) {
+        std::fs::write(self.word(), "").unwrap();
+    }
+
+    fn word(&self) -> PathBuf {
+        self.directory.path().join("goes-on")
     }
 
     /// The environment in which a process reads through it.
     pub fn environment(&self) -> Vec<(String, String)> {
-        let library = self.directory.path().join("libslowstorage.so");
-        vec![
-            ("LD_PRELOAD".into(), library.to_str().unwrap().to_owned()),
-            ("RFORK_TEST_STORAGE_BYTES_PER_SEC".into(), self.bytes_per_sec.to_string()),
-        ]
+        let text = |path: PathBuf| path.to_str().unwrap().to_owned();
+        let variables = [
+            ("LD_PRELOAD", text(self.directory.path().join("libslowstorage.so"))),
+            ("RFORK_TEST_STORAGE_STOPS_AFTER_BYTES", self.after_bytes.to_string()),
+            ("RFORK_TEST_STORAGE_GOES_ON", text(self.word())),
+        ];
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 }
 

@@ -89,7 +89,7 @@ async fn begin(url: &str, token: Option<TokenFile>, key: &SeedKey) -> Result<(Pl
     }
     let host = planner.local_address().await.context("the planner was reached from no address")?;
     let identity = SeedIdentity::new(host.to_string(), PORT, 0)?;
-    let seed = Advert { key: key.clone(), identity, incarnation: None, content_id: None };
+    let seed = Advert { key: key.clone(), identity, incarnation: None, content_id: None, origin: None };
     planner.register(&seed).await.context("registering a seed failed")?;
     Ok((planner, seed))
 }

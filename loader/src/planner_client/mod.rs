@@ -211,6 +211,8 @@ pub struct Advert {
     pub incarnation: Option<Name>,
     /// What its bytes are.
     pub content_id: Option<Name>,
+    /// What named its bytes while they had no content id, if others may have read them then.
+    pub origin: Option<Name>,
 }
 
 /// What a planner says to a heartbeat.
@@ -339,7 +341,7 @@ impl PlannerClient {
     /// # Errors
     /// [`PlannerError`]; see [`PlannerError::is_passing`] for whether to try again.
     pub async fn claim(&self, key: &SeedKey, claim: &Claim) -> Result<Claimed, PlannerError> {
-        let alone = async || Ok(Claimed { role: Role::Alone, renew_after_ms: 0, leader: None });
+        let alone = async || Ok(Claimed { role: Role::Alone, renew_after_ms: 0, leader: None, root: None });
         over_either!(self, LEADS, self.v2_claim(key, claim), alone())
     }
 

@@ -114,7 +114,7 @@ async fn start_within(speaks_v2: bool, timeout: Duration) -> (Arc<Fake>, Planner
 
 fn advert() -> Advert {
     let identity = SeedIdentity::new("h", 1, 0).unwrap();
-    Advert { key: SeedKey::new("k").unwrap(), identity, incarnation: None, content_id: None }
+    Advert { key: SeedKey::new("k").unwrap(), identity, incarnation: None, content_id: None, origin: None }
 }
 
 async fn acquire(client: &PlannerClient) -> Grant {

@@ -286,6 +286,7 @@ impl PlannerClient {
             incarnation: advert.incarnation.clone(),
             instance_id: self.topology.instance_id.clone(),
             content_id: advert.content_id.clone(),
+            origin: advert.origin.clone(),
             location: self.topology.location.clone(),
         };
         self.v2_send::<Registered>(v2::SEEDS, self.post(v2::SEEDS, &request)).await.map(drop)

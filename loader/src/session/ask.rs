@@ -22,6 +22,7 @@ impl Load<'_> {
             // Seeds that failed are not handed out again, so their leases need not be kept.
             self.condemned.clear();
         }
+        let starts_over = self.turn.may_start_over();
         for _ in 0..=REPEATED_QUESTIONS {
             let wait = match (by_right, leads) {
                 // Who leads waits for seeds that are busy; there are no others but for itself.
@@ -29,7 +30,10 @@ impl Load<'_> {
                 (true, false) => self.turn.wait(),
                 _ => self.patience.left(),
             };
-            let wish = Wish { wait, ..self.wish() };
+            let mut wish = Wish { wait, ..self.wish() };
+            if let Some(loading) = &mut wish.loading {
+                loading.starts_over = starts_over;
+            }
             let acquired = self.planner.acquire(&self.worker.key, &wish).await;
             self.turn.busy = matches!(acquired, Ok(Acquired::Busy));
             match acquired {

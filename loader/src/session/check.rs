@@ -13,6 +13,7 @@ use rfork_protocol::v2::SeedPhase;
 use super::load::Load;
 use super::progress::Phase;
 use super::state::{Event, Offered};
+use crate::digest::DigestAlgorithm;
 use crate::planner_client::TransferReport;
 use crate::seed_client;
 
@@ -112,6 +113,11 @@ impl Load<'_> {
             _ => {}
         }
         let Some(extension) = extension else { return Ok(None) };
+        let algorithm = match &extension.root {
+            Root::Content(content) => &content.chunks.algorithm,
+            Root::Growing(growing) => &growing.algorithm,
+        };
+        algorithm.parse::<DigestAlgorithm>().map_err(|error| error.to_string())?;
         let plan = self.memory.plan();
         let fits = match &extension.root {
             Root::Content(content) => {

@@ -9,6 +9,7 @@ use super::loading::Loading;
 use super::progress::Phase;
 use super::state::Event;
 use crate::lead;
+use crate::reporting::origin;
 
 /// For how long a worker waits for who reads storage while that makes no progress, if nobody has set it.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -22,6 +23,8 @@ pub(super) struct Turn {
     led: Option<Duration>,
     /// When the right may be asked for again.
     next: Option<Instant>,
+    /// Whether who reads storage reads other bytes than those that are held, as far as their names tell.
+    reads_others: bool,
     /// Whether seeds of the key were there, and busy, when one was asked for last.
     pub(super) busy: bool,
     /// Whether it was said that another one is waited for.
@@ -29,6 +32,12 @@ pub(super) struct Turn {
 }
 
 impl Turn {
+    /// Whether what is held may be dropped for what another one reads from storage: nobody who is known reads on what it is
+    /// a part of.
+    pub(super) fn may_start_over(&self) -> bool {
+        self.led.is_some() && self.reads_others
+    }
+
     /// How long a question for a seed waits of who does not lead.
     pub(super) fn wait(&mut self) -> Duration {
         self.led.take().unwrap_or_default()
@@ -83,9 +92,11 @@ impl Load<'_> {
             Role::Waits => {
                 let after = lead::after(&claimed);
                 (self.turn.led, self.turn.next) = (Some(after), Some(Instant::now() + after));
+                let own = origin(self.memory).filter(|_| self.memory.content().is_none());
+                self.turn.reads_others = own.is_some() && claimed.root.is_some() && claimed.root != own;
                 if !std::mem::replace(&mut self.turn.told, true) {
                     let leader = claimed.leader.map(|leader| leader.to_string());
-                    tracing::info!(leader, "another worker reads storage: waiting for it to be a seed");
+                    tracing::info!(leader, "another worker reads storage: waiting for what it has read");
                 }
                 Event::Led
             }

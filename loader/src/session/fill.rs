@@ -49,7 +49,7 @@ impl Load<'_> {
             }
             Err(FallbackError::Cancelled) => Err(LoadError::Cancelled),
             Err(error @ FallbackError::OtherBytes(_)) if named => {
-                tracing::warn!(%error, "storage holds other weights than the seed did");
+                tracing::warn!(%error, "storage holds other weights than what is held");
                 Ok(Event::OtherBytes)
             }
             Err(error) => Err(error.into()),

@@ -86,6 +86,7 @@ impl Loading {
             incarnation: self.advert.incarnation.clone()?,
             total_bytes: memory.plan().total_bytes(),
             held: held(memory),
+            starts_over: false,
             model_url: None,
             deploy_strategy: None,
             is_draft: None,
@@ -117,7 +118,7 @@ impl Loading {
 
     /// It has the right to read storage.
     pub(super) fn lead(&mut self, lead: Lead) {
-        tracing::info!(identity = %self.advert.identity, "this worker reads storage; others wait for it");
+        tracing::info!(identity = %self.advert.identity, "this worker reads storage, and others wait for what it reads");
         self.lead = Some(lead);
     }
 

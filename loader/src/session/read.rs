@@ -149,6 +149,8 @@ impl<'a> Load<'a> {
         };
         self.memory.arrivals().source(false);
         let in_a_chain = lease.source().is_some();
+        // Whatever became of the connections afterwards: every chunk was compared, and it is known what they are.
+        let is_whole = self.memory.all_held() && self.memory.content().is_some();
         let closed = in_a_chain && matches!(result, Err(ReadError::Lost { .. } | ReadError::Refused { .. }));
         if closed && reading.watch.state.is_none() {
             // Maybe another one has its place by now, and that is why.
@@ -164,10 +166,12 @@ impl<'a> Load<'a> {
         let duration = reading.begun.elapsed();
         let failed = |reason| TransferReport::Failed { reason, bytes, duration };
         self.report(match &result {
+            Err(ReadError::Hung { .. }) => failed("lost"),
             Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },
+            Err(_) if is_whole => TransferReport::Done { bytes, duration },
             Ok(_) => failed("incomplete"),
             Err(_) if went => TransferReport::Aborted,
-            Err(ReadError::Lost { .. } | ReadError::Silent { .. } | ReadError::Hung { .. }) => failed("lost"),
+            Err(ReadError::Lost { .. } | ReadError::Silent { .. }) => failed("lost"),
             Err(ReadError::Protocol { .. }) => failed("protocol"),
             Err(ReadError::Corrupt { .. }) => failed("corrupt"),
             // That says nothing of the seed's health: one that refuses, because it has readers enough, lives.
@@ -179,6 +183,7 @@ impl<'a> Load<'a> {
             // Nothing else may write where that call still may: not a fallback, nor another seed.
             Err(error @ ReadError::Hung { .. }) => Err(LoadError::Hung(error)),
             Err(_) if self.cancel.is_cancelled() => Err(LoadError::Cancelled),
+            Err(_) if is_whole => Ok(Event::AllHeld),
             Err(ReadError::Cancelled) if lost => Ok(Event::LeaseLost),
             Err(error) if went => {
                 let held_bytes = self.memory.held_bytes();

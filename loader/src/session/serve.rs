@@ -17,6 +17,7 @@ use crate::engine::memory::Content;
 use crate::heartbeat::Heartbeat;
 use crate::planner_client::Advert;
 use crate::reach::Reach;
+use crate::reporting::origin;
 use crate::seed_service::SeedService;
 
 /// What a worker serves.
@@ -113,7 +114,10 @@ impl Session {
         service.publish(&metadata(self.engine.as_ref(), session, &model.manifest, root), self.fields());
         let identity = self.identity(&service)?;
         let reach = Reach { content: Some(content.id), ..self.reach(&service, identity.clone()) };
-        let advert = self.advert(identity, incarnation, Name::cut(&content.id.to_string()));
+        let advert = Advert {
+            origin: origin(&model.memory),
+            ..self.advert(identity, incarnation, Name::cut(&content.id.to_string()))
+        };
         let serving = Serving {
             identity: reach.identity.clone(),
             url: format!("http://{}", reach.identity.authority()),
@@ -203,7 +207,7 @@ impl Session {
         incarnation: Option<Name>,
         content_id: Option<Name>,
     ) -> Advert {
-        Advert { key: self.worker.key.clone(), identity, incarnation, content_id }
+        Advert { key: self.worker.key.clone(), identity, incarnation, content_id, origin: None }
     }
 }
 

@@ -116,6 +116,7 @@ fn candidate(row: &SeedRow, now: i64) -> Candidate {
         instance_id: row.profile.instance_id.clone(),
         capped_host: row.capped_host().map(str::to_owned),
         root: row.root().map(str::to_owned),
+        origin: row.profile.origin.clone(),
         loading: row.loading.as_deref().cloned(),
         reserve: row.free_reserve(now),
     }

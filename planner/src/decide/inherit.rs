@@ -129,5 +129,6 @@ fn is_lost(row: &SeedRow, stalled: &Stalled, now: i64, rules: &Rules) -> bool {
 
 fn may_read(reader: &Reader, seed: &SeedRow) -> bool {
     let loading = seed.loading.as_deref();
-    chain::may_read(reader, Offer { identity: &seed.identity, root: seed.root(), loading })
+    let (identity, origin) = (&seed.identity, seed.profile.origin.as_deref());
+    chain::may_read(reader, Offer { identity, root: seed.root(), origin, loading })
 }

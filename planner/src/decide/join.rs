@@ -21,6 +21,7 @@ fn profile(wish: &Wish, asker: &Asker) -> Profile {
         instance_id: wish.instance_id.clone(),
         incarnation: Some(asker.incarnation.clone()),
         content_id: None,
+        origin: None,
     }
 }
 
@@ -57,6 +58,7 @@ pub(super) fn reader(
         identity: asker.identity.clone(),
         depth: loading.map(|loading| loading.depth),
         held: asker.held.clone(),
+        starts_over: asker.starts_over,
         stalled: stalled.map(|stalled| stalled.identity.clone()),
         is_believed,
         was_moved: loading.is_some_and(|loading| loading.pace.was_moved),

@@ -37,7 +37,13 @@ pub(super) fn lead(
     let mut turns: Vec<(usize, &Claim)> = claims.iter().enumerate().collect();
     turns.sort_by_key(|(_, claim)| order(claim));
     let claimed = turns.into_iter().map(|(at, claim)| {
-        (at, Claimed { role: one(tables, now, rules, claim, period_ms), renew_after_ms: period_ms })
+        let role = one(tables, now, rules, claim, period_ms);
+        let leader = match &role {
+            Role::Waits(leader) => tables.seed_at(leader),
+            Role::Leads | Role::Alone => None,
+        };
+        let root = leader.and_then(|leader| leader.root()).map(str::to_owned);
+        (at, Claimed { role, root, renew_after_ms: period_ms })
     });
     // Back in the order of the claims.
     claimed.collect::<BTreeMap<_, _>>().into_values().collect()

@@ -41,6 +41,11 @@ pub(super) fn of_reader(
 pub(super) fn of_itself(tables: &mut Tables, now: i64, id: i64, told: &Progress, period_ms: i64) {
     if tables.seed(id).is_some_and(|row| row.loading.is_some() && is_of(row, told)) {
         tell(tables, now, id, told, (None, None, 0, period_ms));
+        tables.change(id, |row| {
+            if let Some(loading) = row.loading.as_mut().filter(|loading| loading.lead.is_none()) {
+                loading.forget_origin();
+            }
+        });
     }
 }
 

@@ -54,6 +54,8 @@ pub struct Asker {
     pub total_bytes: u64,
     /// What it holds; `None` for nothing.
     pub held: Option<Held>,
+    /// Whether it takes bytes of another root, too, and drops what it holds.
+    pub starts_over: bool,
     /// The source that brings it no byte.
     pub stalled: Option<Stalled>,
 }
@@ -163,7 +165,7 @@ impl Loading {
 
     /// Without the right to lead it reads storage for itself, and for those who read from it already.
     ///
-    /// Excluded: somebody new is granted it, and a key has a second origin beside that of who leads.
+    /// Excluded: somebody new is granted it, who would be loaded no sooner than it, beside the chain of who leads.
     pub fn forget_origin(&mut self) {
         if self.source.is_none() {
             self.root = self.root.take().filter(|root| !is_origin(root));
@@ -234,6 +236,8 @@ pub struct Reader {
     pub depth: Option<u32>,
     /// What it holds now.
     pub held: Option<Held>,
+    /// Whether it takes bytes of another root, too.
+    pub starts_over: bool,
     /// The source that brings no byte. It is not wanted, believed or not.
     pub stalled: Option<SeedIdentity>,
     /// Whether it has a live lease on that source. Then it may have the point that loading seeds keep for those who stall,
@@ -250,6 +254,8 @@ pub struct Offer<'a> {
     pub identity: &'a SeedIdentity,
     /// What names its bytes, as far as that was heard.
     pub root: Option<&'a str>,
+    /// What named those of a complete seed while it loaded, if they had no content id then.
+    pub origin: Option<&'a str>,
     /// What is known of it while it loads; `None` for a complete seed.
     pub loading: Option<&'a Loading>,
 }
@@ -259,30 +265,28 @@ pub fn is_origin(root: &str) -> bool {
     root.starts_with(Origin::PREFIX)
 }
 
-/// Whether bytes of this root go on with those of a seed: it has the same root; or they have an origin and the seed has
-/// everything, so that its digests tell the worker whether it holds the same.
-fn goes_on(held: &str, Offer { root, loading, .. }: Offer<'_>) -> bool {
-    root == Some(held) || (is_origin(held) && loading.is_none())
-}
-
-/// Whether a worker may read from a seed: never from itself or its own reader; from bytes of its root alone; and, if it
-/// has bytes or may have readers, from a loading seed that holds more of them, or stands nearer to where they come from.
+/// Whether a worker may read from a seed: never from itself or its own reader; from bytes of its root alone, unless it says
+/// that it starts over; and, if it has bytes or may have readers, from a loading seed that holds more of them, or stands
+/// nearer to where they come from.
 /// What the seed holds was told a moment before what the reader holds now, so a reader of this reader never seems to
 /// hold more. Whoever was moved stands behind those who have overtaken it: they hold more.
 pub fn may_read(reader: &Reader, offer: Offer<'_>) -> bool {
-    let Offer { identity, loading, .. } = offer;
+    let Offer { identity, root, origin, loading } = offer;
     if reader.identity == *identity || reader.stalled.as_ref() == Some(identity) {
         return false;
     }
-    if reader.held.as_ref().is_some_and(|held| !goes_on(&held.root, offer)) {
+    let is_same = |held: &&Held| root == Some(&*held.root) || origin == Some(&*held.root);
+    let held = reader.held.as_ref().filter(is_same);
+    if held.is_none() && reader.held.is_some() && !reader.starts_over {
         return false;
     }
     let Some(loading) = loading else { return true };
     if !loading.may_be_read() || (reader.id.is_some() && loading.source == reader.id) {
         return false;
     }
-    let is_new = reader.id.is_none() && reader.held.is_none();
-    let held_bytes = reader.held.as_ref().map_or(0, |held| held.bytes);
+    // Whoever reads from it has nothing of another root.
+    let is_new = held.is_none() && (reader.id.is_none() || reader.starts_over);
+    let held_bytes = held.map_or(0, |held| held.bytes);
     let is_nearer = !reader.was_moved && reader.depth.is_some_and(|depth| loading.depth < depth);
     is_new || loading.held_bytes > held_bytes || is_nearer
 }
@@ -317,6 +321,7 @@ mod tests {
             identity: identity(1),
             depth: id.map(|_| depth),
             held: held.map(|(root, bytes)| Held { root: root.into(), bytes }),
+            starts_over: false,
             stalled: None,
             is_believed: false,
             was_moved: false,
@@ -325,13 +330,13 @@ mod tests {
 
     /// Whether the seed of port 2 may be read from.
     fn may(reader: &Reader, root: Option<&str>, loading: Option<&Loading>) -> bool {
-        may_read(reader, Offer { identity: &identity(2), root, loading })
+        may_read(reader, Offer { identity: &identity(2), root, origin: None, loading })
     }
 
     #[test]
     fn nobody_reads_from_itself_its_reader_or_what_stalls() {
         let new = reader(None, 0, None);
-        assert!(!may_read(&new, Offer { identity: &identity(1), root: None, loading: None }));
+        assert!(!may_read(&new, Offer { identity: &identity(1), root: None, origin: None, loading: None }));
         let of_mine = loading(Some(1), 1, "x", 50);
         assert!(!may(&reader(Some(1), 5, None), Some("x"), Some(&of_mine)));
         let of_another = loading(Some(3), 1, "x", 50);
@@ -350,13 +355,30 @@ mod tests {
     }
 
     #[test]
-    fn bytes_of_an_origin_go_on_with_it_or_with_a_complete_seed() {
+    fn bytes_of_an_origin_go_on_with_it_and_with_the_content_that_it_became() {
         let has = reader(Some(1), 1, Some(("origin:1", 10)));
         let ahead = |root| loading(None, 0, root, 90);
         assert!(may(&has, Some("origin:1"), Some(&ahead("origin:1"))));
         assert!(!may(&has, Some("origin:2"), Some(&ahead("origin:2"))), "somebody else's");
-        assert!(!may(&has, Some("y"), Some(&ahead("y"))), "it has not all digests to compare yet");
-        assert!(may(&has, Some("y"), None) && may(&has, None, None));
+        assert!(!may(&has, Some("y"), None), "a content that grew nowhere, or elsewhere");
+        let became =
+            Offer { identity: &identity(2), root: Some("y"), origin: Some("origin:1"), loading: None };
+        assert!(may_read(&has, became));
+    }
+
+    #[test]
+    fn who_starts_over_takes_any_root_but_nothing_of_its_readers() {
+        let has = Reader { starts_over: true, ..reader(Some(1), 1, Some(("origin:1", 10))) };
+        assert!(may(&has, Some("y"), None));
+        assert!(may(&has, Some("origin:2"), Some(&loading(None, 0, "origin:2", 0))));
+        assert!(
+            !may(&has, Some("origin:2"), Some(&loading(Some(1), 2, "origin:2", 90))),
+            "it reads from the asker"
+        );
+        assert!(
+            !may(&has, Some("origin:1"), Some(&loading(Some(7), 3, "origin:1", 10))),
+            "it may read from its readers"
+        );
     }
 
     #[test]
@@ -424,7 +446,7 @@ mod tests {
             };
             for (at, row) in rows.iter().enumerate() {
                 let identity = identity(u16::try_from(at).unwrap() + 1);
-                let offer = Offer { identity: &identity, root: Some("x"), loading: Some(row) };
+                let offer = Offer { identity: &identity, root: Some("x"), origin: None, loading: Some(row) };
                 if may_read(&reader, offer) {
                     prop_assert!(!is_behind(at), "{at} reads from {asks}: {rows:?}");
                 }

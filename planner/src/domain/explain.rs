@@ -65,6 +65,7 @@ mod tests {
                         instance_id: None,
                         capped_host: host.map(|host| host.to_string()),
                         root: None,
+                        origin: None,
                         loading: None,
                         reserve: None,
                     };

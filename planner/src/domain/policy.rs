@@ -124,6 +124,8 @@ pub struct Candidate {
     pub capped_host: Option<String>,
     /// What names its bytes, as far as that is known.
     pub root: Option<String>,
+    /// What named them before they had a content id, if they had none once.
+    pub origin: Option<String>,
     /// What is known of it while it loads; `None` for a complete seed.
     pub loading: Option<Loading>,
     /// The point that a loading seed has beyond its capacity, if it is free: for readers whose source stalls.
@@ -143,12 +145,14 @@ impl Candidate {
     }
 
     fn may_be_read_by(&self, reader: Option<&Reader>) -> bool {
-        let (root, loading) = (self.root.as_deref(), self.loading.as_ref());
+        let (root, origin, loading) = (self.root.as_deref(), self.origin.as_deref(), self.loading.as_ref());
         match reader {
             None => loading.is_none(),
             // It would take a part of what the chain gets that has overtaken it.
             Some(reader) if reader.was_moved && !reader.is_believed && self.has_readers() => false,
-            Some(reader) => chain::may_read(reader, Offer { identity: &self.identity, root, loading }),
+            Some(reader) => {
+                chain::may_read(reader, Offer { identity: &self.identity, root, origin, loading })
+            }
         }
     }
 }
@@ -307,6 +311,7 @@ mod tests {
             instance_id: None,
             capped_host: None,
             root: None,
+            origin: None,
             loading: None,
             reserve: None,
         }

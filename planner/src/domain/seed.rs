@@ -18,6 +18,8 @@ pub struct Profile {
     pub incarnation: Option<String>,
     /// The digest of its weights.
     pub content_id: Option<String>,
+    /// What named them while they had none, if they were read from storage as it was loaded.
+    pub origin: Option<String>,
 }
 
 impl Profile {
@@ -35,6 +37,7 @@ impl Profile {
             instance_id: self.instance_id.or_else(|| earlier.instance_id.clone()),
             incarnation: self.incarnation.or_else(|| earlier.incarnation.clone()),
             content_id: self.content_id.or_else(|| earlier.content_id.clone()),
+            origin: self.origin.or_else(|| earlier.origin.clone()),
         }
     }
 

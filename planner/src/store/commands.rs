@@ -329,6 +329,8 @@ pub struct Claim {
 pub struct Claimed {
     /// What the asker is to do.
     pub role: Role,
+    /// What names the bytes of who has the right, as far as that was heard.
+    pub root: Option<String>,
     /// When it is to ask again, in milliseconds.
     pub renew_after_ms: i64,
 }

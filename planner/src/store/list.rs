@@ -169,7 +169,7 @@ impl Entry for SeedEntry {
 
 /// The same for what a seed told of itself.
 pub(super) fn profile_bytes(key: &SeedKey, profile: &Profile) -> usize {
-    let Profile { labels, location, instance_id, incarnation, content_id } = profile;
+    let Profile { labels, location, instance_id, incarnation, content_id, origin } = profile;
     let texts = [
         &labels.model_url,
         &labels.deploy_strategy,
@@ -179,6 +179,7 @@ pub(super) fn profile_bytes(key: &SeedKey, profile: &Profile) -> usize {
         instance_id,
         incarnation,
         content_id,
+        origin,
     ];
     entry_bytes(key, texts.map(Option::as_deref))
 }

@@ -44,6 +44,8 @@ struct KeptAsker {
     is_draft: Option<bool>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     held: Option<Held>,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    starts_over: bool,
     /// The source that stalls, the hash of the lease on it, and whether it is lost. That it did not answer a planner says
     /// nothing of later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -52,7 +54,7 @@ struct KeptAsker {
 
 impl From<&Asker> for KeptAsker {
     fn from(asker: &Asker) -> Self {
-        let Asker { identity, incarnation, labels, total_bytes, held, stalled } = asker.clone();
+        let Asker { identity, incarnation, labels, total_bytes, held, starts_over, stalled } = asker.clone();
         Self {
             seed: identity,
             incarnation,
@@ -61,6 +63,7 @@ impl From<&Asker> for KeptAsker {
             deploy_strategy: labels.deploy_strategy,
             is_draft: labels.is_draft,
             held,
+            starts_over,
             stalled: stalled.map(|stalled| (stalled.identity, stalled.lease, stalled.lost)),
         }
     }
@@ -75,6 +78,7 @@ impl From<KeptAsker> for Asker {
             labels: Labels { model_url, deploy_strategy, is_draft },
             total_bytes: kept.total_bytes,
             held: kept.held,
+            starts_over: kept.starts_over,
             stalled: kept.stalled.map(|(identity, lease, lost)| Stalled {
                 identity,
                 lease,
@@ -129,6 +133,7 @@ mod tests {
             is_draft in prop::option::of(any::<bool>()),
             total_bytes in any::<u64>(),
             held in prop::option::of((".{0,8}", any::<u64>())),
+            starts_over in any::<bool>(),
             stalled in prop::option::of((any::<[u8; 32]>(), any::<bool>())),
         ) -> Asker {
             let identity = SeedIdentity::new("h", 1, 0).unwrap();
@@ -138,6 +143,7 @@ mod tests {
                 labels: Labels { model_url, deploy_strategy: None, is_draft },
                 total_bytes,
                 held: held.map(|(root, bytes)| Held { root, bytes }),
+                starts_over,
                 stalled: stalled.map(|(lease, lost)| Stalled { identity, lease, lost, unanswered: false }),
             }
         }

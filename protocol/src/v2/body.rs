@@ -7,6 +7,8 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{DeserializeOwned, Error, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
+use super::Name;
+use crate::manifest::content::Origin;
 use crate::shown::Shown;
 
 /// A body that is not the request that the route takes.
@@ -84,6 +86,15 @@ where
     T: Deserialize<'de>,
 {
     Object::deserialize(deserializer).map(|Object(object)| object)
+}
+
+/// What names bytes that have no content id.
+pub(super) fn origin<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Name>, D::Error> {
+    let name = Option::<Name>::deserialize(deserializer)?;
+    match name.as_ref().map(|name| name.as_str().parse::<Origin>()) {
+        Some(Err(error)) => Err(D::Error::custom(error)),
+        _ => Ok(name),
+    }
 }
 
 /// A list of `LEAST` to `MOST` objects.

@@ -38,7 +38,8 @@ pub struct Claim {
     pub patience_ms: u64,
     /// What names the bytes that it reads as long as they have no content id: `origin:` and a random name, another one for each
     /// attempt. Who leads and names it may be read from.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, deserialize_with = "body::origin", skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^origin:[0-9a-fA-F]{64}$"))]
     pub origin: Option<Name>,
     /// Where it stands.
     #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
@@ -66,6 +67,10 @@ pub struct Claimed {
     /// Who has the right, if that is another one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<SeedIdentity>,
+    /// What names the bytes of who has the right, as far as the planner has heard. Whoever holds bytes of another origin may
+    /// start over with these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Name>,
 }
 
 /// What a worker does that asked for the right to lead.

@@ -10,8 +10,8 @@
 //!    source. The answer has a [`Source`] when that was done. A refusal, or a wait that ends, registers nothing.
 //! 2. The same address with another incarnation is other memory: leases on the earlier one end. With the same one its row
 //!    stays, and gets the new source.
-//! 3. It is heard of by its renewals, which carry [`LoadProgress`], by an acquisition that waits, and, while it has no
-//!    lease, by heartbeats that carry the same. Whoever was not heard of for three periods is no source.
+//! 3. It is heard of by its renewals, which carry [`LoadProgress`], and, while it has no lease, by heartbeats that carry the
+//!    same, or by its questions for the right to read storage. Whoever was not heard of for three periods is no source.
 //! 4. A lease that ends without another registration or acquisition ends the registration after those periods.
 //! 5. Whoever gets no byte keeps its lease and asks for another source, naming the one that stalls ([`Stalled`]). It gives
 //!    the first lease back when it has the second. If the one that it names is lost, or leaves, or has a slow link, it is
@@ -54,6 +54,9 @@ pub struct LoadingSeed {
     /// What it holds; none while that is nothing.
     #[serde(default, deserialize_with = "super::body::object", skip_serializing_if = "Option::is_none")]
     pub held: Option<Held>,
+    /// Whether it takes a source of another root, too, and drops what it holds if that has other bytes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub starts_over: bool,
     /// Which model, for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub model_url: Option<Label>,
@@ -70,8 +73,7 @@ pub struct LoadingSeed {
 #[serde(deny_unknown_fields)]
 pub struct Held {
     /// What names the bytes: a content id; or an origin, which begins with `origin:`, of bytes that had no content id when
-    /// the load began. Compared exactly. Bytes of an origin go on with those of a complete seed, too, if the digests are the
-    /// same: the worker compares them.
+    /// the load began. Compared exactly.
     pub root: Name,
     /// How many.
     pub bytes: u64,

@@ -35,6 +35,11 @@ pub struct Register {
     /// What its bytes are: the manifest's digest.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub content_id: Option<Name>,
+    /// What named them while they had no content id, if it was a loading seed then. Whoever still loads under that name goes
+    /// on from it.
+    #[serde(default, deserialize_with = "body::origin", skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = "^origin:[0-9a-fA-F]{64}$"))]
+    pub origin: Option<Name>,
     /// Where it stands.
     #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::ids::{LeaseId, MAX_SEED_KEY_BYTES, SeedIdentity, SeedKey};
+use crate::manifest::content::Origin;
 use crate::shown::hidden;
 
 fn refusal<T: DeserializeOwned + std::fmt::Debug>(body: &Value) -> (String, String) {
@@ -179,6 +180,7 @@ fn a_question_for_the_right_to_lead_is_checked_and_its_answer_may_grow() {
         ("patience_ms", json!(MAX_WAIT_MS + 1), "must be at most"),
         ("arrived_bytes", json!(-1), "-1"),
         ("wait_ms", json!(1), "unknown field"),
+        ("origin", json!("x"), "an origin is 'origin:' and 64 hexadecimal characters"),
     ] {
         let mut bad = whole.clone();
         bad[field] = value;
@@ -187,7 +189,7 @@ fn a_question_for_the_right_to_lead_is_checked_and_its_answer_may_grow() {
     }
     let later = json!({"role": "of_a_later_version", "renew_after_ms": 1, "more": {}});
     let claimed: Claimed = serde_json::from_value(later).unwrap();
-    assert_eq!(claimed, Claimed { role: Role::Alone, renew_after_ms: 1, leader: None });
+    assert_eq!(claimed, Claimed { role: Role::Alone, renew_after_ms: 1, leader: None, root: None });
 }
 
 #[test]
@@ -254,13 +256,19 @@ prop_compose! {
     }
 }
 
+fn origins() -> impl Strategy<Value = Name> {
+    any::<[u8; 32]>().prop_map(|name| Name::cut(&Origin(name).to_string()).unwrap())
+}
+
 prop_compose! {
     fn registers()(
         seed in seeds(), seed_key in keys(), model_url in maybe(text()), deploy_strategy in maybe(text()),
         is_draft: Option<bool>, incarnation in maybe(text()), instance_id in maybe(text()),
-        content_id in maybe(text()), location in maybe(locations()),
+        content_id in maybe(text()), origin in maybe(origins()), location in maybe(locations()),
     ) -> Register {
-        Register { seed, seed_key, model_url, deploy_strategy, is_draft, incarnation, instance_id, content_id, location }
+        Register {
+            seed, seed_key, model_url, deploy_strategy, is_draft, incarnation, instance_id, content_id, origin, location,
+        }
     }
 }
 
@@ -281,10 +289,10 @@ prop_compose! {
 
 prop_compose! {
     fn loading_seeds()(
-        seed in seeds(), incarnation in text(), total_bytes: u64, held in maybe(holdings()), model_url in maybe(text()),
+        seed in seeds(), incarnation in text(), total_bytes: u64, held in maybe(holdings()), starts_over: bool, model_url in maybe(text()),
         deploy_strategy in maybe(text()), is_draft: Option<bool>,
     ) -> LoadingSeed {
-        LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft }
+        LoadingSeed { seed, incarnation, total_bytes, held, starts_over, model_url, deploy_strategy, is_draft }
     }
 }
 

@@ -343,6 +343,12 @@ mod tests {
             (&[0, 0, 1, 4, 1, 2], false),
             (&[0, 0, 1, 5, 2], false),
             (&[1, 0, 0, 1, 8, 2, 9], false),
+            // Bytes that have no content id: FINAL, none, a wrong one, one too soon, and a wrong digest.
+            (&[3, 0, 0, 1, 8, 254, 0, 3, 2, 8, 252, 2, 1, 2], true),
+            (&[3, 0, 0, 1, 8, 254, 0, 3, 2, 10, 2, 10, 2], false),
+            (&[3, 0, 0, 1, 8, 254, 0, 3, 2, 8, 251, 2, 1, 2], false),
+            (&[3, 0, 0, 1, 8, 254, 0, 2, 2, 8, 252, 2, 1, 2], false),
+            (&[3, 0, 0, 1, 8, 253, 0, 3, 5, 2, 8, 252, 2, 1, 2], false),
         ] {
             assert_eq!(loads(script, &patient), is_read, "{script:?}");
         }

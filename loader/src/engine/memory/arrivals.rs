@@ -46,7 +46,12 @@ impl Arrivals {
         self.has_source.store(has_source, Ordering::Relaxed);
     }
 
-    /// For how long no byte has come.
+    /// No byte is due, but it is known that there is progress: who reads storage for this memory compares what it holds.
+    pub fn progressed(&self) {
+        self.touch();
+    }
+
+    /// For how long no byte has come, nor progress otherwise.
     pub fn silent(&self) -> Duration {
         self.begun.elapsed().saturating_sub(Duration::from_millis(self.last_ms.load(Ordering::Relaxed)))
     }

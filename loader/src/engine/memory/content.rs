@@ -92,7 +92,7 @@ impl WeightMemory {
             (Root::Content(theirs), None, Some(growing)) => {
                 theirs.chunks.algorithm == growing.algorithm && self.has_digests_of(&theirs.chunks)
             }
-            (Root::Growing(theirs), _, growing) => growing.is_some_and(|ours| ours.origin == theirs.origin),
+            (Root::Growing(theirs), _, growing) => growing.is_some_and(|ours| ours == *theirs),
         }
     }
 

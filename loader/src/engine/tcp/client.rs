@@ -27,10 +27,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::TcpOptions;
-use super::follow::{follow, followed};
+use super::follow::{Following, follow, followed};
 use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
 use crate::digest::DigestAlgorithm;
 use crate::engine::memory::{ChunkWriter, PagesAhead, WeightMemory};
@@ -132,7 +131,8 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
     for _ in 0..streams {
         connections.spawn(run(shared.clone(), request.cancel.clone()));
     }
-    let mut following = request.loading.map(|_| AbortOnDropHandle::new(tokio::spawn(follow(shared.clone()))));
+    let mut following: Option<Following> =
+        request.loading.map(|_| Box::pin(follow(shared.clone())) as Following);
     let (mut first_error, mut refusal) = (None, None);
     loop {
         let (ended, may_be_spared) = tokio::select! {
@@ -141,7 +141,7 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
                 None => break,
             },
             // Without announcements nothing more is asked for.
-            ended = followed(&mut following) => (ended, false),
+            ended = followed(&mut following) => (Ok(ended), false),
         };
         let error = match ended {
             Ok(Ok(())) => continue,

@@ -1,26 +1,33 @@
 //! What a seed that still loads announces, as its reader takes it in: what it holds, how it fares, and, of bytes that have no
 //! content id yet, each chunk's digest and in the end the content id.
 
+use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rfork_protocol::frame::{ANNOUNCEMENT_BYTES, ANNOUNCEMENTS, Announcement, CONTENT_ID_BYTES, Head, Range};
 use rfork_protocol::manifest::content::{ChunkDigests, Content, ContentId, Root, content_id};
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::client::{Shared, welcomed};
 use super::socket::{read_exact, within};
 use crate::engine::ReadError;
 use crate::held::Offers;
 
+/// While a source gets bytes, or compares what it holds, it says so each second.
+const PROGRESSES: Duration = Duration::from_secs(3);
+
+/// [`follow`] under way. It is polled by who reads, and by no task of its own.
+///
+/// Excluded: a FINAL that was on its way names other bytes, which came to the memory after that read had ended.
+pub(super) type Following = Pin<Box<dyn Future<Output = Result<(), ReadError>> + Send>>;
+
 /// The end of [`follow`], once; never, where nobody is followed.
-pub(super) async fn followed(
-    following: &mut Option<AbortOnDropHandle<Result<(), ReadError>>>,
-) -> Result<Result<(), ReadError>, tokio::task::JoinError> {
+pub(super) async fn followed(following: &mut Option<Following>) -> Result<(), ReadError> {
     match following {
-        Some(handle) => {
-            let ended = handle.await;
+        Some(running) => {
+            let ended = running.await;
             *following = None;
             ended
         }
@@ -44,9 +51,15 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
         let head = read_exact::<ANNOUNCEMENT_BYTES>(&mut stream, deadline).await;
         let head = head.map_err(|error| shared.lost(&error))?;
         match Announcement::decode_head(&head).map_err(|error| shared.protocol(&error))? {
-            Head::Alive(sign) => shared.know(|source| {
-                (source.sign, source.signed) = (sign, Some(std::time::Instant::now()));
-            }),
+            Head::Alive(sign) => {
+                shared.know(|source| {
+                    (source.sign, source.signed) = (sign, Some(std::time::Instant::now()));
+                });
+                // Only FINAL is missing, which who reads storage says when it has compared everything.
+                if Duration::from_millis(sign.silent_ms.into()) < PROGRESSES && shared.memory.all_held() {
+                    shared.memory.arrivals().progressed();
+                }
+            }
             Head::Held { ranges_bytes } => {
                 let ranges = body(&shared, &mut stream, ranges_bytes).await?;
                 let ranges = Announcement::decode_ranges(&ranges, shared.memory.plan().count());
@@ -86,16 +99,16 @@ async fn body(shared: &Shared, stream: &mut TcpStream, len: usize) -> Result<Vec
 
 impl Shared {
     /// Takes in digests, before their chunks are asked for. Those that are known already, from another source or from the
-    /// bytes, must be the same: it is one root.
+    /// bytes, must be the same: it is one root. If they are not, nobody knows who is right, and this seed is not blamed.
     fn learn(&self, chunks: &[(u32, u64)]) -> Result<(), ReadError> {
         let mut digests = self.digests();
         for (chunk, digest) in chunks {
             if let Some(known) = digests.get_mut(*chunk as usize)
                 && *known.get_or_insert(*digest) != *digest
             {
-                return Err(
-                    self.breaks(format!("chunk {chunk} of the same origin has another digest elsewhere"))
-                );
+                let reason =
+                    format!("its chunk {chunk} has another digest than that of another source of its origin");
+                return Err(ReadError::Unusable { peer: self.peer.clone(), reason });
             }
         }
         Ok(())
@@ -106,6 +119,9 @@ impl Shared {
         let Root::Growing(growing) = &self.root else {
             return Err(self.breaks("it names the content anew".into()));
         };
+        if self.memory.content().is_some_and(|known| known.id == id) {
+            return Ok(());
+        }
         let digests: Option<Vec<u64>> = self.digests().iter().copied().collect();
         let Some(digests) = digests else {
             return Err(self.breaks("it names a content of which it has not announced everything".into()));

@@ -423,8 +423,7 @@ async fn announce(
     let grows = memory.growing().is_some_and(|growing| growing.origin.0 == *root);
     let (mut announced, mut is_final, mut byte) = (0, false, [0]);
     loop {
-        // Excluded: a chunk of other bytes is announced. What was forgotten is seen here, and the name of what came
-        // instead is another, or the cursor is of before.
+        // Excluded: a chunk of other bytes is announced. When everything was forgotten since, the log says so.
         let Some(mut chunks) = memory.held_since(&mut cursor).filter(|_| memory.is_named(root)) else {
             return Ok(());
         };

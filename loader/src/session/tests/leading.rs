@@ -52,8 +52,10 @@ async fn when_who_reads_storage_is_cancelled_the_next_one_reads_it() {
     let first = cold(&planner, &storage).await;
     planner.until(|state| state.leader.is_some()).await;
     let gone = planner.look(|state| state.leader.clone());
-    let second = cold(&planner, &Pattern::new(1)).await;
-    planner.until(|state| state.claims.iter().any(|claim| Some(&claim.loading.seed) != gone.as_ref())).await;
+    let second = session(&planner, 1000.0, PATIENT).await;
+    let second = reader_that_waits(second, Some(Pattern::new(1)), Some(Duration::from_secs(1)));
+    // It reads from the first one.
+    planner.until(|state| state.seeds.len() == 2).await;
     first.cancel.cancel();
     let (session, ended) = tokio::time::timeout(HANGS, first.task).await.unwrap().unwrap();
     assert!(matches!(ended, Err(LoadError::Cancelled)), "{ended:?}");

@@ -141,7 +141,7 @@ impl State {
         self.claims.push(claim);
         let is_complete = |seed: &Seed| seed.identity == asks && seed.phase == SeedPhase::Complete;
         if self.seeds.iter().any(is_complete) {
-            return Claimed { role: Role::Alone, renew_after_ms: 50, leader: None };
+            return Claimed { role: Role::Alone, renew_after_ms: 50, leader: None, root: None };
         }
         let leader = self.leader.get_or_insert(asks.clone()).clone();
         let role = if leader == asks { Role::Leads } else { Role::Waits };
@@ -152,7 +152,10 @@ impl State {
             let (identity, incarnation) = (seed.clone(), Some(incarnation.clone()));
             self.seeds.push(Seed { identity, incarnation, phase: SeedPhase::Loading });
         }
-        Claimed { role, renew_after_ms: 50, leader: (leader != asks).then_some(leader) }
+        // By its last question.
+        let of_leader = self.claims.iter().rev().find(|claim| claim.loading.seed == leader);
+        let root = of_leader.and_then(|claim| claim.origin.clone()).filter(|_| leader != asks);
+        Claimed { role, renew_after_ms: 50, leader: (leader != asks).then_some(leader), root }
     }
 
     /// It reads from a seed, has everything, or leaves.

@@ -302,3 +302,40 @@ fn a_file_that_vanishes_is_named_with_the_tensor() {
     assert!(error.contains("model-00001.safetensors") && error.contains("tensor 'c'"), "{error}");
     assert!(!loading.memory.all_held());
 }
+
+#[test]
+fn what_is_held_is_compared_with_the_files_when_that_is_wanted() {
+    let all = Loading::of(&large_model());
+    let digests = all.fill_all().unwrap();
+    let compared = FillOptions { checks_held: true, ..FillOptions::default() };
+    for is_same in [true, false] {
+        let part = Loading::of(&large_model());
+        let mut first = ChunkSet::none(part.memory.plan().count());
+        first.insert(1);
+        part.fill(&first, &FillOptions::default()).unwrap();
+        if !is_same {
+            // It came with other bytes than are in the files now.
+            let directory = TempDir::new().unwrap();
+            let other = large_model()
+                .into_iter()
+                .map(|(name, (sample, file))| (name, (Sample::new(Dtype::BF16, &sample.shape, 99), file)));
+            write_sharded(directory.path(), &other.collect());
+            let other = Checkpoint::open(directory.path()).unwrap();
+            let filled =
+                other.fill(&part.memory, &part.memory.missing(), &compared, &part.cancel, &part.progress);
+            assert!(matches!(filled, Err(StorageError::Mismatch { chunk: 1, .. })), "{filled:?}");
+            continue;
+        }
+        let arrived = part.memory.arrivals().bytes();
+        part.fill(&part.memory.missing(), &compared).unwrap();
+        let total = part.memory.plan().total_bytes();
+        assert_eq!(
+            part.memory.arrivals().bytes() - arrived,
+            total,
+            "everything is read, to be held or compared"
+        );
+        assert!(part.memory.all_held());
+        let known = (0..).map(|chunk| part.memory.digest(chunk)).take(digests.len());
+        assert!(known.eq(digests.iter().map(|(_, digest)| Some(*digest))));
+    }
+}

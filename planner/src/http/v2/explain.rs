@@ -75,6 +75,7 @@ fn candidate(seed: &SeedEntry) -> Candidate {
         instance_id: seed.profile.instance_id.clone(),
         capped_host: seed.host_room.as_ref().map(|(host, _)| host.clone()),
         root: seed.profile.content_id.clone(),
+        origin: seed.profile.origin.clone(),
         loading: seed.loading.as_ref().map(|entry| entry.loading.clone()),
         reserve: None,
     }

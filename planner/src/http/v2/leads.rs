@@ -15,10 +15,16 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
     let Call { api, permit, request, client, .. } = call;
     permit.key(&request.seed_key)?;
     if !api.loading_seeds {
-        return Ok(Claimed { role: Role::Alone, renew_after_ms: PERIOD_MS.unsigned_abs(), leader: None });
+        return Ok(Claimed {
+            role: Role::Alone,
+            renew_after_ms: PERIOD_MS.unsigned_abs(),
+            leader: None,
+            root: None,
+        });
     }
     let Claim { seed_key: key, loading, arrived_bytes, patience_ms, origin, location, instance_id } = request;
-    let LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft } = loading;
+    let LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft, .. } =
+        loading;
     let profile = Profile {
         labels: Labels {
             model_url: model_url.map(String::from),
@@ -29,6 +35,7 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
         instance_id: instance_id.map(String::from),
         incarnation: Some(incarnation.into()),
         content_id: None,
+        origin: None,
     };
     let claim = commands::Claim {
         identity: seed.clone(),
@@ -42,12 +49,14 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
         origin: origin.map(String::from),
         patience_ms: i64::try_from(patience_ms).unwrap_or(i64::MAX),
     };
-    let commands::Claimed { role, renew_after_ms } = api.submit(claim).await?;
+    let commands::Claimed { role, root, renew_after_ms } = api.submit(claim).await?;
     let (role, leader) = match role {
         commands::Role::Leads => (Role::Leads, None),
         commands::Role::Waits(leader) => (Role::Waits, Some(leader)),
         commands::Role::Alone => (Role::Alone, None),
     };
     tracing::debug!(%seed, ?role, "a worker asked whether it may read storage");
-    Ok(Claimed { role, renew_after_ms: renew_after_ms.unsigned_abs(), leader })
+    // A name that came in as one.
+    let root = root.and_then(|root| root.try_into().ok());
+    Ok(Claimed { role, renew_after_ms: renew_after_ms.unsigned_abs(), leader, root })
 }

@@ -8,7 +8,16 @@ use crate::store::list::LoadingEntry;
 
 /// What an acquisition tells; a source that stalls is told by nobody else.
 pub(super) fn asker(told: LoadingSeed, stalled: Option<v2::Stalled>) -> Asker {
-    let LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft } = told;
+    let LoadingSeed {
+        seed,
+        incarnation,
+        total_bytes,
+        held,
+        starts_over,
+        model_url,
+        deploy_strategy,
+        is_draft,
+    } = told;
     Asker {
         identity: seed,
         incarnation: incarnation.into(),
@@ -19,6 +28,7 @@ pub(super) fn asker(told: LoadingSeed, stalled: Option<v2::Stalled>) -> Asker {
         },
         total_bytes,
         held: held.map(of_root),
+        starts_over,
         stalled: stalled.map(|v2::Stalled { seed, lease_id, lost, .. }| Stalled {
             identity: seed,
             lease: lease_id.hash(),

@@ -49,6 +49,7 @@ fn profile(told: Register, located: &Location) -> Profile {
         instance_id: told.instance_id.map(String::from),
         incarnation: told.incarnation.map(String::from),
         content_id: told.content_id.map(String::from),
+        origin: told.origin.map(String::from),
     }
 }
 

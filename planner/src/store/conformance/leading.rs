@@ -36,7 +36,7 @@ impl<H: Home> Bench<H> {
     async fn roles<const N: usize>(&self, claims: [Claim; N]) -> [Role; N] {
         let commands = claims.map(|claim| Command::Claim(Box::new(claim)));
         let outcomes = self.apply(&commands).await.into_iter().map(|outcome| match outcome {
-            Outcome::Claimed(Claimed { role, renew_after_ms }) => {
+            Outcome::Claimed(Claimed { role, renew_after_ms, .. }) => {
                 assert_eq!(renew_after_ms, PERIOD_MS);
                 role
             }
@@ -99,28 +99,36 @@ pub(crate) async fn who_reads_storage_is_a_source_by_its_origin_while_it_leads<H
     assert_eq!(bench.from(ask(7, 8)).await, Some(identity(6)));
 }
 
-pub(crate) async fn bytes_of_an_origin_go_on_with_a_complete_seed<H: Home>() {
+pub(crate) async fn bytes_of_an_origin_go_on_with_what_they_became<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
     let of =
         |bytes| Claim { origin: Some("origin:2".into()), held: held("origin:2", bytes), ..claim(2, bytes) };
     assert_eq!(bench.role(of(10)).await, Role::Leads);
     assert_eq!(bench.from(ask(3, 3)).await, Some(identity(2)));
-    let asker = |root: &str, bytes| crate::domain::chain::Asker {
+    let asker = |root: &str, starts_over| crate::domain::chain::Asker {
         identity: identity(3),
         incarnation: INCARNATION.into(),
         labels: rfork_protocol::v1::Labels::default(),
         total_bytes: TOTAL_BYTES,
-        held: held(root, bytes),
+        held: held(root, 5),
+        starts_over,
         stalled: None,
     };
     assert!(bench.release(2, 3).await);
-    bench.apply(&[complete(2, "x")]).await;
-    assert_eq!(bench.from(ask_as(asker("y", 5), 4)).await, None, "of another content");
+    let Command::Register { identity: seed, key, profile, age_ms, client } = complete(2, "x") else {
+        panic!("not a registration")
+    };
+    let profile = Box::new(Profile { origin: Some("origin:2".into()), ..*profile });
+    bench.apply(&[Command::Register { identity: seed, key, profile, age_ms, client }]).await;
+    assert_eq!(bench.from(ask_as(asker("y", false), 4)).await, None, "of another content");
+    assert_eq!(bench.from(ask_as(asker("origin:9", false), 5)).await, None, "it may be the same, or not");
     assert_eq!(
-        bench.from(ask_as(asker("origin:9", 5), 5)).await,
+        bench.from(ask_as(asker("origin:2", false), 6)).await,
         Some(identity(2)),
-        "it compares the digests"
+        "it has grown there"
     );
+    assert!(bench.release(2, 6).await);
+    assert_eq!(bench.from(ask_as(asker("origin:9", true), 7)).await, Some(identity(2)), "it starts over");
 }
 
 pub(crate) async fn the_right_passes_on_when_its_holder_is_not_heard_of<H: Home>() {
@@ -184,6 +192,7 @@ pub(crate) async fn who_holds_most_leads<H: Home>() {
         labels: rfork_protocol::v1::Labels::default(),
         total_bytes: TOTAL_BYTES,
         held: Some(Held { root: "x".into(), bytes }),
+        starts_over: false,
         stalled: None,
     };
     assert!(bench.release(2, 3).await);

@@ -43,6 +43,7 @@ pub(super) fn asker(seed: u8) -> Asker {
         labels: Labels::default(),
         total_bytes: TOTAL_BYTES,
         held: None,
+        starts_over: false,
         stalled: None,
     }
 }
@@ -455,7 +456,7 @@ macro_rules! loading_suite {
             leading: one_of_those_who_ask_together_leads_and_the_others_wait,
             leading: who_begins_with_storage_is_no_source_until_its_bytes_have_a_name,
             leading: who_reads_storage_is_a_source_by_its_origin_while_it_leads,
-            leading: bytes_of_an_origin_go_on_with_a_complete_seed,
+            leading: bytes_of_an_origin_go_on_with_what_they_became,
             leading: the_right_passes_on_when_its_holder_is_not_heard_of,
             leading: the_right_passes_on_when_its_holder_makes_no_progress,
             leading: what_is_told_without_end_is_no_progress,

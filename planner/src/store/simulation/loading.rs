@@ -114,6 +114,7 @@ fn asker(worker: u8, memory: u32, held: Option<Held>) -> Asker {
         labels: Labels::default(),
         total_bytes: TOTAL_BYTES,
         held,
+        starts_over: false,
         stalled: None,
     }
 }
@@ -140,6 +141,8 @@ struct Worker {
     held: Option<(char, u64)>,
     /// What names what it reads from storage.
     origin: Option<char>,
+    /// What named its bytes, of one that has everything.
+    grew_from: Option<char>,
     /// The bytes that it has told.
     told_bytes: u64,
     told_root: Option<char>,
@@ -351,8 +354,9 @@ impl<H: Home> Play<H> {
             return Err(format!("{name} was given its reader"));
         }
         if let Some((root, bytes)) = worker.held {
-            let may_be_equal = is_origin(root) && source.is_complete;
-            if source.told_root.is_some_and(|known| known != root) && !may_be_equal {
+            let is_same =
+                source.told_root.is_none_or(|known| known == root) || source.grew_from == Some(root);
+            if !is_same {
                 return Err(format!("{name} has bytes of {root}, and {} of another root", lease.source));
             }
             let is_nearer = worker.loads && source.depth < worker.depth;
@@ -371,7 +375,7 @@ impl<H: Home> Play<H> {
         worker.told_root = worker.held.map(|held| held.0).or(source.told_root);
         if let (Some(held), Some((root, _))) = (&mut worker.held, source.held.filter(|_| source.is_complete))
         {
-            // It has compared the digests, and goes on under the content id.
+            // It goes on under the content id, if it has not got it already.
             held.0 = root;
         }
         worker.leases.push(lease);
@@ -433,10 +437,12 @@ impl<H: Home> Play<H> {
         let root = self.random.choice(['x', 'x', 'x', 'y']).unwrap_or('x');
         let worker = self.workers[usize::from(name)].clone();
         // Whatever grew is found to be of one content.
-        let root = worker.held.map_or(root, |held| if is_origin(held.0) { 'x' } else { held.0 });
+        let origin = worker.held.map(|held| held.0).filter(|root| is_origin(*root));
+        let root = worker.held.map_or(root, |held| if origin.is_some() { 'x' } else { held.0 });
         let profile = Profile {
             incarnation: Some(worker.memory.to_string()),
             content_id: Some(root.into()),
+            origin: origin.map(named),
             ..Profile::default()
         };
         let profile = Box::new(profile);
@@ -448,6 +454,7 @@ impl<H: Home> Play<H> {
             let worker = &mut self.workers[usize::from(name)];
             (worker.loads, worker.is_complete) = (false, true);
             (worker.held, worker.told_root) = (Some((root, TOTAL_BYTES)), Some(root));
+            worker.grew_from = origin;
         }
         Ok(())
     }

@@ -93,6 +93,7 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         instance_id: row.try_get("instance_id")?,
         incarnation: row.try_get("incarnation")?,
         content_id: row.try_get("content_id")?,
+        origin: row.try_get("origin")?,
     };
     Ok(SeedRow {
         id: row.try_get("id")?,

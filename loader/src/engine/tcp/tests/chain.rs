@@ -3,6 +3,7 @@
 use rfork_protocol::frame::{
     ANNOUNCEMENT_BYTES, ANNOUNCEMENTS, Announcement, Head, Hello, Range, SignOfLife,
 };
+use rfork_protocol::manifest::content::{Growing, Origin};
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -334,4 +335,63 @@ async fn those_who_follow_take_no_place_of_those_who_read() {
     assert_eq!(refusal, None);
     let _ = until("the end", nobodys.read_to_end(&mut Vec::new())).await;
     assert_eq!(follow(None).await.1, Some(rfork_protocol::frame::Refusal::Busy));
+}
+
+/// What names the bytes of `root` while they have no content id.
+fn growing(root: &Seed) -> Growing {
+    let chunks = &root.content.chunks;
+    Growing { origin: Origin([5; 32]), algorithm: chunks.algorithm.clone(), chunk_bytes: chunks.chunk_bytes }
+}
+
+/// Reads what has grown at `root` into this memory.
+async fn read_growing(root: &Seed, memory: &Arc<WeightMemory>) -> Result<ReadReport, ReadError> {
+    let source = Arc::new(watch::Sender::new(SourceState::default()));
+    let request = ReadRequest {
+        seed: &root.metadata,
+        manifest: &root.metadata.manifest,
+        root: Some(&Root::Growing(growing(root))),
+        memory,
+        loading: Some(&source),
+        point: None,
+        cancel: &CancellationToken::new(),
+    };
+    until("the end of the read", client::read(&options(), request)).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_origin_stays_another_name_of_what_it_became() {
+    let root = seed(&[5 * CHUNK + 9], 3, options()).await;
+    let memory = root.empty_memory();
+    let before = read_growing(&root, &memory).await;
+    assert!(matches!(before, Err(ReadError::Refused { .. })), "nothing has that name: {before:?}");
+    root.memory.set_growing(growing(&root));
+    let report = read_growing(&root, &memory).await.unwrap();
+    assert_eq!((report.chunks, memory.content()), (6, Some(Arc::new(root.content.clone()))));
+    assert!(bytes(&memory) == bytes(&root.memory));
+    let again = root.empty_memory();
+    root.read(&again).await.unwrap();
+    assert!(again.all_held(), "by its content id as well");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_content_that_the_digests_do_not_make_is_none() {
+    let root = seed(&[5 * CHUNK + 9], 3, options()).await;
+    root.memory.set_growing(growing(&root));
+    root.memory.set_content(Content { id: ContentId([9; 32]), ..root.content.clone() });
+    let memory = root.empty_memory();
+    let read = read_growing(&root, &memory).await;
+    assert!(matches!(read, Err(ReadError::Protocol { .. })), "{read:?}");
+    assert_eq!(memory.content(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_sources_of_an_origin_with_different_digests_are_not_mixed() {
+    let root = seed(&[5 * CHUNK + 9], 3, options()).await;
+    root.memory.set_growing(growing(&root));
+    let memory = root.empty_memory();
+    memory.set_growing(growing(&root));
+    memory.begin_write(2).unwrap().commit_as(7);
+    let read = read_growing(&root, &memory).await;
+    assert!(matches!(read, Err(ReadError::Unusable { .. })), "nobody is blamed: {read:?}");
+    assert_eq!(memory.content(), None);
 }

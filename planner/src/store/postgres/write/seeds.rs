@@ -132,11 +132,11 @@ pub(super) async fn told(connection: &mut Connection, changed: &[Changed<SeedRow
          UPDATE seeds s SET capacity = t.capacity, lease_ttl_ms = t.lease_ttl_ms, capped_host = t.capped_host,
              host_capacity = t.host_capacity, model_url = t.model_url, deploy_strategy = t.deploy_strategy,
              is_draft = t.is_draft, zone = t.zone, rack = t.rack, node = t.node, instance_id = t.instance_id,
-             incarnation = t.incarnation, content_id = t.content_id
+             incarnation = t.incarnation, content_id = t.content_id, origin = t.origin
          FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bool[],
-                     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[])
+                     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[])
              AS t (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft, zone,
-                   rack, node, instance_id, incarnation, content_id)
+                   rack, node, instance_id, incarnation, content_id, origin)
          WHERE s.id = t.id",
     );
     bind_told(update, &rows).execute(connection).await?;
@@ -165,6 +165,7 @@ fn bind_told<'q>(query: Query<'q>, rows: &[&SeedRow]) -> Query<'q> {
         .bind(texts(|row| &row.profile.instance_id))
         .bind(texts(|row| &row.profile.incarnation))
         .bind(texts(|row| &row.profile.content_id))
+        .bind(texts(|row| &row.profile.origin))
 }
 
 /// Seeds that go, with all that is theirs.
@@ -192,14 +193,15 @@ pub(super) async fn insert(connection: &mut Connection, changed: &[Changed<SeedR
     let insert = sqlx::query(
         "/* insert seeds */
          INSERT INTO seeds (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft,
-                            zone, rack, node, instance_id, incarnation, content_id, identity, host, port, rank, seed_key,
+                            zone, rack, node, instance_id, incarnation, content_id, origin, identity, host, port, rank, seed_key,
                             key_hash, used_ms, answered_ms, failures, suspect_until_ms, removed, drained, client)
          SELECT t.* FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
                                 $8::bool[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-                                $15::text[], $16::text[], $17::int[], $18::bigint[], $19::bytea[], $20::bytea[],
-                                $21::bigint[], $22::bigint[], $23::int[], $24::bigint[], $25::bool[], $26::bool[], $27::text[])
+                                $15::text[], $16::text[], $17::text[], $18::int[], $19::bigint[], $20::bytea[],
+                                $21::bytea[], $22::bigint[], $23::bigint[], $24::int[], $25::bigint[], $26::bool[],
+                                $27::bool[], $28::text[])
              AS t (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft, zone,
-                   rack, node, instance_id, incarnation, content_id, identity)
+                   rack, node, instance_id, incarnation, content_id, origin, identity)
          ORDER BY t.identity COLLATE \"C\"
          ON CONFLICT (identity) DO NOTHING",
     );

@@ -1,6 +1,6 @@
 //! Whose place a worker gets whose source is lost, by what the workers know.
 
-use super::{Lease, Play, SILENT_MS, is_origin};
+use super::{Lease, Play, SILENT_MS};
 use crate::store::conformance::Home;
 
 /// A place that passes to a worker.
@@ -45,8 +45,8 @@ impl<H: Home> Play<H> {
             if !is_there || is_alone || before.0 == name || seed.loads && reads_from_the_asker {
                 return None;
             }
-            let may_be_equal = |root| is_origin(root) && seed.is_complete;
-            if asks.held.is_some_and(|(root, _)| seed.told_root != Some(root) && !may_be_equal(root)) {
+            let is_same = |root| seed.told_root == Some(root) || seed.grew_from == Some(root);
+            if asks.held.is_some_and(|(root, _)| !is_same(root)) {
                 return None;
             }
             let is_new = !asks.loads && asks.held.is_none();

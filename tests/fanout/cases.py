@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fleet import Fleet, Place
@@ -12,8 +12,8 @@ from processors import Busy
 
 @dataclass(frozen=True)
 class Result:
-    """One measurement. `sec`: until the last worker was loaded. `copies`: what left the seed, in models. `busy`: the
-    share of the processors' time that was used meanwhile."""
+    """One measurement. `sec`: until the last worker was loaded. `copies`: what left the seed, or was read from storage
+    where there is none, in models. `busy`: the share of the processors' time that was used meanwhile."""
 
     sec: float
     copies: float | None
@@ -41,6 +41,8 @@ class Bench:
     shaped: Place
     large: Place
     loopback: Place
+    # Workers behind links, whose storage gives each as much as a link does.
+    cold: Place
     mbit: float
     model_bytes: dict[Path, int]
     t1_sec: float = 0.0
@@ -102,6 +104,20 @@ def relay_hit(count: int, number: int):
     return run
 
 
+def cold(count: int):
+    """Nobody has the weights."""
+
+    def run(bench: Bench, home: Path) -> Result:
+        with Fleet(bench.cold, home, count) as fleet:
+            watch = bench.watch(bench.cold)
+            fleet.start()
+            fleet.wait_until_loaded(fleet.workers)
+            read = sum(worker.storage_bytes() for worker in fleet.workers)
+            return replace(watch.result(fleet.last_sec(fleet.workers)), copies=read / bench.model_bytes[bench.cold.model])
+
+    return run
+
+
 def joiners(count: int, pause: float):
     """One worker each `pause` T1; the time is that of the one that took longest, each from its own start."""
 
@@ -153,6 +169,7 @@ UNITS = {
     "one-off": one(lambda bench: bench.shaped, is_on=False),
     LARGE: one(lambda bench: bench.large),
     "one-loopback": one(lambda bench: bench.loopback),
+    "one-cold": cold(1),
 }
 
 CASES = [
@@ -165,6 +182,7 @@ CASES = [
     Case("slow-down", "8, the middle's downlink at a quarter: the others", slow_link(8, down=0.25), 1.30, unit=LARGE),
     Case("slow-up", "8, the middle's uplink at a quarter: the others", slow_link(8, up=0.25), 1.40, unit=LARGE),
     Case("loopback", "32 over loopback, engines at 20 MiB/s", over_loopback(32), 1.15, unit="one-loopback"),
+    Case("cold", "8 that start with nothing, storage as fast as a link", cold(8), 1.10, 1.0, unit="one-cold"),
     # At least 0.98 of the throughput.
     Case("alone", "one alone, over one without", UNITS["one"], 1 / 0.98, unit="one-off"),
 ]

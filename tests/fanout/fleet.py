@@ -1,4 +1,4 @@
-"""One planner, one seed and workers, of one measurement."""
+"""One planner, one seed or none, and workers, of one measurement."""
 
 import time
 from dataclasses import dataclass
@@ -26,15 +26,18 @@ class Place:
     rate: float | None = None
     # Whether workers compute SHA-256 of all that they hold before they say that they are loaded.
     has_digests: bool = False
+    # Storage of a given rate: the library that workers read through, and the rate. Then there is no seed.
+    slow_storage: tuple[Path, float] | None = None
 
 
 class Fleet:
-    """Begins with a seed that serves; `start` starts `count` workers. Ends with the `with` block."""
+    """Begins with a seed that serves, if there is one; `start` starts `count` workers. Ends with the `with` block."""
 
     def __init__(self, place: Place, home: Path, count: int, *, capacity=1, is_on=True):
         self._place, self._home, self._count = place, home, count
         rfork, nodes = place.rfork, place.nodes
         self._host = PLANNER_HOST if nodes else "127.0.0.1"
+        self.seed: Worker | None = None
         self.workers: list[Worker] = []
         self._warm: Warm | None = None
         home.mkdir(parents=True)
@@ -47,8 +50,9 @@ class Fleet:
         )
         try:
             self._planner.wait_for("the planner listens")
-            self.seed = self._worker("seed", nodes and nodes[0])
-            self.seed_identity = self.seed.wait_for("serving")["identity"]
+            if not place.slow_storage:
+                self.seed = self._worker("seed", nodes and nodes[0])
+                self.seed_identity = self.seed.wait_for("serving")["identity"]
             if place.warm_sec:
                 self._warm = Warm(count * place.model.stat().st_size, place.warm_sec)
         except BaseException:
@@ -75,7 +79,11 @@ class Fleet:
         command += ["--rfork-scheduler-url", f"http://{self._host}:{PLANNER_PORT}"]
         command += ["--rfork-seed-bind-host", node.host if node else "127.0.0.1"]
         command += ["--rfork-seed-max-gib-per-sec", str(place.rate)] if place.rate else []
-        return Worker(name, node.inside(*command) if node else command, self._home)
+        environment = None
+        if place.slow_storage:
+            library, bytes_per_sec = place.slow_storage
+            environment = {"LD_PRELOAD": str(library), "RFORK_TEST_STORAGE_BYTES_PER_SEC": str(bytes_per_sec)}
+        return Worker(name, node.inside(*command) if node else command, self._home, environment)
 
     def chain(self) -> list[Worker]:
         """The workers in the order in which bytes go through them, once that is known."""
@@ -91,11 +99,11 @@ class Fleet:
 
     def wait_until_loaded(self, workers: list[Worker]) -> None:
         until("every worker is loaded", lambda: all(worker.loaded_at() for worker in workers), workers)
-        contents = {worker.content() for worker in [self.seed, *workers]}
+        contents = {worker.content() for worker in [*([self.seed] if self.seed else []), *workers]}
         if len(contents) != 1:
             raise AssertionError(f"bytes differ, which must never be: {contents}")
-        strays = [worker.name for worker in workers if worker.read_storage()]
-        if strays:
+        strays = [worker.name for worker in workers if worker.storage_bytes() > 0]
+        if self.seed and strays:
             raise AssertionError(f"storage was read, though the seed lives: {', '.join(strays)}")
 
     def last_sec(self, workers: list[Worker]) -> float:
@@ -104,7 +112,7 @@ class Fleet:
         return max(worker.begun + worker.load_sec() for worker in workers) - first
 
     def close(self) -> None:
-        for process in [*self.workers, getattr(self, "seed", None), self._planner]:
+        for process in [*self.workers, self.seed, self._planner]:
             if process:
                 process.kill()
         if self._warm:

@@ -4,6 +4,7 @@ import argparse
 import shutil
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -66,14 +67,25 @@ def bench(options: argparse.Namespace, work: Path, nodes: list[network.Node]) ->
         return Place(options.rfork, path, warm_sec=warm_sec, has_digests=options.digest, **where)
 
     link = options.mbit * 1e6 / 8
-
+    # It takes a C compiler.
+    is_cold = not options.case or any(case.unit == "one-cold" and case.name in options.case for case in CASES)
+    library = slow_storage(work) if is_cold else None
     return Bench(
         shaped=place(usual, link, nodes=nodes),
         large=place(large, link, nodes=nodes),
+        cold=place(usual, link, nodes=nodes, slow_storage=(library, link)),
         loopback=place(usual, LOOPBACK_GIB_PER_SEC * 2**30, nodes=None, rate=LOOPBACK_GIB_PER_SEC),
         mbit=options.mbit,
         model_bytes=sizes,
     )
+
+
+def slow_storage(work: Path) -> Path:
+    """Compiles the library through which workers read from storage of a given rate."""
+    library = work / "libslowstorage.so"
+    source = Path(__file__).parent.parent / "fakes" / "libslowstorage.c"
+    subprocess.run(["cc", "-O2", "-fPIC", "-shared", "-pthread", str(source), "-o", str(library), "-ldl"], check=True)
+    return library
 
 
 def measure(options: argparse.Namespace, bench: Bench, logs: Path) -> int:

@@ -1,6 +1,7 @@
 """`rfork` as processes, whose logs are read as they grow."""
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable
@@ -22,12 +23,14 @@ class Hangs(Exception):
 class Process:
     """A process that logs JSON to a file."""
 
-    def __init__(self, name: str, command: list[str], logs: Path):
+    def __init__(self, name: str, command: list[str], logs: Path, environment: dict[str, str] | None = None):
         self.name = name
         self._path = logs / f"{name}.log"
         self.begun = time.time()
         with self._path.open("wb") as log:
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=os.environ | (environment or {})
+            )
         self._file = self._path.open()
         self._rest = ""
         self._lines: list[dict] = []
@@ -82,9 +85,9 @@ class Worker(Process):
         line = self.wait_for("loaded")
         return line["content_id"], line.get("digest")
 
-    def read_storage(self) -> bool:
+    def storage_bytes(self) -> int:
         line = self.wait_for("loaded")
-        return line["bytes_from_seeds"] < line["bytes"]
+        return line["bytes"] - line["bytes_from_seeds"]
 
     def load_sec(self) -> float:
         at = self.loaded_at()

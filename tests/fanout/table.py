@@ -2,7 +2,7 @@
 
 from cases import Case, Result
 
-HEAD = "| | last / T1 | bar | copies of the seed | bar | holds | processors busy |\n|---|---|---|---|---|---|---|"
+HEAD = "| | last / T1 | bar | copies from the seed, or from storage | bar | holds | processors busy |\n|---|---|---|---|---|---|---|"
 
 
 def row(case: Case, result: Result | None, unit_sec: float) -> str:

@@ -361,6 +361,36 @@ async fn history_names_who_did_what() {
 }
 
 #[tokio::test]
+async fn an_idempotency_key_is_its_principal_s() {
+    let home = tempfile::tempdir().unwrap();
+    let planner = start(home.path(), Mode::Enforce).await;
+    let send = async |token: &str, path: &str, body: Value| {
+        let (token, body) = (bearer(token), body.to_string());
+        let length = body.len().to_string();
+        let headers = [
+            ("Authorization", token.as_bytes()),
+            ("Content-Type", b"application/json"),
+            ("Content-Length", length.as_bytes()),
+            ("Idempotency-Key", b"the-same-for-both"),
+        ];
+        let answer = planner.raw(&[request("POST", path, &headers), body.into_bytes()].concat()).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+        serde_json::from_str::<Value>(&answer.body).unwrap()["lease_id"].clone()
+    };
+    for rank in [3, 4] {
+        let named = json!({"seed": format!("127.0.0.1:8000:{rank}"), "seed_key": "tenant/m"});
+        send(TENANT, "/v2/seeds", named).await;
+    }
+    let asked = json!({"seed_key": "tenant/m"});
+    let lease = send(WORKER, "/v2/leases", asked.clone()).await;
+    let other = send(TENANT, "/v2/leases", asked.clone()).await;
+    assert_ne!(lease, other);
+    assert_eq!(send(WORKER, "/v2/leases", asked.clone()).await, lease, "a repetition");
+    assert_eq!(send(TENANT, "/v2/leases", asked).await, other, "a repetition");
+    planner.stop().await;
+}
+
+#[tokio::test]
 async fn what_would_be_refused_is_served_and_counted() {
     let home = tempfile::tempdir().unwrap();
     let planner = start(home.path(), Mode::Permissive).await;

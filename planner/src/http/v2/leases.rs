@@ -25,9 +25,10 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let idempotency_key = idempotency_key(&call)?;
     let Call { api, permit, request, client, entered, .. } = call;
     permit.key(&request.seed_key)?;
-    let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request));
+    let by = permit.by();
+    let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request, by.as_deref()));
     let lease_id = match &idempotency_key {
-        Some(key) => lease_of(key),
+        Some(key) => lease_of(key, by.as_deref()),
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
     let lease_id = LeaseId::new(lease_id).map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
@@ -43,11 +44,11 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
                 .filter(|_| api.loading_seeds)
                 .map(|told| Box::new(loading::asker(told, stalled))),
             location: super::whereabouts(&api, location, client.as_ref()),
-            requester: requester(permit.by().as_deref(), instance_id.as_deref(), address),
+            requester: requester(by.as_deref(), instance_id.as_deref(), address),
             instance_id,
             exclude,
             client: address.map(network),
-            by: permit.by(),
+            by,
             ..Wish::default()
         }),
         lease: lease_id.hash(),
@@ -70,23 +71,33 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     }
 }
 
-/// The lease of all acquisitions under one idempotency key: it need not be kept anywhere to be told again. Who
-/// knows the key knows the lease, so the key is a credential.
-fn lease_of(key: &IdempotencyKey) -> String {
-    let mut digest = Sha256::new();
-    digest.update("rfork lease of idempotency key ");
-    digest.update(key.expose());
-    hex(&digest.finalize()[..16])
+/// The lease of all acquisitions of one principal under one idempotency key: it need not be kept anywhere to be told again.
+/// Who knows the key, and shows whose it is, knows the lease, so the key is a credential.
+fn lease_of(key: &IdempotencyKey, by: Option<&str>) -> String {
+    hex(&digest_of("rfork lease of idempotency key ", key, by)[..16])
 }
 
 /// What tells the request from others. How long it waits is not part of it: a repetition has less time.
-fn idempotency(key: &IdempotencyKey, request: &Acquire) -> Idempotency {
+fn idempotency(key: &IdempotencyKey, request: &Acquire, by: Option<&str>) -> Idempotency {
     let request = Acquire { wait_ms: 0, ..request.clone() };
     Idempotency {
-        key: key.hash(),
+        key: digest_of("", key, by),
         // A request that was read from JSON has a JSON form.
         request: Sha256::digest(serde_json::to_vec(&request).unwrap_or_default()).into(),
     }
+}
+
+/// Of an idempotency key, as its principal has it: nobody meets the key of somebody else.
+fn digest_of(what: &str, key: &IdempotencyKey, by: Option<&str>) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update(what);
+    if let Some(by) = by {
+        digest.update(by);
+        // It is in no name and in no key.
+        digest.update([0]);
+    }
+    digest.update(key.expose());
+    digest.finalize().into()
 }
 
 fn refused(refusal: Refusal) -> Refused {

@@ -7,7 +7,6 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{Error, MapAccess, Visitor};
 use serde::ser::SerializeMap;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
-use sha2::{Digest, Sha256};
 
 use crate::ids::{
     IdError, LeaseId, MAX_LEASE_ID_BYTES, MAX_SEED_IDENTITY_BYTES, MAX_SEED_KEY_BYTES, SeedIdentity, SeedKey,
@@ -166,11 +165,6 @@ impl IdempotencyKey {
     /// The secret itself, for the wire only.
     pub fn expose(&self) -> &str {
         &self.0
-    }
-
-    /// SHA-256 of it: all that a planner stores.
-    pub fn hash(&self) -> [u8; 32] {
-        Sha256::digest(self.0.as_bytes()).into()
     }
 }
 

@@ -132,7 +132,8 @@ def everything(planner: Planner) -> None:
 
 
 def loads(address: str) -> None:
-    """A worker that loads gets another source, as the first brings no byte; another one asks whether it may read storage."""
+    """A worker that loads gets another source, as the first brings no byte; another one reads from it, as no other seed is
+    free; and another one asks whether it may read storage."""
     for seed in (11, 12):
         register(address, seed, "chain")
     loading = {"seed": "192.0.2.20:8000:0", "incarnation": "one", "total_bytes": 1}
@@ -140,7 +141,10 @@ def loads(address: str) -> None:
     first = ask(address, "POST", "/v2/leases", body=asked)
     if first.status == 200:
         source = {"seed": first.json()["seed"], "lease_id": first.json()["lease_id"], "silent_ms": 4_000}
-        release(address, ask(address, "POST", "/v2/leases", body=asked | {"stalled": source}), "aborted")
+        second = ask(address, "POST", "/v2/leases", body=asked | {"stalled": source})
+        behind = {"loading": loading | {"seed": "192.0.2.22:8000:0"}}
+        release(address, ask(address, "POST", "/v2/leases", body=asked | behind), "aborted")
+        release(address, second, "aborted")
         release(address, first, "aborted")
     leads = {"seed_key": "lead", "loading": loading | {"seed": "192.0.2.21:8000:0"}, "arrived_bytes": 0}
     ask(address, "POST", "/v2/leads", body=leads | {"patience_ms": 1_000})

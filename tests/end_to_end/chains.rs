@@ -73,6 +73,9 @@ fn workers_that_ask_together_are_a_chain_and_the_seed_sends_one_copy() {
     for (at, worker) in chain.workers.iter().enumerate() {
         assert_eq!(chain.loaded(worker), [chain.sources[at].clone()]);
     }
+    let metrics = String::from_utf8(chain.planner.request("GET", "/metrics", &[]).body).unwrap();
+    let depths: u32 = (0..8).sum();
+    assert!(metrics.contains(&format!("rfork_planner_grant_depth_sum {depths}\n")), "{metrics}");
     drop(chain.workers);
     chain.seed.process.terminate();
     assert_eq!(chain.seed.served_bytes(), chain.model.bytes);

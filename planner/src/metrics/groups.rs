@@ -36,6 +36,7 @@ pub(super) struct Changes {
     pub(super) refusals: IntCounterVec,
     pub(super) claims: IntCounterVec,
     pub(super) moves: IntCounterVec,
+    pub(super) depth: Histogram,
     pub(super) heartbeats: IntCounterVec,
     pub(super) forgotten: IntCounterVec,
 }
@@ -167,6 +168,11 @@ impl Changes {
                  slowly or brought no byte; or their own place was given to a reader of them (overtaken).",
                 &["reason"],
                 &Move::NAMES.map(|(name, _)| name),
+            )?,
+            depth: series.histogram(
+                "grant_depth",
+                "Sources between a worker that serves while it loads and a seed that holds everything, or storage, at its grant: 0                  for who reads from such a seed.",
+                &[0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0],
             )?,
             heartbeats: series.counters(
                 "heartbeats_total",

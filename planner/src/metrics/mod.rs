@@ -347,6 +347,17 @@ impl Metrics {
                 self.changes.refusals.with_label_values(&[reason(*refusal)]).inc();
             }
         }
+        let late = leaves.iter().filter_map(|left| match left {
+            Left::Granted { grant, .. } => Some(grant),
+            _ => None,
+        });
+        let granted = acquires.iter().filter_map(|acquired| match acquired {
+            Acquired::Granted(grant) => Some(grant),
+            Acquired::Queued(_) | Acquired::Refused(_) => None,
+        });
+        for source in granted.chain(late).filter_map(|grant| grant.source.as_ref()) {
+            self.changes.depth.observe(f64::from(source.depth));
+        }
         for why in moved {
             self.changes.moves.with_label_values(&[why.name()]).inc();
         }

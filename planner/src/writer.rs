@@ -33,7 +33,7 @@ mod beats;
 const MAX_WAITING: usize = 16 * MAX_BATCH;
 /// Room in the queue beside them, for what nobody waits for: requests never keep a lease from being given back.
 const MAX_TOLD: usize = MAX_WAITING;
-/// The most heartbeats of a transaction: a quarter of its commands.
+/// The most heartbeats of a transaction while other commands wait: a quarter of all.
 const MAX_BEATS: usize = MAX_BATCH / 4;
 
 /// Why a command had no outcome.
@@ -158,11 +158,13 @@ struct Batch {
 }
 
 impl Batch {
-    /// Takes as much of a request's heartbeats as may still be in it; gives whether there may be more.
-    fn take(&mut self, waiting: Waiting) -> bool {
+    /// Takes as much of a request's heartbeats as there may be in it, so many with those that it has. Whoever has gone away,
+    /// or was told that it took too long, sends them again.
+    fn take(&mut self, waiting: Waiting, most: usize) {
         let heartbeats = &mut self.commands.heartbeats;
-        heartbeats.extend(self.beats.take(waiting, MAX_BEATS - heartbeats.len()));
-        heartbeats.len() < MAX_BEATS
+        if !waiting.waiter.answer.is_closed() {
+            heartbeats.extend(self.beats.take(waiting, most - heartbeats.len()));
+        }
     }
 
     /// Tells registrations how long they have waited.
@@ -241,10 +243,12 @@ impl Queues {
                 else => return None,
             }
         }
-        while let Some(waiting) = self.begun.take().or_else(|| self.beats.try_recv().ok()) {
-            if !batch.take(waiting) {
-                break;
-            }
+        // All that is there, if no other commands want the room.
+        let others = (taken.len() + self.commands.len()).min(MAX_BATCH - MAX_BEATS);
+        while batch.commands.heartbeats.len() < MAX_BATCH - others
+            && let Some(waiting) = self.begun.take().or_else(|| self.beats.try_recv().ok())
+        {
+            batch.take(waiting, MAX_BATCH - others);
         }
         let most = MAX_BATCH - batch.commands.heartbeats.len();
         while taken.len() < most

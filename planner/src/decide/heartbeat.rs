@@ -23,7 +23,9 @@ pub(super) fn hear(
     let heard = seed::hear(known.as_ref(), key, incarnation.as_deref());
     let Some(id) = id.filter(|_| heard != Heard::Unknown) else { return (heard, None) };
     note(tables, now, Beat { seed_id: id, age_ms: *age_ms });
-    if let Some(told) = progress.as_deref().filter(|_| heard == Heard::Known) {
+    // What has waited for so long says nothing of now.
+    let is_of_now = *age_ms < period_ms;
+    if let Some(told) = progress.as_deref().filter(|_| heard == Heard::Known && is_of_now) {
         progress::of_itself(tables, now, id, told, period_ms);
     }
     (heard, (heard == Heard::Known).then_some(id))

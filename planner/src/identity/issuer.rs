@@ -158,6 +158,11 @@ impl ToldRule {
                     .into(),
             );
         }
+        for name in ["sub", "exp"] {
+            if self.claims.contains_key(name) {
+                return Err(format!("jwts.claims.{name} is no claim for rules: subject is for sub"));
+            }
+        }
         if self.claims.len() > MAX_CLAIMS {
             return Err(format!("jwts may name {MAX_CLAIMS} claims"));
         }

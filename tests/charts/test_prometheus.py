@@ -435,6 +435,8 @@ def test_every_expression_gives_what_happens(store: str, server: Prometheus, clu
         missing = {of_job(expression, job) for expression in ASKED}
         # The database fails on Postgres alone.
         missing = {one for one in missing if store == "postgres" or "store_errors_total" not in one}
+        # No issuer of JWTs is named here; `planner/tests/jwt.rs` looks at what is told of one.
+        missing = {one for one in missing if "issuer_keys_good" not in one}
         unknown = {selector for expression in missing for selector in selectors(expression)}
 
         def seen() -> bool:

@@ -130,6 +130,7 @@ def test_each_setting_becomes_its_flag() -> None:
         "--log-format=text",
         "--max-chain-depth=64",
         "--max-connections=1000000",
+        "--max-database-mib=8192",
         "--max-memory-mib=1500",
         "--max-remembered-requests=3000000",
         "--max-seeds=2000000",

@@ -14,7 +14,7 @@
 //!                                               │                 │    for the first time: there may be a seed by now
 //!                                  Disagreed    │ MayRead, Claimed│
 //!                                  or adopt ──▶ Filling ──────────┘
-//!                                                  to Claiming: OtherBytes, once only
+//!                                                  to Claiming: OtherBytes
 //!
 //!  A worker of a chain, whose source may still load as well:
 //!

@@ -187,7 +187,7 @@ fn metadata(tensors: u64) -> Result<Metadata> {
         digests: (0..u64::from(plan.count())).collect(),
     };
     let root = Root::Content(Content { id: content_id(&manifest, &chunks), chunks });
-    let extension = Extension { engine: "tcp".into(), engine_version: None, root };
+    let extension = Extension { engine: "tcp".into(), engine_version: None, root, origin: None };
     Ok(Metadata { session: "127.0.0.1:1".into(), manifest, extension: Some(extension) })
 }
 

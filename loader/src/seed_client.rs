@@ -184,7 +184,7 @@ mod tests {
         let chunks =
             ChunkDigests { algorithm: "crc64nvme".into(), chunk_bytes: 262_144, digests: [1].into() };
         let root = Root::Content(Content { id: ContentId([7; 32]), chunks });
-        let extension = Extension { engine: "tcp".into(), engine_version: None, root };
+        let extension = Extension { engine: "tcp".into(), engine_version: None, root, origin: None };
         let manifest = Manifest::new(vec![tensor]).unwrap();
         Metadata { session: session.into(), manifest, extension: is_ours.then_some(extension) }
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::Manifest;
-use rfork_protocol::manifest::content::Root;
+use rfork_protocol::manifest::content::{Origin, Root};
 use rfork_protocol::manifest::metadata::EntryFields;
 use rfork_protocol::v2::{LoadingSeed, Name};
 use tokio_util::task::AbortOnDropHandle;
@@ -135,8 +135,8 @@ impl Loading {
     }
 
     /// Tells what names its bytes, from before the first of them is held.
-    pub(super) fn publish(&self, manifest: &Manifest, root: Root) {
-        let metadata = metadata(self.engine.as_ref(), self.session.clone(), manifest, root);
+    pub(super) fn publish(&self, manifest: &Manifest, names: (Root, Option<Origin>)) {
+        let metadata = metadata(self.engine.as_ref(), self.session.clone(), manifest, names);
         self.service.publish(&metadata, self.fields);
     }
 

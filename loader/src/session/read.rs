@@ -54,9 +54,10 @@ impl<'a> Load<'a> {
     fn begin_reading(&self) -> Option<Reading<'a>> {
         let (lease, source) = (self.lease.as_ref()?, self.source.clone()?);
         if let Some(root) = &source.1 {
-            self.memory.set_root(root.clone());
+            self.memory.set_root(root.clone(), source.0.extension.as_ref().and_then(|told| told.origin));
             if let Some(loading) = self.loading.as_ref() {
-                loading.publish(self.manifest, root.clone());
+                let was = self.memory.growing().map(|growing| growing.origin);
+                loading.publish(self.manifest, (root.clone(), was));
             }
         }
         let loads = lease.source().is_some_and(|source| source.phase == SeedPhase::Loading);

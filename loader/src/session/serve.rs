@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use rfork_protocol::manifest::Manifest;
-use rfork_protocol::manifest::content::{Root, content_id};
+use rfork_protocol::manifest::content::{Origin, Root, content_id};
 use rfork_protocol::manifest::metadata::{EntryFields, Extension, Metadata, session_host};
 use rfork_protocol::v2::Name;
 use rfork_protocol::{Host, SeedIdentity};
@@ -111,7 +111,9 @@ impl Session {
         };
         let session = self.engine.session(&self.advertised.host);
         let root = Root::Content(content.as_ref().clone());
-        service.publish(&metadata(self.engine.as_ref(), session, &model.manifest, root), self.fields());
+        let was = model.memory.growing().map(|growing| growing.origin);
+        service
+            .publish(&metadata(self.engine.as_ref(), session, &model.manifest, (root, was)), self.fields());
         let identity = self.identity(&service)?;
         let reach = Reach { content: Some(content.id), ..self.reach(&service, identity.clone()) };
         let advert = Advert {
@@ -216,12 +218,12 @@ pub(super) fn incarnation() -> Option<Name> {
     Name::cut(&uuid::Uuid::new_v4().simple().to_string())
 }
 
-/// What a worker tells of itself whose engine peers reach at `session`.
+/// What a worker tells of itself whose engine peers reach at `session`: what names its bytes, and what did before.
 pub(super) fn metadata(
     engine: &dyn TransferEngine,
     session: String,
     manifest: &Manifest,
-    root: Root,
+    (root, origin): (Root, Option<Origin>),
 ) -> Metadata {
     let manifest = manifest.clone();
     Metadata {
@@ -230,6 +232,7 @@ pub(super) fn metadata(
         extension: Some(Extension {
             engine: engine.name().to_owned(),
             engine_version: engine.version().map(str::to_owned),
+            origin: origin.filter(|_| root.content().is_some()),
             root,
         }),
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError};
 
 use rfork_protocol::manifest::Manifest;
 pub use rfork_protocol::manifest::content::Content;
-use rfork_protocol::manifest::content::{ChunkDigests, Growing, Root, content_id};
+use rfork_protocol::manifest::content::{ChunkDigests, Growing, Origin, Root, content_id};
 
 use super::WeightMemory;
 use crate::digest::DigestAlgorithm;
@@ -38,10 +38,20 @@ impl WeightMemory {
         self.names.write().unwrap_or_else(PoisonError::into_inner).growing = Some(growing);
     }
 
-    /// Says what names the bytes.
-    pub fn set_root(&self, root: Root) {
+    /// Says what names the bytes; `was`: what named those of a content before, as far as its source knows. What grew here under
+    /// another name goes on without that.
+    ///
+    /// Excluded: two contents that are the same only in what is held are served under the origin of one. Who reads by that
+    /// name is refused from now on ([`is_named`](Self::is_named)).
+    pub fn set_root(&self, root: Root, was: Option<Origin>) {
         match root {
-            Root::Content(content) => self.set_content(content),
+            Root::Content(content) => {
+                if self.content().is_none() {
+                    let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+                    names.growing.take_if(|growing| Some(growing.origin) != was);
+                }
+                self.set_content(content);
+            }
             Root::Growing(growing) => self.set_growing(growing),
         }
     }

@@ -238,6 +238,7 @@ async fn bytes_of_an_origin_go_on_with_a_seed_that_has_the_same_and_with_no_othe
         let (_session, report, memory) = reader.ends().await;
         assert!(bytes(&memory) == bytes(&weights));
         assert_eq!(report.content, weights.content().map(|content| content.id));
+        assert_eq!(memory.growing(), None, "nobody says that the origin became this");
         let arrived = memory.arrivals().bytes();
         assert_eq!(arrived == report.bytes, salt == 1, "no byte twice, but where nothing of it can stay");
         planner.look(|state| assert_eq!(state.deregistered.len(), if salt == 1 { 1 } else { 2 }));

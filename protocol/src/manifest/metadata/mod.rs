@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
-use super::content::{ChunkDigests, Content, Growing, Root};
+use super::content::{ChunkDigests, Content, Growing, Origin, Root};
 use super::{Manifest, ManifestError, Tensor};
 use crate::host::Host;
 use crate::shown::Shown;
@@ -119,6 +119,8 @@ pub struct Extension {
     pub engine_version: Option<String>,
     /// What the bytes are, or will be.
     pub root: Root,
+    /// What named them before they had a content id, if they had none once. Whoever holds bytes of that name goes on under it.
+    pub origin: Option<Origin>,
 }
 
 impl Metadata {
@@ -155,23 +157,27 @@ impl Metadata {
                 }
                 let (algorithm, chunk_bytes) = (extension.digest_algorithm, extension.chunk_bytes);
                 let bad = |reason: &dyn Display| MetadataError::BadDigests(reason.to_string());
-                let root = match (extension.content_id, extension.chunk_digests, extension.origin) {
-                    (Some(id), Some(digests), None) => {
+                let origin = extension.origin.map(|text| text.parse::<Origin>()).transpose();
+                let origin = origin.map_err(|error| bad(&error))?;
+                let root = match (extension.content_id, extension.chunk_digests, origin) {
+                    (Some(id), Some(digests), _) => {
                         let digests = digests_from_hex(&digests)?.into();
                         let chunks = ChunkDigests { algorithm, chunk_bytes, digests };
                         Root::Content(Content { id: id.parse().map_err(|error| bad(&error))?, chunks })
                     }
-                    (None, None, Some(origin)) => {
-                        let origin = origin.parse().map_err(|error| bad(&error))?;
-                        Root::Growing(Growing { origin, algorithm, chunk_bytes })
-                    }
+                    (None, None, Some(origin)) => Root::Growing(Growing { origin, algorithm, chunk_bytes }),
                     _ => {
                         return Err(bad(
                             &"they must come with a content id, or there must be an origin instead",
                         ));
                     }
                 };
-                Some(Extension { engine: extension.engine, engine_version: extension.engine_version, root })
+                Some(Extension {
+                    engine: extension.engine,
+                    engine_version: extension.engine_version,
+                    origin: origin.filter(|_| root.content().is_some()),
+                    root,
+                })
             }
         };
         // The lists may have brought shapes and dtypes that the entries' own checks have not seen.
@@ -214,7 +220,8 @@ impl Metadata {
                 {
                     Root::Content(Content { id, chunks }) => {
                         let digests = digests_to_hex(&chunks.digests);
-                        (Some(id.to_string()), None, &chunks.algorithm, chunks.chunk_bytes, Some(digests))
+                        let origin = extension.origin.map(|origin| origin.to_string());
+                        (Some(id.to_string()), origin, &chunks.algorithm, chunks.chunk_bytes, Some(digests))
                     }
                     Root::Growing(Growing { origin, algorithm, chunk_bytes }) => {
                         (None, Some(origin.to_string()), algorithm, *chunk_bytes, None)
@@ -335,7 +342,7 @@ fn digests_from_hex(text: &str) -> Result<Vec<u64>, MetadataError> {
 mod tests {
     use std::fmt::Write as _;
 
-    use super::super::content::{Origin, content_id};
+    use super::super::content::content_id;
     use super::super::tests::{manifests, tensor};
     use super::super::{MAX_NAME_BYTES, MAX_TENSORS};
     use super::*;
@@ -352,6 +359,7 @@ mod tests {
             engine: "tcp".into(),
             engine_version: manifest.tensors().len().is_multiple_of(2).then(|| "0.8.1".into()),
             root: Root::Content(Content { id, chunks }),
+            origin: None,
         });
         Metadata { session: "10.0.0.7:40123".into(), manifest, extension }
     }
@@ -490,14 +498,17 @@ mod tests {
         #[test]
         fn an_origin_is_read_back_and_stands_instead_of_a_content_id(manifest in manifests(), origin: [u8; 32]) {
             let mut served = metadata(manifest, true);
+            // A content may tell what named it before.
+            served.extension.as_mut().unwrap().origin = Some(Origin(origin));
             let content = served.encode(EntryFields::Five);
+            prop_assert_eq!(&Metadata::decode(content.as_bytes()).unwrap(), &served);
+            served.extension.as_mut().unwrap().origin = None;
             let growing = Growing { origin: Origin(origin), algorithm: "crc64nvme".into(), chunk_bytes: 262_144 };
             served.extension.as_mut().unwrap().root = Root::Growing(growing);
             let json = served.encode(EntryFields::Five);
             prop_assert_eq!(&Metadata::decode(json.as_bytes()).unwrap(), &served);
             prop_assert!(!json.contains("content_id") && !json.contains("chunk_digests"));
-            let both = content.replacen(r#""content_id""#, &format!(r#""origin":"{}","content_id""#, Origin(origin)), 1);
-            for wrong in [both, json.replacen("origin:", "", 1), json.replacen(r#""origin":"#, r#""x":"#, 1)] {
+            for wrong in [content.replacen("origin:", "", 1), json.replacen("origin:", "", 1), json.replacen(r#""origin":"#, r#""x":"#, 1)] {
                 let refused = matches!(Metadata::decode(wrong.as_bytes()), Err(MetadataError::BadDigests(_)));
                 prop_assert!(refused, "{}", wrong);
             }

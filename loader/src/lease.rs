@@ -31,6 +31,8 @@ pub(crate) struct Lease {
     lost: CancellationToken,
     /// Cancelled when the planner advises to ask for another source.
     advised_to_move: CancellationToken,
+    /// Cancelled when the planner advises to read storage.
+    advised_to_read: CancellationToken,
     /// What the seed is as a source, if this worker is a loading seed.
     source: Option<Source>,
     /// Whether the planner has said that it does not know the lease.
@@ -53,10 +55,11 @@ impl Lease {
     ) -> Self {
         let Grant { reference, ttl, since, source } = grant;
         let (lost, gone) = (CancellationToken::new(), Arc::<AtomicBool>::default());
-        let advised_to_move = CancellationToken::new();
+        let [advised_to_move, advised_to_read] = [CancellationToken::new(), CancellationToken::new()];
         let told = source.clone().zip(reporting).map(|(source, reporting)| Told {
             reporting,
             advised_to_move: advised_to_move.clone(),
+            advised_to_read: advised_to_read.clone(),
             first: Duration::from_millis(source.renew_after_ms),
         });
         let renewal = ttl.map(|ttl| {
@@ -68,7 +71,17 @@ impl Lease {
             }))
         });
         let report = TransferReport::Aborted;
-        Self { reference, report, lost, advised_to_move, source, gone, releases, _renewal: renewal }
+        Self {
+            reference,
+            report,
+            lost,
+            advised_to_move,
+            advised_to_read,
+            source,
+            gone,
+            releases,
+            _renewal: renewal,
+        }
     }
 
     /// Notes how reading from the seed went, which the release tells.
@@ -94,6 +107,11 @@ impl Lease {
     /// Cancelled when the planner advises to ask for another source.
     pub(crate) fn advised_to_move(&self) -> &CancellationToken {
         &self.advised_to_move
+    }
+
+    /// Cancelled when the planner advises to read storage: that gives more than the seed.
+    pub(crate) fn advised_to_read(&self) -> &CancellationToken {
+        &self.advised_to_read
     }
 
     /// Asks the planner whether it knows the lease; if not, it is lost from here on.
@@ -133,6 +151,7 @@ fn due(ttl: Duration, told: Option<Duration>) -> Duration {
 struct Told {
     reporting: Reporting,
     advised_to_move: CancellationToken,
+    advised_to_read: CancellationToken,
     /// When the first one is due.
     first: Duration,
 }
@@ -175,6 +194,7 @@ async fn renew(
                 next = sent + due(ttl, asked);
                 match (advice, &told) {
                     (Some(Advice::Move), Some(told)) => told.advised_to_move.cancel(),
+                    (Some(Advice::ReadStorage), Some(told)) => told.advised_to_read.cancel(),
                     // Each renewal is answered so.
                     (Some(Advice::RegistrationEnded), _) if is_registered => {
                         is_registered = false;

@@ -17,7 +17,7 @@ impl Load<'_> {
     pub(super) async fn fill(&mut self, filling: Filling) -> Result<Event, LoadError> {
         self.reporter.phase(Phase::Loading(Source::Storage));
         let (begun, held_before) = (Instant::now(), self.memory.held_bytes());
-        let named = filling == Filling::Missing;
+        let named = filling != Filling::All;
         if !named {
             self.begin_origin();
         }
@@ -51,6 +51,11 @@ impl Load<'_> {
             Err(error @ FallbackError::OtherBytes(_)) if named => {
                 tracing::warn!(%error, "storage holds other weights than what is held");
                 Ok(Event::OtherBytes)
+            }
+            Err(error) if matches!(filling, Filling::Beside(_)) => {
+                tracing::warn!(%error, "storage cannot be read; a seed is asked for again");
+                self.storage_failed = true;
+                Ok(Event::StorageFailed)
             }
             Err(error) => Err(error.into()),
         }

@@ -64,6 +64,8 @@ pub(super) struct Load<'a> {
     pub(super) shares: Vec<Share>,
     /// Whether a seed's bytes may have been written.
     pub(super) touched: bool,
+    /// Whether storage could not be read when there was a seed as well.
+    pub(super) storage_failed: bool,
     /// Whether it was said that a seed has its engine on another host.
     pub(super) told_of_data_network: bool,
 }
@@ -102,6 +104,7 @@ impl<'a> Load<'a> {
             patience: Patience::new(session.config.seed_wait.unwrap_or_default()),
             shares: Vec::new(),
             touched: false,
+            storage_failed: false,
             told_of_data_network: false,
         }
     }

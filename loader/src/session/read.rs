@@ -16,6 +16,7 @@ use super::stall::{StallRule, UNHEARD};
 use super::state::Event;
 use crate::engine::memory::WeightMemory;
 use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
+use crate::fallback::Fills;
 use crate::lease::Lease;
 use crate::planner_client::TransferReport;
 
@@ -108,10 +109,12 @@ impl<'a> Load<'a> {
         self.touched = true;
         let memory = self.memory;
         let watch = reading.watch.clone();
+        let may_read_storage = in_a_chain && self.fallback.fills() == Fills::Chunks && !self.storage_failed;
         let mut running = std::mem::replace(&mut reading.running, Box::pin(std::future::pending()));
         let outcome = tokio::select! {
             result = &mut running => Outcome::Ended(result),
             () = lease.lost().cancelled() => Outcome::LeaseLost,
+            () = lease.advised_to_read().cancelled(), if may_read_storage => Outcome::ReadsStorage,
             () = stalled(lease, &watch, memory), if in_a_chain => Outcome::Stalled,
             // Only a read by address cannot be ended: another is waited for, so that nothing writes any more.
             () = long_cancelled(self.cancel), if !self.engine.capabilities().verifies => Outcome::Hangs,
@@ -122,6 +125,11 @@ impl<'a> Load<'a> {
             Outcome::Stalled => {
                 reading.running = running;
                 return Ok(Event::Stalled);
+            }
+            Outcome::ReadsStorage => {
+                reading.running = running;
+                tracing::info!("storage gives more than this source: it is read for what is missing");
+                return Ok(Event::MayRead);
             }
             Outcome::LeaseLost if in_a_chain => {
                 reading.running = running;
@@ -224,6 +232,7 @@ enum Outcome {
     Ended(Result<ReadReport, ReadError>),
     LeaseLost,
     Stalled,
+    ReadsStorage,
     Hangs,
 }
 

@@ -20,8 +20,9 @@
 //!
 //!           Stalled                Granted
 //!  Reading ─────────▶ Seeking ────────────────▶ Checking      SourceGone: to Seeking from wherever it was read or
-//!      ▲                │   │ NoSeed, no wait left            checked. No try of the four is spent; moves are bounded.
-//!      └── BytesFlow ───┘   └─────────────────▶ Claiming      AllHeld, SeedFailed and LeaseLost: as in Reading.
+//!    │ ▲                │   │ NoSeed, no wait left            checked. No try of the four is spent; moves are bounded.
+//!    │ └── BytesFlow ───┘   └─────────────────▶ Claiming      AllHeld, SeedFailed and LeaseLost: as in Reading.
+//!    └── MayRead ──▶ Filling: storage gives more than the source. StorageFailed: back to Asking.
 //! ```
 //!
 //! Each state but `Loaded` is something to do, and what comes of it is the next [`Event`]. An [`Effect`] is done on the
@@ -135,6 +136,8 @@ pub(super) enum Filling {
     /// Only what is missing. If the content is known, each chunk must have the digest that it names; if not, those that are
     /// held must be the same in storage.
     Missing,
+    /// The same, though there is a seed: storage gives more.
+    Beside(Tried),
     /// Everything.
     All,
 }
@@ -167,7 +170,7 @@ pub(super) enum Event {
     /// A source of a chain went away, though it did not fail: it started over, fell silent, gave its place to another, or does
     /// not know yet what it loads.
     SourceGone,
-    /// Storage may be read: nobody is asked for a right.
+    /// Storage may be read: nobody is asked for a right, or the planner advises to.
     MayRead,
     /// This worker has the right to read storage.
     Claimed,
@@ -177,6 +180,8 @@ pub(super) enum Event {
     AllHeld,
     /// Storage holds other bytes than the seed did.
     OtherBytes,
+    /// Storage cannot be read, and there is a seed.
+    StorageFailed,
 }
 
 /// What is done on the way to the next state. It has no outcome.
@@ -231,6 +236,10 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
         }
 
         (S::Reading(tried), E::Stalled) => (S::Seeking(tried), vec![]),
+        (S::Reading(tried), E::MayRead) if (tried.held, limits.fallback) == (Held::Rooted, Fills::Chunks) => {
+            (S::Filling(Filling::Beside(tried)), vec![Effect::Release])
+        }
+        (S::Filling(Filling::Beside(tried)), E::StorageFailed) => (S::Asking(tried), vec![]),
         (S::Seeking(tried), E::BytesFlow) => (S::Reading(tried), vec![]),
         (S::Seeking(tried), E::Granted) if tried.moves < limits.moves => {
             (S::Checking(Tried { moves: tried.moves + 1, ..tried }), vec![Effect::Replace])
@@ -249,7 +258,7 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
         (S::Reading(_) | S::Seeking(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),
         (S::Filling(_), E::AllHeld) => (S::Loaded, vec![]),
         // Who took itself away has no right any more.
-        (S::Filling(Filling::Missing), E::OtherBytes) => {
+        (S::Filling(Filling::Missing | Filling::Beside(_)), E::OtherBytes) => {
             (S::Claiming(Tried { claimed: true, ..Tried::default() }), START_OVER.to_vec())
         }
         _ => (state, vec![]),

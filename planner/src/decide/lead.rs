@@ -3,7 +3,7 @@
 //!
 //! The right is a registration as a loading seed without a source, and ends with it: it is renewed by asking again, and
 //! given back by deregistering, by reading from a seed, or by having loaded everything. Who lost it loads for itself, and
-//! is no source of anybody who does not know it already.
+//! is no source of anybody who does not know it already. So does who is loaded sooner that way than by waiting.
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use super::rows::SeedRow;
 use super::tables::Tables;
 use super::{end, remember};
-use crate::domain::chain::{Lead, Loading};
+use crate::domain::chain::{Held, Lead, Loading};
 use crate::domain::pace::Pace;
 use crate::domain::seed::{self, Joining};
 use crate::store::Rules;
@@ -62,6 +62,12 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
         if let Some(own) = own {
             tell(tables, now, own.id, claim, period_ms, false);
         }
+        if claim.held.as_ref().is_some_and(|held| is_outrun_by(holder, held)) {
+            let why = format!("reads storage beside {}, which has more to read", holder.identity);
+            let happened = Happened::to(&claim.identity, &claim.key, EventKind::Leads).by(claim.by.as_ref());
+            remember::event(tables, now, rules, happened.with(why));
+            return Role::Alone;
+        }
         return Role::Waits(holder.identity.clone());
     }
     let id = match (joining, row) {
@@ -92,6 +98,10 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
 fn keeps(holder: &SeedRow, now: i64, patience_ms: i64) -> bool {
     let lead = holder.loading.as_ref().and_then(|loading| loading.lead);
     !holder.removed && !holder.drained && lead.is_some_and(|lead| lead.holds_for(now, patience_ms))
+}
+
+fn is_outrun_by(holder: &SeedRow, held: &Held) -> bool {
+    holder.loading.as_ref().is_some_and(|loading| loading.is_outrun_by(held))
 }
 
 /// Takes the right from who had it; gives why, for people.
@@ -134,14 +144,12 @@ fn tell(tables: &mut Tables, now: i64, id: i64, claim: &Claim, period_ms: i64, l
             let most = loading.total_bytes.saturating_mul(MAX_COPIES);
             let moves = loading.arrived_bytes < claim.arrived_bytes.min(most);
             loading.lead = Some(loading.lead.map_or(Lead::begin(now), |lead| lead.renewed(now, moves)));
-            loading.arrived_bytes = claim.arrived_bytes;
+            loading.reads_storage(now, claim.arrived_bytes);
             // Who begins with nothing may be read from once it has a name for what it reads.
             // Excluded: it still goes by the root of who it read from before, of which it has nothing.
             if claim.held.is_none() {
                 loading.root.clone_from(&claim.origin);
             }
-            // Storage is no source with which anybody is compared.
-            (loading.source, loading.depth, loading.pace) = (None, 0, loading.pace.elsewhere());
         } else {
             loading.forget_origin();
         }

@@ -1,12 +1,14 @@
 //! Who is overtaken by its reader: the place of a loading seed with a slow link is promised to a reader, which is advised
 //! to ask for it ([`super::inherit`]). It is decided when that one renews its lease, by the reports of loading seeds alone
-//! ([`pace`]). Of a key one place is promised a second, whichever planner does it.
+//! ([`pace`]). Of a key one place is promised a second, whichever planner does it. Where links bring less than storage does,
+//! a reader of who reads that is advised to read it as well.
 
 use std::sync::Arc;
 
 use rfork_protocol::SeedKey;
 use rfork_protocol::v2::Advice;
 
+use super::remember;
 use super::rows::SeedRow;
 use super::tables::Tables;
 use super::wants::Wants;
@@ -14,6 +16,7 @@ use crate::domain::chain::Loading;
 use crate::domain::pace::{self, Sending, Slow, Telling};
 use crate::store::Rules;
 use crate::store::commands::{Renew, Renewed};
+use crate::store::history::{EventKind, Happened};
 
 /// A loading seed that has told how far it is, and its source, which loads as well.
 struct Pair {
@@ -25,7 +28,8 @@ struct Pair {
 pub(super) fn wants(tables: &Tables, now: i64, renewals: &[Renew], renewed: &[Option<Renewed>]) -> Wants {
     let mut wants = Wants::default();
     for pair in renewals.iter().zip(renewed).filter_map(|told| pair(tables, told)) {
-        if !pair.telling(None).is_some_and(|telling| pace::may_be_judged(telling, now)) {
+        let is_sooner_alone = pair.is_sooner_alone(now);
+        if !is_sooner_alone && !pair.telling(None).is_some_and(|telling| pace::may_be_judged(telling, now)) {
             continue;
         }
         wants.numbers.extend(pair.before().filter(|before| !tables.has_seen(*before)));
@@ -46,11 +50,15 @@ pub(super) fn overtake(
 ) {
     for (renewal, renewed) in renewals.iter().zip(renewed) {
         let Some(pair) = pair(tables, (renewal, renewed)) else { continue };
-        if !pair.is_promised() && !promise(tables, now, rules, &pair) {
+        let advice = if pair.is_promised() || promise(tables, now, rules, &pair) {
+            Advice::Move
+        } else if reads_storage(tables, now, rules, &pair) {
+            Advice::ReadStorage
+        } else {
             continue;
-        }
+        };
         if let Some(guidance) = renewed.as_mut().and_then(|renewed| renewed.loading.as_mut()) {
-            guidance.advice = Some(Advice::Move);
+            guidance.advice = Some(advice);
         }
     }
 }
@@ -79,6 +87,20 @@ fn promise(tables: &mut Tables, now: i64, rules: &Rules, pair: &Pair) -> bool {
     true
 }
 
+/// Gives whether the reader is to read storage as well as its source. What they then get is seen before the next one does.
+fn reads_storage(tables: &mut Tables, now: i64, rules: &Rules, pair: &Pair) -> bool {
+    let Pair { reader, source } = pair;
+    if !pair.is_sooner_alone(now) || !tables.may_move(&source.key, now) {
+        return false;
+    }
+    change(tables, source.id, |loading| loading.pace.sends = Sending::Well);
+    tables.note_move(&source.key, now);
+    let why = format!("reads storage beside {}, which gets more from it than it sends", source.identity);
+    let happened = Happened::to(&reader.identity, &reader.key, EventKind::Leads);
+    remember::event(tables, now, rules, happened.with(why));
+    true
+}
+
 fn change(tables: &mut Tables, id: i64, change: impl FnOnce(&mut Loading)) {
     tables.change(id, |row| row.loading.as_deref_mut().map(change));
 }
@@ -100,6 +122,11 @@ impl Pair {
     fn is_promised(&self) -> bool {
         let loading = self.source.loading.as_ref();
         loading.is_some_and(|loading| loading.pace.yields_to == Some(self.reader.id))
+    }
+
+    fn is_sooner_alone(&self, now: i64) -> bool {
+        let has_readers = self.reader.live_leases(now) > 0;
+        self.telling(None).is_some_and(|telling| pace::is_sooner_alone(telling, has_readers))
     }
 
     fn telling<'a>(&'a self, before: Option<&'a Loading>) -> Option<Telling<'a>> {

@@ -28,7 +28,7 @@ pub(super) fn of_reader(
         && (source.drained || source.removed);
     if row.loading.is_some() {
         let depth = chain::depth_behind(source.loading.as_deref());
-        let ahead = source.loading.as_ref().and_then(|loading| loading.ahead(source.live_leases(now)));
+        let ahead = source.loading.as_ref().map(|loading| loading.ahead(source.live_leases(now)));
         let falls_behind = tell(tables, now, reader, told, (Some(source.id), ahead, depth, period_ms));
         if falls_behind == Some(false) {
             keeps_up(tables, source.id, reader);

@@ -9,7 +9,7 @@ use rfork_protocol::manifest::content::Origin;
 use rfork_protocol::v1::Labels;
 use serde::{Deserialize, Serialize};
 
-use super::pace::{Ahead, Pace, Sending};
+use super::pace::{Ahead, Pace, SHARED, Sending};
 
 /// How often a loading seed tells how far it is, in milliseconds, while the planner has time.
 pub const PERIOD_MS: i64 = 1_000;
@@ -172,6 +172,30 @@ impl Loading {
         }
     }
 
+    /// Whether its bytes have no content id yet.
+    pub fn has_origin(&self) -> bool {
+        self.root.as_deref().is_some_and(is_origin)
+    }
+
+    /// Takes in that it reads storage, from which so many bytes have come since its load began.
+    pub fn reads_storage(&mut self, now: i64, arrived_bytes: u64) {
+        if self.source.take().is_some() {
+            self.pace = self.pace.elsewhere();
+        }
+        self.depth = 0;
+        let before = std::mem::replace(&mut self.arrived_bytes, arrived_bytes);
+        if self.pace.is_due(now) {
+            self.pace.hear(now, arrived_bytes.saturating_sub(before), self.held_bytes, None);
+        }
+    }
+
+    /// Whether somebody who holds these bytes has read the rest from storage before this one has, which reads it already,
+    /// though each of them gets half as much then. Bytes of an origin would be compared with storage, so all is read.
+    pub fn is_outrun_by(&self, held: &Held) -> bool {
+        let left = |bytes| self.total_bytes.saturating_sub(bytes);
+        !is_origin(&held.root) && left(held.bytes).saturating_mul(SHARED) <= left(self.held_bytes)
+    }
+
     /// Takes in what it tells of its load from `source`, which is compared with it. Gives whether it falls behind that, if
     /// it can be said.
     pub fn tell(
@@ -192,9 +216,9 @@ impl Loading {
         self.pace.hear(now, told.arrived_bytes.saturating_sub(before), self.held_bytes, ahead)
     }
 
-    /// What readers of it are compared with, of which it has so many: nothing if it reads from storage, which tells nothing.
-    pub fn ahead(&self, readers: u32) -> Option<Ahead> {
-        self.source.map(|_| Ahead { rate: self.pace.rate, held_bytes: self.held_bytes, readers })
+    /// What readers of it are compared with, of which it has so many.
+    pub fn ahead(&self, readers: u32) -> Ahead {
+        Ahead { rate: self.pace.rate, held_bytes: self.held_bytes, readers }
     }
 
     /// Whether nobody is granted it while it loads.

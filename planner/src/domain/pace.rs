@@ -4,6 +4,9 @@
 //! less than its source does. Whether its own link is slow or the sending of its source cannot be seen: so its reader
 //! gets its place first. If that gets as little, the source sends slowly, and its place goes to this reader.
 //!
+//! Where the source reads storage, and the next one that reads from it gets as little, links bring less than storage does:
+//! that one reads storage as well.
+//!
 //! Nobody is judged by what its source has not got either, and nobody who reads from a seed that holds everything: such a
 //! one tells nothing. Whoever was moved stands behind, and no place is given to it by these rules. So two workers never
 //! change places twice.
@@ -24,6 +27,10 @@ const PROMISE_MS: i64 = 10_000;
 
 /// Whoever gets less than this part of what its source gets, per reader of that, falls behind.
 const SLOW: u64 = 2;
+
+/// With so many workers that read storage instead of one, each gets this part of what that one got, at worst: storage gives
+/// all of them together no less than it gave before. Of more of them each had this part of what they had each.
+pub(super) const SHARED: u64 = 2;
 
 /// What is thought of how a seed sends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -64,7 +71,7 @@ pub struct Pace {
     pub yielded_ms: i64,
 }
 
-/// A source with which its reader is compared: one that loads, from another one.
+/// A source with which its reader is compared: one that loads, from another one or from storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ahead {
     /// Bytes a second that come to it.
@@ -150,6 +157,22 @@ pub struct Telling<'a> {
     pub before: Option<&'a Loading>,
     /// Whether it reads from another zone: that the way between two is slow is no fault of who sends.
     pub crosses_zones: bool,
+}
+
+/// Whether a reader of one that reads storage would be loaded sooner if it read that as well, though each of them then gets
+/// half as much. Has it a reader that could have its place, its own link may be the slow one: the first such has been
+/// overtaken, and this is the next.
+pub fn is_sooner_alone(telling: Telling<'_>, has_readers: bool) -> bool {
+    let Telling { reader, source, .. } = telling;
+    let may_be_its_link = source.pace.sends == Sending::Well && has_readers;
+    if source.source.is_some() || !reader.pace.falls_behind() || reader.pace.was_moved || may_be_its_link {
+        return false;
+    }
+    let left = reader.total_bytes.saturating_sub(reader.held_bytes);
+    // Bytes of an origin are compared with storage.
+    let to_read = if reader.has_origin() { reader.total_bytes } else { left };
+    let [to_read, left] = [to_read.saturating_mul(SHARED), left].map(u128::from);
+    to_read * u128::from(reader.pace.rate) <= left * u128::from(source.pace.rate)
 }
 
 /// Whether somebody falls behind, so that it may have to be judged, whatever the source's source is.

@@ -81,8 +81,8 @@ pub enum Role {
     Leads,
     /// Another one has it: it waits for that.
     Waits,
-    /// Nobody has it, and it cannot be registered: it reads storage for itself. So does who is told something that a later
-    /// version says.
+    /// It reads storage for itself: it would wait longer for who has the right than that takes, or nobody has the right and it
+    /// cannot be registered. So does who is told something that a later version says.
     #[serde(other)]
     Alone,
 }

@@ -16,7 +16,8 @@
 //! 5. Whoever gets no byte keeps its lease and asks for another source, naming the one that stalls ([`Stalled`]). It gives
 //!    the first lease back when it has the second. If the one that it names is lost, or leaves, or has a slow link, it is
 //!    granted that one's place: the same point of the same seed. Both leases that led there have ended then. Of a slow link
-//!    the planner knows by what renewals tell; it advises the reader to move ([`Advice::Move`]).
+//!    the planner knows by what renewals tell; it advises the reader to move ([`Advice::Move`]), or, if storage gives more than
+//!    a link does, to read that ([`Advice::ReadStorage`]).
 //! 6. Whoever holds everything registers as any seed does, under the same address and incarnation: its row becomes a
 //!    complete seed's, and leases on it live on ([`Registration::Completed`](super::Registration)).
 //! 7. Whoever starts over, fails or is cancelled deregisters. It comes back under another incarnation.
@@ -155,6 +156,8 @@ pub struct LoadingSummary {
 pub enum Advice {
     /// Ask for another source, naming this one as stalled; read on until there is one.
     Move,
+    /// Read what is missing from storage: nobody else has to be asked for the right to. Whoever cannot do that passes it over.
+    ReadStorage,
     /// It is not registered any more, so nobody is sent to it. It reads on; its next acquisition registers it.
     RegistrationEnded,
     /// Something that a later version says: pass it over.

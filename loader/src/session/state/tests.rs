@@ -156,6 +156,19 @@ fn a_source_that_stalls_is_read_until_there_is_another() {
 }
 
 #[test]
+fn storage_beside_a_source_is_left_for_a_seed_when_it_fails() {
+    let tried = Tried { held: Held::Rooted, ..Tried::default() };
+    let (state, effects) = last(&[Event::Granted, SAME, Event::MayRead]);
+    assert_eq!((state, effects), (State::Filling(Filling::Beside(tried)), vec![Effect::Release]));
+    assert_eq!(step(state, Event::AllHeld, LIMITS), (State::Loaded, vec![]));
+    assert_eq!(step(state, Event::StorageFailed, LIMITS), (State::Asking(tried), vec![]));
+    let missing = State::Filling(Filling::Missing);
+    let over = step(missing, Event::OtherBytes, LIMITS);
+    assert_eq!(step(state, Event::OtherBytes, LIMITS), over, "nothing that is held may be that of storage");
+    assert_eq!(step(missing, Event::StorageFailed, LIMITS), (missing, vec![]), "there is nothing else");
+}
+
+#[test]
 fn a_source_that_goes_away_costs_no_try_but_moves_are_bounded() {
     let mut state = step(State::begin(), Event::Granted, LIMITS).0;
     for moves in 0..=LIMITS.moves {
@@ -194,6 +207,7 @@ fn events() -> impl Strategy<Value = Event> {
         Just(Event::Led),
         Just(Event::AllHeld),
         Just(Event::OtherBytes),
+        Just(Event::StorageFailed),
     ]
 }
 
@@ -251,7 +265,7 @@ proptest! {
                 State::Filling(Filling::All) => {
                     prop_assert_eq!(content, Held::Nothing, "storage over a seed's chunks");
                 }
-                State::Filling(Filling::Missing) => {
+                State::Filling(Filling::Missing | Filling::Beside(_)) => {
                     prop_assert_eq!(content, Held::Rooted);
                     prop_assert!(!whole_only, "asked for less than it gives");
                 }

@@ -2,6 +2,8 @@
 
 use std::sync::atomic::Ordering;
 
+use rfork_protocol::v2::Advice;
+
 use super::planner::Right;
 use super::*;
 
@@ -243,4 +245,53 @@ async fn bytes_of_an_origin_go_on_with_a_seed_that_has_the_same_and_with_no_othe
         assert_eq!(arrived == report.bytes, salt == 1, "no byte twice, but where nothing of it can stay");
         planner.look(|state| assert_eq!(state.deregistered.len(), if salt == 1 { 1 } else { 2 }));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_is_advised_to_reads_what_is_missing_from_storage_beside_its_source() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let (_slow, weights) = root(&planner, 1, 4.0).await;
+    let storage = Pattern::new(1);
+    let reader = reader(&planner, 1000.0, PATIENT, Some(storage.clone())).await;
+    reader.holds(1).await;
+    planner.look(|state| state.advice = Some(Advice::ReadStorage));
+    let (_session, report, memory) = reader.ends().await;
+    assert!(bytes(&memory) == bytes(&weights));
+    let sources: Vec<bool> = report.shares.iter().map(|share| share.source == Source::Storage).collect();
+    assert_eq!(sources, [false, true]);
+    assert_eq!(storage.read_bytes.load(Ordering::SeqCst), report.shares[1].bytes, "nothing is read twice");
+    planner.look(|state| {
+        assert!(state.claims.is_empty(), "it asks nobody for the right");
+        assert!(!state.outcomes.contains(&TransferOutcome::Failed), "{:?}", state.outcomes);
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_cannot_read_storage_goes_on_with_seeds_whatever_is_advised() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let (_slow, weights) = root(&planner, 1, 20.0).await;
+    planner.look(|state| state.advice = Some(Advice::ReadStorage));
+    let reader = reader(&planner, 1000.0, PATIENT, None).await;
+    let (_session, report, memory) = reader.ends().await;
+    assert!(bytes(&memory) == bytes(&weights));
+    assert!(report.shares.iter().all(|share| share.source != Source::Storage));
+    planner.look(|state| {
+        let asked = state.acquisitions.iter().filter(|asked| asked.loading.is_some());
+        assert_eq!(asked.count(), 2, "once more, when storage could not be read");
+    });
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_storage_has_other_bytes_than_the_source_the_load_starts_over() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let (_slow, _) = root(&planner, 1, 4.0).await;
+    let reader = reader(&planner, 1000.0, PATIENT, Some(Pattern::new(2))).await;
+    reader.holds(1).await;
+    planner.look(|state| {
+        state.advice = Some(Advice::ReadStorage);
+        // Nobody has what it has any more.
+        state.seeds.clear();
+    });
+    let (_session, _, memory) = reader.ends().await;
+    assert!(bytes(&memory) == bytes(&loaded(&planner, 2, 1000.0).await.1), "nothing of before stays");
 }

@@ -91,7 +91,7 @@ impl Chain {
         let id = i64::try_from(at).unwrap() + 1;
         let Some(source) = self.workers[at].source.filter(|source| *source >= 0) else { return };
         let readers = u32::try_from(self.readers(source)).unwrap();
-        let ahead = self.row(source).and_then(|row| row.ahead(readers));
+        let ahead = self.row(source).map(|row| row.ahead(readers));
         let told = super::super::chain::Progress {
             incarnation: String::new(),
             arrived_bytes: self.have[at],
@@ -330,4 +330,67 @@ proptest! {
             prop_assert!(pace.lags <= REPORTS);
         }
     }
+}
+
+/// One that reads storage, and its reader.
+fn beside(source: (u64, u64), reader: (u64, u64), root: &str) -> [Loading; 2] {
+    let row = |id: Option<i64>, (rate, held_bytes): (u64, u64), lags| Loading {
+        source: id,
+        depth: 0,
+        root: Some(root.into()),
+        held_bytes,
+        total_bytes: TOTAL,
+        arrived_bytes: held_bytes,
+        period_ms: PERIOD_MS,
+        pace: Pace { told_ms: 1, rate, lags, ..Pace::default() },
+        lead: None,
+    };
+    [row(None, source, 0), row(Some(1), reader, REPORTS)]
+}
+
+fn is_sooner([source, reader]: &[Loading; 2], has_readers: bool) -> bool {
+    is_sooner_alone(Telling { id: 2, reader, source, before: None, crosses_zones: false }, has_readers)
+}
+
+#[test]
+fn whoever_has_the_one_slow_link_is_not_sent_to_storage_while_a_reader_may_have_its_place() {
+    let [mut source, mut reader] = beside((RATE, TOTAL / 2), (RATE / 4, 1), "x");
+    assert!(is_sooner(&[source.clone(), reader.clone()], false));
+    assert!(!is_sooner(&[source.clone(), reader.clone()], true));
+    source.pace.sends = Sending::Doubtful;
+    assert!(is_sooner(&[source.clone(), reader.clone()], true), "it is the next one");
+    reader.pace.was_moved = true;
+    assert!(!is_sooner(&[source.clone(), reader.clone()], true), "it was moved for its link");
+    reader.pace = Pace { was_moved: false, lags: REPORTS - 1, ..reader.pace };
+    assert!(!is_sooner(&[source, reader], true), "three reports are needed");
+}
+
+#[test]
+fn bytes_of_an_origin_count_as_if_all_were_to_be_read() {
+    let nearly = (RATE / 4, TOTAL * 9 / 10);
+    assert!(is_sooner(&beside((RATE, TOTAL), nearly, "x"), false));
+    assert!(!is_sooner(&beside((RATE, TOTAL), nearly, "origin:1"), false));
+    let half = (RATE / 4, TOTAL / 2);
+    assert!(is_sooner(&beside((RATE, TOTAL), half, "origin:1"), false));
+    assert!(!is_sooner(&beside((RATE, TOTAL), (half.0 + 1, half.1), "origin:1"), false));
+}
+
+proptest! {
+    /// It is not sent there unless what is left would take longer over its link than all that it has to read takes at half
+    /// the rate that storage gives.
+    #[test]
+    fn who_is_sent_to_storage_is_loaded_sooner(
+        rate in 1u64..RATE, storage in 1u64..RATE * 20, held in 0u64..TOTAL, content: bool,
+    ) {
+        let rows = beside((storage, TOTAL), (rate, held), if content { "x" } else { "origin:1" });
+        let to_read = if content { TOTAL - held } else { TOTAL };
+        let seconds = |bytes: u64, rate: f64| num(bytes) / rate;
+        let (alone, waiting) = (seconds(to_read, num(storage) / 2.0), seconds(TOTAL - held, num(rate)));
+        prop_assert!(!is_sooner(&rows, false) || alone <= waiting * 1.000_001);
+        prop_assert!(is_sooner(&rows, false) || alone >= waiting * 0.999_999);
+    }
+}
+
+fn num(number: u64) -> f64 {
+    f64::from(u32::try_from(number).unwrap())
 }

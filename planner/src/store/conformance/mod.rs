@@ -21,6 +21,7 @@ use crate::domain::seed::Profile;
 pub(crate) use values::{RULES, identity, key, lease};
 
 pub(crate) mod allocation;
+pub(crate) mod beside;
 pub(crate) mod clock;
 pub(crate) mod found;
 pub(crate) mod history;

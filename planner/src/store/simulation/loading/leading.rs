@@ -60,7 +60,12 @@ impl<H: Home> Play<H> {
         let Outcome::Claimed(claimed) = self.apply(command).await else { panic!("not of a claim") };
         let holder = self.leader().filter(|holder| holder.name != name);
         let keeps = holder.filter(|holder| holder.until_ms > now && holder.moved_ms > now - patience_ms);
-        let expected = keeps.map_or(Role::Leads, |holder| Role::Waits(identity(holder.name)));
+        let expected = keeps.map_or(Role::Leads, |holder| {
+            let left = TOTAL_BYTES - self.workers[usize::from(holder.name)].told_bytes;
+            let content = worker.held.filter(|(root, _)| !is_origin(*root));
+            let is_sooner = content.is_some_and(|(_, bytes)| 2 * (TOTAL_BYTES - bytes) <= left);
+            if is_sooner { Role::Alone } else { Role::Waits(identity(holder.name)) }
+        });
         if claimed.role != expected {
             return Err(format!("{name} is told {:?} instead of {expected:?}", claimed.role));
         }

@@ -5,6 +5,7 @@ mod cluster;
 mod support;
 
 use cluster::Cluster;
+use rfork_test_authority::{Authority, Issued};
 use support::{FAILS, PATIENCE, Planner, Seed};
 
 const SEED: Seed<'_> = Seed { key: "k", ip: "10.0.0.7" };
@@ -71,30 +72,17 @@ async fn a_crash_of_postgres_is_503_and_passes() {
     planner.stop().await;
 }
 
-/// Somebody who vouches for servers, and a certificate and key of one that is called `localhost`.
-#[allow(clippy::unwrap_used)] // Clippy knows tests by their attribute.
-fn authority() -> (rcgen::Certificate, String, String) {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let mut params = CertificateParams::default();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let key = KeyPair::generate().unwrap();
-    let root = params.self_signed(&key).unwrap();
-    let issuer = Issuer::new(params, key);
-    let key = KeyPair::generate().unwrap();
-    let server = CertificateParams::new(["localhost".to_owned()]).unwrap().signed_by(&key, &issuer).unwrap();
-    (root, server.pem(), key.serialize_pem())
-}
-
 #[tokio::test]
 async fn tls_to_the_database_is_as_strict_as_its_url_says() {
     let directory = tempfile::TempDir::new().unwrap();
-    let file = |name: &str, root: &rcgen::Certificate| {
+    let file = |name: &str, root: &Authority| {
         let path = directory.path().join(name);
         std::fs::write(&path, root.pem()).unwrap();
         path.display().to_string()
     };
-    let (root, certificate, key) = authority();
-    let (root, other) = (file("root.pem", &root), file("other.pem", &authority().0));
+    let root = Authority::new();
+    let Issued { cert: certificate, key } = root.issue(&["localhost"]);
+    let (root, other) = (file("root.pem", &root), file("other.pem", &Authority::new()));
 
     let mut cluster = Cluster::private("tls");
     let socket = cluster.database();

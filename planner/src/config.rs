@@ -19,6 +19,7 @@ use crate::store::history::Keep;
 use crate::store::postgres::{ConnectSettings, PostgresUrl};
 use crate::store::{Room, Rules};
 use crate::telemetry::Endpoint;
+use crate::tls::Tls;
 
 /// How long a request may wait for the database. Clients give up after 10 s: an answer must come before.
 pub const REQUEST_DEADLINE: Duration = Duration::from_secs(8);
@@ -153,6 +154,8 @@ pub struct Settings {
     pub port: u16,
     /// A port for probes and metrics alone; 0 takes a free one.
     pub probe_port: Option<u16>,
+    /// What it speaks TLS with; it speaks none without.
+    pub tls: Option<Tls>,
     /// Where seeds and leases are kept.
     pub database: DatabaseUrl,
     /// How it is connected to. Only Postgres.
@@ -227,6 +230,7 @@ impl Settings {
             host: values.get("host")?,
             port: values.get("port")?,
             probe_port: values.find("probe_port")?,
+            tls: Tls::of(values)?,
             database,
             connect: ConnectSettings {
                 pool_size: values.get("database_pool_size")?,

@@ -12,6 +12,7 @@ use futures_util::future::{OptionFuture, join};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::AbortOnDropHandle;
 
 pub mod acquaint;
 pub mod acquire;
@@ -32,6 +33,7 @@ pub mod shutdown;
 pub mod store;
 pub mod sweeper;
 pub mod telemetry;
+pub mod tls;
 pub mod toml_file;
 pub mod waiting;
 pub mod writer;
@@ -129,6 +131,22 @@ fn identity(settings: &Settings, metrics: &Arc<Metrics>, stop: &CancellationToke
     identity
 }
 
+/// How seeds are asked whether they live, if they are, by a planner that listens at this address.
+fn liveness(
+    settings: &Settings,
+    listens: IpAddr,
+    writer: &writer::Writer,
+    stop: &CancellationToken,
+) -> Option<Arc<acquire::Liveness>> {
+    if !settings.liveness_probe {
+        return None;
+    }
+    let prober = Arc::new(probe::Prober::new(settings.probe_networks.clone(), listens));
+    let acquaintance = Arc::new(acquaint::Acquaintance::new(prober.clone(), writer.clone(), stop.clone()));
+    let heartbeat_interval = settings.heartbeat_interval;
+    Some(Arc::new(acquire::Liveness { prober, acquaintance, heartbeat_interval }))
+}
+
 /// Runs a planner on `listener` until `stop`: then it drains, accepts no more, finishes what runs, writes the last
 /// heartbeats and returns. A plain token stops it without a drain. Two can live in one process, each with a SQLite
 /// file of its own.
@@ -153,8 +171,17 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     let proxies = settings.trusted_proxies.clone().into();
     let metrics = Arc::new(Metrics::new()?);
     let pools = shares::Pools::new(&settings.bounds, &metrics);
-    let what =
-        http::server::Served { opening: unopened, opened, proxies, bounds: &settings.bounds, stop: &stop };
+    let tls = settings.tls.clone().map(|tls| (tls, metrics.clone()));
+    let _watching =
+        tls.clone().map(|(tls, metrics)| AbortOnDropHandle::new(tokio::spawn(tls.watch(metrics))));
+    let what = http::server::Served {
+        opening: unopened,
+        opened,
+        tls,
+        proxies,
+        bounds: &settings.bounds,
+        stop: &stop,
+    };
     let probes_alone = second.map(|listener| http::server::serve_probes(listener, what.clone()));
     let all = http::server::serve(listener, pools.connections.clone(), what);
     let mut server = pin!(join(all, OptionFuture::from(probes_alone)));
@@ -186,13 +213,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
     );
     let room = Arc::new(room);
     let seating = tokio::spawn(room.clone().run(settings.heartbeat_sweep, requests_done.clone()));
-    let liveness = settings.liveness_probe.then(|| {
-        let prober = Arc::new(probe::Prober::new(settings.probe_networks.clone(), address.ip()));
-        let acquaintance =
-            Arc::new(acquaint::Acquaintance::new(prober.clone(), writer.clone(), requests_done.clone()));
-        let heartbeat_interval = settings.heartbeat_interval;
-        Arc::new(acquire::Liveness { prober, acquaintance, heartbeat_interval })
-    });
+    let liveness = liveness(&settings, address.ip(), &writer, &requests_done);
     let granter = acquire::Granter { writer: writer.clone(), store: store.clone(), room, liveness };
     let identity = identity(&settings, &metrics, &requests_done);
     let api = http::Parts {
@@ -221,6 +242,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         lease_ttl_sec = settings.lease_ttl.as_secs(),
         resource_points = settings.default_resource_points,
         policy = %settings.alloc_policy,
+        tls = settings.tls.is_some(),
         "the planner listens"
     );
     server.await;

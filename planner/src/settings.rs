@@ -41,7 +41,21 @@ pub const SETTINGS: &[Section] = &[
             .value("PORT")
             .env("RFORK_CFG_PROBE_PORT")
             .otherwise("none")
-            .more("They are answered on the first port, too"),
+            .more("They are answered on the first port, too. The second one never speaks TLS"),
+            Setting::new(
+                "tls_cert_file",
+                Takes::Text,
+                "A PEM file with the planner's certificate, and those between it and a CA: the planner speaks TLS, and \
+                 nothing else",
+            )
+            .value("FILE")
+            .env("RFORK_CFG_TLS_CERT_FILE")
+            .otherwise("none")
+            .more("It is read again when it changes; while it cannot be used, what it said before counts"),
+            Setting::new("tls_key_file", Takes::Text, "A PEM file with the certificate's private key, not encrypted")
+                .value("FILE")
+                .env("RFORK_CFG_TLS_KEY_FILE")
+                .otherwise("none"),
             Setting::new("max_connections", AT_ONCE, "Connections at once")
                 .value("CONNECTIONS")
                 .env("RFORK_CFG_MAX_CONNECTIONS")
@@ -423,7 +437,8 @@ mod tests {
         std::fs::write(&rules, "[[host_capacity]]\nhost = 'h'\nleases = 1").unwrap();
         let defaults = Settings::of(DatabaseUrl::default_file().unwrap());
         assert_eq!(read(&[], &[]).unwrap(), defaults);
-        for setting in all() {
+        // Those of TLS come together: the next test.
+        for setting in all().filter(|setting| !setting.name.starts_with("tls_")) {
             let other = match (setting.name, setting.takes) {
                 ("database_url", _) => "sqlite:/other.db",
                 ("database_url_file", _) => url.to_str().unwrap(),
@@ -442,6 +457,40 @@ mod tests {
             };
             assert_ne!(read(&[(setting.name, other)], &[]).unwrap(), defaults, "{}", setting.name);
             assert_ne!(read(&[], &[(setting.env.unwrap(), other)]).unwrap(), defaults, "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn a_certificate_and_its_key_come_together() {
+        let home = tempfile::tempdir().unwrap();
+        let (cert, key) = (home.path().join("tls.crt"), home.path().join("tls.key"));
+        rfork_test_authority::Authority::new().issue(&["p"]).write(&cert, &key);
+        let (cert, key) = (cert.to_str().unwrap(), key.to_str().unwrap());
+        let (as_cert, as_key) = (("tls_cert_file", cert), ("tls_key_file", key));
+        let as_variable = [("RFORK_CFG_TLS_KEY_FILE", key)];
+        assert!(read(&[as_cert, as_key], &[]).unwrap().tls.is_some());
+        assert_eq!(read(&[as_cert], &as_variable).unwrap(), read(&[as_cert, as_key], &[]).unwrap());
+        for (flags, env, said) in [
+            (&[as_cert][..], &[][..], "--tls-cert-file takes --tls-key-file, too"),
+            (&[as_key], &[], "--tls-key-file takes --tls-cert-file, too"),
+            (
+                &[],
+                &as_variable,
+                "RFORK_CFG_TLS_KEY_FILE in the environment (--tls-key-file) takes --tls-cert-file",
+            ),
+            (
+                &[("tls_cert_file", "/no/such"), as_key],
+                &[],
+                "--tls-cert-file /no/such cannot be used: No such file",
+            ),
+            (
+                &[as_cert, ("tls_key_file", "/no/such")],
+                &[],
+                "--tls-key-file /no/such cannot be used: No such file",
+            ),
+        ] {
+            let refusal = read(flags, env).unwrap_err().to_string();
+            assert!(refusal.starts_with(said), "{refusal}");
         }
     }
 

@@ -355,8 +355,10 @@ CAUSES = [
 # What fires, too, and rightly, where this machine is slow: no verdict depends on that.
 STORE_IS_SLOW = {"PlannerStoreIsSlow", "PlannerPoolIsUsedUp"}
 SLOW = STORE_IS_SLOW | {"PlannerStoreFails", "PlannerCannotServe"}
-# Their causes take minutes, a planner of another version, or a file that changes beside it (planner/tests/identity.rs, jwt.rs).
+# Their causes take minutes, a planner of another version, or a file that changes beside it (planner/tests/identity.rs, jwt.rs,
+# tls.rs).
 NOT_MADE = {"PlannerDoesNotSweep", "PlannerCountsAreOld", "PlannersDiffer", "PlannerTokenFileIsBad", "PlannerIssuerIsAway"}
+NOT_MADE |= {"PlannerTlsFilesAreBad", "PlannerCertificateEnds"}
 
 STORES = ["sqlite", "postgres"]
 
@@ -437,6 +439,8 @@ def test_every_expression_gives_what_happens(store: str, server: Prometheus, clu
         missing = {one for one in missing if store == "postgres" or "store_errors_total" not in one}
         # No issuer of JWTs is named here; `planner/tests/jwt.rs` looks at what is told of one.
         missing = {one for one in missing if "issuer_keys_good" not in one}
+        # It speaks no TLS; `planner/tests/tls.rs` looks at what is counted of it.
+        missing = {one for one in missing if "tls_certificate_end" not in one and "tls_handshakes" not in one}
         unknown = {selector for expression in missing for selector in selectors(expression)}
 
         def seen() -> bool:

@@ -12,6 +12,7 @@ from table import described
 
 # What a planner is told by other values than `planner`, or by nobody.
 ELSEWHERE = {"database-url", "database-url-file", "settings-file", "token-file", "help", "version"}
+ELSEWHERE |= {"tls-cert-file", "tls-key-file"}
 
 
 class Told(NamedTuple):

@@ -15,10 +15,9 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
-use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
+use super::socket::Socket;
 use crate::grant::GrantedLease;
 
 /// What a connection is about to tell. Cheap to clone; no lock of it is held across an await.
@@ -64,30 +63,19 @@ impl Delivery {
 
 /// A connection's stream, which sees what becomes of answers.
 pub(super) struct Watched {
-    stream: TcpStream,
+    stream: Socket,
     delivery: Delivery,
 }
 
 impl Watched {
     /// Watches `stream` for what handlers leave with `delivery`.
-    pub(super) fn new(stream: TcpStream, delivery: Delivery) -> Self {
+    pub(super) fn new(stream: Socket, delivery: Delivery) -> Self {
         Self { stream, delivery }
     }
 
     /// Before the answer is written: whether there is still somebody.
-    fn look(&self) -> io::Result<()> {
-        if !self.delivery.is_owed() {
-            return Ok(());
-        }
-        let mut next = [0u8; 1];
-        let gone = match recv(&self.stream, &mut next, RecvFlags::PEEK | RecvFlags::DONTWAIT) {
-            // The end of what it sends.
-            Ok((0, _)) => true,
-            // Its next request.
-            Ok(_) => false,
-            Err(error) => !matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted),
-        };
-        if gone {
+    fn look(&mut self) -> io::Result<()> {
+        if self.delivery.is_owed() && self.stream.is_gone() {
             self.delivery.failed();
             return Err(io::ErrorKind::BrokenPipe.into());
         }
@@ -158,33 +146,88 @@ mod tests {
     use std::time::Duration;
 
     use rfork_protocol::{SeedIdentity, SeedKey};
+    use rfork_test_authority::Authority;
+    use rfork_tls::client::roots;
+    use rfork_tls::server::ServerFiles;
+    use rustix::net::{RecvFlags, recv};
+    use rustls::ClientConfig;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, TcpStream};
+    use tokio_rustls::TlsConnector;
+    use tokio_rustls::client::TlsStream;
     use tokio_util::task::AbortOnDropHandle;
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
     use crate::grant::Acquisition;
     use crate::heartbeats::Heartbeats;
+    use crate::http::handshake::shake;
     use crate::store::commands::{Acquire, Register, Serve};
     use crate::store::sqlite::SqliteStore;
     use crate::store::{Clock, Store};
+    use crate::tls::Tls;
     use crate::writer::Writer;
 
     const LEASE: [u8; 32] = [7; 32];
 
     /// A lease that a handler has just granted, and the connection that is to tell of it.
-    struct Scene {
+    struct Scene<C = TcpStream> {
         _directory: tempfile::TempDir,
         store: Arc<dyn Store>,
         writer: Writer,
         _writing: AbortOnDropHandle<()>,
         watched: Watched,
-        client: TcpStream,
+        client: C,
     }
 
     impl Scene {
         async fn new() -> Self {
+            let (server, client) = connected().await;
+            Scene::of(Socket::Plain(server), client).await
+        }
+    }
+
+    impl Scene<TlsStream<TcpStream>> {
+        /// The same with TLS around it.
+        async fn over_tls() -> Self {
+            let (server, client) = connected().await;
+            let authority = Authority::new();
+            let home = tempfile::tempdir().unwrap();
+            let files = ["crt", "key"].map(|name| home.path().join(name));
+            authority.issue(&["p"]).write(&files[0], &files[1]);
+            let [cert, key] = files;
+            let tls = Tls::read(ServerFiles { cert, key, client_ca: None }).unwrap();
+            let provider = Arc::new(rustls::crypto::ring::default_provider());
+            let config = ClientConfig::builder_with_provider(provider)
+                .with_safe_default_protocol_versions()
+                .unwrap()
+                .with_root_certificates(roots(authority.pem().as_bytes()).unwrap())
+                .with_no_client_auth();
+            let connector = TlsConnector::from(Arc::new(config));
+            let (server, client) = tokio::join!(
+                shake(server, &tls, Duration::from_secs(300)),
+                connector.connect("p".try_into().unwrap(), client)
+            );
+            Scene::of(server.unwrap(), client.unwrap()).await
+        }
+
+        /// Sends what its session has to send.
+        async fn send(&mut self) {
+            let (stream, session) = self.client.get_mut();
+            let mut bytes = Vec::new();
+            session.write_tls(&mut bytes).unwrap();
+            stream.write_all(&bytes).await.unwrap();
+        }
+    }
+
+    async fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (listener.accept().await.unwrap().0, client)
+    }
+
+    impl<C> Scene<C> {
+        async fn of(server: Socket, client: C) -> Self {
             let directory = tempfile::TempDir::new().unwrap();
             let path = directory.path().join("p.db");
             let rules = Settings::of(DatabaseUrl::Sqlite(path.clone())).rules();
@@ -202,11 +245,9 @@ mod tests {
             let acquired = writer.submit(Acquire { key, wish, lease: LEASE, queue: None }).await.unwrap();
             let Acquisition::Granted(granted) = acquired else { panic!("{acquired:?}") };
 
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
             let delivery = Delivery::default();
             delivery.of_next_answer(granted);
-            let watched = Watched::new(listener.accept().await.unwrap().0, delivery);
+            let watched = Watched::new(server, delivery);
             Self { _directory: directory, store, writer, _writing: writing, watched, client }
         }
 
@@ -225,7 +266,17 @@ mod tests {
 
         /// Until the system knows that the client is gone.
         async fn hears(&self) {
-            self.watched.stream.readable().await.unwrap();
+            let stream = match &self.watched.stream {
+                Socket::Plain(stream) => stream,
+                Socket::Tls(stream) => stream.get_ref().0,
+            };
+            let hears = async {
+                let again = Err(rustix::io::Errno::AGAIN);
+                while recv(stream, &mut [0u8], RecvFlags::PEEK | RecvFlags::DONTWAIT) == again {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(300), hears).await.expect("something comes");
         }
     }
 
@@ -282,6 +333,45 @@ mod tests {
         scene.hears().await;
         scene.watched.write_all(b"granted").await.unwrap();
         scene.watched.flush().await.unwrap();
+        assert_eq!(scene.leases().await, 1);
+        assert!(!scene.watched.delivery.is_owed());
+    }
+
+    #[tokio::test]
+    async fn a_lease_whose_client_closed_its_side_of_tls_is_released_instead_of_told() {
+        let mut scene = Scene::over_tls().await;
+        // Its last word alone: the connection stays.
+        scene.client.get_mut().1.send_close_notify();
+        scene.send().await;
+        scene.hears().await;
+        let written = scene.watched.write_all(b"granted").await;
+        assert_eq!(written.unwrap_err().kind(), io::ErrorKind::BrokenPipe);
+        scene.is_released().await;
+        // An end without a word, and what is no TLS.
+        for said in [&b""[..], b"\x17\x03\x03\x00\x13nothing of its keys"] {
+            let mut scene = Scene::over_tls().await;
+            scene.client.get_mut().0.write_all(said).await.unwrap();
+            scene.client.get_mut().0.shutdown().await.unwrap();
+            scene.hears().await;
+            scene.watched.write_all(b"granted").await.unwrap_err();
+            scene.is_released().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_sends_its_next_request_over_tls_is_there_and_is_heard() {
+        let mut scene = Scene::over_tls().await;
+        scene.client.write_all(b"GET").await.unwrap();
+        scene.client.flush().await.unwrap();
+        scene.hears().await;
+        for said in [&b"gran"[..], b"ted"] {
+            scene.watched.write_all(said).await.unwrap();
+        }
+        scene.watched.flush().await.unwrap();
+        let (mut answer, mut request) = ([0; 7], [0; 3]);
+        scene.client.read_exact(&mut answer).await.unwrap();
+        scene.watched.read_exact(&mut request).await.unwrap();
+        assert_eq!((&answer, &request), (b"granted", b"GET"));
         assert_eq!(scene.leases().await, 1);
         assert!(!scene.watched.delivery.is_owed());
     }

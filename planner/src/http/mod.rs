@@ -35,9 +35,11 @@ pub mod client;
 pub mod delivery;
 mod error;
 mod forwarded;
+mod handshake;
 mod ops;
 mod permit;
 pub mod server;
+mod socket;
 #[cfg(test)]
 mod tests;
 mod v1;

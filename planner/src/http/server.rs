@@ -27,10 +27,14 @@ use tower::ServiceExt;
 
 use super::client::{self, Client};
 use super::delivery::{Delivery, Watched};
+use super::handshake::shake;
+use super::socket::Socket;
 use crate::config::Bounds;
 use crate::domain::network::Network;
+use crate::metrics::{Handshake, Metrics};
 use crate::shares::{Part, Pool, Short};
 use crate::shutdown::Stop;
+use crate::tls::Tls;
 
 /// Connections beyond the bound that wait for a place. Probes are answered there.
 pub(super) const HALL: usize = 64;
@@ -50,6 +54,8 @@ pub struct Served<'a> {
     pub opening: Router,
     /// What it is served by else.
     pub opened: watch::Receiver<Option<Router>>,
+    /// What it speaks TLS with, if it does, and where handshakes are counted.
+    pub tls: Option<(Tls, Arc<Metrics>)>,
     /// The networks of those that speak for others: [`client::address`].
     pub proxies: Arc<[Network]>,
     /// How long what may take.
@@ -64,15 +70,15 @@ pub async fn serve(listener: TcpListener, pool: Pool, served: Served<'_>) {
     accept(listener, pool, served, false).await;
 }
 
-/// The same for a port where nothing but probes is served.
+/// The same for a port where nothing but probes is served, without TLS.
 pub async fn serve_probes(listener: TcpListener, served: Served<'_>) {
     let address = listener.local_addr().map_or_else(|error| error.to_string(), |address| address.to_string());
     tracing::info!(%address, "the planner answers probes");
-    accept(listener, Pool::uncounted(PROBES), served, true).await;
+    accept(listener, Pool::uncounted(PROBES), Served { tls: None, ..served }, true).await;
 }
 
 async fn accept(listener: TcpListener, pool: Pool, served: Served<'_>, only_probes: bool) {
-    let Served { opening, opened, proxies, bounds, stop } = served;
+    let Served { opening, opened, tls, proxies, bounds, stop } = served;
     let places = Arc::new(Places::new(pool));
     let connections = TaskTracker::new();
     let given_up = CancellationToken::new();
@@ -95,7 +101,7 @@ async fn accept(listener: TcpListener, pool: Pool, served: Served<'_>, only_prob
             Ok((stream, peer, Some(entry))) => {
                 let router = opened.borrow().clone().unwrap_or_else(|| opening.clone());
                 let limits = Limits { idle: bounds.idle, deadline: bounds.deadline, only_probes };
-                let visit = Visit { peer, places: places.clone(), limits };
+                let visit = Visit { peer, places: places.clone(), limits, tls: tls.clone() };
                 let connection = connection(stream, visit, entry, router, stop.clone());
                 connections.spawn(given_up.clone().run_until_cancelled_owned(connection));
             }
@@ -336,25 +342,48 @@ struct Visit {
     peer: Peer,
     places: Arc<Places>,
     limits: Limits,
+    tls: Option<(Tls, Arc<Metrics>)>,
+}
+
+impl Visit {
+    /// What is spoken over, once it is known; `None` if nothing can be.
+    async fn begun(&self, stream: TcpStream) -> Option<Socket> {
+        let Some((tls, metrics)) = &self.tls else { return Some(Socket::Plain(stream)) };
+        let shaken = shake(stream, tls, self.limits.idle).await;
+        metrics.handshake(shaken.as_ref().err().copied().unwrap_or(Handshake::Done));
+        shaken.ok()
+    }
 }
 
 /// One connection. It owns its place; a stop lets the request that runs finish and closes it then.
 async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Router, stop: Stop) {
-    let Visit { peer, places, limits } = visit;
+    let Visit { peer, places, limits, .. } = &visit;
+    let limits = *limits;
     // Answers are small and awaited: they must not wait for more to send.
     let _ = stream.set_nodelay(true);
     // The system ends a connection whose client takes nothing of what it is sent.
     let _ = set_tcp_user_timeout(&stream, u32::try_from(limits.idle.as_millis()).unwrap_or(u32::MAX));
-    let delivery = Delivery::default();
-    let stream = Watched::new(stream, delivery.clone());
     let client = peer.share();
     let (standing, stands) = watch::channel(match entry {
         Entry::Placed { .. } => Standing::Placed,
         Entry::InHall { .. } => Standing::InHall,
     });
     let idle = Arc::new(Idle::new());
+    let stay = places.stay(entry, client, &standing, &idle);
+    tokio::pin!(stay);
+    let begun = tokio::select! {
+        biased;
+        begun = visit.begun(stream) => begun,
+        _ = stay.as_mut() => {
+            tracing::debug!("a connection that has not begun makes room for another");
+            None
+        }
+    };
+    let Some(stream) = begun else { return };
+    let delivery = Delivery::default();
+    let stream = Watched::new(stream, delivery.clone());
     let is_silent = Arc::new(AtomicBool::new(true));
-    let (marked, spoke) = (idle.clone(), is_silent.clone());
+    let (marked, spoke, peer) = (idle.clone(), is_silent.clone(), peer.clone());
     let service = service_fn(move |request: hyper::Request<Incoming>| {
         marked.ends();
         spoke.store(false, Ordering::Relaxed);
@@ -384,8 +413,6 @@ async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Route
         .max_header_size(MAX_HEAD_BYTES);
     let connection = server.serve_connection(TokioIo::new(stream), service);
     tokio::pin!(connection);
-    let stay = places.stay(entry, client, &standing, &idle);
-    tokio::pin!(stay);
     let mut _kept = None;
     let told_to_end = async {
         tokio::select! {

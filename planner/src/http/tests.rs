@@ -40,7 +40,7 @@ impl Server {
         let stopping = Stop::from(stop.clone());
         let running = tokio::spawn(async move {
             let (opening, proxies) = (Router::new(), Arc::default());
-            let served = Served { opening, opened, proxies, bounds: &bounds, stop: &stopping };
+            let served = Served { opening, opened, tls: None, proxies, bounds: &bounds, stop: &stopping };
             server::serve(listener, pools.connections.clone(), served).await;
         });
         Self { address, stop, running }

@@ -3,7 +3,7 @@
 use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec};
 
 use super::series::Series;
-use super::{LATENCY_SECONDS, Pool, PoolSeries, by_state};
+use super::{Handshake, LATENCY_SECONDS, Pool, PoolSeries, by_state};
 use crate::store::Counts;
 use crate::store::commands::Move;
 
@@ -63,6 +63,14 @@ pub(super) struct Calls {
     pub(super) swept_at: IntGauge,
 }
 
+/// TLS.
+#[derive(Debug)]
+pub(super) struct Secured {
+    pub(super) files_good: IntGauge,
+    pub(super) ends: IntGauge,
+    pub(super) handshakes: IntCounterVec,
+}
+
 /// What clients share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -84,6 +92,30 @@ pub(super) struct Transfers {
     pub(super) bytes: IntCounter,
     pub(super) seconds: Histogram,
     pub(super) bytes_per_second: Histogram,
+}
+
+impl Secured {
+    pub(super) fn new(series: &Series) -> prometheus::Result<Self> {
+        let secured = Self {
+            files_good: series.gauge(
+                "tls_files_good",
+                "1 while certificate and key can be used, or there are none; 0 while those before are in force.",
+            )?,
+            ends: series.gauge(
+                "tls_certificate_end_timestamp_seconds",
+                "When the certificate ends that is in force, in Unix seconds; 0 without TLS.",
+            )?,
+            handshakes: series.counters(
+                "tls_handshakes_total",
+                "TLS handshakes that were made (done), that client and planner did not agree in (failed), or that took too long \
+                 (late); and connections of clients that do not speak TLS (plain).",
+                &["outcome"],
+                &Handshake::ALL.map(Handshake::name),
+            )?,
+        };
+        secured.files_good.set(1);
+        Ok(secured)
+    }
 }
 
 impl Shared {

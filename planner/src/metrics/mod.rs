@@ -23,7 +23,7 @@ use crate::store::{
     Usage,
 };
 use due::Due;
-use groups::{Calls, Changes, Held, Shared, Transfers, Waits};
+use groups::{Calls, Changes, Held, Secured, Shared, Transfers, Waits};
 pub use measured::MeasuredStore;
 use series::Series;
 
@@ -81,6 +81,33 @@ impl Pool {
     }
 }
 
+/// What came of a TLS handshake.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// It was made.
+    Done,
+    /// Client and planner did not agree, or the client went away.
+    Failed,
+    /// It took too long.
+    Late,
+    /// The client does not speak TLS.
+    Plain,
+}
+
+impl Handshake {
+    const ALL: [Self; 4] = [Self::Done, Self::Failed, Self::Late, Self::Plain];
+
+    /// Its label.
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Done => "done",
+            Self::Failed => "failed",
+            Self::Late => "late",
+            Self::Plain => "plain",
+        }
+    }
+}
+
 /// What is counted of one pool.
 #[derive(Debug)]
 pub struct PoolSeries {
@@ -122,6 +149,7 @@ pub struct Metrics {
     denied: IntCounterVec,
     token_file_good: IntGauge,
     issuer_keys_good: IntGaugeVec,
+    secured: Secured,
     changes: Changes,
     held: Held,
     calls: Calls,
@@ -167,6 +195,7 @@ impl Metrics {
                 &["issuer"],
                 &[],
             )?,
+            secured: Secured::new(&series)?,
             changes: Changes::new(&series)?,
             held: Held::new(&series)?,
             calls: Calls::new(&series)?,
@@ -195,6 +224,17 @@ impl Metrics {
             Some(is_good) => self.issuer_keys_good.with_label_values(&[name]).set(is_good.into()),
             None => _ = self.issuer_keys_good.remove_label_values(&[name]),
         }
+    }
+
+    /// Tells whether the files of certificate and key can be used, and when the certificate ends that is in force.
+    pub(crate) fn tls_files(&self, are_good: bool, ends_sec: i64) {
+        self.secured.files_good.set(are_good.into());
+        self.secured.ends.set(ends_sec);
+    }
+
+    /// Counts a handshake.
+    pub(crate) fn handshake(&self, outcome: Handshake) {
+        self.secured.handshakes.with_label_values(&[outcome.name()]).inc();
     }
 
     /// The series of a pool.

@@ -39,15 +39,25 @@ pub(crate) struct Claiming {
     pub(crate) reporting: Reporting,
     /// For how long without progress it waits for another one.
     pub(crate) patience: Duration,
+    /// Whether its loader gives everything at once.
+    pub(crate) whole: bool,
+    /// Whether nobody is to read here, though everything is held.
+    pub(crate) rests: bool,
 }
 
 impl Claiming {
     /// As things stand now.
     fn question(&self) -> Claim {
         let progress = self.reporting.progress();
-        let loading = LoadingSeed { held: progress.held, ..self.loading.clone() };
-        let origin = origin(&self.reporting.memory);
-        Claim { loading, arrived_bytes: progress.arrived_bytes, patience: self.patience, origin }
+        let loading = LoadingSeed { held: progress.held.filter(|_| !self.rests), ..self.loading.clone() };
+        let origin = origin(&self.reporting.memory).filter(|_| !self.rests);
+        Claim {
+            loading,
+            arrived_bytes: progress.arrived_bytes,
+            patience: self.patience,
+            origin,
+            whole: self.whole,
+        }
     }
 
     /// Asks until there is an answer; `None` when there is none for 5 s, or never will be.

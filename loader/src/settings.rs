@@ -126,7 +126,7 @@ pub const SETTINGS: &[Section] = &[
                 "Serve what is held while the rest still loads, and read from workers that do",
             )
             .otherwise("on over TCP, off for NPUs")
-            .more("With a planner that knows of it, by `rfork worker`; the Python package does not do it yet"),
+            .more("With a planner that knows of it"),
             Setting::new(
                 "rfork_seed_max_readers",
                 AT_LEAST_ONE,

@@ -127,7 +127,8 @@ CREATE TABLE loading_seeds (
     -- milliseconds. A batch may move the right from one seed to another.
     lead_key      BYTEA   UNIQUE DEFERRABLE,
     lead_until_ms BIGINT,
-    lead_moved_ms BIGINT
+    lead_moved_ms BIGINT,
+    lead_since_ms BIGINT
 )
 WITH (fillfactor = 70);
 

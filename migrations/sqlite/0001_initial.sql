@@ -89,7 +89,8 @@ CREATE TABLE loading_seeds (
     -- the right to read storage while others wait, if it has that or was the last of its key to have it: until when it
     -- lives, and when its holder last told of more bytes, Unix milliseconds
     lead_until_ms INTEGER,
-    lead_moved_ms INTEGER
+    lead_moved_ms INTEGER,
+    lead_since_ms INTEGER
 );
 
 -- A point that is leased or was: a seed's point n is free when it has no row here or the row's time has come.

@@ -159,6 +159,8 @@ impl Session {
             };
             // Whoever waits may have no use for it.
             let _ = watching.send(session.progress());
+            // The caller has its tensors back when this returns, and may change them.
+            session.pass_on_until_loaded();
             let loaded = session.load(&manifest, memory, fallback.as_ref(), &stop).await;
             drop(tell.send(Message::Done(Ok((session, loaded)))));
         });

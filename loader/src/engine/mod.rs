@@ -224,6 +224,11 @@ pub trait TransferEngine: Send + Sync + 'static {
     /// [`EngineError::StillRead`].
     async fn unregister(&self) -> Result<(), EngineError>;
 
+    /// How many connections read from what is registered, or are told what it holds, as far as the engine sees them.
+    fn readers(&self) -> usize {
+        0
+    }
+
     /// Reads every chunk that `request.memory` misses. When it returns, nothing writes there any more.
     ///
     /// # Errors

@@ -160,6 +160,8 @@ pub struct Claim {
     pub patience: Duration,
     /// What names the bytes that it reads while they have no content id. Others may read them by this name.
     pub origin: Option<Name>,
+    /// Whether its loader gives everything at once.
+    pub whole: bool,
 }
 
 /// What a planner says to a renewal.

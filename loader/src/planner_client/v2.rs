@@ -136,13 +136,14 @@ impl PlannerClient {
     }
 
     pub(super) async fn v2_claim(&self, key: &SeedKey, claim: &Claim) -> Result<Claimed, Failed> {
-        let Claim { loading, arrived_bytes, patience, origin } = claim;
+        let Claim { loading, arrived_bytes, patience, origin, whole } = claim;
         let request = v2::Claim {
             seed_key: key.clone(),
             loading: self.labelled(loading.clone()),
             arrived_bytes: *arrived_bytes,
             patience_ms: millis(*patience).min(v2::MAX_WAIT_MS),
             origin: origin.clone(),
+            whole: *whole,
             location: self.topology.location.clone(),
             instance_id: self.topology.instance_id.clone(),
         };

@@ -8,6 +8,7 @@ use super::load::Load;
 use super::loading::Loading;
 use super::progress::Phase;
 use super::state::Event;
+use crate::fallback::Fills;
 use crate::lead;
 use crate::reporting::origin;
 
@@ -77,7 +78,8 @@ impl Load<'_> {
         tokio::time::sleep(pause.unwrap_or_default()).await;
         let patience = patience(self.seed_wait);
         let Some(loading) = self.loading.as_mut() else { return Event::MayRead };
-        let Some(claiming) = loading.claiming(&self.worker.key, self.memory, patience) else {
+        let whole = self.fallback.fills() == Fills::Whole;
+        let Some(claiming) = loading.claiming(&self.worker.key, self.memory, (patience, whole)) else {
             return Event::MayRead;
         };
         let Some(claimed) = claiming.ask().await else {

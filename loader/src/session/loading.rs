@@ -10,11 +10,11 @@ use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::content::{Origin, Root};
 use rfork_protocol::manifest::metadata::EntryFields;
-use rfork_protocol::v2::{LoadingSeed, Name};
+use rfork_protocol::v2::{LoadingSeed, Name, Role};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Session;
 use super::serve::{incarnation, metadata};
+use super::{PassesOn, Session};
 use crate::engine::memory::WeightMemory;
 use crate::engine::{EngineError, TransferEngine};
 use crate::lead::{Claiming, Lead};
@@ -38,12 +38,14 @@ pub(super) struct Loading {
     registered: bool,
     /// Its right to read storage while others wait, if it has that.
     lead: Option<Lead>,
+    /// Whether nobody may read here until it serves.
+    rests: bool,
 }
 
 impl Session {
     /// Makes this worker ready to serve while it loads, if it may, its engine can, and its planner knows of it.
     pub(super) async fn open_loading(&mut self) -> Option<Loading> {
-        let may = self.passes_on && self.config.fork_while_loading != Some(false);
+        let may = self.passes_on != PassesOn::Never && self.config.fork_while_loading != Some(false);
         if !may || !self.engine.capabilities().serves_while_loading {
             return None;
         }
@@ -74,6 +76,7 @@ impl Session {
             service,
             registered: false,
             lead: None,
+            rests: false,
         })
     }
 }
@@ -109,11 +112,12 @@ impl Loading {
         &mut self,
         key: &SeedKey,
         memory: &Arc<WeightMemory>,
-        patience: Duration,
+        (patience, whole): (Duration, bool),
     ) -> Option<Claiming> {
         let (loading, reporting) = (self.wish(memory)?, self.reporting(memory)?);
         self.registered = true;
-        Some(Claiming { planner: self.planner.clone(), key: key.clone(), loading, reporting, patience })
+        let (planner, key) = (self.planner.clone(), key.clone());
+        Some(Claiming { planner, key, loading, reporting, patience, whole, rests: false })
     }
 
     /// It has the right to read storage.
@@ -127,6 +131,38 @@ impl Loading {
         if let Some(lead) = &self.lead {
             lead.renew_at_once();
         }
+    }
+
+    /// Lets nobody read here until it serves: its owner may change the bytes meanwhile. Who has the right to read storage keeps
+    /// it under another incarnation, with nothing to read: those who wait go on waiting for the seed that it will be, as long
+    /// as they wait for one that makes no progress.
+    pub(super) async fn rest(&mut self, key: &SeedKey, memory: &Arc<WeightMemory>) {
+        self.service.withdraw();
+        if let Err(error) = self.engine.unregister().await {
+            tracing::warn!(%error, "peers still read this worker's memory, and compare what they get");
+        }
+        self.rests = true;
+        let led = self.lead.take().filter(Lead::is_held);
+        if let Some(lead) = led {
+            // Excluded: a renewal under the incarnation of before ends the registration of the new one.
+            lead.end().await;
+            self.advert.incarnation = incarnation();
+            let claiming = self.claiming(key, memory, (Duration::ZERO, false));
+            if let Some(claiming) = claiming.map(|claiming| Claiming { rests: true, ..claiming })
+                && let Some(claimed) = claiming.ask().await
+                && claimed.role == Role::Leads
+            {
+                self.lead = Some(claiming.hold(&claimed));
+                return;
+            }
+        }
+        self.withdraw().await;
+        self.advert.incarnation = incarnation();
+    }
+
+    /// Whether nobody may read here until it serves.
+    pub(super) fn rests(&self) -> bool {
+        self.rests
     }
 
     /// Whether it has that right.

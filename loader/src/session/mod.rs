@@ -58,6 +58,10 @@ mod tests;
 
 /// How long closing waits for releases that are under way.
 const RELEASE_DEADLINE: Duration = Duration::from_secs(5);
+/// How long whoever reads from a worker may take to hold everything, when its weights may change once they are loaded.
+const READERS_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it is looked whether they do.
+const READERS_LOOK: Duration = Duration::from_millis(20);
 
 /// Who a worker is.
 #[derive(Debug, Clone)]
@@ -101,13 +105,24 @@ pub struct Session {
     engine: Arc<dyn TransferEngine>,
     progress: watch::Sender<Progress>,
     stage: Stage,
-    /// Whether the caller leaves the memory alone, so that others may read it while it loads.
-    passes_on: bool,
+    /// For how long the caller leaves the memory alone, so that others may read it while it loads.
+    passes_on: PassesOn,
     stall: StallRule,
     /// This worker as a loading seed: from when it has loaded until it serves.
     loading: Option<Loading>,
     /// What makes this worker a seed, once it serves.
     seed: Option<Seed>,
+}
+
+/// For how long a caller leaves the memory alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum PassesOn {
+    /// Others read it once it serves.
+    Never,
+    /// Until it is loaded, and then from when it serves.
+    UntilLoaded,
+    /// Until the session is closed.
+    ForGood,
 }
 
 /// Whether there are weights.
@@ -190,7 +205,7 @@ impl Session {
             engine,
             progress: watch::Sender::new(Progress::default()),
             stage: Stage::Idle,
-            passes_on: false,
+            passes_on: PassesOn::Never,
             stall: StallRule::default(),
             loading: None,
             seed: None,
@@ -201,7 +216,14 @@ impl Session {
     /// promises to leave the bytes alone from then until the session is closed: whoever transforms them in place after the
     /// load must not say this.
     pub fn pass_on(&mut self) {
-        self.passes_on = true;
+        self.passes_on = PassesOn::ForGood;
+    }
+
+    /// As [`Session::pass_on`], for a caller who may transform the bytes in place once they are loaded: it leaves them alone
+    /// until [`Session::load`] returns, which waits for up to 10 s until whoever reads here holds everything. After that
+    /// nobody reads here before [`Session::serve`].
+    pub fn pass_on_until_loaded(&mut self) {
+        self.passes_on = PassesOn::UntilLoaded;
     }
 
     /// Where progress is told. Changes about ten times a second while bytes flow.
@@ -306,9 +328,22 @@ impl Session {
             }
         };
         let report = report(&memory, begun, shares);
+        if let Some(loading) = loading.as_mut().filter(|_| self.passes_on == PassesOn::UntilLoaded) {
+            let finish = self.readers_finish(loading, &memory);
+            let _ = cancel.run_until_cancelled(tokio::time::timeout(READERS_DEADLINE, finish)).await;
+            loading.rest(&self.worker.key, &memory).await;
+        }
         self.loading = loading;
         self.stage = Stage::Loaded(Arc::new(Model { manifest, memory, unregistered }));
         Ok(report)
+    }
+
+    /// Returns when nobody reads from a worker that holds everything and still counts as one that loads.
+    async fn readers_finish(&self, loading: &Loading, memory: &Arc<WeightMemory>) {
+        let _beating = loading.beat(memory);
+        while self.engine.readers() > 0 {
+            tokio::time::sleep(READERS_LOOK).await;
+        }
     }
 
     /// Takes everything down, in this order: heartbeat and advertisement, metadata service, registration,

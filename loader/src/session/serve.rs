@@ -103,6 +103,10 @@ impl Session {
         let content = model.content().await.ok_or(ServeError::NotLoaded)?;
         // Excluded: somebody else is given the right to read storage before this one is known as a seed.
         let (service, incarnation, _lead) = if let Some(loading) = self.loading.take() {
+            if loading.rests() {
+                let registered = self.engine.register(model.memory.clone()).await;
+                registered.map_err(|error| ServeError::Unregistered(Arc::new(error)))?;
+            }
             loading.into_seed()
         } else {
             self.look_again_for_an_address().await;

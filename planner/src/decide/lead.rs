@@ -143,7 +143,8 @@ fn tell(tables: &mut Tables, now: i64, id: i64, claim: &Claim, period_ms: i64, l
         if leads {
             let most = loading.total_bytes.saturating_mul(MAX_COPIES);
             let moves = loading.arrived_bytes < claim.arrived_bytes.min(most);
-            loading.lead = Some(loading.lead.map_or(Lead::begin(now), |lead| lead.renewed(now, moves)));
+            loading.lead =
+                Some(loading.lead.map_or(Lead::begin(now), |lead| lead.renewed(now, moves, claim.whole)));
             loading.reads_storage(now, claim.arrived_bytes);
             // Who begins with nothing may be read from once it has a name for what it reads.
             // Excluded: it still goes by the root of who it read from before, of which it has nothing.
@@ -183,7 +184,7 @@ mod tests {
             lead in prop::option::weighted(0.6, (-2i64..LEAD_TTL_MS + 2, 0i64..4)),
             quiet_ms in 0i64..12_000,
         ) -> SeedRow {
-            let lead = lead.map(|(left_ms, still_ms)| Lead { until_ms: NOW + left_ms, moved_ms: NOW - still_ms });
+            let lead = lead.map(|(left_ms, still_ms)| Lead { until_ms: NOW + left_ms, moved_ms: NOW - still_ms, since_ms: 0 });
             let loading = Loading {
                 source, depth: 1, root: Some("x".into()), held_bytes, total_bytes: 9, arrived_bytes,
                 period_ms: PERIOD_MS, pace: Pace::default(), lead,
@@ -228,6 +229,7 @@ mod tests {
                 arrived_bytes,
                 held: held.map(|bytes| Held { root: "x".into(), bytes }),
                 origin: None,
+                whole: false,
                 patience_ms,
             }
         }
@@ -285,7 +287,7 @@ mod tests {
             let rules = rules(Policy::Balanced);
             (row.removed, row.drained) = (false, false);
             let loading = row.loading.as_mut().unwrap();
-            loading.lead = Some(Lead { until_ms: NOW - 5, moved_ms: NOW - 60_000 });
+            loading.lead = Some(Lead { until_ms: NOW - 5, moved_ms: NOW - 60_000, since_ms: 0 });
             let arrived_bytes = loading.arrived_bytes + more;
             let own = Claim {
                 identity: identity(0), profile: Box::new(profile(0)), arrived_bytes, patience_ms: 1, ..any_own()
@@ -311,6 +313,7 @@ mod tests {
             arrived_bytes: 0,
             held: None,
             origin: None,
+            whole: false,
             patience_ms: 1,
         }
     }

@@ -26,6 +26,10 @@ const PERIODS: i64 = 3;
 /// How long the right to lead lives without a renewal, in milliseconds.
 pub const LEAD_TTL_MS: i64 = 10_000;
 
+/// For how long the renewals of somebody are progress who gets everything at once, in milliseconds: an inference engine's own
+/// loader cannot say how far it is.
+pub const MAX_WHOLE_MS: i64 = 600_000;
+
 /// How often loading seeds are to tell how far they are, in milliseconds, when so many commands came together.
 pub fn period_ms(commands: usize) -> i64 {
     let busy = i64::try_from(commands / BUSY).unwrap_or(i64::MAX);
@@ -114,18 +118,22 @@ pub struct Lead {
     pub until_ms: i64,
     /// When its holder last told of more bytes.
     pub moved_ms: i64,
+    /// When it began.
+    pub since_ms: i64,
 }
 
 impl Lead {
     /// The right of who begins.
     pub fn begin(now: i64) -> Self {
-        Self { until_ms: now.saturating_add(LEAD_TTL_MS), moved_ms: now }
+        Self { until_ms: now.saturating_add(LEAD_TTL_MS), moved_ms: now, since_ms: now }
     }
 
-    /// The same, renewed; `moves`: more bytes came.
+    /// The same, renewed; `moves`: more bytes came; `whole`: its holder gets everything at once.
     #[must_use]
-    pub fn renewed(self, now: i64, moves: bool) -> Self {
-        Self { moved_ms: if moves { now } else { self.moved_ms }, ..Self::begin(now) }
+    pub fn renewed(self, now: i64, moves: bool, whole: bool) -> Self {
+        let is_borne = whole && now.saturating_sub(self.since_ms) < MAX_WHOLE_MS;
+        let moved_ms = if moves || is_borne { now } else { self.moved_ms };
+        Self { moved_ms, since_ms: self.since_ms, ..Self::begin(now) }
     }
 
     /// Whether somebody waits for its holder who waits so long for one that makes no progress.
@@ -429,10 +437,14 @@ mod tests {
     fn who_leads_keeps_others_waiting_while_it_renews_and_makes_progress() {
         let lead = Lead::begin(0);
         assert!(lead.holds_for(LEAD_TTL_MS - 1, i64::MAX) && !lead.holds_for(LEAD_TTL_MS, i64::MAX));
-        let stands = (1..=4).fold(lead, |lead, at| lead.renewed(at * 9_000, false));
+        let stands = (1..=4).fold(lead, |lead, at| lead.renewed(at * 9_000, false, false));
         assert!(stands.holds_for(36_000, 36_001) && !stands.holds_for(36_000, 36_000));
-        assert!(stands.renewed(36_000, true).holds_for(36_000, 1));
+        assert!(stands.renewed(36_000, true, false).holds_for(36_000, 1));
         assert!(!lead.holds_for(0, 0), "who does not wait at all reads storage, too");
+        let whole = |lead: Lead, now| lead.renewed(now, false, true);
+        assert!(whole(stands, 36_000).holds_for(36_000, 1), "it cannot say how far it is");
+        let last = whole(stands, MAX_WHOLE_MS - 1);
+        assert!(!whole(last, MAX_WHOLE_MS).holds_for(MAX_WHOLE_MS, 1), "but not without end");
     }
 
     #[test]

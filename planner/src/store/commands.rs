@@ -320,6 +320,8 @@ pub struct Claim {
     pub held: Option<Held>,
     /// What names what it reads, if it leads and has no name for its bytes yet.
     pub origin: Option<String>,
+    /// Whether it gets everything at once, so that its renewals are its progress.
+    pub whole: bool,
     /// How long it waits for who has the right, while that makes no progress, in milliseconds.
     pub patience_ms: i64,
 }
@@ -342,7 +344,7 @@ pub enum Role {
     Leads,
     /// This seed has it.
     Waits(SeedIdentity),
-    /// Nobody has it, and it cannot be registered: it loads for itself.
+    /// It loads for itself: nobody has the right, and it cannot be registered; or it is done sooner than who has it.
     Alone,
 }
 

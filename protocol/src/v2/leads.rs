@@ -41,6 +41,9 @@ pub struct Claim {
     #[serde(default, deserialize_with = "body::origin", skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = "^origin:[0-9a-fA-F]{64}$"))]
     pub origin: Option<Name>,
+    /// Whether it gets everything at once, and cannot say how far it is: its renewals are progress then, for ten minutes.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub whole: bool,
     /// Where it stands.
     #[serde(default, deserialize_with = "body::object", skip_serializing_if = "Option::is_none")]
     pub location: Option<Location>,

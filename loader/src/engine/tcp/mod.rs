@@ -149,6 +149,10 @@ impl TransferEngine for TcpEngine {
         self.server.unregister().await
     }
 
+    fn readers(&self) -> usize {
+        self.server.readers()
+    }
+
     async fn read(&self, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
         client::read(&self.options, request).await
     }

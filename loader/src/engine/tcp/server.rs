@@ -126,6 +126,10 @@ impl Server {
         self.address
     }
 
+    pub(super) fn readers(&self) -> usize {
+        self.shared.service().as_ref().map_or(0, |service| service.connections.len())
+    }
+
     pub(super) fn served_bytes(&self) -> u64 {
         self.shared.served_bytes.load(Ordering::Relaxed)
     }

@@ -19,6 +19,7 @@ use crate::fallback::{FallbackError, Fills, NoFallback};
 mod healing;
 mod leading;
 mod planner;
+mod resting;
 
 use planner::Planner;
 

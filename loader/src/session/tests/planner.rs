@@ -138,6 +138,12 @@ impl State {
         if self.right == Right::TakenAway {
             self.leader = None;
         }
+        // Other memory at the address: the one before has ended.
+        let incarnation = &claim.loading.incarnation;
+        self.seeds.retain(|seed| {
+            let is_same = seed.incarnation.as_ref() == Some(incarnation);
+            seed.identity != asks || seed.phase == SeedPhase::Complete || is_same
+        });
         self.claims.push(claim);
         let is_complete = |seed: &Seed| seed.identity == asks && seed.phase == SeedPhase::Complete;
         if self.seeds.iter().any(is_complete) {

@@ -22,7 +22,8 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
             root: None,
         });
     }
-    let Claim { seed_key: key, loading, arrived_bytes, patience_ms, origin, location, instance_id } = request;
+    let Claim { seed_key: key, loading, arrived_bytes, patience_ms, origin, whole, location, instance_id } =
+        request;
     let LoadingSeed { seed, incarnation, total_bytes, held, model_url, deploy_strategy, is_draft, .. } =
         loading;
     let profile = Profile {
@@ -47,6 +48,7 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
         arrived_bytes,
         held: held.map(loading::of_root),
         origin: origin.map(String::from),
+        whole,
         patience_ms: i64::try_from(patience_ms).unwrap_or(i64::MAX),
     };
     let commands::Claimed { role, root, renew_after_ms } = api.submit(claim).await?;

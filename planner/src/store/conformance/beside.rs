@@ -23,6 +23,7 @@ fn claim(seed: u8, arrived_bytes: u64) -> Claim {
         arrived_bytes,
         held: None,
         origin: None,
+        whole: false,
         patience_ms: 30_000,
     }
 }

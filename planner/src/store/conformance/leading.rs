@@ -24,6 +24,7 @@ fn claim(seed: u8, arrived_bytes: u64) -> Claim {
         arrived_bytes,
         held: None,
         origin: None,
+        whole: false,
         patience_ms: PATIENCE_MS,
     }
 }
@@ -174,6 +175,22 @@ pub(crate) async fn what_is_told_without_end_is_no_progress<H: Home>() {
         assert_eq!((leads, waits), (Role::Leads, waits_for(2)));
     }
     assert!((30_000..100_000).contains(&waited_ms), "{waited_ms}");
+}
+
+pub(crate) async fn who_gets_everything_at_once_need_not_say_how_far_it_is_for_ten_minutes<H: Home>() {
+    let mut bench = Bench::<H>::new(RULES).await;
+    let whole = || Claim { whole: true, ..claim(2, 0) };
+    assert_eq!(bench.role(whole()).await, Role::Leads);
+    let hasty = || Claim { patience_ms: 5_001, ..claim(3, 0) };
+    for _ in 0..119 {
+        bench.step(5_000);
+        assert_eq!(bench.roles([whole(), hasty()]).await, [Role::Leads, waits_for(2)]);
+    }
+    bench.restart(RULES).await;
+    bench.step(5_000);
+    assert_eq!(bench.roles([whole(), hasty()]).await, [Role::Leads, waits_for(2)], "what it said before");
+    bench.step(5_000);
+    assert_eq!(bench.role(hasty()).await, Role::Leads);
 }
 
 pub(crate) async fn who_holds_most_leads<H: Home>() {

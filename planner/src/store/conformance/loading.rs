@@ -464,6 +464,7 @@ macro_rules! loading_suite {
             leading: the_right_passes_on_when_its_holder_is_not_heard_of,
             leading: the_right_passes_on_when_its_holder_makes_no_progress,
             leading: what_is_told_without_end_is_no_progress,
+            leading: who_gets_everything_at_once_need_not_say_how_far_it_is_for_ten_minutes,
             leading: who_holds_most_leads,
             leading: the_right_ends_when_its_holder_reads_from_a_seed_leaves_or_has_everything,
             leading: who_is_taken_out_or_has_no_room_loads_for_itself,

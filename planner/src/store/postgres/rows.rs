@@ -26,7 +26,7 @@ macro_rules! seed_columns {
          s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.origin, s.client, h.last_ms,
          l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
          g.total_bytes, g.arrived_bytes, g.period_ms, g.told_ms, g.rate, g.lags, g.sends, g.was_moved, g.yields_to,
-         g.yielded_ms, g.lead_until_ms, g.lead_moved_ms"
+         g.yielded_ms, g.lead_until_ms, g.lead_moved_ms, g.lead_since_ms"
     };
 }
 
@@ -120,7 +120,8 @@ fn loading(row: &PgRow) -> Result<Option<Loading>, Stopped> {
         lead: row
             .try_get::<Option<i64>, _>("lead_until_ms")?
             .zip(row.try_get("lead_moved_ms")?)
-            .map(|(until_ms, moved_ms)| Lead { until_ms, moved_ms }),
+            .zip(row.try_get("lead_since_ms")?)
+            .map(|((until_ms, moved_ms), since_ms)| Lead { until_ms, moved_ms, since_ms }),
     }))
 }
 

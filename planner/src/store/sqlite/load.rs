@@ -144,7 +144,8 @@ fn loading(row: &SqliteRow) -> Result<Loading, StoreError> {
         lead: row
             .try_get::<Option<i64>, _>("lead_until_ms")?
             .zip(row.try_get("lead_moved_ms")?)
-            .map(|(until_ms, moved_ms)| Lead { until_ms, moved_ms }),
+            .zip(row.try_get("lead_since_ms")?)
+            .map(|((until_ms, moved_ms), since_ms)| Lead { until_ms, moved_ms, since_ms }),
     })
 }
 

@@ -161,17 +161,17 @@ const DELETE_LOADING: &str = "DELETE FROM loading_seeds WHERE seed_id IN (SELECT
 const WRITE_LOADING: &str =
     "INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms,
                                 told_ms, rate, lags, sends, was_moved, yields_to, yielded_ms, lead_until_ms,
-                                lead_moved_ms)
+                                lead_moved_ms, lead_since_ms)
      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7,
             value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13, value ->> 14, value ->> 15,
-            value ->> 16
+            value ->> 16, value ->> 17
      FROM json_each(?1) WHERE true
      ON CONFLICT (seed_id) DO UPDATE SET source_id = excluded.source_id, depth = excluded.depth, root = excluded.root,
          held_bytes = excluded.held_bytes, total_bytes = excluded.total_bytes,
          arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms, told_ms = excluded.told_ms,
          rate = excluded.rate, lags = excluded.lags, sends = excluded.sends, was_moved = excluded.was_moved,
          yields_to = excluded.yields_to, yielded_ms = excluded.yielded_ms, lead_until_ms = excluded.lead_until_ms,
-         lead_moved_ms = excluded.lead_moved_ms";
+         lead_moved_ms = excluded.lead_moved_ms, lead_since_ms = excluded.lead_since_ms";
 
 fn loading(id: i64, loading: &Loading) -> impl Serialize {
     let pace = loading.pace;
@@ -194,6 +194,7 @@ fn loading(id: i64, loading: &Loading) -> impl Serialize {
         pace.yielded_ms,
         loading.lead.map(|lead| lead.until_ms),
         loading.lead.map(|lead| lead.moved_ms),
+        loading.lead.map(|lead| lead.since_ms),
     ])
 }
 

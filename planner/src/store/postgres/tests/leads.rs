@@ -16,6 +16,7 @@ fn claim(seed: u8, round: u8) -> Command {
         arrived_bytes: 0,
         held: None,
         origin: None,
+        whole: false,
         patience_ms: 60_000,
     }))
 }

@@ -33,16 +33,17 @@ pub(super) async fn write(connection: &mut Connection, changed: &[Changed<SeedRo
         "/* write loading seeds */
          INSERT INTO loading_seeds (seed_id, source_id, depth, root, held_bytes, total_bytes, arrived_bytes, period_ms,
                                     told_ms, rate, lags, sends, was_moved, yields_to, yielded_ms, lead_key, lead_until_ms,
-                                    lead_moved_ms)
+                                    lead_moved_ms, lead_since_ms)
          SELECT * FROM unnest($1::bigint[], $2::bigint[], $3::int[], $4::text[], $5::bigint[], $6::bigint[], $7::bigint[],
                               $8::bigint[], $9::bigint[], $10::bigint[], $11::smallint[], $12::smallint[], $13::bool[],
-                              $14::bigint[], $15::bigint[], $16::bytea[], $17::bigint[], $18::bigint[])
+                              $14::bigint[], $15::bigint[], $16::bytea[], $17::bigint[], $18::bigint[], $19::bigint[])
          ON CONFLICT (seed_id) DO UPDATE SET source_id = excluded.source_id, depth = excluded.depth,
              root = excluded.root, held_bytes = excluded.held_bytes, total_bytes = excluded.total_bytes,
              arrived_bytes = excluded.arrived_bytes, period_ms = excluded.period_ms, told_ms = excluded.told_ms,
              rate = excluded.rate, lags = excluded.lags, sends = excluded.sends, was_moved = excluded.was_moved,
              yields_to = excluded.yields_to, yielded_ms = excluded.yielded_ms, lead_key = excluded.lead_key,
-             lead_until_ms = excluded.lead_until_ms, lead_moved_ms = excluded.lead_moved_ms",
+             lead_until_ms = excluded.lead_until_ms, lead_moved_ms = excluded.lead_moved_ms,
+             lead_since_ms = excluded.lead_since_ms",
     )
     .bind(told.iter().map(|(row, _)| row.id).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, now)| now.source).collect::<Vec<_>>())
@@ -62,6 +63,7 @@ pub(super) async fn write(connection: &mut Connection, changed: &[Changed<SeedRo
     .bind(told.iter().map(|(row, now)| now.lead.map(|_| key_hash(&row.key))).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, now)| now.lead.map(|lead| lead.until_ms)).collect::<Vec<_>>())
     .bind(told.iter().map(|(_, now)| now.lead.map(|lead| lead.moved_ms)).collect::<Vec<_>>())
+    .bind(told.iter().map(|(_, now)| now.lead.map(|lead| lead.since_ms)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())

@@ -55,6 +55,7 @@ impl<H: Home> Play<H> {
             arrived_bytes,
             held: worker.held.map(|(root, bytes)| Held { root: named(root), bytes }),
             origin: origin.map(named),
+            whole: false,
             patience_ms,
         }));
         let Outcome::Claimed(claimed) = self.apply(command).await else { panic!("not of a claim") };

@@ -2,6 +2,10 @@
 
 use std::time::Duration;
 
+use reqwest::ClientBuilder;
+
+use crate::planner_ca::PlannerCa;
+
 /// A client whose requests end after `timeout` in all, name resolution included.
 ///
 /// Redirects are not followed: the protocol has none, and a request carries a lease. Proxies of the
@@ -18,6 +22,30 @@ pub fn client(timeout: Duration, https: bool) -> reqwest::Result<reqwest::Client
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder();
     let builder = if https { builder } else { builder.tls_certs_only([]) };
+    ends_within(timeout, builder)
+}
+
+/// The same, which believes whom these CAs vouch for, and nobody else.
+///
+/// # Errors
+/// The same.
+pub fn trusting(timeout: Duration, ca: &PlannerCa) -> Result<reqwest::Client, TlsError> {
+    let config = rfork_tls::client::trusting(ca.in_force().clone())?;
+    Ok(ends_within(timeout, reqwest::Client::builder().tls_backend_preconfigured(config))?)
+}
+
+/// TLS could not be set up: a fault of this program.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// No handshake could be made.
+    #[error(transparent)]
+    Handshakes(#[from] rustls::Error),
+    /// There is no client.
+    #[error(transparent)]
+    Client(#[from] reqwest::Error),
+}
+
+fn ends_within(timeout: Duration, builder: ClientBuilder) -> reqwest::Result<reqwest::Client> {
     builder
         .timeout(timeout)
         .connect_timeout(timeout)

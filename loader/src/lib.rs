@@ -50,6 +50,7 @@ pub mod engine;
 pub mod fallback;
 pub mod http;
 pub mod identity;
+pub mod planner_ca;
 pub mod planner_client;
 pub mod seed_client;
 pub mod seed_service;

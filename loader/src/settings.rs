@@ -50,6 +50,15 @@ pub const SETTINGS: &[Section] = &[
             .env("RFORK_TOKEN_OVER_HTTP")
             .default("false"),
             Setting::new(
+                "rfork_planner_ca_file",
+                Takes::Text,
+                "A PEM file with the CAs that vouch for a planner at https://; nobody else does then",
+            )
+            .value("FILE")
+            .env("RFORK_PLANNER_CA_FILE")
+            .otherwise("the system's CAs")
+            .more("It is looked at for each request, so that it may change"),
+            Setting::new(
                 "rfork_request_timeout_sec",
                 SECONDS,
                 "Seconds that a request to planner or seed may take",

@@ -21,5 +21,6 @@ mod planner;
 mod replicas;
 mod settings;
 mod telemetry;
+mod tls;
 mod upstream;
 mod versions;

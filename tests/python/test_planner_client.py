@@ -3,6 +3,7 @@
 import base64
 import os
 import socket
+import subprocess
 import threading
 from pathlib import Path
 
@@ -108,6 +109,38 @@ def test_a_token_is_shown_as_it_is_now(tmp_path: Path, monkeypatch: pytest.Monke
         token.write_text(OPERATOR)
         monkeypatch.setenv("RFORK_TOKEN_FILE", str(token))
         assert list(rfork.PlannerClient(planner.url).seeds()) == []
+    finally:
+        planner.stop()
+
+
+def certify(home: Path, ca: str) -> None:
+    """Makes a CA, and a certificate of its for a planner at 127.0.0.1."""
+    request = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "9"]
+    of_ca = ["-x509", "-subj", "/CN=ca", "-keyout", f"{ca}.key", "-out", f"{ca}.crt"]
+    of_planner = ["-x509", "-CA", f"{ca}.crt", "-CAkey", f"{ca}.key", "-subj", "/CN=planner"]
+    of_planner += ["-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE"]
+    for more in (of_ca, of_planner + ["-keyout", "tls.key", "-out", "tls.crt"]):
+        subprocess.run(request + more, cwd=home, check=True, capture_output=True)
+
+
+def test_a_planner_is_whom_its_ca_vouches_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("other", "ca"):
+        certify(tmp_path, name)
+    planner = Planner(tmp_path, f"--tls-cert-file={tmp_path}/tls.crt", f"--tls-key-file={tmp_path}/tls.key")
+    url = planner.url.replace("http://", "https://")
+    try:
+        assert rfork.PlannerClient(url, ca_file=tmp_path / "ca.crt").ready()
+        for wrong in (tmp_path / "other.crt", None):
+            with pytest.raises(rfork.PlannerError, match="certificate"):
+                rfork.PlannerClient(url, ca_file=wrong).ready()
+        with pytest.raises(rfork.PlannerError, match="no CAs that can be used"):
+            rfork.PlannerClient(url, ca_file=tmp_path / "tls.key").ready()
+        monkeypatch.setenv("RFORK_PLANNER_CA_FILE", str(tmp_path / "ca.crt"))
+        assert rfork.PlannerClient(url).ready()
+        with pytest.raises(rfork.PlannerError, match="tls-required"):
+            rfork.PlannerClient(planner.url).service()
+        with pytest.raises(rfork.PlannerError, match="https://"):
+            rfork.PlannerClient(planner.url, ca_file=tmp_path / "ca.crt")
     finally:
         planner.stop()
 

@@ -9,9 +9,9 @@ use rfork_protocol::problem::Problem;
 use rfork_protocol::v2::{EXPLAIN, Explain, Explained, Location, Name, Verdict};
 use rfork_protocol::{SeedIdentity, SeedKey};
 
+use crate::access::AccessArgs;
 use crate::inspect::{self, parse_url};
 use crate::show;
-use crate::token::TokenArgs;
 
 /// How long the planner may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -41,7 +41,7 @@ pub(crate) struct ExplainArgs {
     #[arg(long, value_name = "SEED")]
     exclude: Vec<SeedIdentity>,
     #[command(flatten)]
-    token: TokenArgs,
+    access: AccessArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -66,7 +66,8 @@ pub(crate) async fn run(args: ExplainArgs) -> Result<()> {
     let base = parse_url(&args.planner)?;
     let asked = format!("{}{EXPLAIN}", base.as_str().trim_end_matches('/'));
     let url = http::shown(&args.planner);
-    let request = args.token.show(&base, http::client(DEADLINE, true)?.post(&asked).json(&request)).await?;
+    let asking = args.access.client(&base, DEADLINE)?.post(&asked).json(&request);
+    let request = args.access.show(&base, asking).await?;
     let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
     let status = answer.status();
     let body = inspect::body(&url, answer).await?;

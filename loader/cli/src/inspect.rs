@@ -15,8 +15,8 @@ use rfork_protocol::shown::Shown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::access::AccessArgs;
 use crate::show;
-use crate::token::TokenArgs;
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -31,7 +31,7 @@ pub(crate) enum InspectCommand {
         /// The planner's URL, as `http://planner:1223`
         url: String,
         #[command(flatten)]
-        token: TokenArgs,
+        access: AccessArgs,
         /// Print JSON
         #[arg(long)]
         json: bool,
@@ -52,7 +52,7 @@ pub(crate) enum InspectCommand {
 /// Asks and prints.
 pub(crate) async fn run(command: InspectCommand) -> Result<()> {
     match command {
-        InspectCommand::Planner { url, token, json } => planner(&url, &token, json).await,
+        InspectCommand::Planner { url, access, json } => planner(&url, &access, json).await,
         InspectCommand::Seed { url, seed_key, json } => seed(&url, &seed_key, json).await,
     }
 }
@@ -87,11 +87,11 @@ struct LeaseRow {
     allocated_points: u64,
 }
 
-async fn planner(given: &str, token: &TokenArgs, as_json: bool) -> Result<()> {
+async fn planner(given: &str, access: &AccessArgs, as_json: bool) -> Result<()> {
     let base = parse_url(given)?;
     let url = http::shown(given);
     let asked = format!("{}/debug/snapshot", base.as_str().trim_end_matches('/'));
-    let request = token.show(&base, http::client(DEADLINE, true)?.get(&asked)).await?;
+    let request = access.show(&base, access.client(&base, DEADLINE)?.get(&asked)).await?;
     let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
     if matches!(answer.status(), StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN) {
         let status = answer.status();

@@ -10,6 +10,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use rfork_protocol::settings::SettingError;
 
 #[cfg(feature = "planner")]
+mod access;
 mod demo;
 mod explain;
 mod flags;
@@ -22,7 +23,6 @@ mod sample_model;
 mod selftest;
 mod show;
 mod signals;
-mod token;
 mod worker;
 
 use flags::Flags;

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use rfork_loader::planner_ca::PlannerCa;
 use rfork_loader::planner_client::{
     Advert, Grant, PlannerClient, PlannerError, Renewal, Topology, TransferReport, Wish,
 };
@@ -13,8 +14,8 @@ use rfork_protocol::v1::Labels;
 use rfork_protocol::{SeedIdentity, SeedKey};
 use tokio::time::{Instant, sleep};
 
+use crate::access::AccessArgs;
 use crate::inspect::parse_url;
-use crate::token::TokenArgs;
 
 /// How long a request may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -33,14 +34,15 @@ pub(crate) struct SelftestArgs {
     #[arg(long, value_name = "SECONDS", default_value_t = 10, value_parser = clap::value_parser!(u64).range(0..=3600))]
     wait_sec: u64,
     #[command(flatten)]
-    token: TokenArgs,
+    access: AccessArgs,
 }
 
 /// Registers a seed of its own under a key that nobody else has, and goes with it through all that workers ask. Only the
 /// first request is repeated: a planner that just started is not there, or answers 503, until its database is open.
 /// Whatever fails, what it left at the planner is taken back, or ends by its time to live.
 pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
-    let token = args.token.file(&parse_url(&args.planner)?)?;
+    let url = parse_url(&args.planner)?;
+    let (ca, token) = (args.access.ca(&url)?, args.access.token(&url)?);
     if let Some(token) = &token {
         token.header().await?;
     }
@@ -48,7 +50,7 @@ pub(crate) async fn run(args: SelftestArgs) -> Result<()> {
     let until = Instant::now() + Duration::from_secs(args.wait_sec);
     let mut told = false;
     let (planner, seed) = loop {
-        match begin(&args.planner, token.clone(), &key).await {
+        match begin(&args.planner, (ca.clone(), token.clone()), &key).await {
             Err(error) if is_passing(&error) && Instant::now() < until => {
                 if !told {
                     eprintln!("waiting for the planner, up to {} s: {error:#}", args.wait_sec);
@@ -81,8 +83,13 @@ fn key() -> Result<SeedKey> {
 }
 
 /// Registers the seed, with a client that knows nothing of earlier attempts.
-async fn begin(url: &str, token: Option<TokenFile>, key: &SeedKey) -> Result<(PlannerClient, Advert)> {
-    let planner = PlannerClient::new(url, DEADLINE, Labels::default(), Topology::default())?.showing(token);
+async fn begin(
+    url: &str,
+    (ca, token): (Option<PlannerCa>, Option<TokenFile>),
+    key: &SeedKey,
+) -> Result<(PlannerClient, Advert)> {
+    let planner = PlannerClient::new(url, DEADLINE, Labels::default(), Topology::default())?;
+    let planner = planner.showing(token).trusting(ca)?;
     if planner.local_address().await.is_none() {
         // Whatever is asked says why.
         planner.acquire(key, &Wish::default()).await.context("asking the planner failed")?;

@@ -38,6 +38,7 @@ macro_rules! setters {
 setters! {
     token_file(&str) sets "token_file" from "rfork_token_file" by str::to_owned;
     token_over_http(bool) sets "token_over_http" from "rfork_token_over_http" by |on| on.to_string();
+    planner_ca_file(&str) sets "planner_ca" from "rfork_planner_ca_file" by str::to_owned;
     seed_timeout(Duration) sets "seed_timeout" from "rfork_seed_timeout_sec" by seconds;
     request_timeout(Duration) sets "request_timeout" from "rfork_request_timeout_sec" by seconds;
     seed_key_separator(&str) sets "seed_key_separator" from "rfork_seed_key_separator" by str::to_owned;

@@ -9,6 +9,7 @@ use rfork_protocol::settings::{BadObject, Object, SettingError, Sources, Values}
 use rfork_protocol::v2::{Location, Name};
 use serde_json::Value;
 
+use crate::planner_ca::PlannerCa;
 use crate::planner_client::{Topology, base_url_of};
 use crate::settings::SETTINGS;
 use crate::token::{self, TokenFile};
@@ -43,6 +44,8 @@ pub struct Config {
     pub token_file: Option<TokenFile>,
     /// `rfork_token_over_http`: whether it is shown where others may read it on its way.
     pub token_over_http: bool,
+    /// `rfork_planner_ca_file`: who vouches for the planner; the system's CAs do when `None`.
+    pub planner_ca: Option<PlannerCa>,
     /// `rfork_seed_timeout_sec`: how long the own seed service may take to answer its health check.
     pub seed_timeout: Duration,
     /// `rfork_request_timeout_sec`: deadline of each request to planner and seeds.
@@ -119,6 +122,11 @@ impl Config {
             let why = "cannot be used with a user or a password in rfork_scheduler_url: a request shows one credential";
             return Err(values.refused("rfork_token_file", &why));
         }
+        let planner_ca = values.find_with("rfork_planner_ca_file", |path| PlannerCa::read(path))?;
+        if planner_ca.is_some() && planner.as_ref().is_some_and(|planner| planner.scheme() != "https") {
+            let why = "is for a planner at https://, and rfork_scheduler_url begins with http://";
+            return Err(values.refused("rfork_planner_ca_file", &why));
+        }
         let in_the_clear = planner.is_some_and(|planner| !token::is_private(&planner));
         if token_file.is_some() && in_the_clear && !token_over_http {
             let why = "is for a planner at https://, or on this machine: others may read the token on its way. Set \
@@ -131,6 +139,7 @@ impl Config {
             scheduler_url: values.get("rfork_scheduler_url")?,
             token_file,
             token_over_http,
+            planner_ca,
             seed_timeout: values.seconds("rfork_seed_timeout_sec")?,
             request_timeout: values.seconds("rfork_request_timeout_sec")?,
             seed_key_separator: values.get("rfork_seed_key_separator")?,

@@ -67,9 +67,20 @@ fn an_empty_variable_is_one_that_is_not_set() {
 
 #[test]
 fn each_setting_is_read_from_object_environment_and_flags() {
+    let ca = ca_file();
+    // At https://, for that is where a CA is for.
+    let base = || with("rfork_scheduler_url", json!("https://localhost:1223"));
+    let with = |field: &str, value: Value| {
+        let mut config = base();
+        config[field] = value;
+        config
+    };
     let defaults = read(&base(), &[]).unwrap().0;
     for setting in all() {
-        let (other, _) = other_and_bad(setting.takes);
+        let (mut other, _) = other_and_bad(setting.takes);
+        if setting.name == "rfork_planner_ca_file" {
+            other = json!(ca.path().to_str());
+        }
         let (changed, warnings) = read(&with(setting.name, other.clone()), &[]).unwrap();
         assert!(changed != defaults && warnings.is_empty(), "{}: {warnings:?}", setting.name);
         if let Some(variable) = setting.env {
@@ -299,6 +310,40 @@ fn a_token_is_not_sent_where_others_may_read_it() {
     assert!(read(&shows("http://planner:1223"), &[("RFORK_TOKEN_OVER_HTTP", "yes")]).is_ok());
     let said = read(&shows("https://user:SECRET@planner"), &[]).unwrap_err().to_string();
     assert!(said.contains("shows one credential") && !said.contains("SECRET"), "{said}");
+}
+
+#[test]
+fn a_ca_is_for_a_planner_at_https() {
+    let file = ca_file();
+    let with_ca = |url: &str, ca: &str| {
+        let mut config = with("rfork_planner_ca_file", json!(ca));
+        config["rfork_scheduler_url"] = json!(url);
+        read(&config, &[])
+    };
+    let ca = file.path().to_str().unwrap();
+    let read_by_all = with_ca("https://planner", ca).unwrap().0;
+    assert!(read_by_all.planner_ca.is_some());
+    let built = Config::builder("https://planner", "/m", "s").planner_ca_file(ca).build().unwrap();
+    assert_eq!(built, read_by_all);
+    for (url, ca, said) in [
+        ("http://127.0.0.1:1223", ca, "rfork_planner_ca_file is for a planner at https://".to_owned()),
+        ("https://planner", "/no/such", "rfork_planner_ca_file /no/such cannot be used: No such file".into()),
+        (
+            "https://planner",
+            "/proc/version",
+            "rfork_planner_ca_file /proc/version cannot be used: it holds no".into(),
+        ),
+    ] {
+        let refused = with_ca(url, ca).unwrap_err().to_string();
+        assert!(refused.starts_with(&said), "{refused}");
+    }
+}
+
+/// A file with a CA.
+fn ca_file() -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), rfork_test_authority::Authority::new().pem()).unwrap();
+    file
 }
 
 #[test]

@@ -25,7 +25,8 @@ mod v2;
 #[cfg(test)]
 mod tests;
 
-use crate::http::BodyError;
+use crate::http::{BodyError, TlsError};
+use crate::planner_ca::PlannerCa;
 use crate::token::TokenFile;
 use v2::{Failed, Known};
 
@@ -40,7 +41,7 @@ pub enum PlannerError {
     BadUrl(String),
     /// No HTTP client could be made.
     #[error("cannot set up HTTP: {0}")]
-    Client(#[source] reqwest::Error),
+    Client(#[source] TlsError),
     /// Nothing came back in time.
     #[error("the planner at {planner} did not answer {request}: {reason}")]
     Unreachable {
@@ -261,6 +262,7 @@ pub struct PlannerClient {
     labels: Labels,
     topology: Topology,
     token: Option<TokenFile>,
+    ca: Option<PlannerCa>,
     known: Arc<Known>,
     /// From where it was reached last. Shared by all clones; no guard is held across an await.
     local: Arc<Mutex<Option<IpAddr>>>,
@@ -297,15 +299,27 @@ impl PlannerClient {
         topology: Topology,
     ) -> Result<Self, PlannerError> {
         let base = base_url_of(base_url).map_err(PlannerError::BadUrl)?;
-        let http = crate::http::client(timeout, base.scheme() == "https").map_err(PlannerError::Client)?;
-        let (token, known, local) = (None, Arc::default(), Arc::default());
-        Ok(Self { http, base, timeout, labels, topology, token, known, local })
+        let http = crate::http::client(timeout, base.scheme() == "https");
+        let http = http.map_err(|error| PlannerError::Client(error.into()))?;
+        let (token, ca, known, local) = (None, None, Arc::default(), Arc::default());
+        Ok(Self { http, base, timeout, labels, topology, token, ca, known, local })
     }
 
     /// This client, which shows the planner the token in a file.
     #[must_use]
     pub fn showing(self, token: Option<TokenFile>) -> Self {
         Self { token, ..self }
+    }
+
+    /// This client, which believes that it is the planner whom these CAs vouch for, and nobody else. Without them it is whom
+    /// the system's vouch for.
+    ///
+    /// # Errors
+    /// [`PlannerError::Client`].
+    pub fn trusting(self, ca: Option<PlannerCa>) -> Result<Self, PlannerError> {
+        let Some(ca) = ca else { return Ok(self) };
+        let http = crate::http::trusting(self.timeout, &ca).map_err(PlannerError::Client)?;
+        Ok(Self { http, ca: Some(ca), ..self })
     }
 
     /// The planner's base URL.
@@ -425,6 +439,9 @@ impl PlannerClient {
 
     /// Sends a request. Of the addresses of the planner's name it may be any that is answered.
     async fn send(&self, request: RequestBuilder) -> reqwest::Result<Response> {
+        if let Some(ca) = &self.ca {
+            ca.look().await;
+        }
         let request = match &self.token {
             Some(token) => match token.header().await {
                 Ok(token) => request.header(AUTHORIZATION, token),

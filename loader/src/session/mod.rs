@@ -187,7 +187,8 @@ impl Session {
             labels,
             config.topology.clone(),
         )?
-        .showing(config.token_file.clone());
+        .showing(config.token_file.clone())
+        .trusting(config.planner_ca.clone())?;
         let (advertise, bind) = (config.seed_advertise_host.as_deref(), config.seed_bind_host.as_deref());
         let advertised = advertised_host(advertise, bind, &planner).await?;
         let engine = engine(&config, advertised.host.as_str()).await?;

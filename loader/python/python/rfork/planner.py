@@ -7,6 +7,7 @@ import http.client
 import ipaddress
 import json
 import os
+import ssl
 import stat
 import urllib.error
 import urllib.parse
@@ -44,6 +45,9 @@ class PlannerClient:
     A planner that asks who asks is shown the token in ``token_file``, or else in the file that ``RFORK_TOKEN_FILE`` names. It
     is read for each request, so that it may change. Most of what is asked here takes the role ``operator``. Without TLS it
     is sent to another machine only with ``token_over_http``, or ``RFORK_TOKEN_OVER_HTTP=1``: others may read it on its way.
+
+    At ``https://`` it must be a planner that the CAs in ``ca_file`` (PEM) vouch for, or in the file that
+    ``RFORK_PLANNER_CA_FILE`` names, or else the system's. That file is read for each request, too.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class PlannerClient:
         timeout_sec: float = 10.0,
         token_file: str | os.PathLike[str] | None = None,
         token_over_http: bool = False,
+        ca_file: str | os.PathLike[str] | None = None,
     ) -> None:
         # What stands before an @ may be a password: no message shows it.
         scheme, slashes, rest = url.partition("://") if "://" in url else ("", "", url)
@@ -74,9 +79,10 @@ class PlannerClient:
                     "the token would be sent without TLS, where others may read it on its way: give an https:// URL, or "
                     "token_over_http if nobody else is on that network"
                 )
+        if ca_file is not None and scheme != "https":
+            raise PlannerError("ca_file is for a planner at https://")
+        self._ca_file = (ca_file or os.environ.get("RFORK_PLANNER_CA_FILE") or None) if scheme == "https" else None
         self._timeout_sec = timeout_sec
-        # No proxy of the environment's: a planner is inside the cluster.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
 
     def service(self) -> dict[str, Any]:
         """What the planner is, and which APIs it speaks."""
@@ -143,6 +149,17 @@ class PlannerClient:
                 return
             query["after"] = page["next"]
 
+    def _opener(self) -> urllib.request.OpenerDirector:
+        # No proxy of the environment's: a planner is inside the cluster.
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({}), _NoRedirect()]
+        if self._ca_file is not None:
+            try:
+                context = ssl.create_default_context(cafile=os.fspath(self._ca_file))
+            except OSError as error:
+                raise PlannerError(f"{os.fspath(self._ca_file)} holds no CAs that can be used: {error}") from None
+            handlers.append(urllib.request.HTTPSHandler(context=context))
+        return urllib.request.build_opener(*handlers)
+
     def _ask(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
         data = None if body is None else json.dumps(body).encode()
         headers = self._headers | ({} if data is None else {"Content-Type": "application/json"})
@@ -150,7 +167,7 @@ class PlannerClient:
             headers["Authorization"] = f"Bearer {_token(self._token_file)}"
         request = urllib.request.Request(self._base + path, data=data, headers=headers, method=method)
         try:
-            with self._opener.open(request, timeout=self._timeout_sec) as answer:
+            with self._opener().open(request, timeout=self._timeout_sec) as answer:
                 text = answer.read(_MAX_ANSWER_BYTES + 1)
         except urllib.error.HTTPError as error:
             with error:

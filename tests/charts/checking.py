@@ -24,6 +24,7 @@ CUSTOM = {
         "PrometheusRule": "PrometheusRule",
     },
     "gateway.networking.k8s.io": {"HTTPRoute": "HTTPRoute"},
+    "cert-manager.io": {"Certificate": "Certificate"},
     "postgresql.cnpg.io": {"Cluster": "Cluster"},
     "leaderworkerset.x-k8s.io": {"LeaderWorkerSet": "LeaderWorkerSet"},
     "batch.volcano.sh": {"Job": "VolcanoJob"},

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 def every() -> list[Object]:
     """One of each kind that the chart or its examples have."""
-    names = ("monitoring", "pod-monitor", "gateway", "cloudnativepg")
+    names = ("monitoring", "pod-monitor", "gateway", "cloudnativepg", "tls")
     found = [one for name in names for one in objects(mode(name))]
     found += [yaml.load(path.read_text(), UniqueKeys) for path in sorted((CHART / "examples").glob("*.yaml"))]
     return [one for one in found if one["apiVersion"].partition("/")[0] in CUSTOM]

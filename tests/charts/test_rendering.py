@@ -55,6 +55,7 @@ NEEDS = {
     "database.cloudNativePG.enabled": {"database": {"postgres": {"secret": {"name": ""}}}},
     "ingress.enabled": {"ingress": {"hosts": ["planner.example"]}},
     "httpRoute.enabled": {"httpRoute": {"parentRefs": [{"name": "gateway"}]}},
+    "tls.certificate.enabled": {"tls": {"certificate": {"issuerRef": {"name": "issuer"}}}},
     "identity.kubernetes.enabled": {"identity": {"tokens": {"secret": {"name": "planner-tokens"}}}},
 }
 
@@ -304,6 +305,33 @@ def test_seeds_may_be_asked_where_the_network_policy_lets_planners_go() -> None:
     assert networks(policy) == ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7"]
     assert networks(mode("network-policy")) == ["10.0.0.0/8", "fc00::/7"]
     assert networks(merged(policy, {"planner": {"noLivenessProbe": True}})) == []
+
+
+def test_whoever_comes_to_a_planner_with_tls_speaks_it() -> None:
+    found = objects(mode("tls"))
+    certificate = only(found, "Certificate")["spec"]
+    (volume,) = [one for one in only(found, "Deployment")["spec"]["template"]["spec"]["volumes"] if one["name"] == "certificate"]
+    assert volume["secret"]["secretName"] == certificate["secretName"] == "demo-rfork-planner-tls"
+    assert certificate["dnsNames"][-2:] == ["demo-rfork-planner.models.svc", "planner.example"]
+    (endpoint,) = only(found, "ServiceMonitor")["spec"]["endpoints"]
+    assert (endpoint["scheme"], endpoint["tlsConfig"]["serverName"]) == ("https", certificate["dnsNames"][2])
+    (test,) = only(found, "Pod")["spec"]["containers"]
+    assert "--planner=https://demo-rfork-planner.models.svc:1223" in test["args"]
+    assert "--ca-file=/etc/rfork/ca/ca.crt" in test["args"] and "--token-over-http" not in test["args"]
+    annotations = only(found, "Ingress")["metadata"]["annotations"]
+    assert annotations["nginx.ingress.kubernetes.io/backend-protocol"] == "HTTPS"
+    (port,) = [one for one in of_kind(found, "Service")[0]["spec"]["ports"]]
+    assert port["appProtocol"] == "https"
+
+    def schemes(values: Object) -> set[str]:
+        (container,) = only(objects(values), "Deployment")["spec"]["template"]["spec"]["containers"]
+        probes = [container[kind]["httpGet"] for kind in ("livenessProbe", "readinessProbe")]
+        (endpoint,) = only(objects(values), "PodMonitor")["spec"]["podMetricsEndpoints"]
+        return {probe.get("scheme", "HTTP") for probe in probes} | {endpoint.get("scheme", "http").upper()}
+
+    of_secret = {"tls": {"secret": {"name": "planner-tls"}}, "monitoring": {"podMonitor": {"enabled": True}}}
+    assert schemes(of_secret) == {"HTTPS"}
+    assert schemes(merged(of_secret, {"planner": {"probePort": 1224}})) == {"HTTP"}, "that port stays plain"
 
 
 def test_the_database_of_the_operator_is_the_planners() -> None:

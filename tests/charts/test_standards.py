@@ -65,7 +65,8 @@ def test_planners_are_probed_at_a_port_that_they_have(name: str) -> None:
     (container,) = only(objects(mode(name)), "Deployment")["spec"]["template"]["spec"]["containers"]
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
     for probe, path in (("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")):
-        assert container[probe]["httpGet"] == {"path": path, "port": "probes" if "probes" in ports else "http"}
+        by_tls = {"scheme": "HTTPS"} if name == "tls" else {}
+        assert container[probe]["httpGet"] == {"path": path, "port": "probes" if "probes" in ports else "http"} | by_tls
     assert f"--port={ports['http']}" in container["args"]
     told = [argument for argument in container["args"] if argument.startswith("--probe-port=")]
     assert told == [f"--probe-port={ports[name]}" for name in ports if name == "probes"]
@@ -131,12 +132,12 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
         allowed = [port["port"] for port in policy["spec"]["ingress"][0]["ports"]]
         assert allowed == [port["containerPort"] for port in container["ports"]]
     for test in of_kind(found, "Pod"):
-        assert (
-            test["spec"]["containers"][0]["args"][1] == f"--planner=http://{service['metadata']['name']}:{port['port']}"
-        )
+        told = test["spec"]["containers"][0]["args"][1]
+        host = f"{service['metadata']['name']}{'.models.svc' if port['appProtocol'] == 'https' else ''}"
+        assert told == f"--planner={port['appProtocol']}://{host}:{port['port']}"
     elsewhere = {
         *("planner-data", "planner-database", "planner-owner", "planner-pooler", "planner-tokens", "worker-token"),
-        *("database-ca", "certificates"),
+        *("database-ca", "certificates", "inference-ca"),
     }
     for maker, pod in pods(found):
         volumes = {volume["name"]: volume for volume in pod["spec"].get("volumes", [])}
@@ -153,6 +154,7 @@ def test_what_refers_to_another_object_finds_it(name: str, release: str) -> None
                 assert volume["configMap"]["name"] in names.get("ConfigMap", set()) | elsewhere
             if "secret" in volume:
                 made = {f"{cluster}-app" for cluster in names.get("Cluster", ())}
+                made |= {one["spec"]["secretName"] for one in of_kind(found, "Certificate")}
                 assert volume["secret"]["secretName"] in made | elsewhere
         account = pod["spec"].get("serviceAccountName")
         if account and values.get("serviceAccount", {}).get("create", True):

@@ -31,6 +31,23 @@
 {{ empty .Values.planner.probePort | ternary "http" "probes" }}
 {{- end }}
 
+{{/* The Secret with the planner's certificate; nothing without TLS. */}}
+{{- define "rfork-planner.tlsSecret" -}}
+{{- if .Values.tls.certificate.enabled }}{{ include "rfork-planner.named" (list . "tls") }}
+{{- else }}{{ .Values.tls.secret.name }}
+{{- end }}
+{{- end }}
+
+{{/* Its name in the cluster: with TLS one that its certificate has. */}}
+{{- define "rfork-planner.serverName" -}}
+{{ include "rfork-planner.fullname" . }}.{{ .Release.Namespace }}.svc
+{{- end }}
+
+{{/* By which scheme probes are answered at their port. A kubelet looks at no certificate. */}}
+{{- define "rfork-planner.probeScheme" -}}
+{{- if and (include "rfork-planner.tlsSecret" .) (empty .Values.planner.probePort) }}HTTPS{{ end }}
+{{- end }}
+
 {{- define "rfork-planner.args" -}}
 - planner
 {{ include "rfork-planner.flags" . }}
@@ -74,6 +91,10 @@ be written as 1e+06. */}}
 {{- if .name }}
 - {{ printf "--token-file=/etc/rfork/tokens/%s" .key | quote }}
 {{- end }}
+{{- end }}
+{{- if include "rfork-planner.tlsSecret" . }}
+- --tls-cert-file=/etc/rfork/certificate/tls.crt
+- --tls-key-file=/etc/rfork/certificate/tls.key
 {{- end }}
 {{- if include "rfork-planner.rules" . }}
 - --settings-file=/etc/rfork/settings/settings.toml

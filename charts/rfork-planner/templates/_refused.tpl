@@ -47,6 +47,15 @@
 {{- if and $values.identity.kubernetes.enabled (not $values.identity.tokens.secret.name) }}
 {{- fail "identity.kubernetes.enabled: the file of tokens says which of the cluster's tokens are whose; name the Secret of identity.tokens" }}
 {{- end }}
+{{- if and $values.tls.certificate.enabled $values.tls.secret.name }}
+{{- fail "tls.certificate.enabled: tls.secret.name already says where the certificate is; set one of them" }}
+{{- end }}
+{{- if and $values.tls.certificate.enabled (not $values.tls.certificate.issuerRef.name) }}
+{{- fail "tls.certificate.issuerRef: name cert-manager's Issuer, as {name: NAME, kind: ClusterIssuer}" }}
+{{- end }}
+{{- if and $values.tls.ca.secret.name (not (include "rfork-planner.tlsSecret" .)) }}
+{{- fail "tls.ca.secret.name: the planner speaks no TLS; set tls.secret.name or tls.certificate.enabled" }}
+{{- end }}
 {{- $budget := $values.podDisruptionBudget }}
 {{- if and $budget.enabled (kindIs "invalid" $budget.maxUnavailable) (kindIs "invalid" $budget.minAvailable) }}
 {{- fail "podDisruptionBudget.maxUnavailable: set this or podDisruptionBudget.minAvailable" }}
@@ -102,11 +111,11 @@
 {{- end }}
 {{- /* A flag that stands twice ends the planner at its start, and a variable beside its flag is passed over in silence. The
 drain has to be in the grace period, and which database it is in all the rest. */}}
-{{- $taken := list "drain-sec" "database-url" "database-url-file" "token-file" }}
+{{- $taken := list "drain-sec" "database-url" "database-url-file" "token-file" "tls-cert-file" "tls-key-file" }}
 {{- range include "rfork-planner.flags" . | fromYamlArray }}
 {{- $taken = append $taken (regexFind "[a-z0-9][-a-z0-9]*" .) }}
 {{- end }}
-{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" "token-file" "identity.tokens.secret" }}
+{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" "token-file" "identity.tokens.secret" "tls-cert-file" "tls" "tls-key-file" "tls" }}
 {{- $told := dict }}
 {{- range $argument := $values.extraArgs }}
 {{- $told = set $told $argument (regexFind "^--[-a-z0-9]+" $argument | trimPrefix "--") }}
@@ -122,7 +131,7 @@ drain has to be in the grace period, and which database it is in all the rest. *
 {{- end }}
 {{- end }}
 {{- range $values.extraVolumes }}
-{{- if has .name (list "database" "tls" "data" "settings" "tokens" "kubernetes") }}
+{{- if has .name (list "database" "tls" "data" "settings" "tokens" "certificate" "kubernetes") }}
 {{- fail (printf "extraVolumes: the chart itself may have a volume %s; choose another name" .name) }}
 {{- end }}
 {{- end }}

@@ -58,7 +58,10 @@ CREATE TABLE seeds (
     content_id       TEXT,
     origin           TEXT,
     -- the address that registered it, or its network of IPv6: whose share of the seeds it counts to
-    client           TEXT
+    client           TEXT,
+    -- whose it is, as far as that is known: the principal that registered it, and the address that it came from
+    owner            TEXT,
+    owner_address    TEXT
 )
 -- Room for the next version of a row on its page: no index has a column that a lease changes.
 WITH (fillfactor = 70);

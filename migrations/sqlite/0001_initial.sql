@@ -36,6 +36,9 @@ CREATE TABLE seeds (
     origin           TEXT,
     -- the address that registered it, or its network of IPv6: whose share of the seeds it counts to
     client           TEXT,
+    -- whose it is, as far as that is known: the principal that registered it, and the address that it came from
+    owner            TEXT,
+    owner_address    TEXT,
 
     UNIQUE (host, port, rank)
 );

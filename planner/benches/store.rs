@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use rfork_planner::config::{DatabaseUrl, Settings};
+use rfork_planner::domain::owner::Owner;
 use rfork_planner::store::commands::{Acquire, Acquired, Register, Release};
 use rfork_planner::store::sqlite::SqliteStore;
 use rfork_planner::store::{Clock, Commands, LeaseHash, MAX_BATCH, Report, Store};
@@ -176,6 +177,7 @@ impl Bench {
                     profile: Box::default(),
                     age_ms: 0,
                     client: None,
+                    owner: Owner::default(),
                 })
             };
             let registers: Result<Vec<Register>> = some.iter().map(register).collect();

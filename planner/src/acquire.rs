@@ -179,6 +179,7 @@ mod tests {
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
     use crate::domain::chain::Asker;
+    use crate::domain::owner::Owner;
     use crate::domain::policy::Wish;
     use crate::heartbeats::Heartbeats;
     use crate::metrics::Metrics;
@@ -276,6 +277,7 @@ mod tests {
                 profile: Box::default(),
                 age_ms: 0,
                 client: None,
+                owner: Owner::default(),
             };
             self.granter.writer.submit(register).await.unwrap().unwrap();
         }
@@ -339,6 +341,7 @@ mod tests {
             let stalled =
                 Stalled { identity: worker.identity.clone(), lease: lost, lost: true, unanswered: false };
             let asker = Asker {
+                owner: Owner::default(),
                 identity: SeedIdentity::new("h", 1, 0).unwrap(),
                 incarnation: "i".into(),
                 labels: Labels::default(),

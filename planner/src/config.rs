@@ -10,6 +10,7 @@ use rfork_protocol::settings::{DEFAULTS, SettingError, Values};
 
 use crate::domain::health::BackOff;
 use crate::domain::network::Network;
+use crate::domain::owner::OwnedBy;
 use crate::domain::policy::Policy;
 use crate::domain::terms::Overrides;
 use crate::identity::{Mode, TokenFile};
@@ -194,6 +195,8 @@ pub struct Settings {
     pub trusted_proxies: Vec<Network>,
     /// Whether it is looked at who asks.
     pub auth_mode: Mode,
+    /// Whose seeds are.
+    pub seed_owner: OwnedBy,
     /// Who may.
     pub token_file: Option<TokenFile>,
     /// What differs for some seeds, and where addresses are.
@@ -270,6 +273,7 @@ impl Settings {
             probe_networks: values.find_with("probe_networks", networks)?.unwrap_or_default(),
             trusted_proxies: values.find_with("trusted_proxies", networks)?.unwrap_or_default(),
             auth_mode,
+            seed_owner: values.get("seed_owner")?,
             token_file,
             file: file.map(Arc::new).unwrap_or_default(),
             otlp_endpoint: values.find("otlp_endpoint")?,

@@ -163,6 +163,7 @@ mod tests {
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
+    use crate::domain::owner::Owner;
     use crate::heartbeats::Heartbeats;
     use crate::store::commands::{Register, Serve};
     use crate::store::sqlite::SqliteStore;
@@ -190,8 +191,15 @@ mod tests {
             let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
             let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
             let identity = SeedIdentity::new("h", 1, 0).unwrap();
-            let register =
-                Register { by: None, identity, key: key(), profile: Box::default(), age_ms: 0, client: None };
+            let register = Register {
+                by: None,
+                identity,
+                key: key(),
+                profile: Box::default(),
+                age_ms: 0,
+                client: None,
+                owner: Owner::default(),
+            };
             writer.submit(register).await.unwrap().unwrap();
             Self { store, writer, writing, _directory: directory }
         }

@@ -21,8 +21,9 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
-use crate::domain::seed::Profile;
-use crate::store::commands::{Heartbeat, Register};
+use crate::domain::owner::Owner;
+use crate::domain::seed::{Heard, Profile, Removal};
+use crate::store::commands::{Heartbeat, Register, Unregistered};
 use crate::store::{Beat, Commands, Outcomes, Registration, Store};
 
 /// How long a noted heartbeat waits at most.
@@ -33,10 +34,10 @@ const MAX_KNOWN: usize = 1_000_000;
 #[derive(Debug)]
 struct Known {
     seed_id: i64,
-    /// SHA-256 of the key and what the seed told of itself: both may be long and entries are many. `None` when
+    /// SHA-256 of the key, whose the seed is, and what it told of itself: all may be long and entries are many. `None` when
     /// the last that was heard of it was no registration.
     told: Option<[u8; 32]>,
-    /// SHA-256 of the key and the process, which is all that a heartbeat of v2 tells.
+    /// The same of the key, the owner and the process, which is all that a heartbeat of v2 tells.
     held: [u8; 32],
     /// When the last heartbeat arrived that the database has.
     written: Instant,
@@ -62,13 +63,13 @@ impl Heartbeats {
     }
 
     /// Notes a heartbeat if it only repeats what the database knows. `false`: it must go through the writer.
-    pub fn note(&self, identity: &str, key: &SeedKey, profile: &Profile) -> bool {
-        self.note_if(identity, |known| known.told == Some(digest(key, profile)))
+    pub fn note(&self, identity: &str, key: &SeedKey, owner: &Owner, profile: &Profile) -> bool {
+        self.note_if(identity, |known| known.told == Some(digest(key, owner, profile)))
     }
 
     /// As [`Heartbeats::note`], for a heartbeat that registers nothing.
-    pub fn note_beat(&self, identity: &str, key: &SeedKey, incarnation: Option<&str>) -> bool {
-        self.note_if(identity, |known| known.held == holding(key, incarnation))
+    pub fn note_beat(&self, identity: &str, key: &SeedKey, owner: &Owner, incarnation: Option<&str>) -> bool {
+        self.note_if(identity, |known| known.held == holding(key, owner, incarnation))
     }
 
     fn note_if(&self, identity: &str, repeats: impl FnOnce(&Known) -> bool) -> bool {
@@ -81,27 +82,39 @@ impl Heartbeats {
     }
 
     /// Learns from a batch that the writer has just committed, before anybody is answered. `None` for
-    /// outcomes: it is not known whether it was committed.
+    /// outcomes: it is not known whether it was committed. Who spoke of somebody else's seed has changed nothing of it.
     pub fn learn(&self, commands: &Commands, outcomes: Option<&Outcomes>) {
-        for (at, Register { identity, key, profile, age_ms, .. }) in commands.registers.iter().enumerate() {
-            let outcome = outcomes.and_then(|outcomes| outcomes.registers.get(at)?.ok());
+        for (at, Register { identity, key, profile, age_ms, owner, .. }) in
+            commands.registers.iter().enumerate()
+        {
+            let outcome = outcomes.and_then(|outcomes| outcomes.registers.get(at));
+            if matches!(outcome, Some(Err(Unregistered::Owned))) {
+                continue;
+            }
             // One that drains must go on asking whether it may return.
-            let offered = outcome.filter(|(registration, _)| *registration != Registration::Draining);
-            let seed_id = offered.map(|(_, seed_id)| seed_id);
-            let told = || (Some(digest(key, profile)), holding(key, profile.incarnation.as_deref()));
+            let registered = outcome.and_then(|outcome| outcome.as_ref().ok());
+            let offered = registered.filter(|(registration, _)| *registration != Registration::Draining);
+            let seed_id = offered.map(|(_, seed_id)| *seed_id);
+            let told =
+                || (Some(digest(key, owner, profile)), holding(key, owner, profile.incarnation.as_deref()));
             self.heard(identity, seed_id, *age_ms, told);
         }
-        for (at, Heartbeat { identity, key, incarnation, age_ms, progress, .. }) in
+        for (at, Heartbeat { identity, key, incarnation, age_ms, owner, progress }) in
             commands.heartbeats.iter().enumerate()
         {
+            let outcome = outcomes.and_then(|outcomes| outcomes.heartbeats.get(at));
+            if matches!(outcome, Some((Heard::Owned, _))) {
+                continue;
+            }
             // Who loads falls silent sooner than an entry is believed, and says how far it is with each heartbeat.
-            let offered = outcomes.filter(|_| progress.is_none());
-            let seed_id = offered.and_then(|outcomes| outcomes.heartbeats.get(at)?.1);
-            let told = || (None, holding(key, incarnation.as_deref()));
+            let seed_id = outcome.filter(|_| progress.is_none()).and_then(|(_, seed_id)| *seed_id);
+            let told = || (None, holding(key, owner, incarnation.as_deref()));
             self.heard(identity, seed_id, *age_ms, told);
         }
         // Within a batch a store registers before it removes.
-        let removed = commands.removals.iter().map(|remove| &remove.identity);
+        let of_others = |at| outcomes.and_then(|outcomes| outcomes.removals.get(at)) == Some(&Removal::Owned);
+        let removed = commands.removals.iter().enumerate().filter(|(at, _)| !of_others(*at));
+        let removed = removed.map(|(_, remove)| &remove.identity);
         for identity in removed.chain(commands.drains.iter().map(|drain| &drain.identity)) {
             self.known.remove(&identity.to_string());
         }
@@ -189,11 +202,17 @@ impl Heartbeats {
     }
 }
 
-fn digest(key: &SeedKey, profile: &Profile) -> [u8; 32] {
+fn digest(key: &SeedKey, owner: &Owner, profile: &Profile) -> [u8; 32] {
     let mut digest = Sha256::new();
+    // Its length first: a key may have the text of anything that follows it.
+    digest.update(key.as_bytes().len().to_le_bytes());
     digest.update(key.as_bytes());
     // Most tell nothing. `Debug` spells every field with its name and escapes what it holds, so that no two
-    // profiles look alike; it is never stored.
+    // profiles look alike, nor two owners; it is never stored.
+    if *owner != Owner::default() {
+        digest.update([0]);
+        digest.update(format!("{owner:?}"));
+    }
     if *profile != Profile::default() {
         digest.update([0]);
         digest.update(format!("{profile:?}"));
@@ -201,7 +220,64 @@ fn digest(key: &SeedKey, profile: &Profile) -> [u8; 32] {
     digest.finalize().into()
 }
 
-fn holding(key: &SeedKey, incarnation: Option<&str>) -> [u8; 32] {
+fn holding(key: &SeedKey, owner: &Owner, incarnation: Option<&str>) -> [u8; 32] {
     let incarnation = incarnation.map(str::to_owned);
-    digest(key, &Profile { incarnation, ..Profile::default() })
+    digest(key, owner, &Profile { incarnation, ..Profile::default() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::commands::Remove;
+    use crate::store::conformance::{identity, key};
+
+    #[test]
+    fn who_speaks_of_another_s_seed_costs_it_no_heartbeat() {
+        let heartbeats = Heartbeats::new(Duration::from_hours(1));
+        let of = |name: &str| Owner { principal: Some(name.into()), address: None };
+        let (identity, key, name) = (identity(1), key("k"), identity(1).to_string());
+        let register = |owner| Register {
+            identity: identity.clone(),
+            key: key.clone(),
+            profile: Box::default(),
+            age_ms: 0,
+            client: None,
+            owner,
+            by: None,
+        };
+        let registered = Outcomes { registers: vec![Ok((Registration::New, 1))], ..Outcomes::default() };
+        let commands = Commands { registers: vec![register(of("a"))], ..Commands::default() };
+        heartbeats.learn(&commands, Some(&registered));
+        assert!(!heartbeats.note(&name, &key, &of("b"), &Profile::default()));
+        assert!(!heartbeats.note_beat(&name, &key, &of("b"), None));
+        let hear = Heartbeat {
+            identity: identity.clone(),
+            key: key.clone(),
+            incarnation: None,
+            age_ms: 0,
+            owner: of("b"),
+            progress: None,
+        };
+        let remove = Remove { identity: identity.clone(), key: key.clone(), owner: of("b"), by: None };
+        let commands = Commands {
+            registers: vec![register(of("b"))],
+            heartbeats: vec![hear],
+            removals: vec![remove],
+            ..Commands::default()
+        };
+        let refused = Outcomes {
+            registers: vec![Err(Unregistered::Owned)],
+            heartbeats: vec![(Heard::Owned, None)],
+            removals: vec![Removal::Owned],
+            ..Outcomes::default()
+        };
+        assert!(heartbeats.note(&name, &key, &of("a"), &Profile::default()));
+        heartbeats.learn(&commands, Some(&refused));
+        let waits = heartbeats.known.get(&name).is_some_and(|known| known.waiting.is_some());
+        assert!(waits, "what was noted is written yet");
+        assert!(heartbeats.note_beat(&name, &key, &of("a"), None));
+        // Unless it is not known what became of it.
+        heartbeats.learn(&commands, None);
+        assert!(!heartbeats.note_beat(&name, &key, &of("a"), None));
+    }
 }

@@ -222,6 +222,7 @@ pub async fn run(settings: Settings, listener: TcpListener, stop: impl Into<Stop
         v1_hold: settings.v1_hold,
         policy: settings.alloc_policy,
         loading_seeds: settings.fork_while_loading,
+        seed_owner: settings.seed_owner,
         file: settings.file.clone(),
         writer,
         heartbeats,

@@ -123,6 +123,16 @@ pub const SETTINGS: &[Section] = &[
             .env("RFORK_CFG_AUTH_MODE")
             .otherwise("enforce with --token-file, else off")
             .more("permissive counts what would be refused, and serves it"),
+            Setting::new(
+                "seed_owner",
+                Takes::OneOf(&["principal", "address"]),
+                "Who alone may send heartbeats of a seed that lives, register its address or take it out",
+            )
+            .value("principal|address")
+            .env("RFORK_CFG_SEED_OWNER")
+            .default("principal")
+            .more("The principal that registered it, if that is known; with address only from where it did, which also tells \
+                 apart workers that share a token or have none"),
         ],
     },
     Section {
@@ -445,6 +455,7 @@ mod tests {
                 ("settings_file", _) => rules.to_str().unwrap(),
                 ("token_file", _) => tokens.to_str().unwrap(),
                 ("auth_mode", _) => "permissive",
+                ("seed_owner", _) => "address",
                 ("alloc_policy", _) => "lru",
                 ("database_pooler", _) => "no",
                 ("fork_while_loading", _) => "on",

@@ -21,7 +21,7 @@ use crate::domain::seed::{Registration, Removal};
 use crate::grant::{Acquisition, EndOfWait};
 use crate::heartbeats::Heartbeats;
 use crate::store::commands::{
-    Acquire, Answered, Claim, Claimed, Drain, Leave, NoRoom, Register, Release, Remove, Renew, Serve,
+    Acquire, Answered, Claim, Claimed, Drain, Leave, Register, Release, Remove, Renew, Serve, Unregistered,
 };
 use crate::store::{Commands, MAX_BATCH, Outcomes, Renewed, Store, StoreError};
 pub use beats::{Beats, Met};
@@ -137,7 +137,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    Register, registers, Result<(Registration, i64), NoRoom>;
+    Register, registers, Result<(Registration, i64), Unregistered>;
     Answered, answers, bool;
     Renew, renewals, Option<Renewed>;
     Release, releases, bool;
@@ -373,6 +373,7 @@ mod tests {
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
+    use crate::domain::owner::Owner;
     use crate::store::Clock;
     use crate::store::sqlite::SqliteStore;
 
@@ -394,6 +395,7 @@ mod tests {
                 profile: Box::default(),
                 age_ms: 0,
                 client: None,
+                owner: Owner::default(),
             })
             .await
             .unwrap()
@@ -455,6 +457,7 @@ mod tests {
         let (writer, _writing) = Writer::start(store, heartbeats, Duration::from_secs(60));
         let command = Remove {
             by: None,
+            owner: Owner::default(),
             identity: SeedIdentity::new("h", 1, 0).unwrap(),
             key: SeedKey::new(*b"k").unwrap(),
         };

@@ -338,16 +338,16 @@ async fn history_names_who_did_what() {
     tell(WORKER, "/v2/leases/release", lease).await;
     tell(OPERATOR, "/v2/seeds/drain", seed.clone()).await;
     tell(TENANT, "/v2/seeds/deregister", seed).await;
-    let [tenant, other] = ["tenant/n", "m"].map(|key| json!({"seed": "127.0.0.1:8000:4", "seed_key": key}));
-    tell(TENANT, "/v2/seeds", tenant).await;
-    tell(WORKER, "/v2/seeds", other).await;
-    tell(OPERATOR, "/v2/keys/invalidate", json!({"seed_key": "m"})).await;
+    for key in ["tenant/n", "tenant/o"] {
+        tell(TENANT, "/v2/seeds", json!({"seed": "127.0.0.1:8000:4", "seed_key": key})).await;
+    }
+    tell(OPERATOR, "/v2/keys/invalidate", json!({"seed_key": "tenant/o"})).await;
     let events = list("/v2/events", "events").await;
     let told: Vec<_> =
         events.as_array().unwrap().iter().map(|event| (&event["kind"], &event["by"])).collect();
     let expected = [
         (json!("invalidated"), json!("operator")),
-        (json!("new_holding"), json!("worker")),
+        (json!("new_holding"), json!("tenant")),
         (json!("registered"), json!("tenant")),
         (json!("removed"), json!("tenant")),
         (json!("drained"), json!("operator")),

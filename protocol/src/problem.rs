@@ -87,6 +87,9 @@ codes! {
     StoreUnavailable = "store-unavailable", 503, "The planner's database is unavailable";
     /// The request's token names a key of its issuer that the planner does not know, and the issuer does not answer.
     IssuerUnavailable = "issuer-unavailable", 503, "The issuer of the token is unavailable";
+    /// A seed of somebody else lives at this address, which is its owner's until it is silent for its time to live. It is no
+    /// fault of the request: addresses are used again.
+    SeedOwned = "seed-owned", 503, "A seed of somebody else lives at this address";
     /// The planner is being stopped; another replica serves.
     Stopping = "stopping", 503, "The planner is stopping";
     /// No answer within the request's deadline. The request may still take effect.

@@ -140,6 +140,7 @@ def test_each_setting_becomes_its_flag() -> None:
         "--otlp-endpoint=http://collector:4318",
         "--probe-networks=10.0.0.0/8",
         "--probe-port=8081",
+        "--seed-owner=address",
         "--trusted-proxies=10.0.0.0/8,fd00::/8",
         "--v1-hold-sec=5",
         "--database-url-file=/etc/rfork/database/url",

@@ -16,12 +16,14 @@ pub(super) fn hear(
     command: &Heartbeat,
     period_ms: i64,
 ) -> (Heard, Option<i64>) {
-    let Heartbeat { identity, key, incarnation, age_ms, progress } = command;
+    let Heartbeat { identity, key, incarnation, age_ms, owner, progress } = command;
     let row = tables.seed_at(identity);
     let known = row.map(|row| row.known(now, rules));
     let id = row.map(|row| row.id);
-    let heard = seed::hear(known.as_ref(), key, incarnation.as_deref());
-    let Some(id) = id.filter(|_| heard != Heard::Unknown) else { return (heard, None) };
+    let heard = seed::hear(known.as_ref(), key, incarnation.as_deref(), owner);
+    let is_its = matches!(heard, Heard::Known | Heard::Draining);
+    let Some(id) = id.filter(|_| is_its) else { return (heard, None) };
+    tables.own(id, owner);
     note(tables, now, Beat { seed_id: id, age_ms: *age_ms });
     // What has waited for so long says nothing of now.
     let is_of_now = *age_ms < period_ms;

@@ -26,7 +26,7 @@ fn profile(wish: &Wish, asker: &Asker) -> Profile {
 }
 
 fn joining(known: Option<&Known>, key: &SeedKey, wish: &Wish, asker: &Asker) -> Joining {
-    seed::join(known, key, &profile(wish, asker))
+    seed::join(known, key, &profile(wish, asker), &asker.owner)
 }
 
 /// An asker as it stands now. `None`: it cannot be registered, so it is granted what anybody would be.
@@ -116,6 +116,7 @@ pub(super) fn join(
                 row.heard_ms = row.heard_ms.max(now);
                 row.loading = Some(Box::new(loading));
             });
+            tables.own(row.id, &asker.owner);
             return Some(row.id);
         }
         (_, row) => {
@@ -123,7 +124,8 @@ pub(super) fn join(
                 // Other memory: nothing of what it was remains, its leases included.
                 end::seed(tables, now, rules, row.id);
             }
-            tables.insert_seed((&asker.identity, key), profile(wish, asker), now, wish.client, rules)
+            let whose = (wish.client, &asker.owner);
+            tables.insert_seed((&asker.identity, key), profile(wish, asker), now, whose, rules)
         }
     };
     let kind = if joining == Joining::New { EventKind::Registered } else { EventKind::NewHolding };

@@ -52,7 +52,7 @@ pub(super) fn lead(
 fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i64) -> Role {
     let row = tables.seed_at(&claim.identity).cloned();
     let known = row.as_ref().map(|row| row.known(now, rules));
-    let joining = seed::join(known.as_ref(), &claim.key, &claim.profile);
+    let joining = seed::join(known.as_ref(), &claim.key, &claim.profile, &claim.owner);
     let own = row.as_ref().filter(|_| joining == Joining::Repeated);
     let has_it = own.is_some_and(|own| own.leads());
     // Whoever had the address before has ended.
@@ -82,7 +82,8 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
                 end::seed(tables, now, rules, row.id);
             }
             let profile = claim.profile.as_ref().clone();
-            tables.insert_seed((&claim.identity, &claim.key), profile, now, claim.client, rules)
+            let whose = (claim.client, &claim.owner);
+            tables.insert_seed((&claim.identity, &claim.key), profile, now, whose, rules)
         }
     };
     if !has_it {
@@ -90,6 +91,7 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
         let why = holder.as_ref().map_or_else(|| "reads storage".into(), |holder| take(tables, now, holder));
         remember::event(tables, now, rules, happened.with(why));
     }
+    tables.own(id, &claim.owner);
     tell(tables, now, id, claim, period_ms, true);
     Role::Leads
 }
@@ -167,6 +169,7 @@ mod tests {
     use super::super::testing::{NOW, identity, key, rules, seed, tables};
     use super::*;
     use crate::domain::chain::{Held, LEAD_TTL_MS, PERIOD_MS};
+    use crate::domain::owner::Owner;
     use crate::domain::policy::Policy;
     use crate::domain::seed::Profile;
 
@@ -220,7 +223,9 @@ mod tests {
         fn any_claim()(
             number in 0u8..4, memory in 0u8..2, arrived_bytes in 0u64..40, held in prop::option::of(1u64..4), patience_ms in 0i64..6,
         ) -> Claim {
-            Claim { by: None,
+            Claim {
+                by: None,
+                owner: Owner::default(),
                 identity: identity(number),
                 key: key("k"),
                 profile: Box::new(profile(memory)),
@@ -305,6 +310,7 @@ mod tests {
     fn any_own() -> Claim {
         Claim {
             by: None,
+            owner: Owner::default(),
             identity: identity(0),
             key: key("k"),
             profile: Box::default(),

@@ -6,39 +6,41 @@ use super::tables::Tables;
 use super::{end, remember};
 use crate::domain::seed::{self, Profile, Registration};
 use crate::store::Rules;
-use crate::store::commands::{NoRoom, Register};
+use crate::store::commands::{Register, Unregistered};
 use crate::store::history::{EventKind, Happened};
 
 /// Registers a seed, or hears that it is still there.
 ///
 /// # Errors
-/// There is no room for one more.
+/// There is no room for one more, or a seed of somebody else lives there.
 pub(super) fn register(
     tables: &mut Tables,
     now: i64,
     rules: &Rules,
     command: &Register,
-) -> Result<(Registration, i64), NoRoom> {
-    let Register { identity, key, profile, age_ms, client, by } = command;
+) -> Result<(Registration, i64), Unregistered> {
+    let Register { identity, key, profile, age_ms, client, owner, by } = command;
     let row = tables.seed_at(identity).cloned();
     let known = row.as_ref().map(|row| row.known(now, rules));
     let heard_ms = now.saturating_sub(*age_ms);
-    let registration = seed::register(known.as_ref(), key, profile);
+    let registration = seed::register(known.as_ref(), key, profile, owner)?;
     let id = match (registration, row.zip(known)) {
         (Registration::New, _) | (_, None) => {
             tables.room_for_seed(key, *client, rules)?;
             let happened = Happened::to(identity, key, EventKind::Registered).by(by.as_ref());
             remember::event(tables, now, rules, happened);
-            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, *client, rules)
+            let told = Profile::clone(profile);
+            tables.insert_seed((identity, key), told, heard_ms, (*client, owner), rules)
         }
         (Registration::NewHolding, Some((row, known))) => {
             tables.room_for_holding((&row.key, key), *client, rules)?;
-            let novelty = seed::novelty(&known, key, profile);
+            let novelty = seed::novelty(&known, key, profile, owner);
             let happened = Happened::to(identity, key, EventKind::NewHolding).by(by.as_ref()).with(novelty);
             remember::event(tables, now, rules, happened);
             // Nothing of what it was remains, its leases included.
             end::seed(tables, now, rules, row.id);
-            tables.insert_seed((identity, key), Profile::clone(profile), heard_ms, *client, rules)
+            let told = Profile::clone(profile);
+            tables.insert_seed((identity, key), told, heard_ms, (*client, owner), rules)
         }
         (Registration::Repeated | Registration::Completed, Some((row, known))) => {
             if registration == Registration::Completed {
@@ -68,6 +70,7 @@ pub(super) fn register(
             row.id
         }
     };
+    tables.own(id, owner);
     Ok((registration, id))
 }
 
@@ -80,8 +83,10 @@ mod tests {
     use super::super::testing::{NOW, any_seed, identity, key, rules, seed, tables};
     use super::*;
     use crate::decide::quota::{OfClient, Quota};
+    use crate::domain::owner::Owner;
     use crate::domain::policy::Policy;
     use crate::store::Room;
+    use crate::store::commands::NoRoom;
 
     fn of(holds: &str, age_ms: i64) -> Register {
         Register {
@@ -91,6 +96,7 @@ mod tests {
             profile: Box::default(),
             age_ms,
             client: None,
+            owner: Owner::default(),
         }
     }
 
@@ -102,7 +108,7 @@ mod tests {
         assert!(register(&mut tables, NOW, &rules, &of("k", 0)).is_ok(), "its heartbeat");
         assert!(register(&mut tables, NOW, &rules, &of("l", 0)).is_ok(), "in its own place");
         let other = Register { identity: identity(1), ..of("k", 0) };
-        assert_eq!(register(&mut tables, NOW, &rules, &other), Err(NoRoom(Quota::Seeds)));
+        assert_eq!(register(&mut tables, NOW, &rules, &other), Err(NoRoom(Quota::Seeds).into()));
     }
 
     #[test]
@@ -117,11 +123,11 @@ mod tests {
             register(&mut tables, NOW, &rules, &one).map(|_| ())
         };
         assert!((0..12).all(|seed| of_client(seed, 1).is_ok()), "three quarters are anybody's");
-        assert_eq!(of_client(12, 1), Err(NoRoom(Quota::SeedsOfClient)));
+        assert_eq!(of_client(12, 1), Err(NoRoom(Quota::SeedsOfClient).into()));
         assert_eq!(of_client(0, 1), Ok(()), "what is there goes on");
-        assert_eq!((of_client(12, 2), of_client(13, 2)), (Ok(()), Err(NoRoom(Quota::SeedsOfClient))));
+        assert_eq!((of_client(12, 2), of_client(13, 2)), (Ok(()), Err(NoRoom(Quota::SeedsOfClient).into())));
         assert!((13..16).all(|seed| of_client(seed, seed - 10).is_ok()), "others find room");
-        assert_eq!(of_client(16, 6), Err(NoRoom(Quota::Seeds)));
+        assert_eq!(of_client(16, 6), Err(NoRoom(Quota::Seeds).into()));
     }
 
     #[test]

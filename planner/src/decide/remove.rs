@@ -9,11 +9,12 @@ use crate::store::history::{EventKind, Happened};
 
 /// Takes a seed out. It goes with its last lease; what is gone already leaves nothing behind.
 pub(super) fn remove(tables: &mut Tables, now: i64, rules: &Rules, command: &Remove) -> Removal {
-    let Remove { identity, key, by } = command;
+    let Remove { identity, key, owner, by } = command;
     let row = tables.seed_at(identity).cloned();
     let known = row.as_ref().map(|row| row.known(now, rules));
-    let removal = seed::remove(known.as_ref(), key);
-    let Some(row) = row.filter(|row| *row.key == *key) else { return removal };
+    let removal = seed::remove(known.as_ref(), key, owner);
+    let is_its = !matches!(removal, Removal::Unknown | Removal::Owned);
+    let Some(row) = row.filter(|_| is_its) else { return removal };
     if !row.removed {
         // As the sweep would have told of it.
         let kind = if removal == Removal::GoneBefore { EventKind::Silent } else { EventKind::Removed };
@@ -26,7 +27,7 @@ pub(super) fn remove(tables: &mut Tables, now: i64, rules: &Rules, command: &Rem
         Removal::Draining => {
             tables.change(row.id, |row| row.removed = true);
         }
-        Removal::Unknown => {}
+        Removal::Unknown | Removal::Owned => {}
     }
     removal
 }
@@ -38,6 +39,7 @@ mod tests {
     use super::super::rows::SeedRow;
     use super::super::testing::{self, NOW, any_seeds, identity, rules, tables};
     use super::*;
+    use crate::domain::owner::Owner;
     use crate::domain::policy::Policy;
 
     proptest! {
@@ -48,7 +50,8 @@ mod tests {
             let rules = rules(Policy::Balanced);
             let mut tables = tables(&seeds);
             let key = testing::key(if right_key { "k" } else { "other" });
-            let removal = remove(&mut tables, NOW, &rules, &Remove { by: None, identity: identity(number), key });
+            let command = Remove { owner: Owner::default(), by: None, identity: identity(number), key };
+            let removal = remove(&mut tables, NOW, &rules, &command);
             for before in &seeds {
                 let after = tables.seed(before.id).map(AsRef::as_ref);
                 if before.identity != identity(number) || !right_key {

@@ -7,6 +7,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use crate::domain::chain::Loading;
 use crate::domain::health::Health;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Known, Profile, Standing, State};
 use crate::domain::terms::Terms;
@@ -28,6 +29,8 @@ pub struct SeedRow {
     pub profile: Arc<Profile>,
     /// Who registered it, as far as that is known, as its share is counted.
     pub client: Option<IpAddr>,
+    /// Whose it is.
+    pub owner: Owner,
     /// On what terms it is lent.
     pub terms: Terms,
     /// Whether its owner took it out: it goes with its last lease.
@@ -157,6 +160,7 @@ impl SeedRow {
         Known {
             key: SeedKey::clone(&self.key),
             profile: Profile::clone(&self.profile),
+            owner: self.owner.clone(),
             removed: self.removed,
             drained: self.drained,
             silent: self.is_silent(now, rules),
@@ -178,7 +182,7 @@ impl SeedRow {
 
     /// Whether nothing but what changes often is different from another row of the seed.
     pub fn is_told_as(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.profile, &other.profile) && self.terms == other.terms
+        Arc::ptr_eq(&self.profile, &other.profile) && self.terms == other.terms && self.owner == other.owner
     }
 
     /// What one of this key takes in the database, in bytes, about: all of its seeds have the key.
@@ -189,6 +193,7 @@ impl SeedRow {
     /// Its memory, in bytes, about, beside what seeds of its key share.
     pub fn bytes(&self) -> usize {
         let told = if *self.profile == Profile::default() { 0 } else { 512 };
+        let told = told + self.owner.principal.as_ref().map_or(0, |name| 4 * name.len());
         let told = told + self.loading.as_ref().map_or(0, |_| 2 * size_of::<Loading>() + 64);
         // With indexes and what the allocator adds a seed of v1 was seen to take 0.8 kB, four times the row.
         4 * size_of::<Self>() + 4 * self.name.len() + told + self.leases.len() * 2 * size_of::<LeaseRow>()

@@ -12,6 +12,7 @@ use super::rows::{RequestRow, SeedRow};
 use super::wants::Near;
 use crate::domain::chain::{self, Source};
 use crate::domain::health::Health;
+use crate::domain::owner::Owner;
 use crate::domain::pace::MOVE_PAUSE_MS;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
@@ -286,13 +287,21 @@ impl Tables {
         Some(change(Arc::make_mut(row)))
     }
 
+    /// What is not known of a seed's owner is known now.
+    pub(super) fn own(&mut self, id: i64, owner: &Owner) {
+        let known = self.seed(id).map(|row| row.owner.or(owner));
+        if let Some(known) = known.filter(|known| self.seed(id).is_some_and(|row| row.owner != *known)) {
+            self.change(id, |row| row.owner = known);
+        }
+    }
+
     /// A new seed, of which nothing is known but this; gives its number.
     pub(super) fn insert_seed(
         &mut self,
         (identity, key): (&SeedIdentity, &SeedKey),
         profile: Profile,
         heard_ms: i64,
-        client: Option<IpAddr>,
+        (client, owner): (Option<IpAddr>, &Owner),
         rules: &Rules,
     ) -> i64 {
         let id = self.new_seed;
@@ -306,6 +315,7 @@ impl Tables {
             terms: rules.terms(identity, key, &profile),
             profile: Arc::new(profile),
             client,
+            owner: owner.clone(),
             removed: false,
             drained: false,
             loading: None,

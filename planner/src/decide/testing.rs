@@ -9,6 +9,7 @@ use super::place::{HostUse, place};
 use super::rows::{LeaseRow, RequestRow, SeedRow};
 use super::{Batch, Decision, Tables, Wants};
 use crate::domain::health::Health;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Policy;
 use crate::domain::seed::{Profile, State};
 use crate::domain::terms::Terms;
@@ -45,6 +46,7 @@ pub(super) fn seed(number: u8, capacity: u32) -> SeedRow {
         key: Arc::new(key("k")),
         profile: Arc::new(Profile::default()),
         client: None,
+        owner: Owner::default(),
         terms: Terms { capacity, lease_ttl_ms: RULES.lease_ttl_ms, host_capacity: None },
         removed: false,
         drained: false,

@@ -9,6 +9,7 @@ use rfork_protocol::manifest::content::Origin;
 use rfork_protocol::v1::Labels;
 use serde::{Deserialize, Serialize};
 
+use super::owner::Owner;
 use super::pace::{Ahead, Pace, SHARED, Sending};
 
 /// How often a loading seed tells how far it is, in milliseconds, while the planner has time.
@@ -48,6 +49,8 @@ pub struct Held {
 /// A worker that asks for a seed, can read from one that still loads, and would be one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Asker {
+    /// Whose it would be.
+    pub owner: Owner,
     /// Where it serves already.
     pub identity: SeedIdentity,
     /// Tells its memory from any other at this address.

@@ -5,6 +5,7 @@ pub mod explain;
 pub mod health;
 pub mod location;
 pub mod network;
+pub mod owner;
 pub mod pace;
 pub mod policy;
 pub mod seed;

@@ -4,6 +4,7 @@ use rfork_protocol::SeedKey;
 use rfork_protocol::v1::Labels;
 
 use super::location::Location;
+use super::owner::Owner;
 
 /// What a seed tells of itself beside what it holds. None of it is needed; v1 clients tell labels at most.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -65,6 +66,8 @@ pub struct Known {
     pub key: SeedKey,
     /// What it told of itself.
     pub profile: Profile,
+    /// Whose it is.
+    pub owner: Owner,
     /// Whether its owner has removed it while it still had leases.
     pub removed: bool,
     /// Whether an operator has taken it out: it returns only with other memory.
@@ -83,6 +86,23 @@ impl Known {
     pub fn is_gone(&self) -> bool {
         let Self { removed, drained, silent, live_leases, .. } = *self;
         Standing { removed, drained, silent, suspect: false, leased: live_leases > 0 }.is_gone()
+    }
+
+    /// Whether it lives, so that its address is its owner's. Addresses are used again: of one that fell silent, or was
+    /// removed and has no lease, nobody keeps it.
+    fn lives(&self) -> bool {
+        !self.silent && (!self.removed || self.live_leases > 0)
+    }
+
+    /// Whether somebody asks who is not its owner.
+    ///
+    /// # Errors
+    /// [`Owned`], while it lives.
+    fn is_anothers(&self, owner: &Owner) -> Result<bool, Owned> {
+        match self.owner.is_other(owner) {
+            true if self.lives() => Err(Owned),
+            is_other => Ok(is_other),
+        }
     }
 }
 
@@ -136,6 +156,10 @@ impl Standing {
     }
 }
 
+/// At this address lives a seed of somebody else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Owned;
+
 /// What a registration or heartbeat does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Registration {
@@ -152,10 +176,20 @@ pub enum Registration {
     Draining,
 }
 
-/// Decides what registering `key` means for a seed that the store knows as `known`.
-pub fn register(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Registration {
-    match known {
+/// Decides what it means that `owner` registers `key`, for a seed that the store knows as `known`.
+///
+/// # Errors
+/// [`Owned`].
+pub fn register(
+    known: Option<&Known>,
+    key: &SeedKey,
+    profile: &Profile,
+    owner: &Owner,
+) -> Result<Registration, Owned> {
+    Ok(match known {
         None => Registration::New,
+        // Another worker has the address now, and other memory.
+        Some(known) if known.is_anothers(owner)? => Registration::NewHolding,
         Some(known) if known.key != *key || known.profile.contradicts(profile) => Registration::NewHolding,
         // Whoever does not say that it is the same memory has other memory.
         Some(known) if known.loads && known.profile.incarnation != profile.incarnation => {
@@ -166,7 +200,7 @@ pub fn register(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Regi
         Some(known) if known.removed => Registration::NewHolding,
         Some(known) if known.loads => Registration::Completed,
         Some(_) => Registration::Repeated,
-    }
+    })
 }
 
 /// What it does that somebody registers as a loading seed, given what is known of its address.
@@ -178,26 +212,30 @@ pub enum Joining {
     Repeated,
     /// Its memory is another one: leases on what it was end.
     NewHolding,
-    /// It cannot be: an operator or its owner took this memory out, or it has loaded everything.
+    /// It cannot be: a seed of somebody else lives there, an operator or its owner took this memory out, or it has loaded
+    /// everything.
     Refused,
 }
 
-/// Decides what it means that a worker which loads `key` registers, for a seed that the store knows as `known`.
-pub fn join(known: Option<&Known>, key: &SeedKey, profile: &Profile) -> Joining {
-    match register(known, key, profile) {
-        Registration::New => Joining::New,
-        Registration::NewHolding => Joining::NewHolding,
-        Registration::Completed => Joining::Repeated,
+/// Decides what it means that a worker of `owner` which loads `key` registers, for a seed that the store knows as `known`.
+pub fn join(known: Option<&Known>, key: &SeedKey, profile: &Profile, owner: &Owner) -> Joining {
+    match register(known, key, profile, owner) {
+        Ok(Registration::New) => Joining::New,
+        Ok(Registration::NewHolding) => Joining::NewHolding,
+        Ok(Registration::Completed) => Joining::Repeated,
         // Of a complete seed that does not tell its incarnation nobody knows whether this is the same.
-        Registration::Repeated if known.is_some_and(|known| known.profile.incarnation.is_none()) => {
+        Ok(Registration::Repeated) if known.is_some_and(|known| known.profile.incarnation.is_none()) => {
             Joining::NewHolding
         }
-        Registration::Repeated | Registration::Draining => Joining::Refused,
+        Ok(Registration::Repeated | Registration::Draining) | Err(Owned) => Joining::Refused,
     }
 }
 
 /// What is new of a [`Registration::NewHolding`], for people.
-pub fn novelty(known: &Known, key: &SeedKey, profile: &Profile) -> &'static str {
+pub fn novelty(known: &Known, key: &SeedKey, profile: &Profile, owner: &Owner) -> &'static str {
+    if known.owner.is_other(owner) {
+        return "another owner";
+    }
     if known.key != *key {
         return "another key";
     }
@@ -214,24 +252,29 @@ pub enum Heard {
     Unknown,
     /// One that is offered no more.
     Draining,
+    /// One of somebody else, which lives.
+    Owned,
 }
 
-/// Decides what a heartbeat of the holding `key` means for a seed that the store knows as `known`. It changes
+/// Decides what a heartbeat of the holding `key` by `owner` means for a seed that the store knows as `known`. It changes
 /// nothing but the time: what it cannot tell of a seed that is not known, only a registration can.
-pub fn hear(known: Option<&Known>, key: &SeedKey, incarnation: Option<&str>) -> Heard {
+pub fn hear(known: Option<&Known>, key: &SeedKey, incarnation: Option<&str>, owner: &Owner) -> Heard {
     let profile = Profile { incarnation: incarnation.map(str::to_owned), ..Profile::default() };
-    match register(known, key, &profile) {
-        Registration::New | Registration::NewHolding => Heard::Unknown,
-        Registration::Repeated | Registration::Completed => Heard::Known,
-        Registration::Draining => Heard::Draining,
+    match register(known, key, &profile, owner) {
+        Ok(Registration::New | Registration::NewHolding) => Heard::Unknown,
+        Ok(Registration::Repeated | Registration::Completed) => Heard::Known,
+        Ok(Registration::Draining) => Heard::Draining,
+        Err(Owned) => Heard::Owned,
     }
 }
 
 /// What a removal does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Removal {
-    /// Nothing: not known, or known under another key.
+    /// Nothing: not known, or known under another key, or what is left of a seed of somebody else.
     Unknown,
+    /// Nothing: it is somebody else's, and lives.
+    Owned,
     /// It was gone already for everybody who looks; what was left of it goes now, so that no heartbeat which is
     /// on its way brings it back.
     GoneBefore,
@@ -241,10 +284,13 @@ pub enum Removal {
     Gone,
 }
 
-/// Decides what removing the holding `key` means for a seed that the store knows as `known`.
-pub fn remove(known: Option<&Known>, key: &SeedKey) -> Removal {
+/// Decides what it means that `owner` removes the holding `key`, for a seed that the store knows as `known`.
+pub fn remove(known: Option<&Known>, key: &SeedKey, owner: &Owner) -> Removal {
+    let is_anothers = known.map(|known| known.is_anothers(owner));
     match known {
         Some(known) if known.key != *key => Removal::Unknown,
+        _ if is_anothers == Some(Err(Owned)) => Removal::Owned,
+        _ if is_anothers == Some(Ok(true)) => Removal::Unknown,
         Some(known) if known.is_gone() => Removal::GoneBefore,
         Some(known) if known.live_leases > 0 => Removal::Draining,
         Some(_) => Removal::Gone,
@@ -272,13 +318,19 @@ mod tests {
         })
     }
 
+    fn owner() -> impl Strategy<Value = Owner> {
+        name().prop_map(|name| Owner { principal: name.map(Into::into), address: None })
+    }
+
     fn known() -> impl Strategy<Value = Option<Known>> {
         let flags = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        let parts = (0u8..3, profile(), flags, 0u32..3);
-        prop::option::of(parts.prop_map(|(key, profile, (removed, drained, silent, loads), live_leases)| {
+        let parts = (0u8..3, profile(), owner(), flags, 0u32..3);
+        prop::option::of(parts.prop_map(|(key, profile, owner, flags, live_leases)| {
+            let (removed, drained, silent, loads) = flags;
             Known {
                 key: SeedKey::new([b'a' + key]).unwrap(),
                 profile,
+                owner,
                 removed,
                 drained,
                 silent,
@@ -290,11 +342,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn leases_end_early_only_when_the_memory_holds_something_else(known in known(), told in profile()) {
+        fn leases_end_early_only_when_the_memory_holds_something_else(
+            known in known(), told in profile(), owner in owner(),
+        ) {
             let key = SeedKey::new(*b"a").unwrap();
-            let registration = register(known.as_ref(), &key, &told);
+            let Ok(registration) = register(known.as_ref(), &key, &told, &owner) else { return Ok(()) };
             if let Some(known) = &known {
                 let other_memory = known.key != key
+                    || known.owner.is_other(&owner)
                     || known.profile.contradicts(&told)
                     || (known.loads && known.profile.incarnation != told.incarnation);
                 prop_assert_ne!(registration, Registration::New);
@@ -316,9 +371,32 @@ mod tests {
         }
 
         #[test]
+        fn a_seed_that_lives_is_its_owners_alone_and_one_that_is_gone_is_anybodys(
+            known in known(), told in profile(), owner in owner(),
+        ) {
+            let Some(known) = known.filter(|known| known.owner.is_other(&owner)) else { return Ok(()) };
+            let (key, known) = (known.key.clone(), Some(known));
+            let of = |known: &Option<Known>| (
+                register(known.as_ref(), &key, &told, &owner),
+                join(known.as_ref(), &key, &told, &owner),
+                hear(known.as_ref(), &key, told.incarnation.as_deref(), &owner),
+                remove(known.as_ref(), &key, &owner),
+            );
+            let has_gone = known.as_ref().is_some_and(|known| {
+                known.silent || (known.removed && known.live_leases == 0)
+            });
+            let wanted = if has_gone {
+                (Ok(Registration::NewHolding), Joining::NewHolding, Heard::Unknown, Removal::Unknown)
+            } else {
+                (Err(Owned), Joining::Refused, Heard::Owned, Removal::Owned)
+            };
+            prop_assert_eq!(of(&known), wanted);
+        }
+
+        #[test]
         fn a_heartbeat_registers_nothing(known in known(), incarnation in name()) {
             let key = SeedKey::new(*b"a").unwrap();
-            match (hear(known.as_ref(), &key, incarnation.as_deref()), known) {
+            match (hear(known.as_ref(), &key, incarnation.as_deref(), &Owner::default()), known) {
                 (_, None) => {}
                 (Heard::Unknown, Some(known)) => {
                     let differs = known.profile.incarnation != incarnation;
@@ -327,11 +405,12 @@ mod tests {
                     prop_assert!(other || (known.removed && known.live_leases == 0));
                 }
                 (Heard::Draining, Some(known)) => prop_assert!(known.drained || known.removed),
+                (Heard::Owned, Some(_)) => prop_assert!(false, "who is not known is nobody else"),
                 (Heard::Known, Some(known)) => {
                     prop_assert!(known.key == key && !known.drained && !known.removed);
                 }
             }
-            prop_assert_eq!(hear(None, &key, None), Heard::Unknown);
+            prop_assert_eq!(hear(None, &key, None, &Owner::default()), Heard::Unknown);
         }
 
         #[test]
@@ -345,7 +424,7 @@ mod tests {
         #[test]
         fn a_seed_with_leases_is_never_gone(known in known()) {
             let key = SeedKey::new(*b"a").unwrap();
-            match (remove(known.as_ref(), &key), known) {
+            match (remove(known.as_ref(), &key, &Owner::default()), known) {
                 (Removal::Gone, Some(known)) => {
                     prop_assert!(!known.is_gone());
                     prop_assert_eq!((known.live_leases, known.key), (0, key));
@@ -356,6 +435,7 @@ mod tests {
                 }
                 (Removal::Draining, Some(known)) => prop_assert!(known.live_leases > 0 && known.key == key),
                 (Removal::Unknown, known) => prop_assert!(known.is_none_or(|known| known.key != key)),
+                (Removal::Owned, Some(_)) => prop_assert!(false, "who is not known is nobody else"),
                 (_, None) => prop_assert!(false, "a seed that is not known cannot go"),
             }
         }

@@ -159,6 +159,7 @@ mod tests {
 
     use super::*;
     use crate::config::{DatabaseUrl, Settings};
+    use crate::domain::owner::Owner;
     use crate::grant::Acquisition;
     use crate::heartbeats::Heartbeats;
     use crate::http::handshake::shake;
@@ -238,7 +239,15 @@ mod tests {
             let (key, identity) = (SeedKey::new(*b"k").unwrap(), SeedIdentity::new("h", 1, 0).unwrap());
             let (profile, wish) = Default::default();
             writer
-                .submit(Register { by: None, identity, key: key.clone(), profile, age_ms: 0, client: None })
+                .submit(Register {
+                    by: None,
+                    identity,
+                    key: key.clone(),
+                    profile,
+                    age_ms: 0,
+                    client: None,
+                    owner: Owner::default(),
+                })
                 .await
                 .unwrap()
                 .unwrap();

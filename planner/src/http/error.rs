@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use rfork_protocol::problem::Code;
 use rfork_protocol::v1::HeaderError;
 
+use super::owned::Undone;
 use crate::decide::quota::Quota;
 use crate::identity::Denied;
 use crate::store::StoreError;
@@ -138,6 +139,16 @@ impl From<WriteError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         Unavailable::from(&error).into()
+    }
+}
+
+impl From<Undone> for ApiError {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::Write(error) => error.into(),
+            Undone::NoRoom(no_room) => Self::Full(no_room),
+            Undone::Denied(denied) => denied.into(),
+        }
     }
 }
 

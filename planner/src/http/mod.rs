@@ -19,6 +19,7 @@ use tower::ServiceExt;
 
 use crate::acquire::Granter;
 use crate::config::Bounds;
+use crate::domain::owner::OwnedBy;
 use crate::domain::policy::Policy;
 use crate::heartbeats::Heartbeats;
 use crate::identity::{Access, Identity, Role};
@@ -37,6 +38,7 @@ mod error;
 mod forwarded;
 mod handshake;
 mod ops;
+mod owned;
 mod permit;
 pub mod server;
 mod socket;
@@ -121,6 +123,8 @@ pub struct Parts {
     pub heartbeat_interval: Duration,
     /// How long a seed may be silent.
     pub heartbeat_ttl: Duration,
+    /// Whose seeds are.
+    pub seed_owner: OwnedBy,
     /// Who may come in.
     pub identity: Arc<Identity>,
     /// Counts requests.

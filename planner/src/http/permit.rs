@@ -15,6 +15,7 @@ use tracing::Span;
 
 use super::client::Client;
 use super::{Api, v2};
+use crate::domain::owner::{OwnedBy, Owner};
 use crate::identity::{Access, Admission, Denied, Mode, Principal};
 
 /// What a client is told to show, as RFC 9110 has it. Basic is for clients that can send nothing else.
@@ -48,15 +49,46 @@ impl Permit {
         self.principal.as_ref().map(|principal| principal.name.as_str().into())
     }
 
-    /// Counts what is denied, and says of whom, as often as that is worth a line; it is refused when that is enforced.
+    /// Whose a seed is of which this request speaks.
+    pub(super) fn owner(&self) -> Owner {
+        Owner {
+            principal: self.by(),
+            address: self.client.filter(|_| self.api.seed_owner == OwnedBy::Address),
+        }
+    }
+
+    /// The same, as far as another one is refused.
+    pub(super) fn enforced_owner(&self) -> Owner {
+        let is_enforced = self.api.identity.mode() == Mode::Enforce;
+        let Owner { principal, address } = self.owner();
+        Owner { principal: principal.filter(|_| is_enforced), address }
+    }
+
+    /// This request speaks of a seed of somebody else, which lives. While principals are only counted for that, there is what
+    /// it may do all the same, and that is given back.
+    ///
+    /// # Errors
+    /// [`Denied::Owner`].
+    pub(super) fn of_another<T>(&self, all_the_same: Option<T>) -> Result<T, Denied> {
+        self.tell(Denied::Owner, all_the_same.is_none());
+        all_the_same.ok_or(Denied::Owner)
+    }
+
+    /// It is refused when that is enforced.
     fn deny(&self, denied: Denied) -> Result<(), Denied> {
+        let is_refused = self.api.identity.mode() == Mode::Enforce;
+        self.tell(denied, is_refused);
+        if is_refused { Err(denied) } else { Ok(()) }
+    }
+
+    /// Counts what is denied, and says of whom, as often as that is worth a line.
+    fn tell(&self, denied: Denied, is_refused: bool) {
         let Self { principal, client, api } = self;
-        let mode = api.identity.mode();
-        api.metrics.denied(denied, mode);
+        api.metrics.denied(denied, is_refused);
         let principal = principal.as_ref().map(|principal| principal.name.as_str());
         if api.identity.is_news(denied, principal, *client) {
             let (reason, client) = (denied.label(), client.map(tracing::field::display));
-            if mode == Mode::Enforce {
+            if is_refused {
                 tracing::info!(principal, client, reason, "a request was refused");
             } else {
                 tracing::warn!(
@@ -67,7 +99,6 @@ impl Permit {
                 );
             }
         }
-        if mode == Mode::Enforce { Err(denied) } else { Ok(()) }
     }
 }
 
@@ -144,6 +175,7 @@ impl Denied {
         match self {
             Self::TooMany => Code::TooManyFailures,
             Self::Undecided => Code::IssuerUnavailable,
+            Self::Owner => Code::SeedOwned,
             _ if self.wants_credential() => Code::Unauthenticated,
             _ => Code::Forbidden,
         }
@@ -153,7 +185,7 @@ impl Denied {
     pub(super) fn come_back_ms(self) -> Option<u64> {
         match self {
             Self::TooMany => Some(COME_BACK_SEC * 1_000),
-            Self::Undecided => Some(1_000),
+            Self::Undecided | Self::Owner => Some(1_000),
             _ => None,
         }
     }

@@ -13,6 +13,7 @@ use rfork_protocol::v1::{
 use super::Api;
 use super::client::{Client, requester, tell_of};
 use super::error::{ApiError, Unavailable};
+use super::owned;
 use super::permit::Permit;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Profile, Registration, Removal};
@@ -32,12 +33,14 @@ pub(super) async fn add_seed(
     let name = identity.to_string();
     let location = api.file.networks.locate_seed(&identity);
     let profile = Box::new(Profile { labels, location, ..Profile::default() });
-    if api.heartbeats.note(&name, &key, &profile) {
+    let owner = permit.owner();
+    if api.heartbeats.note(&name, &key, &owner, &profile) {
         return Ok(StatusCode::OK);
     }
     let client = client.map(|Extension(client)| network(client.address));
-    let register = Register { identity, key: key.clone(), profile, age_ms: 0, client, by: permit.by() };
-    let (registration, _) = api.submit(register).await?.map_err(ApiError::Full)?;
+    let register =
+        Register { identity, key: key.clone(), profile, age_ms: 0, client, owner, by: permit.by() };
+    let registration = owned::register(&api, &permit, register).await?;
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(seed = %name, %key, "a seed registered");
     }
@@ -129,7 +132,8 @@ pub(super) async fn remove_seed(
     let RemoveSeed { key, identity, .. } = RemoveSeed::decode(&headers)?;
     permit.key(&key)?;
     let name = identity.to_string();
-    match api.submit(Remove { identity, key, by: permit.by() }).await? {
+    let remove = Remove { identity, key, owner: permit.owner(), by: permit.by() };
+    match owned::remove(&api, &permit, remove).await? {
         Removal::Gone => {
             tracing::info!(seed = %name, "a seed was removed");
             Ok(StatusCode::OK)
@@ -138,7 +142,7 @@ pub(super) async fn remove_seed(
             tracing::info!(seed = %name, "a seed was removed and goes with its last lease");
             Err(ApiError::Conflict("the seed still has active leases; it is offered no more"))
         }
-        Removal::Unknown | Removal::GoneBefore => Err(ApiError::NotFound("seed not found")),
+        Removal::Unknown | Removal::Owned | Removal::GoneBefore => Err(ApiError::NotFound("seed not found")),
     }
 }
 

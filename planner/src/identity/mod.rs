@@ -140,6 +140,12 @@ pub enum Denied {
     /// Its principal may use other keys.
     #[error("the principal of this token may not use this seed key")]
     Key,
+    /// It speaks of a seed that lives and is somebody else's.
+    #[error(
+        "a seed of somebody else lives at this address; once that has sent no heartbeat for its time to live, or is taken out by \
+         its owner, the address is free"
+    )]
+    Owner,
 }
 
 impl Denied {
@@ -154,6 +160,7 @@ impl Denied {
             Self::Undecided => "undecided",
             Self::Role(_) => "role",
             Self::Key => "key",
+            Self::Owner => "owner",
         }
     }
 

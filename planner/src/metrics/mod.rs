@@ -15,7 +15,7 @@ use prometheus::{
     Encoder, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry, TextEncoder,
 };
 
-use crate::identity::{Denied, Mode};
+use crate::identity::Denied;
 use crate::store::commands::{Acquired, Release, Role};
 use crate::store::history::End;
 use crate::store::{
@@ -126,12 +126,14 @@ fn denied(series: &Series) -> prometheus::Result<IntCounterVec> {
         "requests_denied_total",
         "Requests without a credential (missing), with one that nobody has (unknown; limited, if many of them came from one \
          address), that has ended (expired), fits no principal (stranger), or cannot be looked up (undecided), or whose \
-         principal has another role (role) or may not use the key (key); those that were served all the same have \
+         principal has another role (role), may not use the key (key) or speaks of a seed of somebody else (owner); those that were served all the same have \
          refused=\"no\".",
         &["reason", "refused"],
         &[],
     )?;
-    for reason in ["missing", "unknown", "limited", "expired", "stranger", "undecided", "role", "key"] {
+    for reason in
+        ["missing", "unknown", "limited", "expired", "stranger", "undecided", "role", "key", "owner"]
+    {
         for refused in ["yes", "no"] {
             denied.with_label_values(&[reason, refused]);
         }
@@ -208,8 +210,8 @@ impl Metrics {
     }
 
     /// Counts a request that is denied, or would be.
-    pub(crate) fn denied(&self, denied: Denied, mode: Mode) {
-        let refused = if mode == Mode::Enforce { "yes" } else { "no" };
+    pub(crate) fn denied(&self, denied: Denied, is_refused: bool) {
+        let refused = if is_refused { "yes" } else { "no" };
         self.denied.with_label_values(&[denied.label(), refused]).inc();
     }
 
@@ -357,12 +359,13 @@ impl Metrics {
             // One that is out of allocation goes on beating.
             Registration::Repeated | Registration::Draining => "repeated",
         });
-        let heard = heartbeats.iter().filter(|(heard, _)| *heard != Heard::Unknown).map(|_| "repeated");
+        let is_its = |heard: &Heard| matches!(heard, Heard::Known | Heard::Draining);
+        let heard = heartbeats.iter().filter(|(heard, _)| is_its(heard)).map(|_| "repeated");
         let removed = removals.iter().filter_map(|removal| match removal {
             Removal::Draining => Some("drained"),
             Removal::Gone => Some("removed"),
             Removal::GoneBefore => Some("forgotten"),
-            Removal::Unknown => None,
+            Removal::Unknown | Removal::Owned => None,
         });
         let drained = drains.iter().flatten().map(|_| "drained");
         for change in registered.chain(heard).chain(removed).chain(drained) {

@@ -10,8 +10,9 @@ use super::history::{Account, End};
 use crate::decide::quota::Quota;
 use crate::domain::chain::{Held, Progress, Source};
 use crate::domain::health::{BackOff, Health};
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
-use crate::domain::seed::{Heard, Profile, Registration, Removal};
+use crate::domain::seed::{Heard, Owned, Profile, Registration, Removal};
 
 /// SHA-256 of a lease id: all that is stored of it.
 pub type LeaseHash = [u8; 32];
@@ -202,6 +203,8 @@ pub struct Register {
     pub age_ms: i64,
     /// Who asks, as far as it is known, as its [share](crate::shares::network) is counted.
     pub client: Option<IpAddr>,
+    /// Whose it is to be.
+    pub owner: Owner,
     /// Whose request it was, by its principal's name, if that is known.
     pub by: Option<Arc<str>>,
 }
@@ -217,6 +220,8 @@ pub struct Heartbeat {
     pub incarnation: Option<String>,
     /// How long ago the request arrived, in milliseconds.
     pub age_ms: i64,
+    /// Whose the seed must be.
+    pub owner: Owner,
     /// How far it is, if it loads.
     pub progress: Option<Box<Progress>>,
 }
@@ -272,6 +277,8 @@ pub struct Remove {
     pub identity: SeedIdentity,
     /// What it must hold.
     pub key: SeedKey,
+    /// Whose it must be.
+    pub owner: Owner,
     /// Whose request it was, by its principal's name, if that is known.
     pub by: Option<Arc<str>>,
 }
@@ -310,6 +317,8 @@ pub struct Claim {
     pub profile: Box<Profile>,
     /// Who asks, as its share is counted.
     pub client: Option<IpAddr>,
+    /// Whose it is to be.
+    pub owner: Owner,
     /// Whose request it was, by its principal's name, if that is known.
     pub by: Option<Arc<str>>,
     /// The model's size.
@@ -456,6 +465,27 @@ impl Commands {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct NoRoom(pub Quota);
 
+/// Why a seed was not registered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unregistered {
+    /// There is no room for it.
+    NoRoom(NoRoom),
+    /// A seed of somebody else lives there.
+    Owned,
+}
+
+impl From<NoRoom> for Unregistered {
+    fn from(no_room: NoRoom) -> Self {
+        Self::NoRoom(no_room)
+    }
+}
+
+impl From<Owned> for Unregistered {
+    fn from(_: Owned) -> Self {
+        Self::Owned
+    }
+}
+
 /// What became of an acquisition.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Acquired {
@@ -472,7 +502,7 @@ pub enum Acquired {
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Outcomes {
     /// What it was, with the store's number of the seed, which is that of this holding alone.
-    pub registers: Vec<Result<(Registration, i64), NoRoom>>,
+    pub registers: Vec<Result<(Registration, i64), Unregistered>>,
     /// What it met, with the store's number of the seed if that is offered.
     pub heartbeats: Vec<(Heard, Option<i64>)>,
     /// Whether that holding is still there.

@@ -5,6 +5,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 use super::{Counts, LeaseHash, Rules};
 use crate::decide::rows::{LeaseRow, SeedRow};
 use crate::domain::chain::Loading;
+use crate::domain::owner::Owner;
 use crate::domain::seed::{Profile, State};
 
 /// The most bytes of a page, about; of one entry that has more it is as many.
@@ -124,6 +125,8 @@ pub struct SeedEntry {
     pub failures: u32,
     /// What it told of itself.
     pub profile: Profile,
+    /// Whose it is.
+    pub owner: Owner,
     /// Its host and the leases that seeds of that may still be given together, where that is bounded.
     pub host_room: Option<(String, u32)>,
     /// How far it is, while it loads.
@@ -155,6 +158,7 @@ impl SeedEntry {
             suspect_ms: (suspect_until_ms > now).then(|| suspect_until_ms.saturating_sub(now)),
             failures: row.health.failures,
             profile: row.profile.as_ref().clone(),
+            owner: row.owner.clone(),
             host_room,
             loading: None,
         }
@@ -163,7 +167,8 @@ impl SeedEntry {
 
 impl Entry for SeedEntry {
     fn bytes(&self) -> usize {
-        profile_bytes(&self.key, &self.profile)
+        let owner = self.owner.principal.as_ref().map_or(0, |name| name.len());
+        profile_bytes(&self.key, &self.profile) + owner
     }
 }
 

@@ -10,6 +10,7 @@ use super::commands::{Claim, Claimed, NoRoom};
 use super::history::Account;
 use super::{Grant, LeaseHash, Leaving, Left, Queue, Refusal, Renewed, Report};
 use crate::domain::chain::Progress;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
 pub(crate) use sort::ApplyList;
@@ -29,6 +30,8 @@ pub(crate) enum Command {
         age_ms: i64,
         /// Who asks, as its share is counted.
         client: Option<IpAddr>,
+        /// Whose it is to be.
+        owner: Owner,
     },
     /// A heartbeat that registers nothing.
     Beat {
@@ -40,6 +43,8 @@ pub(crate) enum Command {
         incarnation: Option<String>,
         /// How long ago the request arrived, in milliseconds. The writer fills it in.
         age_ms: i64,
+        /// Whose the seed must be.
+        owner: Owner,
         /// How far it is, if it loads.
         progress: Option<Box<Progress>>,
     },
@@ -103,6 +108,8 @@ pub(crate) enum Command {
         identity: SeedIdentity,
         /// What it must hold.
         key: SeedKey,
+        /// Whose it must be.
+        owner: Owner,
     },
     /// Take a seed out that goes on: it is not offered while its memory is the same, and its leases live on.
     Drain {
@@ -120,6 +127,8 @@ pub(crate) enum Outcome {
     Registered(Registration, i64),
     /// Of [`Command::Register`]: there is no room for one more seed.
     NoRoom(NoRoom),
+    /// Of [`Command::Register`]: a seed of somebody else lives there.
+    Owned,
     /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
     Heard(Heard, Option<i64>),
     /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.

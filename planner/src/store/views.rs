@@ -7,6 +7,7 @@ use super::commands::LeaseHash;
 use super::history::Forgotten;
 use super::list::{Entry, entry_bytes, first, profile_bytes};
 use crate::decide::rows::SeedRow;
+use crate::domain::owner::Owner;
 use crate::domain::seed::{Profile, State};
 
 /// What a sweep tidied up.
@@ -45,6 +46,8 @@ pub struct SeedView {
     pub failures: u32,
     /// What it told of itself.
     pub profile: Profile,
+    /// Whose it is.
+    pub owner: Owner,
 }
 
 impl SeedView {
@@ -61,6 +64,7 @@ impl SeedView {
             suspect_until_ms: row.health.suspect_until_ms,
             failures: row.health.failures,
             profile: row.profile.as_ref().clone(),
+            owner: row.owner.clone(),
         }
     }
 }

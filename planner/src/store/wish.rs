@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::domain::chain::{Asker, Held, Stalled};
 use crate::domain::location::Location;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 
 /// What of a wish is its worker's own; the rest is found anew at each choice.
@@ -34,6 +35,9 @@ struct Kept {
 #[derive(Serialize, Deserialize)]
 struct KeptAsker {
     seed: SeedIdentity,
+    /// Whose it would be: a principal, and an address.
+    #[serde(default)]
+    owner: (Option<String>, Option<IpAddr>),
     incarnation: String,
     total_bytes: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -54,9 +58,11 @@ struct KeptAsker {
 
 impl From<&Asker> for KeptAsker {
     fn from(asker: &Asker) -> Self {
-        let Asker { identity, incarnation, labels, total_bytes, held, starts_over, stalled } = asker.clone();
+        let Asker { owner, identity, incarnation, labels, total_bytes, held, starts_over, stalled } =
+            asker.clone();
         Self {
             seed: identity,
+            owner: (owner.principal.as_deref().map(str::to_owned), owner.address),
             incarnation,
             total_bytes,
             model_url: labels.model_url,
@@ -71,8 +77,9 @@ impl From<&Asker> for KeptAsker {
 
 impl From<KeptAsker> for Asker {
     fn from(kept: KeptAsker) -> Self {
-        let KeptAsker { model_url, deploy_strategy, is_draft, .. } = kept;
+        let KeptAsker { owner: (principal, address), model_url, deploy_strategy, is_draft, .. } = kept;
         Self {
+            owner: Owner { principal: principal.map(Into::into), address },
             identity: kept.seed,
             incarnation: kept.incarnation,
             labels: Labels { model_url, deploy_strategy, is_draft },
@@ -135,9 +142,11 @@ mod tests {
             held in prop::option::of((".{0,8}", any::<u64>())),
             starts_over in any::<bool>(),
             stalled in prop::option::of((any::<[u8; 32]>(), any::<bool>())),
+            owner in (prop::option::of(".{0,8}"), prop::option::of(any::<IpAddr>())),
         ) -> Asker {
             let identity = SeedIdentity::new("h", 1, 0).unwrap();
             Asker {
+                owner: Owner { principal: owner.0.map(Into::into), address: owner.1 },
                 identity: identity.clone(),
                 incarnation,
                 labels: Labels { model_url, deploy_strategy: None, is_draft },

@@ -7,6 +7,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
 use crate::config::{DatabaseUrl, Settings};
+use crate::domain::owner::Owner;
 use crate::heartbeats::Heartbeats;
 use crate::shares::Pool;
 use crate::store::Clock;
@@ -38,8 +39,15 @@ impl Scene {
         let heartbeats = Arc::new(Heartbeats::new(Duration::from_secs(60)));
         let (writer, writing) = Writer::start(store.clone(), heartbeats, Duration::from_secs(60));
         let identity = SeedIdentity::new("h", 1, 0).unwrap();
-        let register =
-            Register { by: None, identity, key: key(), profile: Box::default(), age_ms: 0, client: None };
+        let register = Register {
+            by: None,
+            identity,
+            key: key(),
+            profile: Box::default(),
+            age_ms: 0,
+            client: None,
+            owner: Owner::default(),
+        };
         writer.submit(register).await.unwrap().unwrap();
         let room = WaitingRoom::new(
             writer,

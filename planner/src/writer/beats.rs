@@ -91,6 +91,7 @@ mod tests {
 
     use super::super::{Batch, MAX_BEATS, Queues, WriteError, Writer};
     use super::*;
+    use crate::domain::owner::Owner;
     use crate::store::commands::{Acquire, Outcomes};
     use crate::store::{MAX_BATCH, StoreError};
 
@@ -100,6 +101,7 @@ mod tests {
             key: SeedKey::new(*b"k").unwrap(),
             incarnation: None,
             age_ms: 0,
+            owner: Owner::default(),
             progress: None,
         };
         Beats { heartbeats: (0..count).map(heartbeat).collect(), body: None }

@@ -36,7 +36,8 @@ pub use loading::{
 pub use query::{DEFAULT_PAGE, MAX_PAGE, NoQuery, Query, QueryError};
 pub use seeds::{
     Beat, BeatResult, BeatStatus, Deregister, Deregistered, Deregistration, Drain, Drained, HeartbeatBatch,
-    HeartbeatResults, Place, Register, Registered, Registration, SeedList, SeedQuery, SeedState, SeedSummary,
+    HeartbeatResults, Place, Register, Registered, Registration, SeedList, SeedOwner, SeedQuery, SeedState,
+    SeedSummary,
 };
 pub use service::Service;
 pub use values::{Cursor, IdempotencyKey, Label, Location, Name, Reason, Text, ValueError};

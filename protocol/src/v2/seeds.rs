@@ -1,5 +1,7 @@
 //! Seeds: registered, heard of, drained, gone, listed.
 
+use std::net::IpAddr;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -293,9 +295,21 @@ pub struct SeedSummary {
     pub content_id: Option<String>,
     /// Where it stands.
     pub location: Place,
+    /// Whose it is; null if it is nobody's who is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<SeedOwner>,
     /// How far it is, while it loads; null once it has everything.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loading: Option<LoadingSummary>,
+}
+
+/// Whose a seed is: who alone may send its heartbeats, register its address or take it out, while it lives.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct SeedOwner {
+    /// The principal that registered it, by its name; null if that is not known.
+    pub principal: Option<String>,
+    /// The address that it was registered from; null if that does not bind.
+    pub address: Option<IpAddr>,
 }
 
 /// Where a seed stands, as far as it is known.

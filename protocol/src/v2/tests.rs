@@ -370,8 +370,10 @@ prop_compose! {
 
 prop_compose! {
     fn summaries()(
-        registered in registers(), state in states(), numbers: (u32, u32, u64, u32),
-        times: (Option<u64>, Option<u64>), loading in maybe(loading_summaries()),
+        // Boxed: all of it is on the stack otherwise.
+        registered in registers().boxed(), state in states(), numbers: (u32, u32, u64, u32),
+        times: (Option<u64>, Option<u64>), loading in maybe(loading_summaries().boxed()),
+        owner in maybe((maybe(Just("a".to_owned())), maybe(any::<std::net::IpAddr>()))),
     ) -> SeedSummary {
         let words = |text: Option<Name>| text.map(String::from);
         SeedSummary {
@@ -381,7 +383,7 @@ prop_compose! {
             deploy_strategy: registered.deploy_strategy.map(String::from), is_draft: registered.is_draft,
             incarnation: words(registered.incarnation), instance_id: words(registered.instance_id),
             content_id: words(registered.content_id), location: registered.location.map(place).unwrap_or_default(),
-            loading,
+            owner: owner.map(|(principal, address)| SeedOwner { principal, address }), loading,
         }
     }
 }

@@ -100,6 +100,7 @@ mod tests {
     use rfork_protocol::{SeedIdentity, SeedKey};
 
     use super::*;
+    use crate::domain::owner::Owner;
     use crate::domain::seed::Profile;
 
     fn entry(port: u16, used: u32, free: u32) -> SeedEntry {
@@ -114,6 +115,7 @@ mod tests {
             unused_ms: None,
             suspect_ms: None,
             failures: 0,
+            owner: Owner::default(),
             profile: Profile::default(),
             host_room: None,
             loading: None,

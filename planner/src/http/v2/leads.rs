@@ -43,6 +43,7 @@ pub(super) async fn lead(call: Call<Claim>) -> Result<Claimed, Refused> {
         key,
         profile: Box::new(profile),
         client: client.map(|client| network(client.address)),
+        owner: permit.enforced_owner(),
         by: permit.by(),
         total_bytes,
         arrived_bytes,

@@ -42,7 +42,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
             // To a planner that is to know nothing of loading seeds, its worker is as any other.
             loading: loading
                 .filter(|_| api.loading_seeds)
-                .map(|told| Box::new(loading::asker(told, stalled))),
+                .map(|told| Box::new(loading::asker(told, permit.enforced_owner(), stalled))),
             location: super::whereabouts(&api, location, client.as_ref()),
             requester: requester(by.as_deref(), instance_id.as_deref(), address),
             instance_id,

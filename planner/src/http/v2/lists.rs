@@ -5,12 +5,13 @@ use std::time::Duration;
 use rfork_protocol::ids::hash_fingerprint;
 use rfork_protocol::v2::{
     Cursor, KeyList, KeyQuery, KeySummary, LeaseList, LeaseQuery, LeaseSummary, Place, SeedCounts, SeedList,
-    SeedQuery, SeedState, SeedSummary,
+    SeedOwner, SeedQuery, SeedState, SeedSummary,
 };
 
 use super::loading;
 use super::refused::Refused;
 use super::route::{Call, within};
+use crate::domain::owner::Owner;
 use crate::domain::seed::State;
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Part, SeedEntry, SeedFilter};
 
@@ -75,8 +76,15 @@ pub(super) fn seed(seed: SeedEntry) -> SeedSummary {
             rack: profile.location.rack,
             host: profile.location.host,
         },
+        owner: owner(seed.owner),
         loading: seed.loading.map(loading::summary),
     }
+}
+
+fn owner(owner: Owner) -> Option<SeedOwner> {
+    let is_known = owner != Owner::default();
+    let Owner { principal, address } = owner;
+    is_known.then(|| SeedOwner { principal: principal.as_deref().map(str::to_owned), address })
 }
 
 pub(super) async fn leases(call: Call<LeaseQuery>) -> Result<LeaseList, Refused> {

@@ -4,10 +4,11 @@ use rfork_protocol::v1::Labels;
 use rfork_protocol::v2::{self, LoadProgress, LoadingSeed, LoadingSummary, SeedPhase};
 
 use crate::domain::chain::{Asker, Held, Progress, Source, Stalled};
+use crate::domain::owner::Owner;
 use crate::store::list::LoadingEntry;
 
 /// What an acquisition tells; a source that stalls is told by nobody else.
-pub(super) fn asker(told: LoadingSeed, stalled: Option<v2::Stalled>) -> Asker {
+pub(super) fn asker(told: LoadingSeed, owner: Owner, stalled: Option<v2::Stalled>) -> Asker {
     let LoadingSeed {
         seed,
         incarnation,
@@ -19,6 +20,7 @@ pub(super) fn asker(told: LoadingSeed, stalled: Option<v2::Stalled>) -> Asker {
         is_draft,
     } = told;
     Asker {
+        owner,
         identity: seed,
         incarnation: incarnation.into(),
         labels: Labels {

@@ -28,7 +28,7 @@ mod leases;
 mod lists;
 mod loading;
 pub mod openapi;
-mod refused;
+pub(super) mod refused;
 mod route;
 mod seeds;
 mod service;

@@ -8,6 +8,7 @@ use rfork_protocol::v2::{BodyError, QueryError};
 
 use super::super::bounds::Refusal;
 use super::super::error::{Unavailable, full};
+use super::super::owned::Undone;
 use crate::identity::Denied;
 use crate::store::StoreError;
 use crate::store::commands::NoRoom;
@@ -112,6 +113,16 @@ impl From<WriteError> for Refused {
 impl From<StoreError> for Refused {
     fn from(error: StoreError) -> Self {
         Unavailable::from(&error).into()
+    }
+}
+
+impl From<Undone> for Refused {
+    fn from(undone: Undone) -> Self {
+        match undone {
+            Undone::Write(error) => error.into(),
+            Undone::NoRoom(no_room) => Self::full(no_room),
+            Undone::Denied(denied) => denied.into(),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use rfork_protocol::v2::{
     HeartbeatResults, Register, Registered, Registration,
 };
 
+use super::super::owned;
 use super::loading;
 use super::refused::Refused;
 use super::route::Call;
@@ -26,11 +27,17 @@ pub(super) async fn register(call: Call<Register>) -> Result<Registered, Refused
     let (seed, key) = (request.seed.clone(), request.seed_key.clone());
     let located = api.file.networks.locate_seed(&seed);
     let profile = Box::new(profile(request, &located));
-    let by = permit.by();
-    let register =
-        commands::Register { identity: seed.clone(), key: key.clone(), profile, age_ms: 0, client, by };
-    let (registration, _) = api.submit(register).await?.map_err(Refused::full)?;
-    let registration = told(registration);
+    let (owner, by) = (permit.owner(), permit.by());
+    let register = commands::Register {
+        identity: seed.clone(),
+        key: key.clone(),
+        profile,
+        age_ms: 0,
+        client,
+        owner,
+        by,
+    };
+    let registration = told(owned::register(&api, &permit, register).await?);
     if matches!(registration, Registration::New | Registration::NewHolding) {
         tracing::info!(%seed, %key, "a seed registered");
     }
@@ -69,21 +76,23 @@ pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatRes
     for beat in &request.seeds {
         permit.key(&beat.seed_key)?;
     }
+    let owner = permit.owner();
     let (mut results, mut heartbeats, mut at) = (Vec::new(), Vec::new(), Vec::new());
     for Beat { seed, seed_key: key, incarnation, loading } in request.seeds {
         let incarnation = incarnation.map(String::from);
         let progress = loading.filter(|_| api.loading_seeds).map(loading::progress).map(Box::new);
         // How far somebody is is not gathered.
-        let is_noted =
-            progress.is_none() && api.heartbeats.note_beat(&seed.to_string(), &key, incarnation.as_deref());
+        let is_noted = progress.is_none()
+            && api.heartbeats.note_beat(&seed.to_string(), &key, &owner, incarnation.as_deref());
         if !is_noted {
             at.push(results.len());
-            heartbeats.push(Heartbeat { identity: seed.clone(), key, incarnation, age_ms: 0, progress });
+            let (identity, owner) = (seed.clone(), owner.clone());
+            heartbeats.push(Heartbeat { identity, key, incarnation, age_ms: 0, owner, progress });
         }
         results.push(BeatResult { seed, status: BeatStatus::Ok });
     }
     if !heartbeats.is_empty() {
-        let met = api.writer.beat(Beats { heartbeats, body }).await?;
+        let met = owned::hear(&api, &permit, &owner, Beats { heartbeats, body }).await?;
         for (at, (status, _)) in at.into_iter().zip(met) {
             results[at].status = heard(status);
         }
@@ -94,7 +103,8 @@ pub(super) async fn heartbeat(call: Call<HeartbeatBatch>) -> Result<HeartbeatRes
 fn heard(heard: seed::Heard) -> BeatStatus {
     match heard {
         seed::Heard::Known => BeatStatus::Ok,
-        seed::Heard::Unknown => BeatStatus::Unknown,
+        // It is told why when it registers.
+        seed::Heard::Unknown | seed::Heard::Owned => BeatStatus::Unknown,
         seed::Heard::Draining => BeatStatus::Draining,
     }
 }
@@ -111,11 +121,13 @@ pub(super) async fn drain(call: Call<Drain>) -> Result<Drained, Refused> {
 pub(super) async fn deregister(call: Call<Deregister>) -> Result<Deregistered, Refused> {
     let Call { api, permit, request: Deregister { seed, seed_key: key }, .. } = call;
     permit.key(&key)?;
-    let remove = commands::Remove { identity: seed.clone(), key, by: permit.by() };
-    let state = match api.submit(remove).await? {
+    let remove = commands::Remove { identity: seed.clone(), key, owner: permit.owner(), by: permit.by() };
+    let state = match owned::remove(&api, &permit, remove).await? {
         seed::Removal::Gone => Deregistration::Gone,
         seed::Removal::Draining => Deregistration::Draining,
-        seed::Removal::Unknown | seed::Removal::GoneBefore => return Err(not_found(&seed.to_string())),
+        seed::Removal::Unknown | seed::Removal::Owned | seed::Removal::GoneBefore => {
+            return Err(not_found(&seed.to_string()));
+        }
     };
     tracing::info!(%seed, ?state, "a seed was deregistered");
     Ok(Deregistered { state })

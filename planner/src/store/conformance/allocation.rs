@@ -202,7 +202,14 @@ pub(crate) async fn keys_are_bytes<H: Home>() {
         let key = SeedKey::new(bytes.to_vec()).unwrap();
         let identity = identity(seed);
         bench
-            .apply(&[Command::Register { identity, key, profile: Box::default(), age_ms: 0, client: None }])
+            .apply(&[Command::Register {
+                identity,
+                key,
+                profile: Box::default(),
+                age_ms: 0,
+                client: None,
+                owner: Owner::default(),
+            }])
             .await;
     }
     for (bytes, seed) in keys.iter().zip(1u8..) {

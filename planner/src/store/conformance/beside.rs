@@ -15,6 +15,7 @@ const LINK: u64 = 20;
 fn claim(seed: u8, arrived_bytes: u64) -> Claim {
     Claim {
         by: None,
+        owner: Owner::default(),
         identity: identity(seed),
         key: key("k"),
         profile: Box::new(Profile { incarnation: Some(INCARNATION.into()), ..Profile::default() }),

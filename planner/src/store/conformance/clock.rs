@@ -159,6 +159,7 @@ pub(crate) async fn a_drained_seed_stays_out_for_its_day<H: Home>() {
             key: key("k"),
             incarnation: None,
             age_ms: 0,
+            owner: Owner::default(),
             progress: None,
         };
         assert_eq!(bench.one(beat).await, Outcome::Heard(Heard::Draining, None), "after steps of {step} ms");

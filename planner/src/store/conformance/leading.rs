@@ -16,6 +16,7 @@ fn claim(seed: u8, arrived_bytes: u64) -> Claim {
     let profile = Profile { incarnation: Some(INCARNATION.into()), ..Profile::default() };
     Claim {
         by: None,
+        owner: Owner::default(),
         identity: identity(seed),
         key: key("k"),
         profile: Box::new(profile),
@@ -107,6 +108,7 @@ pub(crate) async fn bytes_of_an_origin_go_on_with_what_they_became<H: Home>() {
     assert_eq!(bench.role(of(10)).await, Role::Leads);
     assert_eq!(bench.from(ask(3, 3)).await, Some(identity(2)));
     let asker = |root: &str, starts_over| crate::domain::chain::Asker {
+        owner: Owner::default(),
         identity: identity(3),
         incarnation: INCARNATION.into(),
         labels: rfork_protocol::v1::Labels::default(),
@@ -116,11 +118,11 @@ pub(crate) async fn bytes_of_an_origin_go_on_with_what_they_became<H: Home>() {
         stalled: None,
     };
     assert!(bench.release(2, 3).await);
-    let Command::Register { identity: seed, key, profile, age_ms, client } = complete(2, "x") else {
+    let Command::Register { identity: seed, key, profile, age_ms, client, owner } = complete(2, "x") else {
         panic!("not a registration")
     };
     let profile = Box::new(Profile { origin: Some("origin:2".into()), ..*profile });
-    bench.apply(&[Command::Register { identity: seed, key, profile, age_ms, client }]).await;
+    bench.apply(&[Command::Register { identity: seed, key, profile, age_ms, client, owner }]).await;
     assert_eq!(bench.from(ask_as(asker("y", false), 4)).await, None, "of another content");
     assert_eq!(bench.from(ask_as(asker("origin:9", false), 5)).await, None, "it may be the same, or not");
     assert_eq!(
@@ -204,6 +206,7 @@ pub(crate) async fn who_holds_most_leads<H: Home>() {
     let entry = bench.entry(2).await.unwrap().loading.unwrap();
     assert_eq!((entry.source, entry.loading.held_bytes), (None, 600), "it serves on what it holds");
     let asker = |seed, bytes| crate::domain::chain::Asker {
+        owner: Owner::default(),
         identity: identity(seed),
         incarnation: INCARNATION.into(),
         labels: rfork_protocol::v1::Labels::default(),

@@ -36,6 +36,7 @@ pub(crate) async fn seeds_are_listed_by_what_they_are<H: Home>() {
             profile,
             age_ms: 0,
             client: None,
+            owner: Owner::default(),
         }])
         .await;
     assert!(bench.acquire("k", 1).await.is_some());

@@ -38,6 +38,7 @@ pub(super) fn held(root: &str, bytes: u64) -> Option<Held> {
 
 pub(super) fn asker(seed: u8) -> Asker {
     Asker {
+        owner: Owner::default(),
         identity: identity(seed),
         incarnation: INCARNATION.into(),
         labels: Labels::default(),
@@ -81,6 +82,7 @@ pub(crate) fn complete(seed: u8, content: &str) -> Command {
         profile: Box::new(profile),
         age_ms: 0,
         client: None,
+        owner: Owner::default(),
     }
 }
 
@@ -297,6 +299,7 @@ pub(crate) async fn a_lease_that_is_not_used_ends_the_registration<H: Home>() {
         key: key("k"),
         incarnation: Some(INCARNATION.into()),
         age_ms: 0,
+        owner: Owner::default(),
         progress: None,
     });
     assert_eq!(heard.await, Outcome::Heard(Heard::Unknown, None));
@@ -314,6 +317,7 @@ pub(crate) async fn a_heartbeat_keeps_a_loading_seed_that_has_no_lease<H: Home>(
             key: key("k"),
             incarnation: Some(INCARNATION.into()),
             age_ms: 0,
+            owner: Owner::default(),
             progress: Some(Box::new(progress)),
         }
     };

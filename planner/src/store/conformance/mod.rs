@@ -16,6 +16,7 @@ use super::{
     SeedView, Snapshot, Store,
 };
 use crate::domain::location::Location;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 pub(crate) use values::{RULES, identity, key, lease};
@@ -31,6 +32,7 @@ pub(crate) mod leases;
 pub(crate) mod lists;
 pub(crate) mod loading;
 pub(crate) mod overtaking;
+pub(crate) mod owners;
 pub(crate) mod quotas;
 pub(crate) mod scheduling;
 pub(crate) mod seeds;
@@ -146,6 +148,7 @@ pub(crate) fn register(seed: u8, text: &str) -> Command {
         profile: Box::default(),
         age_ms: 0,
         client: None,
+        owner: Owner::default(),
     }
 }
 
@@ -167,7 +170,7 @@ pub(crate) fn release(seed: u8, number: u32) -> Command {
 }
 
 pub(crate) fn remove(seed: u8, text: &str) -> Command {
-    Command::Remove { identity: identity(seed), key: key(text) }
+    Command::Remove { identity: identity(seed), key: key(text), owner: Owner::default() }
 }
 
 /// What stands in for a store while it is down.
@@ -327,6 +330,11 @@ macro_rules! conformance_suite {
             found: no_false_refusal_when_another_seed_of_a_full_host_holds_something_else,
             found: who_was_given_a_dead_seed_has_another_one_when_its_lease_has_ended,
             found: a_repetition_comes_beside_whoever_wants_its_place_again,
+            owners: a_seed_that_lives_is_its_owners_alone,
+            owners: the_address_of_a_silent_seed_is_anybodys,
+            owners: a_removed_seed_is_its_owners_until_its_last_lease_ends,
+            owners: a_seed_of_nobody_is_of_whoever_is_known_first,
+            owners: a_worker_that_loads_takes_nobodys_place,
             quotas: what_is_there_goes_on_while_there_is_room_for_no_other_seed,
             quotas: seeds_that_are_drained_or_silent_count_while_they_are_kept,
             quotas: one_client_leaves_room_for_the_seeds_of_others,

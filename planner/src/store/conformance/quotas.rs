@@ -42,6 +42,7 @@ pub(crate) async fn what_is_there_goes_on_while_there_is_room_for_no_other_seed<
             key: key("k"),
             incarnation: None,
             age_ms: 0,
+            owner: Owner::default(),
             progress: None,
         };
         assert!(matches!(bench.one(beat).await, Outcome::Heard(Heard::Known, _)));
@@ -80,6 +81,7 @@ pub(crate) async fn one_client_leaves_room_for_the_seeds_of_others<H: Home>() {
         profile: Box::default(),
         age_ms: 0,
         client: Some([10, 1, 0, number].into()),
+        owner: Owner::default(),
     };
     let is_refused = |outcome: &Outcome| *outcome == Outcome::NoRoom(NoRoom(Quota::SeedsOfClient));
     let greedy: Vec<Command> = (0..16).map(|seed| of_client(seed, 1)).collect();
@@ -167,6 +169,7 @@ pub(crate) async fn only_so_many_instances_are_remembered<H: Home>() {
             profile,
             age_ms: 0,
             client: None,
+            owner: Owner::default(),
         }])
         .await;
     for (number, expected) in [(1, Some("old".to_owned())), (2, None), (1, Some("old".to_owned()))] {

@@ -9,7 +9,14 @@ fn seed_on(host: &str, port: u16) -> SeedIdentity {
 }
 
 fn tell(identity: SeedIdentity, text: &str, profile: Profile) -> Command {
-    Command::Register { identity, key: key(text), profile: Box::new(profile), age_ms: 0, client: None }
+    Command::Register {
+        identity,
+        key: key(text),
+        profile: Box::new(profile),
+        age_ms: 0,
+        client: None,
+        owner: Owner::default(),
+    }
 }
 
 fn wish(text: &str, number: u32, wish: Wish) -> Command {
@@ -437,6 +444,7 @@ pub(crate) async fn a_silence_does_not_bring_a_drained_seed_back<H: Home>() {
             key: key("k"),
             incarnation: None,
             age_ms: 0,
+            owner: Owner::default(),
             progress: None,
         };
         assert_eq!(one(&bench, beat).await, Outcome::Heard(Heard::Draining, None));

@@ -112,7 +112,14 @@ pub(crate) async fn a_heartbeat_that_registers_nothing_keeps_a_known_seed<H: Hom
     let bench = Bench::<H>::new(RULES).await;
     let told = |text: &str, incarnation: &str, age_ms| {
         let incarnation = Some(incarnation.to_owned());
-        Command::Beat { identity: identity(1), key: key(text), incarnation, age_ms, progress: None }
+        Command::Beat {
+            identity: identity(1),
+            key: key(text),
+            incarnation,
+            age_ms,
+            owner: Owner::default(),
+            progress: None,
+        }
     };
     let beat = async |text: &str, incarnation: &str, age_ms: i64| match &bench
         .apply(&[told(text, incarnation, age_ms)])
@@ -124,8 +131,14 @@ pub(crate) async fn a_heartbeat_that_registers_nothing_keeps_a_known_seed<H: Hom
     assert_eq!(beat("k", "1", 0).await, (Heard::Unknown, None));
     assert_eq!(bench.view(1).await, None, "it was not registered");
     let profile = Box::new(Profile { incarnation: Some("1".into()), ..Profile::default() });
-    let registered =
-        Command::Register { identity: identity(1), key: key("k"), profile, age_ms: 0, client: None };
+    let registered = Command::Register {
+        identity: identity(1),
+        key: key("k"),
+        profile,
+        age_ms: 0,
+        client: None,
+        owner: Owner::default(),
+    };
     // In one batch, and again later.
     let outcomes = bench.apply(&[registered, told("k", "1", 0)]).await;
     let Outcome::Registered(New, id) = outcomes[0] else { panic!("{outcomes:?}") };
@@ -336,6 +349,7 @@ pub(crate) async fn a_snapshot_shows_what_is_there<H: Home>() {
         suspect_until_ms: 0,
         failures: 0,
         profile: Profile::default(),
+        owner: Owner::default(),
     };
     assert_eq!(seeds, [expected]);
     assert_eq!(leases.len(), 1);

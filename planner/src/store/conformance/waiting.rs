@@ -355,6 +355,7 @@ pub(crate) async fn a_silent_seed_that_is_heard_of_serves_who_waits<H: Home>() {
             key: key("k"),
             incarnation: None,
             age_ms: 0,
+            owner: Owner::default(),
             progress: None,
         }])
         .await;
@@ -373,6 +374,7 @@ pub(crate) async fn a_release_serves_who_waits_for_another_key_of_a_full_host<H:
         profile: Box::default(),
         age_ms: 0,
         client: None,
+        owner: Owner::default(),
     };
     bench.apply(&[on_host(8_000, "k"), on_host(8_001, "l")]).await;
     assert!(bench.acquire("k", 1).await.is_some());

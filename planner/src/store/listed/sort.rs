@@ -3,7 +3,7 @@
 use super::{Command, Outcome};
 use crate::store::commands::{
     Acquire, Acquired, Answered, Commands, Drain, Heartbeat, Leave, Outcomes, Register, Release, Remove,
-    Renew, Serve,
+    Renew, Serve, Unregistered,
 };
 use crate::store::{Store, StoreError};
 
@@ -47,13 +47,13 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
     }
     let mut sorted = Commands::default();
     let places = commands.iter().cloned().map(|command| match command {
-        Command::Register { identity, key, profile, age_ms, client } => At::Register(push(
+        Command::Register { identity, key, profile, age_ms, client, owner } => At::Register(push(
             &mut sorted.registers,
-            Register { by: None, identity, key, profile, age_ms, client },
+            Register { by: None, identity, key, profile, age_ms, client, owner },
         )),
-        Command::Beat { identity, key, incarnation, age_ms, progress } => At::Heartbeat(push(
+        Command::Beat { identity, key, incarnation, age_ms, owner, progress } => At::Heartbeat(push(
             &mut sorted.heartbeats,
-            Heartbeat { identity, key, incarnation, age_ms, progress },
+            Heartbeat { identity, key, incarnation, age_ms, owner, progress },
         )),
         Command::Acquire { key, wish, lease, queue } => {
             At::Acquire(push(&mut sorted.acquires, Acquire { key, wish, lease, queue }))
@@ -71,8 +71,8 @@ fn sort(commands: &[Command]) -> (Commands, Vec<At>) {
         Command::Answered { identity, seed_id } => {
             At::Answered(push(&mut sorted.answers, Answered { identity, seed_id }))
         }
-        Command::Remove { identity, key } => {
-            At::Remove(push(&mut sorted.removals, Remove { by: None, identity, key }))
+        Command::Remove { identity, key, owner } => {
+            At::Remove(push(&mut sorted.removals, Remove { by: None, identity, key, owner }))
         }
         Command::Drain { identity, key } => {
             At::Drain(push(&mut sorted.drains, Drain { by: None, identity, key }))
@@ -89,7 +89,8 @@ fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, StoreErr
         Some(match *place {
             At::Register(at) => match outcomes.registers.get(at)? {
                 Ok((registration, id)) => Outcome::Registered(*registration, *id),
-                Err(no_room) => Outcome::NoRoom(*no_room),
+                Err(Unregistered::NoRoom(no_room)) => Outcome::NoRoom(*no_room),
+                Err(Unregistered::Owned) => Outcome::Owned,
             },
             At::Heartbeat(at) => {
                 let (heard, id) = outcomes.heartbeats.get(at)?;

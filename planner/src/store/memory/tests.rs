@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use super::paper::{Failure, Paper};
 use super::{MirrorStore, Own};
 use crate::decide::quota::Quota;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::commands::NoRoom;
@@ -135,7 +136,17 @@ async fn a_planner_that_is_full_remembers_no_more_instances() {
     let store = paper.open(RULES, Clock::System).await;
     let profile = Box::new(Profile { instance_id: of("old"), ..Profile::default() });
     let Command::Register { identity, key, age_ms, .. } = register(1, "k") else { unreachable!() };
-    store.apply_list(&[Command::Register { identity, key, profile, age_ms, client: None }]).await.unwrap();
+    store
+        .apply_list(&[Command::Register {
+            identity,
+            key,
+            profile,
+            age_ms,
+            client: None,
+            owner: Owner::default(),
+        }])
+        .await
+        .unwrap();
     for (bytes, number, expected) in [(1 << 20, 1, of("old")), (0, 2, None)] {
         let room = Room { seeds: 1, bytes, ..Room::AMPLE };
         let store = paper.open(Rules { room, ..RULES }, Clock::System).await;

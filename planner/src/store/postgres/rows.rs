@@ -1,5 +1,6 @@
 //! Rows of the database as those over which is decided.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use rfork_protocol::v1::Labels;
@@ -13,6 +14,7 @@ use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
 use crate::domain::chain::{Lead, Loading};
 use crate::domain::health::Health;
 use crate::domain::location::Location;
+use crate::domain::owner::Owner;
 use crate::domain::pace::{Pace, Sending};
 use crate::domain::seed::Profile;
 use crate::domain::terms::Terms;
@@ -23,8 +25,8 @@ macro_rules! seed_columns {
     () => {
         "s.id, s.version, s.host, s.port, s.rank, s.identity, s.seed_key, s.capacity, s.lease_ttl_ms, s.host_capacity,
          s.removed, s.drained, s.failures, s.suspect_until_ms, s.answered_ms, s.used_ms, s.model_url, s.deploy_strategy,
-         s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.origin, s.client, h.last_ms,
-         l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
+         s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.origin, s.client, s.owner,
+         s.owner_address, h.last_ms, l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
          g.total_bytes, g.arrived_bytes, g.period_ms, g.told_ms, g.rate, g.lags, g.sends, g.was_moved, g.yields_to,
          g.yielded_ms, g.lead_until_ms, g.lead_moved_ms, g.lead_since_ms"
     };
@@ -78,6 +80,10 @@ pub(super) fn seed(row: &PgRow) -> Result<SeedRow, Stopped> {
         profile: Arc::new(profile),
         // One that cannot be read is nobody's.
         client: row.try_get::<Option<&str>, _>("client")?.and_then(|client| client.parse().ok()),
+        owner: Owner {
+            principal: row.try_get::<Option<&str>, _>("owner")?.map(Into::into),
+            address: address(row.try_get("owner_address")?)?,
+        },
         terms: Terms {
             capacity: small(row.try_get::<i32, _>("capacity")?.into())?,
             lease_ttl_ms: row.try_get("lease_ttl_ms")?,
@@ -95,6 +101,12 @@ pub(super) fn seed(row: &PgRow) -> Result<SeedRow, Stopped> {
         heard_ms: row.try_get("last_ms")?,
         leases: leases(row)?,
     })
+}
+
+/// Of an address that cannot be read it is not known whose the seed is, which is not as if it were nobody's.
+fn address(text: Option<&str>) -> Result<Option<IpAddr>, Stopped> {
+    let parsed = text.map(str::parse).transpose();
+    parsed.map_err(|error| Stopped::Broken(format!("the address of an owner: {error}")))
 }
 
 fn loading(row: &PgRow) -> Result<Option<Loading>, Stopped> {

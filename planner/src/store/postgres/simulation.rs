@@ -102,6 +102,9 @@ simulation_suite! {
     an_older_heartbeat_counts_more_than_a_later_one {
         "AND h.last_ms < beat.last_ms" => "",
     }
+    it_is_not_written_whose_a_seed_comes_to_be {
+        "owner = t.owner, " => "",
+    }
     a_removed_seed_is_offered_on {
         "removed = t.removed," => "",
     }

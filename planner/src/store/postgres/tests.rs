@@ -7,6 +7,7 @@ use sqlx::{ConnectOptions, Row};
 use super::*;
 use crate::config::DatabaseUrl;
 use crate::domain::location::Location;
+use crate::domain::owner::Owner;
 use crate::domain::seed::{Heard, Profile, Registration, Removal};
 use crate::domain::terms::Overrides;
 use crate::store::conformance::waiting::{attempt, leave_attempt};
@@ -413,7 +414,14 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     let on_host = |seed, text| {
         let location = Location { host: Some("h".into()), ..Location::default() };
         let profile = Box::new(Profile { location, ..Profile::default() });
-        Command::Register { identity: identity(seed), key: key(text), profile, age_ms: 0, client: None }
+        Command::Register {
+            identity: identity(seed),
+            key: key(text),
+            profile,
+            age_ms: 0,
+            client: None,
+            owner: Owner::default(),
+        }
     };
     let open = async || PostgresStore::open(&url, patient(), rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];
@@ -476,6 +484,7 @@ async fn a_seed_that_another_planner_renews_is_never_said_to_be_unknown() {
         key: conformance::key("k"),
         incarnation: None,
         age_ms: 0,
+        owner: Owner::default(),
         progress: None,
     };
     let (outcomes, left) = beside_a_new_holding("k", &[beat]).await;

@@ -3,24 +3,25 @@
 use super::super::conformance;
 use super::super::{Command, Grant, Idempotency, Left, Outcome, Queue, Woken};
 use super::model::{self, Event, Granted, Told};
-use super::world::{KEYS, SEEDS, World};
+use super::world::{KEYS, SEEDS, World, owned_by};
 
 /// The command that stands for an event of a client.
 pub(super) fn command(world: World, event: &Event) -> Command {
     match *event {
-        Event::Register { seed, key, process, age_ms: waited_ms } => {
+        Event::Register { seed, key, process, owner: by, age_ms: waited_ms } => {
             let mut command = conformance::register(seed, KEYS[key]);
-            if let Command::Register { age_ms, profile, .. } = &mut command {
-                *age_ms = waited_ms;
+            if let Command::Register { age_ms, profile, owner, .. } = &mut command {
+                (*age_ms, *owner) = (waited_ms, owned_by(by));
                 **profile = world.profile(seed, process);
             }
             command
         }
-        Event::Hear { seed, key, process, age_ms } => Command::Beat {
+        Event::Hear { seed, key, process, owner, age_ms } => Command::Beat {
             identity: conformance::identity(seed),
             key: conformance::key(KEYS[key]),
             incarnation: world.profile(seed, process).incarnation,
             age_ms,
+            owner: owned_by(owner),
             progress: None,
         },
         Event::Acquire { key, lease, exclude, place } => {
@@ -51,7 +52,11 @@ pub(super) fn command(world: World, event: &Event) -> Command {
         Event::Answered { seed, number } => {
             Command::Answered { identity: conformance::identity(seed), seed_id: number }
         }
-        Event::Remove { seed, key } => conformance::remove(seed, KEYS[key]),
+        Event::Remove { seed, key, owner } => Command::Remove {
+            identity: conformance::identity(seed),
+            key: conformance::key(KEYS[key]),
+            owner: owned_by(owner),
+        },
         Event::Drain { seed, key } => {
             Command::Drain { identity: conformance::identity(seed), key: conformance::key(KEYS[key]) }
         }
@@ -63,6 +68,7 @@ pub(super) fn command(world: World, event: &Event) -> Command {
 pub(super) fn told(outcome: &Outcome) -> Told {
     match outcome {
         Outcome::Registered(registration, number) => Told::Registered(*registration, *number),
+        Outcome::Owned => Told::Owned,
         Outcome::NoRoom(_) => panic!("there is room"),
         Outcome::Claimed(_) => panic!("nobody asked: the histories of loading seeds do"),
         Outcome::Heard(heard, number) => Told::Heard(*heard, *number),

@@ -73,9 +73,9 @@ pub(crate) enum Place {
 /// What a client asks. Leases are counted back from the newest that was granted; a seed may be named wrongly.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Ask {
-    /// A seed, its key, its process if it tells that, how long it waited.
-    Register(u8, usize, Option<u8>, i64),
-    Hear(u8, usize, Option<u8>, i64),
+    /// A seed, its key, its process if it tells that, who asks if that is known, how long it waited.
+    Register(u8, usize, Option<u8>, Option<u8>, i64),
+    Hear(u8, usize, Option<u8>, Option<u8>, i64),
     /// A key, and a seed that is not wanted.
     Acquire(usize, Option<u8>),
     /// The same, and how long it may wait.
@@ -90,7 +90,8 @@ pub(crate) enum Ask {
     Renew(usize, Option<u8>),
     Release(usize, Option<u8>, Report),
     Answered(u8),
-    Remove(u8, usize),
+    /// A seed, its key, and who asks.
+    Remove(u8, usize, Option<u8>),
     Drain(u8, usize),
 }
 
@@ -107,20 +108,21 @@ fn asks() -> impl Strategy<Value = Ask> {
     let (seed, key, back) = (0..SEEDS, 0..KEYS.len(), 0usize..6);
     let named = prop::option::weighted(0.15, 0..SEEDS);
     let process = prop_oneof![4 => Just(None), 3 => Just(Some(0)), 1 => Just(Some(1))];
+    let owner = prop_oneof![5 => Just(None), 3 => Just(Some(0)), 1 => Just(Some(1))];
     let reports = prop_oneof![2 => Just(Report::Unknown), 1 => Just(Report::Ok), 1 => Just(Report::Failed)];
     prop_oneof![
-        6 => (seed.clone(), process.clone(), 0i64..3)
-            .prop_map(|(seed, process, age_ms)| Ask::Register(seed, 0, process, age_ms)),
-        2 => (seed.clone(), key.clone(), process.clone(), 0i64..3)
-            .prop_map(|(seed, key, process, age_ms)| Ask::Hear(seed, key, process, age_ms)),
-        2 => (seed.clone(), key.clone(), process)
-            .prop_map(|(seed, key, process)| Ask::Register(seed, key, process, 0)),
+        6 => (seed.clone(), process.clone(), owner.clone(), 0i64..3)
+            .prop_map(|(seed, process, owner, age_ms)| Ask::Register(seed, 0, process, owner, age_ms)),
+        2 => (seed.clone(), key.clone(), process.clone(), owner.clone(), 0i64..3)
+            .prop_map(|(seed, key, process, owner, age_ms)| Ask::Hear(seed, key, process, owner, age_ms)),
+        2 => (seed.clone(), key.clone(), process, owner.clone())
+            .prop_map(|(seed, key, process, owner)| Ask::Register(seed, key, process, owner, 0)),
         12 => acquisitions(0.1),
         4 => (back.clone(), named.clone()).prop_map(|(back, named)| Ask::Renew(back, named)),
         6 => (back.clone(), named.clone(), reports)
             .prop_map(|(back, named, report)| Ask::Release(back, named, report)),
         1 => seed.clone().prop_map(Ask::Answered),
-        2 => (seed.clone(), key.clone()).prop_map(|(seed, key)| Ask::Remove(seed, key)),
+        2 => (seed.clone(), key.clone(), owner).prop_map(|(seed, key, owner)| Ask::Remove(seed, key, owner)),
         1 => (seed, key).prop_map(|(seed, key)| Ask::Drain(seed, key)),
     ]
 }
@@ -252,7 +254,7 @@ pub(super) fn histories(planners: usize) -> impl Strategy<Value = History> {
 }
 
 fn begins(planners: usize, seeds: u8) -> impl Strategy<Value = Step> {
-    let register = |seed| Ask::Register(seed, 0, None, 0);
+    let register = |seed| Ask::Register(seed, 0, None, None, 0);
     (0..planners, 1..=seeds)
         .prop_map(move |(planner, seeds)| Step::Batch(planner, (0..seeds).map(register).collect()))
 }

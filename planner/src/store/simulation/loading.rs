@@ -8,6 +8,7 @@ use rfork_protocol::v1::Labels;
 use rfork_protocol::v2::Advice;
 
 use crate::domain::chain::{Asker, Held, Progress, Stalled};
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::conformance::loading::RULES;
@@ -109,6 +110,7 @@ fn stalled(source: u8, number: u32, lost: bool) -> Stalled {
 
 fn asker(worker: u8, memory: u32, held: Option<Held>) -> Asker {
     Asker {
+        owner: Owner::default(),
         identity: identity(worker),
         incarnation: memory.to_string(),
         labels: Labels::default(),
@@ -225,7 +227,8 @@ impl<H: Home> Play<H> {
             14 => self.complete(name).await,
             15 if self.workers[at].loads || self.workers[at].is_complete => {
                 // It starts over: first it is taken away; or it ended, and comes back at once with other memory.
-                let remove = Command::Remove { identity: identity(name), key: key("k") };
+                let remove =
+                    Command::Remove { identity: identity(name), key: key("k"), owner: Owner::default() };
                 let is_taken_away = self.random.bool();
                 if is_taken_away {
                     self.apply(remove.clone()).await;
@@ -446,8 +449,14 @@ impl<H: Home> Play<H> {
             ..Profile::default()
         };
         let profile = Box::new(profile);
-        let command =
-            Command::Register { identity: identity(name), key: key("k"), profile, age_ms: 0, client: None };
+        let command = Command::Register {
+            identity: identity(name),
+            key: key("k"),
+            profile,
+            age_ms: 0,
+            client: None,
+            owner: Owner::default(),
+        };
         let outcome = self.apply(command).await;
         let Outcome::Registered(registration, _) = outcome else { panic!("{outcome:?}") };
         if registration != Registration::Draining {

@@ -8,18 +8,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::super::{
     DRAIN_MEMORY_MS, Heard, Leaving, Refusal, Registration, Removal, Report, SeedView, Snapshot,
 };
-use super::world::{KEYS, World};
+use super::world::{KEYS, World, owned_by};
 use crate::domain::policy::Policy;
 use crate::store::conformance::{identity, key, lease};
 
 /// Something that happens at one moment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Event {
-    /// A registration that waited `age_ms`, of a seed that may tell which process it is.
+    /// A registration that waited `age_ms`, of a seed that may tell which process it is, by somebody who may be known.
     Register {
         seed: u8,
         key: usize,
         process: Option<u8>,
+        owner: Option<u8>,
         age_ms: i64,
     },
     /// A heartbeat that registers nothing, and waited `age_ms`.
@@ -27,6 +28,7 @@ pub(super) enum Event {
         seed: u8,
         key: usize,
         process: Option<u8>,
+        owner: Option<u8>,
         age_ms: i64,
     },
     Acquire {
@@ -63,6 +65,7 @@ pub(super) enum Event {
     Remove {
         seed: u8,
         key: usize,
+        owner: Option<u8>,
     },
     Drain {
         seed: u8,
@@ -160,6 +163,8 @@ pub(super) enum Left {
 pub(super) enum Told {
     /// With the store's number of the holding.
     Registered(Registration, i64),
+    /// It was not registered: a seed of somebody else lives there.
+    Owned,
     /// With the number, if the seed is known and offered.
     Heard(Heard, Option<i64>),
     Granted(Granted),
@@ -209,6 +214,8 @@ struct Seed {
     number: Option<i64>,
     key: usize,
     process: Option<u8>,
+    /// Whose it is; nobody's until somebody is known.
+    owner: Option<u8>,
     capacity: u32,
     removed: bool,
     drained: bool,
@@ -291,20 +298,22 @@ impl Model {
     pub(super) fn after(&self, event: &Event, told: Option<Told>, order: Order) -> Result<Vec<Self>, String> {
         let mut next = self.clone();
         let expected = match *event {
-            Event::Register { seed, key, process, age_ms } => {
+            Event::Register { seed, key, process, owner, age_ms } => {
                 let number = match told {
                     Some(Told::Registered(_, number)) => Some(number),
                     _ => None,
                 };
-                let registration = next.register(seed, key, process, self.now - age_ms);
-                Told::Registered(registration, next.learn(seed, number)?)
+                match next.register(seed, key, process, owner, self.now - age_ms) {
+                    Some(registration) => Told::Registered(registration, next.learn(seed, number)?),
+                    None => Told::Owned,
+                }
             }
-            Event::Hear { seed, key, process, age_ms } => {
+            Event::Hear { seed, key, process, owner, age_ms } => {
                 let number = match told {
                     Some(Told::Heard(_, number)) => number,
                     _ => None,
                 };
-                let heard = next.hear(seed, key, process, self.now - age_ms);
+                let heard = next.hear(seed, key, process, owner, self.now - age_ms);
                 let number = if heard == Heard::Known { Some(next.learn(seed, number)?) } else { None };
                 Told::Heard(heard, number)
             }
@@ -322,7 +331,7 @@ impl Model {
                 let seed = next.seeds.get_mut(&seed).filter(|seed| seed.number == Some(number));
                 Told::Noted(seed.map(|seed| seed.answered_ms = self.now).is_some())
             }
-            Event::Remove { seed, key } => Told::Removed(next.remove(seed, key)),
+            Event::Remove { seed, key, owner } => Told::Removed(next.remove(seed, key, owner)),
             Event::Drain { seed, key } => {
                 let seed = next.seeds.get_mut(&seed).filter(|seed| seed.key == key);
                 Told::Drained(seed.map(|seed| {
@@ -350,13 +359,22 @@ impl Model {
         }
     }
 
-    fn register(&mut self, name: u8, key: usize, process: Option<u8>, heard_ms: i64) -> Registration {
+    /// `None`: a seed of somebody else lives there.
+    fn register(
+        &mut self,
+        name: u8,
+        key: usize,
+        process: Option<u8>,
+        owner: Option<u8>,
+        heard_ms: i64,
+    ) -> Option<Registration> {
         let is_new = !self.seeds.contains_key(&name);
-        let registration = match self.hear(name, key, process, heard_ms) {
+        let registration = match self.hear(name, key, process, owner, heard_ms) {
             Heard::Unknown if is_new => Registration::New,
             Heard::Unknown => Registration::NewHolding,
             Heard::Draining => Registration::Draining,
             Heard::Known => Registration::Repeated,
+            Heard::Owned => return None,
         };
         if let Some(known) = self.seeds.get_mut(&name).filter(|_| registration == Registration::Repeated) {
             known.process = process.or(known.process);
@@ -366,6 +384,7 @@ impl Model {
                 number: None,
                 key,
                 process,
+                owner,
                 capacity: self.world.capacity(name),
                 removed: false,
                 drained: false,
@@ -378,17 +397,30 @@ impl Model {
             };
             self.seeds.insert(name, new);
         }
-        registration
+        Some(registration)
     }
 
-    fn hear(&mut self, name: u8, key: usize, process: Option<u8>, heard_ms: i64) -> Heard {
+    /// Whether a seed is somebody else's; and whether that one is there yet.
+    fn is_anothers(&self, seed: &Seed, asks: Option<u8>) -> (bool, bool) {
+        let is_other = seed.owner.is_some() && asks.is_some() && seed.owner != asks;
+        (is_other, is_other && !self.silent(seed) && !seed.is_over(self.now))
+    }
+
+    fn hear(&mut self, name: u8, key: usize, process: Option<u8>, owner: Option<u8>, heard_ms: i64) -> Heard {
         let now = self.now;
+        let whose = self.seeds.get(&name).map(|known| self.is_anothers(known, owner));
+        match whose {
+            Some((_, true)) => return Heard::Owned,
+            Some((true, _)) => return Heard::Unknown,
+            _ => {}
+        }
         let Some(known) = self.seeds.get_mut(&name) else { return Heard::Unknown };
         let other_process = matches!((known.process, process), (Some(was), Some(is)) if was != is);
         if known.key != key || other_process || !known.drained && known.is_over(now) {
             return Heard::Unknown;
         }
         known.heard_ms = known.heard_ms.max(heard_ms);
+        known.owner = known.owner.or(owner);
         if known.drained || known.removed { Heard::Draining } else { Heard::Known }
     }
 
@@ -540,10 +572,15 @@ impl Model {
         seed.is_over(self.now) || !seed.drained && seed.live(self.now) == 0 && self.silent(seed)
     }
 
-    fn remove(&mut self, name: u8, key: usize) -> Removal {
+    fn remove(&mut self, name: u8, key: usize, owner: Option<u8>) -> Removal {
         let Some(seed) = self.seeds.get(&name).filter(|seed| seed.key == key) else {
             return Removal::Unknown;
         };
+        match self.is_anothers(seed, owner) {
+            (_, true) => return Removal::Owned,
+            (true, _) => return Removal::Unknown,
+            _ => {}
+        }
         let removal = match (self.is_gone(seed), seed.live(self.now)) {
             (true, _) => Removal::GoneBefore,
             (false, 0) => Removal::Gone,
@@ -642,6 +679,7 @@ impl Model {
             suspect_until_ms: seed.suspect_until_ms,
             failures: seed.failures,
             profile: self.world.profile(name, seed.process),
+            owner: owned_by(seed.owner),
         }
     }
 }

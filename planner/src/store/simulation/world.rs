@@ -6,6 +6,7 @@ use super::super::history::Keep;
 use super::super::{Room, Rules};
 use crate::domain::health::BackOff;
 use crate::domain::location::Location;
+use crate::domain::owner::Owner;
 use crate::domain::policy::Policy;
 use crate::domain::seed::Profile;
 use crate::domain::terms::{Overrides, Selector};
@@ -35,6 +36,11 @@ const MORE_PATIENT_MS: i64 = 5;
 const HOST_CAPACITY: u32 = 2;
 /// How long what has ended is kept: forgetting it is to happen, too.
 const HISTORY_MS: i64 = 20;
+
+/// Somebody who registers seeds.
+pub(super) fn owned_by(owner: Option<u8>) -> Owner {
+    Owner { principal: owner.map(|owner| format!("owner-{owner}").into()), address: None }
+}
 
 /// The rules of a history, and what seeds tell of themselves in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -1,6 +1,7 @@
 //! Reading all rows, as the mirror begins with them.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use futures_util::TryStreamExt;
@@ -16,6 +17,7 @@ use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
 use crate::domain::chain::{Lead, Loading};
 use crate::domain::health::Health;
 use crate::domain::location::Location;
+use crate::domain::owner::Owner;
 use crate::domain::pace::{Pace, Sending};
 use crate::domain::seed::Profile;
 use crate::domain::terms::Terms;
@@ -103,6 +105,10 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         profile: Arc::new(profile),
         // One that cannot be read is nobody's.
         client: row.try_get::<Option<&str>, _>("client")?.and_then(|client| client.parse().ok()),
+        owner: Owner {
+            principal: row.try_get::<Option<&str>, _>("owner")?.map(Into::into),
+            address: address(row.try_get("owner_address")?)?,
+        },
         terms: Terms {
             capacity: row.try_get("capacity")?,
             lease_ttl_ms: row.try_get("lease_ttl_ms")?,
@@ -120,6 +126,12 @@ fn seed(row: &SqliteRow) -> Result<SeedRow, StoreError> {
         heard_ms: row.try_get("heard_ms")?,
         leases: Vec::new(),
     })
+}
+
+/// Of an address that cannot be read it is not known whose the seed is, which is not as if it were nobody's.
+fn address(text: Option<&str>) -> Result<Option<IpAddr>, StoreError> {
+    let parsed = text.map(str::parse).transpose();
+    parsed.map_err(|error| StoreError::Broken(format!("the address of an owner: {error}")))
 }
 
 fn loading(row: &SqliteRow) -> Result<Loading, StoreError> {

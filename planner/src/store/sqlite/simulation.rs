@@ -88,6 +88,9 @@ simulation_suite! {
     it_is_not_written_that_a_seed_failed {
         "failures = excluded.failures" => "failures = failures",
     }
+    it_is_not_written_whose_a_seed_comes_to_be {
+        "owner = excluded.owner, " => "",
+    }
     heartbeats_are_not_written {
         "heard_ms = excluded.heard_ms" => "heard_ms = heard_ms",
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::*;
+use crate::domain::owner::Owner;
 use crate::store::commands::{Commands, Register};
 use crate::store::conformance::waiting::queue;
 use crate::store::conformance::{self, Bench, Home, RULES, acquire, register};
@@ -280,6 +281,7 @@ async fn a_long_key_costs_its_bytes_once() {
         profile: Box::default(),
         age_ms: 0,
         client: None,
+        owner: Owner::default(),
     };
     let registers = (0..SEEDS).map(register).collect();
     store.apply(&Commands { registers, ..Commands::default() }).await.unwrap();

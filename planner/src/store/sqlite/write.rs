@@ -65,17 +65,17 @@ const DELETE_SEEDS: &str = "DELETE FROM seeds WHERE id IN (SELECT value FROM jso
 const WRITE_SEEDS: &str =
     "INSERT INTO seeds (id, host, port, rank, seed_key, capacity, lease_ttl_ms, host_capacity, model_url,
                         deploy_strategy, is_draft, zone, rack, node, instance_id, incarnation, content_id,
-                        origin, client)
+                        origin, client, owner, owner_address)
      SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, unhex(value ->> 4), value ->> 5, value ->> 6,
             value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13,
-            value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18
+            value ->> 14, value ->> 15, value ->> 16, value ->> 17, value ->> 18, value ->> 19, value ->> 20
      FROM json_each(?1) WHERE true
      ON CONFLICT (id) DO UPDATE SET capacity = excluded.capacity, lease_ttl_ms = excluded.lease_ttl_ms,
          host_capacity = excluded.host_capacity, model_url = excluded.model_url,
          deploy_strategy = excluded.deploy_strategy, is_draft = excluded.is_draft, zone = excluded.zone,
          rack = excluded.rack, node = excluded.node, instance_id = excluded.instance_id,
          incarnation = excluded.incarnation, content_id = excluded.content_id,
-         origin = excluded.origin";
+         origin = excluded.origin, owner = excluded.owner, owner_address = excluded.owner_address";
 
 const WRITE_STATES: &str =
     "INSERT INTO seed_states (seed_id, heard_ms, used_ms, answered_ms, failures, suspect_until_ms, removed, drained)
@@ -139,6 +139,8 @@ fn seed(row: &SeedRow) -> impl Serialize {
         profile.content_id,
         profile.origin,
         row.client,
+        row.owner.principal.as_deref(),
+        row.owner.address,
     ])
 }
 

@@ -8,6 +8,7 @@ fn claim(seed: u8, round: u8) -> Command {
     let profile = Profile { incarnation: Some("first".into()), ..Profile::default() };
     Command::Claim(Box::new(Claim {
         by: None,
+        owner: Owner::default(),
         identity: identity(seed),
         key: key(&format!("k{round}")),
         profile: Box::new(profile),

@@ -5,6 +5,7 @@ use sqlx::ConnectOptions;
 
 use super::{Database, few};
 use crate::decide::quota::Quota;
+use crate::domain::owner::Owner;
 use crate::store::commands::{Commands, NoRoom, Register};
 use crate::store::conformance::{Home, RULES};
 use crate::store::history::Keep;
@@ -22,6 +23,7 @@ fn registers(first: usize, count: usize, key: impl Fn(usize) -> SeedKey) -> Comm
         profile: Box::default(),
         age_ms: 0,
         client: None,
+        owner: Owner::default(),
     };
     Commands { registers: (first..first + count).map(register).collect(), ..Commands::default() }
 }
@@ -47,7 +49,7 @@ async fn planners_go_beyond_a_quota_by_no_more_than_what_they_have_under_way() {
     }
     let done = planners.join_all().await;
     for (last, _) in &done {
-        assert_eq!(last[..], [Err(NoRoom(Quota::Seeds))]);
+        assert_eq!(last[..], [Err(NoRoom(Quota::Seeds).into())]);
     }
     let seeds = usize::try_from(done[0].1.snapshot().await.unwrap().seed_count).unwrap();
     assert!((most..=most + (PLANNERS - 1) * MAX_BATCH).contains(&seeds), "{seeds} of {most}");

@@ -132,11 +132,13 @@ pub(super) async fn told(connection: &mut Connection, changed: &[Changed<SeedRow
          UPDATE seeds s SET capacity = t.capacity, lease_ttl_ms = t.lease_ttl_ms, capped_host = t.capped_host,
              host_capacity = t.host_capacity, model_url = t.model_url, deploy_strategy = t.deploy_strategy,
              is_draft = t.is_draft, zone = t.zone, rack = t.rack, node = t.node, instance_id = t.instance_id,
-             incarnation = t.incarnation, content_id = t.content_id, origin = t.origin
+             incarnation = t.incarnation, content_id = t.content_id, origin = t.origin,
+             owner = t.owner, owner_address = t.owner_address
          FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[], $8::bool[],
-                     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[])
+                     $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[], $16::text[],
+                     $17::text[])
              AS t (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft, zone,
-                   rack, node, instance_id, incarnation, content_id, origin)
+                   rack, node, instance_id, incarnation, content_id, origin, owner, owner_address)
          WHERE s.id = t.id",
     );
     bind_told(update, &rows).execute(connection).await?;
@@ -145,7 +147,7 @@ pub(super) async fn told(connection: &mut Connection, changed: &[Changed<SeedRow
 
 type Query<'q> = sqlx::query::Query<'q, sqlx::Postgres, sqlx::postgres::PgArguments>;
 
-/// The numbers of seeds, their terms, and what they tell.
+/// The numbers of seeds, their terms, what they tell, and whose they are.
 fn bind_told<'q>(query: Query<'q>, rows: &[&SeedRow]) -> Query<'q> {
     let texts = |of: fn(&SeedRow) -> &Option<String>| -> Vec<Option<String>> {
         rows.iter().map(|row| of(row).clone()).collect()
@@ -166,6 +168,8 @@ fn bind_told<'q>(query: Query<'q>, rows: &[&SeedRow]) -> Query<'q> {
         .bind(texts(|row| &row.profile.incarnation))
         .bind(texts(|row| &row.profile.content_id))
         .bind(texts(|row| &row.profile.origin))
+        .bind(rows.iter().map(|row| row.owner.principal.as_deref().map(str::to_owned)).collect::<Vec<_>>())
+        .bind(rows.iter().map(|row| row.owner.address.map(|address| address.to_string())).collect::<Vec<_>>())
 }
 
 /// Seeds that go, with all that is theirs.
@@ -193,15 +197,15 @@ pub(super) async fn insert(connection: &mut Connection, changed: &[Changed<SeedR
     let insert = sqlx::query(
         "/* insert seeds */
          INSERT INTO seeds (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft,
-                            zone, rack, node, instance_id, incarnation, content_id, origin, identity, host, port, rank, seed_key,
-                            key_hash, used_ms, answered_ms, failures, suspect_until_ms, removed, drained, client)
+                            zone, rack, node, instance_id, incarnation, content_id, origin, owner, owner_address, identity, host,
+                            port, rank, seed_key, key_hash, used_ms, answered_ms, failures, suspect_until_ms, removed, drained, client)
          SELECT t.* FROM unnest($1::bigint[], $2::int[], $3::bigint[], $4::text[], $5::int[], $6::text[], $7::text[],
                                 $8::bool[], $9::text[], $10::text[], $11::text[], $12::text[], $13::text[], $14::text[],
-                                $15::text[], $16::text[], $17::text[], $18::int[], $19::bigint[], $20::bytea[],
-                                $21::bytea[], $22::bigint[], $23::bigint[], $24::int[], $25::bigint[], $26::bool[],
-                                $27::bool[], $28::text[])
+                                $15::text[], $16::text[], $17::text[], $18::text[], $19::text[], $20::int[],
+                                $21::bigint[], $22::bytea[], $23::bytea[], $24::bigint[], $25::bigint[], $26::int[],
+                                $27::bigint[], $28::bool[], $29::bool[], $30::text[])
              AS t (id, capacity, lease_ttl_ms, capped_host, host_capacity, model_url, deploy_strategy, is_draft, zone,
-                   rack, node, instance_id, incarnation, content_id, origin, identity)
+                   rack, node, instance_id, incarnation, content_id, origin, owner, owner_address, identity)
          ORDER BY t.identity COLLATE \"C\"
          ON CONFLICT (identity) DO NOTHING",
     );

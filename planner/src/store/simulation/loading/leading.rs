@@ -2,6 +2,7 @@
 
 use super::{Play, TOTAL_BYTES, Worker, asker, is_origin, named};
 use crate::domain::chain::Held;
+use crate::domain::owner::Owner;
 use crate::domain::seed::Profile;
 use crate::store::commands::{Claim, Role};
 use crate::store::conformance::{Home, identity, key};
@@ -47,6 +48,7 @@ impl<H: Home> Play<H> {
         let profile = Profile { incarnation: Some(told.incarnation), ..Profile::default() };
         let command = Command::Claim(Box::new(Claim {
             by: None,
+            owner: Owner::default(),
             identity: told.identity,
             key: key("k"),
             profile: Box::new(profile),

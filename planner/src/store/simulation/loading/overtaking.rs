@@ -5,6 +5,7 @@ use rfork_protocol::v2::Advice;
 
 use super::{asker, stalled};
 use crate::domain::chain::{Held, Progress};
+use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::conformance::loading::{RULES, complete};
@@ -304,6 +305,7 @@ impl<H: Home> Play<H> {
             profile,
             age_ms: 0,
             client: None,
+            owner: Owner::default(),
         }];
         if let Some((source, number)) = self.worker(name).source.take() {
             commands.push(Command::Release {

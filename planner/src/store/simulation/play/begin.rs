@@ -19,8 +19,12 @@ impl<G: Ground> Play<'_, G> {
                 (lease, other.unwrap_or(seed))
             };
             let event = match *ask {
-                Ask::Register(seed, key, process, age_ms) => Event::Register { seed, key, process, age_ms },
-                Ask::Hear(seed, key, process, age_ms) => Event::Hear { seed, key, process, age_ms },
+                Ask::Register(seed, key, process, owner, age_ms) => {
+                    Event::Register { seed, key, process, owner, age_ms }
+                }
+                Ask::Hear(seed, key, process, owner, age_ms) => {
+                    Event::Hear { seed, key, process, owner, age_ms }
+                }
                 Ask::Acquire(key, exclude) => {
                     self.asked += 1;
                     Event::Acquire { key, lease: self.asked, exclude, place: None }
@@ -38,7 +42,7 @@ impl<G: Ground> Play<'_, G> {
                     Event::Answered { seed, number: self.numbers.get(&seed).copied().unwrap_or_default() }
                 }
                 Ask::Drain(seed, key) => Event::Drain { seed, key },
-                Ask::Remove(seed, key) => Event::Remove { seed, key },
+                Ask::Remove(seed, key, owner) => Event::Remove { seed, key, owner },
                 Ask::Serve(key) => Event::Serve { key },
                 Ask::Wait(..) | Ask::Named(..) | Ask::Leave(..) | Ask::Again(..) => {
                     self.begin_wait(planner, *ask, &mut events);

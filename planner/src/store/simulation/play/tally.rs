@@ -1,6 +1,6 @@
 //! What happened in histories, counted.
 
-use super::super::super::Refusal;
+use super::super::super::{Heard, Refusal, Removal};
 use super::super::model::{Event, Left, Place, Told};
 
 /// How often what matters has happened: a simulation in which something never did shows nothing of it.
@@ -23,6 +23,8 @@ pub(in super::super) struct Tally {
     pub(in super::super) repeated_late: u64,
     pub(in super::super) queued_again: u64,
     pub(in super::super) clock_set: u64,
+    /// What was refused because a seed is somebody else's.
+    pub(in super::super) owned: u64,
 }
 
 impl Tally {
@@ -43,6 +45,7 @@ impl Tally {
         self.repeated_late += other.repeated_late;
         self.queued_again += other.queued_again;
         self.clock_set += other.clock_set;
+        self.owned += other.owned;
     }
 
     pub(super) fn count(&mut self, event: &Event, told: Option<Told>) {
@@ -51,6 +54,9 @@ impl Tally {
             Some(Told::Queued(_)) if again => self.queued_again += 1,
             Some(Told::Refused(Refusal::LeaseEnded | Refusal::OtherRequest)) => self.repeated_late += 1,
             Some(Told::Left(Left::Superseded)) => self.superseded += 1,
+            Some(Told::Owned | Told::Heard(Heard::Owned, _) | Told::Removed(Removal::Owned)) => {
+                self.owned += 1;
+            }
             Some(Told::Granted(_)) => self.granted += 1,
             Some(Told::Queued(_)) => self.queued += 1,
             Some(Told::Left(Left::Granted(..))) => self.left_granted += 1,

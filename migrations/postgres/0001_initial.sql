@@ -323,6 +323,16 @@ CREATE TRIGGER instances_come AFTER INSERT ON instances REFERENCING NEW TABLE AS
 CREATE TRIGGER instances_go AFTER DELETE ON instances REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
 CREATE TRIGGER instances_emptied AFTER TRUNCATE ON instances FOR EACH STATEMENT EXECUTE FUNCTION count_rows();
 
+-- What only planners know, the same for all of them.
+CREATE TABLE secrets (
+    -- what it is for: `leases` names the leases of idempotency keys, so that nobody who knows a key knows its lease
+    name  TEXT  PRIMARY KEY,
+    value BYTEA NOT NULL
+);
+-- A version 4 UUID has 122 random bits of the server's strong generator.
+INSERT INTO secrets (name, value)
+    VALUES ('leases', decode(replace(concat(gen_random_uuid(), gen_random_uuid(), gen_random_uuid()), '-', ''), 'hex'));
+
 -- What time it is for planners: the clock's, and this.
 CREATE TABLE clock (
     id        BOOLEAN NOT NULL PRIMARY KEY DEFAULT TRUE CHECK (id),

@@ -208,6 +208,9 @@ CREATE TABLE planner (
     -- What time it is for planners: the clock's, and an offset that makes up for steps of the clock, in milliseconds.
     offset_ms INTEGER NOT NULL,
     -- no later time than this was worked at, but for a second, Unix milliseconds with the offset
-    seen_ms   INTEGER NOT NULL
+    seen_ms   INTEGER NOT NULL,
+    -- names the leases of idempotency keys, so that nobody who knows a key knows its lease
+    lease_secret BLOB NOT NULL
 );
-INSERT INTO planner (id, batch, next_seed, offset_ms, seen_ms) VALUES (1, 0, 1, 0, 0);
+INSERT INTO planner (id, batch, next_seed, offset_ms, seen_ms, lease_secret)
+    VALUES (1, 0, 1, 0, 0, randomblob(32));

@@ -13,7 +13,8 @@ use super::{Metrics, unix_seconds};
 use crate::store::history::{EndedLease, Event, EventFilter};
 use crate::store::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use crate::store::{
-    Beat, Commands, Counts, Outcomes, PoolView, Snapshot, Store, StoreError, Swept, Told, Usage, Woken,
+    Beat, Commands, Counts, LeaseSecret, Outcomes, PoolView, Snapshot, Store, StoreError, Swept, Told, Usage,
+    Woken,
 };
 
 /// The least time between two log lines of questions that failed: anybody may ask.
@@ -98,6 +99,10 @@ impl Store for MeasuredStore {
         self.metrics.calls.batch_commands.observe(commands.len() as f64);
         self.metrics.applied(commands, &outcomes);
         Ok(outcomes)
+    }
+
+    fn lease_secret(&self) -> &LeaseSecret {
+        self.inner.lease_secret()
     }
 
     fn wakes(&self) -> Arc<Notify> {

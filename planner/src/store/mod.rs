@@ -25,6 +25,7 @@ pub(crate) use rules::{
     DRAIN_MEMORY_MS, INSTANCE_MEMORY_MS, MAX_CALLED, MAX_CALLS, ONCE_MEMORY_MS, REQUEST_MEMORY_MS,
 };
 pub use rules::{PLANNER_TTL_MS, Room, Rules};
+pub use secret::LeaseSecret;
 use views::pool_view;
 pub use views::{Counts, LeaseView, MAX_SNAPSHOT, PoolView, SeedView, Snapshot, Swept, Tally};
 
@@ -40,6 +41,7 @@ pub mod memory;
 pub mod postgres;
 mod rules;
 mod schema;
+mod secret;
 #[cfg(test)]
 pub(crate) mod simulation;
 pub mod sqlite;
@@ -77,6 +79,9 @@ pub trait Store: Send + Sync + 'static {
     /// # Errors
     /// [`StoreError`]; nothing was changed.
     async fn apply(&self, commands: &Commands) -> Result<Outcomes, StoreError>;
+
+    /// What names the leases of idempotency keys: the same for all planners of the database.
+    fn lease_secret(&self) -> &LeaseSecret;
 
     /// Tells when some waiter of this store's may have been served, by whichever planner. A hint: it may come for
     /// nothing, and one may be lost.

@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use ring::hmac;
 use rfork_protocol::ids::hex;
+use ring::hmac;
 
 use super::StoreError;
 

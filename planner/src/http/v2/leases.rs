@@ -3,7 +3,6 @@
 use std::time::Instant;
 
 use rfork_protocol::LeaseId;
-use rfork_protocol::ids::hex;
 use rfork_protocol::problem::Code;
 use rfork_protocol::v2::{
     Acquire, Granted, IDEMPOTENCY_KEY, IdempotencyKey, Release, Released, Renew, Renewed, TransferOutcome,
@@ -28,7 +27,7 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     let by = permit.by();
     let idempotency = idempotency_key.as_ref().map(|key| idempotency(key, &request, by.as_deref()));
     let lease_id = match &idempotency_key {
-        Some(key) => lease_of(key, by.as_deref()),
+        Some(key) => api.store.lease_secret().lease_of(key.expose(), by.as_deref()),
         None => uuid::Uuid::new_v4().simple().to_string(),
     };
     let lease_id = LeaseId::new(lease_id).map_err(|error| Refused::new(Code::Internal, error.to_string()))?;
@@ -71,26 +70,19 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
     }
 }
 
-/// The lease of all acquisitions of one principal under one idempotency key: it need not be kept anywhere to be told again.
-/// Who knows the key, and shows whose it is, knows the lease, so the key is a credential.
-fn lease_of(key: &IdempotencyKey, by: Option<&str>) -> String {
-    hex(&digest_of("rfork lease of idempotency key ", key, by)[..16])
-}
-
 /// What tells the request from others. How long it waits is not part of it: a repetition has less time.
 fn idempotency(key: &IdempotencyKey, request: &Acquire, by: Option<&str>) -> Idempotency {
     let request = Acquire { wait_ms: 0, ..request.clone() };
     Idempotency {
-        key: digest_of("", key, by),
+        key: digest_of(key, by),
         // A request that was read from JSON has a JSON form.
         request: Sha256::digest(serde_json::to_vec(&request).unwrap_or_default()).into(),
     }
 }
 
 /// Of an idempotency key, as its principal has it: nobody meets the key of somebody else.
-fn digest_of(what: &str, key: &IdempotencyKey, by: Option<&str>) -> [u8; 32] {
+fn digest_of(key: &IdempotencyKey, by: Option<&str>) -> [u8; 32] {
     let mut digest = Sha256::new();
-    digest.update(what);
     if let Some(by) = by {
         digest.update(by);
         // It is in no name and in no key.

@@ -103,3 +103,12 @@ pub(crate) async fn restart_keeps_leases_and_seeds<H: Home>() {
     assert!(!bench.release(1, 1).await, "its time passed while the planner was down");
     assert!(bench.acquire("k", 6).await.is_some());
 }
+
+pub(crate) async fn leases_of_idempotency_keys_are_named_by_a_secret_of_the_database<H: Home>() {
+    let mut bench = Bench::<H>::new(RULES).await;
+    let named = |bench: &Bench<H>| bench.store.lease_secret().lease_of("the-same", Some("a"));
+    let lease = named(&bench);
+    bench.restart(RULES).await;
+    assert_eq!(named(&bench), lease, "another planner of the same database names it alike");
+    assert_ne!(named(&Bench::<H>::new(RULES).await), lease, "who knows the key does not know the lease");
+}

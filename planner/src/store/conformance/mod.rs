@@ -181,6 +181,9 @@ impl Store for Closed {
     async fn apply(&self, _: &super::Commands) -> Result<super::Outcomes, super::StoreError> {
         Err(super::StoreError::Unavailable("closed".into()))
     }
+    fn lease_secret(&self) -> &super::LeaseSecret {
+        unreachable!("it is closed")
+    }
     fn wakes(&self) -> Arc<tokio::sync::Notify> {
         Arc::default()
     }
@@ -281,6 +284,7 @@ macro_rules! conformance_suite {
             leases: fencing_of_two_seeds_named_in_one_batch,
             leases: releasing_twice_is_once,
             leases: restart_keeps_leases_and_seeds,
+            leases: leases_of_idempotency_keys_are_named_by_a_secret_of_the_database,
             seeds: no_leak_a_silent_seed_is_not_offered,
             seeds: a_silent_seed_drains_and_returns_with_its_leases,
             seeds: what_is_gone_is_gone_for_everybody_who_looks,

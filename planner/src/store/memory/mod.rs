@@ -34,7 +34,8 @@ use super::commands::{Commands, Outcomes};
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Counts, MAX_FLUSH, PoolView, Rules, Snapshot, Store, StoreError, Swept, Told, Usage, Woken,
+    Beat, Counts, LeaseSecret, MAX_FLUSH, PoolView, Rules, Snapshot, Store, StoreError, Swept, Told, Usage,
+    Woken,
 };
 use crate::decide::place::Place;
 use crate::decide::{Batch, Changes, Decision, adopt, collect, drain, heartbeat, sweep};
@@ -53,6 +54,7 @@ pub struct MirrorStore<J: Journal> {
     pub(in crate::store) journal: J,
     rules: Rules,
     time: Own,
+    lease_secret: LeaseSecret,
     /// This process, for those who wait for its answers.
     planner: Arc<str>,
     /// Told when some of those were served.
@@ -102,10 +104,15 @@ impl<J: Journal> MirrorStore<J> {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub(crate) async fn over(journal: J, rules: Rules, time: Own) -> Result<Self, StoreError> {
+    pub(crate) async fn over(
+        journal: J,
+        rules: Rules,
+        time: Own,
+        lease_secret: LeaseSecret,
+    ) -> Result<Self, StoreError> {
         let held = Held { mirror: Mirror::new(rules.clone()), version: None, pending: None };
         let (planner, served) = (super::planner_id().into(), Arc::default());
-        let store = Self { journal, rules, time, planner, served, held: Mutex::new(held) };
+        let store = Self { journal, rules, time, lease_secret, planner, served, held: Mutex::new(held) };
         store.take_over().await?;
         Ok(store)
     }
@@ -332,6 +339,10 @@ impl<J: Journal> Store for MirrorStore<J> {
             self.served.notify_one();
         }
         Ok(decision.outcomes)
+    }
+
+    fn lease_secret(&self) -> &LeaseSecret {
+        &self.lease_secret
     }
 
     fn wakes(&self) -> Arc<Notify> {

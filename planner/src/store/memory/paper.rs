@@ -28,6 +28,8 @@ pub(super) struct Sheet {
     batch: i64,
     foreign: i64,
     pub(super) clock: (i64, i64),
+    /// As it was made with it.
+    pub(super) secret: [u8; 32],
     /// The next commit fails: after it was done, or before.
     pub(super) fails: Option<Failure>,
 }
@@ -41,8 +43,8 @@ pub(super) enum Failure {
 impl Sheet {
     /// Somebody else makes it empty.
     pub(super) fn clear(&mut self) {
-        let (clock, next_seed, foreign) = (self.clock, self.next_seed, self.foreign + 1);
-        *self = Self { next_seed, foreign, clock, ..Self::default() };
+        let Self { clock, next_seed, secret, .. } = *self;
+        *self = Self { next_seed, foreign: self.foreign + 1, clock, secret, ..Self::default() };
     }
 
     fn take_in(&mut self, staged: Staged) {

@@ -13,18 +13,25 @@ use crate::domain::seed::Profile;
 use crate::store::commands::NoRoom;
 use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove};
 use crate::store::simulation::{self, Ground};
-use crate::store::{ApplyList, Clock, Command, Outcome, Registration, Room, Rules, Store, StoreError};
+use crate::store::{
+    ApplyList, Clock, Command, LeaseSecret, Outcome, Registration, Room, Rules, Store, StoreError,
+};
 
 #[async_trait]
 impl Home for Paper {
     async fn make() -> Self {
-        Self::default()
+        let paper = Self::default();
+        fastrand::fill(&mut paper.0.lock().await.secret);
+        paper
     }
 
     async fn open(&self, rules: Rules, clock: Clock) -> Arc<dyn Store> {
-        let (offset_ms, seen_ms) = self.0.lock().await.clock;
+        let ((offset_ms, seen_ms), secret) = {
+            let sheet = self.0.lock().await;
+            (sheet.clock, LeaseSecret::new(&sheet.secret).unwrap())
+        };
         let time = Own::resume(clock, offset_ms, seen_ms);
-        Arc::new(MirrorStore::over(self.clone(), rules, time).await.unwrap())
+        Arc::new(MirrorStore::over(self.clone(), rules, time, secret).await.unwrap())
     }
 }
 

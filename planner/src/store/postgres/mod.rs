@@ -63,8 +63,8 @@ use super::commands::Serve;
 use super::history::{EndedLease, Event, EventFilter, Forgotten, MAX_STEPS};
 use super::list::{KeyEntry, LeaseEntry, LeaseFilter, Page, Part, SeedEntry, SeedFilter};
 use super::{
-    Beat, Clock, Commands, Counts, MAX_BATCH, MAX_FLUSH, Outcomes, PoolView, Rules, Snapshot, Store,
-    StoreError, Swept, Told, Usage, Woken, pool_view,
+    Beat, Clock, Commands, Counts, LeaseSecret, MAX_BATCH, MAX_FLUSH, Outcomes, PoolView, Rules, Snapshot,
+    Store, StoreError, Swept, Told, Usage, Woken, pool_view,
 };
 use crate::decide::{self, Tables, adopt, collect, drain};
 use batch::{Apply, Change};
@@ -93,6 +93,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub struct PostgresStore {
     database: Arc<Database>,
+    lease_secret: LeaseSecret,
     /// Hears of waiters whom other planners served; it ends with the store, and so does the next.
     listener: AbortOnDropHandle<()>,
     /// Looks once more for those who wait.
@@ -135,9 +136,9 @@ impl PostgresStore {
         clock: Clock,
     ) -> Result<Self, ConnectError> {
         let mut patience = Patience::new(url, settings.patience);
-        let database = loop {
+        let (database, lease_secret) = loop {
             match Database::open(url, settings, &rules, &clock).await {
-                Ok(database) => break Arc::new(database),
+                Ok((database, secret)) => break (Arc::new(database), secret),
                 Err(refusal) => patience.after(refusal).await?,
             }
         };
@@ -153,7 +154,14 @@ impl PostgresStore {
         let following = (url.servers().len() > 1)
             .then(|| AbortOnDropHandle::new(tokio::spawn(connect::follow(pool.clone(), url.clone()))));
         let looking = AbortOnDropHandle::new(tokio::spawn(database.clone().look()));
-        Ok(Self { database, listener, looking, _following: following, checked: Mutex::default() })
+        Ok(Self {
+            database,
+            lease_secret,
+            listener,
+            looking,
+            _following: following,
+            checked: Mutex::default(),
+        })
     }
 }
 
@@ -163,7 +171,7 @@ impl Database {
         settings: ConnectSettings,
         rules: &Rules,
         clock: &Clock,
-    ) -> Result<Self, Refusal> {
+    ) -> Result<(Self, LeaseSecret), Refusal> {
         let database = Self {
             pool: Arc::new(connect::reach(url, settings).await?),
             rules: rules.clone(),
@@ -178,10 +186,11 @@ impl Database {
         // A pooler may lend sessions that are older than somebody's decision.
         let opened = async {
             database.heed_decisions().await?;
-            database.adopt_rules().await
+            database.adopt_rules().await?;
+            LeaseSecret::new(&run(&database.pool, Begin::View, view::Secret("leases")).await?)
         };
         match opened.await {
-            Ok(()) => Ok(database),
+            Ok(secret) => Ok((database, secret)),
             Err(StoreError::Unavailable(reason)) => Err(Refusal::Away(reason)),
             Err(error) => Err(Refusal::Final(error.to_string())),
         }
@@ -269,6 +278,10 @@ impl Store for PostgresStore {
             store.look_again(applied.touched);
         }
         Ok(applied.outcomes)
+    }
+
+    fn lease_secret(&self) -> &LeaseSecret {
+        &self.lease_secret
     }
 
     fn wakes(&self) -> Arc<Notify> {

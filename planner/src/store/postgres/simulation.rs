@@ -41,7 +41,7 @@ impl Ground for Scene {
         let connection = &mut *self.beside.lock().await;
         let tables: Vec<String> = sqlx::query_scalar(
             "SELECT tablename::text FROM pg_tables
-             WHERE schemaname = current_schema() AND NOT starts_with(tablename, '_sqlx') AND tablename <> 'clock'",
+             WHERE schemaname = current_schema() AND NOT starts_with(tablename, '_sqlx') AND tablename NOT IN ('clock', 'secrets')",
         )
         .fetch_all(&mut *connection)
         .await

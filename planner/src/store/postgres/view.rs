@@ -189,6 +189,19 @@ impl Work for IsSetReadOnly {
     }
 }
 
+/// What only the planners of the database know, by its name.
+pub(super) struct Secret(pub(super) &'static str);
+
+#[async_trait]
+impl Work for Secret {
+    type Done = Vec<u8>;
+
+    async fn attempt(&mut self, connection: &mut Connection) -> Result<Vec<u8>, Stopped> {
+        let secret = sqlx::query_scalar("SELECT value FROM secrets WHERE name = $1").bind(self.0);
+        Ok(secret.fetch_one(&mut *connection).await?)
+    }
+}
+
 /// Writes: always to the same row, so that the table does not grow, and flushed as every commit is. A server that only
 /// reads, or cannot write, refuses it.
 pub(super) struct Written<'a>(pub(super) &'a Database);

@@ -12,7 +12,7 @@ use sqlx::{Row, SqliteConnection, SqlitePool};
 
 use super::super::clock::{Clock, Own};
 use super::super::memory::Loaded;
-use super::super::{Idempotency, StoreError, wish};
+use super::super::{Idempotency, LeaseSecret, StoreError, wish};
 use crate::decide::rows::{LeaseRow, RequestRow, SeedRow};
 use crate::domain::chain::{Lead, Loading};
 use crate::domain::health::Health;
@@ -29,6 +29,12 @@ pub(super) async fn time(writer: &SqlitePool, clock: Clock) -> Result<Own, Store
     let (offset_ms, seen_ms) =
         sqlx::query_as("SELECT offset_ms, seen_ms FROM planner").fetch_one(writer).await?;
     Ok(Own::resume(clock, offset_ms, seen_ms))
+}
+
+/// What names the leases of idempotency keys.
+pub(super) async fn lease_secret(writer: &SqlitePool) -> Result<LeaseSecret, StoreError> {
+    let bytes: Vec<u8> = sqlx::query_scalar("SELECT lease_secret FROM planner").fetch_one(writer).await?;
+    LeaseSecret::new(&bytes)
 }
 
 /// All rows but those of history.

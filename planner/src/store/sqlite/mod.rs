@@ -128,10 +128,11 @@ impl SqliteStore {
         let readers =
             pool(READERS).connect_with(options.read_only(true)).await.map_err(|error| unusable(&error))?;
         let time = load::time(&writer, clock).await.map_err(|error| unusable(&error))?;
+        let secret = load::lease_secret(&writer).await.map_err(|error| unusable(&error))?;
         let checked = Mutex::default();
         let file = SqliteFile { writer, readers, checkpoints, connections, checked, _lock: lock };
         // The file's lock says that the process before is gone: nobody waits there any more.
-        Self::over(file, rules, time).await.map_err(|error| unusable(&error))
+        Self::over(file, rules, time, secret).await.map_err(|error| unusable(&error))
     }
 }
 

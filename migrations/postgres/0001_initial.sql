@@ -240,6 +240,8 @@ CREATE TABLE ended_leases (
     rank        BIGINT   NOT NULL,
     -- who read, as far as it is known: principal/instance@address, or some of them
     requester   TEXT,
+    -- the reader's identity, host:port:rank, if it loaded as a seed
+    reader      TEXT,
     -- when it was granted, and when it ended, Unix milliseconds
     granted_ms  BIGINT   NOT NULL,
     ended_ms    BIGINT   NOT NULL,

@@ -165,6 +165,8 @@ CREATE TABLE ended_leases (
     rank        INTEGER NOT NULL,
     -- who read, as far as it is known: principal/instance@address, or some of them
     requester   TEXT,
+    -- the reader's identity, host:port:rank, if it loaded as a seed
+    reader      TEXT,
     -- when it was granted, and when it ended, Unix milliseconds
     granted_ms  INTEGER NOT NULL,
     ended_ms    INTEGER NOT NULL,

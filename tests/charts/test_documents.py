@@ -162,7 +162,7 @@ def test_the_first_command_forks(tmp_path: Path) -> None:
     # A smaller model than the default one, in the build that is tested.
     done = run([*words[5:], "--size=8MiB"], [], tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "seed" in done.stdout
+    assert "worker 1" in done.stdout
 
 
 def run(words: Words, before: Words, home: Path) -> subprocess.CompletedProcess[str]:
@@ -183,8 +183,10 @@ def test_planner_and_worker_run_as_the_readme_says(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [256], "data_offsets": [0, 1024]}}).encode()
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
     lines = [words[1:] for words in section("Run it") if words[0] == "rfork"]
-    planner, worker, look, seed, selftest, explain = lines
-    assert [words[:2] for words in (look, seed)] == [["inspect", "planner"], ["inspect", "seed"]]
+    planner, worker, look, seed, transfers, selftest, explain = lines
+    inspected = [words[1] for words in (look, seed, transfers) if words[0] == "inspect"]
+    assert inspected == ["planner", "seed", "transfers"]
+    drawing = tmp_path / transfers[-1]
     started = []
     with network(["127.0.0.1/8", "::1/128"]) as apart:
 
@@ -218,6 +220,8 @@ def test_planner_and_worker_run_as_the_readme_says(tmp_path: Path) -> None:
                 until("a planner", is_there)
             shown = until("a seed", registered)
             tell([word.replace("10.0.0.7:40123", shown[1]) for word in seed])
+            tell([*transfers[:-1], str(drawing)])
+            assert "storage" in drawing.read_text(), "it loaded from there"
             assert "the planner works" in tell(selftest)
             assert "would be given" in tell(explain), tell(explain)
         finally:

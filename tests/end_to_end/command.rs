@@ -28,6 +28,9 @@ fn the_demo_forks_three_workers_with_equal_digests() {
         assert_eq!(worker["digest"], report["model"]["digest"]);
         assert_eq!(worker["bytes"], report["model"]["bytes"]);
         assert_eq!(worker["seed"].is_string(), worker["source"] == "seed", "{worker}");
+        assert_eq!(worker["source_worker"].is_u64(), worker["source"] == "seed", "{worker}");
+        assert!(worker["depth"].is_u64(), "{worker}");
+        assert!(worker["first_byte_seconds"].as_f64() <= worker["last_byte_seconds"].as_f64(), "{worker}");
     }
     assert!(
         !std::path::Path::new(report["model"]["path"].as_str().unwrap()).exists(),

@@ -181,7 +181,15 @@ impl Process {
 
     /// Waits until it has ended.
     pub fn wait(&mut self) -> ExitStatus {
-        until(&format!("the end of {}", self.name), || self.child.try_wait().unwrap())
+        let status = until(&format!("the end of {}", self.name), || self.child.try_wait().unwrap());
+        // Excluded: what it said last is still on its way when its end is seen.
+        let mut log = self.log.lock().unwrap();
+        let Log { lines, seen } = &mut *log;
+        let until = Instant::now() + DEADLINE;
+        while let Ok(line) = lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            seen.push(line);
+        }
+        status
     }
 
     /// Sends SIGTERM and waits until it has ended.

@@ -17,6 +17,7 @@ use serde_json::{Value, json};
 
 use crate::access::AccessArgs;
 use crate::show;
+use crate::transfers::{self, TransfersArgs};
 
 /// How long an answer may take.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -36,6 +37,8 @@ pub(crate) enum InspectCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Who gave weights to whom, and when, from a planner's history
+    Transfers(TransfersArgs),
     /// The tensors that a seed serves
     Seed {
         /// The seed's metadata URL, as `http://10.0.0.7:40123`
@@ -53,6 +56,7 @@ pub(crate) enum InspectCommand {
 pub(crate) async fn run(command: InspectCommand) -> Result<()> {
     match command {
         InspectCommand::Planner { url, access, json } => planner(&url, &access, json).await,
+        InspectCommand::Transfers(args) => transfers::run(args).await,
         InspectCommand::Seed { url, seed_key, json } => seed(&url, &seed_key, json).await,
     }
 }

@@ -23,6 +23,7 @@ mod sample_model;
 mod selftest;
 mod show;
 mod signals;
+mod transfers;
 mod worker;
 
 use flags::Flags;

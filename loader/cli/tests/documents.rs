@@ -179,7 +179,8 @@ fn settings_that_documents_name_are_there() {
     let variables: Vec<&str> =
         all(&[planner(), worker(), logging()]).filter_map(|setting| setting.env).collect();
     let command = rfork_cli::command();
-    let arguments = command.get_subcommands().flat_map(Command::get_arguments);
+    let commands = command.get_subcommands().flat_map(|command| command.get_subcommands().chain([command]));
+    let arguments = commands.flat_map(Command::get_arguments);
     let flags: Vec<&str> = arguments.filter_map(Arg::get_long).collect();
     let mut documents: Vec<PathBuf> = vec![root().join("README.md")];
     documents.extend(std::fs::read_dir(root().join("docs")).unwrap().map(|entry| entry.unwrap().path()));

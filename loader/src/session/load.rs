@@ -122,11 +122,20 @@ impl<'a> Load<'a> {
         self.failed.iter().chain(self.left.keys()).cloned().collect()
     }
 
+    fn depth_behind(&self, seed: &SeedIdentity) -> Option<u32> {
+        let lease = self.lease.as_ref().filter(|lease| lease.seed() == seed)?;
+        lease.source().map(|source| source.depth)
+    }
+
     /// Notes what a source gave.
     pub(super) fn share(&mut self, source: Source, held_before: u64, begun: Instant) {
         let bytes = self.memory.held_bytes() - held_before;
         if bytes > 0 {
-            self.shares.push(Share { source, bytes, duration: begun.elapsed() });
+            let depth = match &source {
+                Source::Storage => Some(0),
+                Source::Seed(seed) => self.depth_behind(seed),
+            };
+            self.shares.push(Share { source, depth, bytes, duration: begun.elapsed() });
         }
     }
 }

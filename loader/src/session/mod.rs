@@ -374,7 +374,8 @@ impl Session {
 /// A load that has ended well.
 fn report(memory: &WeightMemory, begun: Instant, shares: Vec<Share>) -> LoadReport {
     let content = memory.content().map(|content| content.id);
-    LoadReport { bytes: memory.plan().total_bytes(), duration: begun.elapsed(), shares, content }
+    let first_byte = memory.arrivals().first().map(|first| first.saturating_duration_since(begun));
+    LoadReport { bytes: memory.plan().total_bytes(), duration: begun.elapsed(), first_byte, shares, content }
 }
 
 /// The manifest with the addresses that the tensors have in `memory`.

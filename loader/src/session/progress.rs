@@ -72,6 +72,9 @@ pub struct Progress {
 pub struct Share {
     /// Which.
     pub source: Source,
+    /// Sources between this worker and a seed that holds everything, or storage, as the planner said when it granted this
+    /// one; `None` if it said nothing.
+    pub depth: Option<u32>,
     /// Bytes that it gave and that are held at the end.
     pub bytes: u64,
     /// How long it was read.
@@ -85,6 +88,8 @@ pub struct LoadReport {
     pub bytes: u64,
     /// From the first question to the last byte.
     pub duration: Duration,
+    /// From the first question to the first byte; `None` if the memory was filled without this worker's seeing it.
+    pub first_byte: Option<Duration>,
     /// What each source gave, in the order in which they were asked; those that gave nothing are left out.
     pub shares: Vec<Share>,
     /// What the bytes are; `None` when they came from a seed without digests. They get a name when this worker serves.
@@ -96,6 +101,12 @@ impl LoadReport {
     pub fn main_source(&self) -> &Source {
         let most = self.shares.iter().max_by_key(|share| share.bytes);
         most.map_or(&Source::Storage, |share| &share.source)
+    }
+
+    /// Sources between this worker and a seed that holds everything, or storage, while it read from its
+    /// [main source](Self::main_source), if the planner said so.
+    pub fn depth(&self) -> Option<u32> {
+        self.shares.iter().max_by_key(|share| share.bytes)?.depth
     }
 
     /// How long bytes flowed, from all sources; the rest of the time went into asking and waiting.

@@ -44,6 +44,7 @@ pub(super) fn ended(
         key: seed.key.clone(),
         identity: seed.identity.clone(),
         requester: lease.requester.clone(),
+        reader: lease.reader.and_then(|reader| tables.seed(reader)).map(|row| row.identity.clone()),
         granted_ms: lease.granted_ms,
         ended_ms: lease.ends_ms.min(now),
         end: if lease.lives(now) { end } else { End::Expired },

@@ -255,6 +255,8 @@ pub struct EndedRow {
     pub identity: SeedIdentity,
     /// Who read, as far as that is known.
     pub requester: Option<Arc<str>>,
+    /// Where the reader serves what it reads, as far as that is known.
+    pub reader: Option<SeedIdentity>,
     /// When it was granted.
     pub granted_ms: i64,
     /// When it ended.

@@ -88,6 +88,8 @@ pub struct EndedLease {
     pub key: SeedKey,
     /// Who read, as far as it is known: `principal/instance@address`, or some of them.
     pub requester: Option<String>,
+    /// Where the reader serves what it read, if it loaded as a seed.
+    pub reader: Option<SeedIdentity>,
     /// How long ago it was granted, in milliseconds.
     pub granted_age_ms: i64,
     /// How long ago it ended, in milliseconds.

@@ -44,6 +44,9 @@ pub struct EndedLease {
     pub seed_key: SeedKey,
     /// Who read, as far as it is known: `principal/instance@address`, or some of them.
     pub requester: Option<String>,
+    /// Where the reader served what it read, if it loaded as a seed.
+    #[serde(default)]
+    pub reader: Option<SeedIdentity>,
     /// How long ago it was granted, in milliseconds.
     pub granted_age_ms: u64,
     /// How long ago it ended, in milliseconds.

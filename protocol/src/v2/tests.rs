@@ -452,7 +452,7 @@ proptest! {
         kept_with_more(&KeyList { keys: vec![key], next: next.clone() })?;
         let ended = EndedLease {
             lease: "0123456789ab".into(), seed: seed.seed.clone(), seed_key: seed.seed_key.clone(),
-            requester: seed.instance_id.clone(), granted_age_ms: ttl_ms, ended_age_ms: ttl_ms, ended: Some(LeaseEnd::GivenBack),
+            requester: seed.instance_id.clone(), reader: Some(seed.seed.clone()), granted_age_ms: ttl_ms, ended_age_ms: ttl_ms, ended: Some(LeaseEnd::GivenBack),
             outcome: Some(TransferOutcome::Failed), reason: None, bytes: Some(waited_ms), duration_ms: None,
         };
         kept_with_more(&EndedLeaseList { leases: vec![ended], next: next.clone() })?;

@@ -35,6 +35,11 @@ impl Line {
         self.0[field].as_u64().unwrap_or_default()
     }
 
+    /// A field as a count, if it is there.
+    pub(super) fn count(&self, field: &str) -> Option<u64> {
+        self.0[field].as_u64()
+    }
+
     /// A field as a figure; 0 when it is not there.
     pub(super) fn float(&self, field: &str) -> f64 {
         self.0[field].as_f64().unwrap_or_default()

@@ -1,12 +1,13 @@
 //! `rfork demo`: the main job on one machine, in separate processes.
 //!
-//! A planner on SQLite, a first worker that loads from storage, then the others, which fork from seeds. Every
+//! A planner on SQLite, a first worker that loads from storage, then the others, which form a chain behind it. Every
 //! worker computes SHA-256 over what it holds, and the demo computes it over the files; it succeeds only if
 //! all are equal.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context, Result, ensure};
 use bytesize::ByteSize;
@@ -62,6 +63,13 @@ struct WorkerReport {
     id: usize,
     source: String,
     seed: Option<String>,
+    /// Which worker that is.
+    source_worker: Option<usize>,
+    /// Sources between this worker and one that holds everything, or storage.
+    depth: Option<u64>,
+    /// Since it began to ask.
+    first_byte_seconds: f64,
+    last_byte_seconds: f64,
     bytes: u64,
     seconds: f64,
     gib_per_s: f64,
@@ -127,12 +135,13 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
     let hashed = checkpoint.clone();
     let file_digest = tokio::task::spawn_blocking(move || hashed.model_digest());
 
-    let first = WorkerProcess::spawn(1, &path, &url, &board, bytes)?;
+    let names = Names::default();
+    let first = WorkerProcess::spawn(1, &path, &url, (&board, &names), bytes)?;
     let mut running = vec![first.until_serving(1).await?];
-    // All others at once, as in a scale-out: each that is done is a seed for the next.
+    // All others at once, as in a scale-out: each passes on what it has got.
     let mut others = tokio::task::JoinSet::new();
     for id in 2..=workers {
-        let worker = WorkerProcess::spawn(id, &path, &url, &board, bytes)?;
+        let worker = WorkerProcess::spawn(id, &path, &url, (&board, &names), bytes)?;
         others.spawn(worker.until_serving(id));
     }
     while let Some(worker) = others.join_next().await {
@@ -144,7 +153,8 @@ async fn demonstrate(args: &DemoArgs, directory: &Path) -> Result<Report> {
     let mut reports = Vec::new();
     for (report, child) in running {
         child.stop().await;
-        reports.push(report);
+        let source_worker = report.seed.as_ref().and_then(|seed| names.of(seed));
+        reports.push(WorkerReport { source_worker, ..report });
     }
     planner.stop().await;
     reports.sort_by_key(|report| report.id);
@@ -196,13 +206,40 @@ fn joined(flag: &str, path: &Path) -> OsString {
     argument
 }
 
+/// Which worker serves where.
+#[derive(Debug, Clone, Default)]
+struct Names(Arc<Mutex<HashMap<String, usize>>>);
+
+impl Names {
+    fn is_at(&self, worker: usize, identity: String) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(identity, worker);
+    }
+
+    fn of(&self, identity: &str) -> Option<usize> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(identity).copied()
+    }
+
+    /// What a worker says that it does, with the number of the worker that it names at its end.
+    fn told(&self, phase: &str) -> String {
+        let named = phase.rsplit_once(" seed ").and_then(|(does, seed)| Some((does, self.of(seed)?)));
+        named.map_or_else(|| phase.to_owned(), |(does, worker)| format!("{does} worker {worker}"))
+    }
+}
+
 struct WorkerProcess {
     child: Child,
     bar: board::Bar,
+    names: Names,
 }
 
 impl WorkerProcess {
-    fn spawn(id: usize, model: &Path, url: &str, board: &Board, bytes: u64) -> Result<Self> {
+    fn spawn(
+        id: usize,
+        model: &Path,
+        url: &str,
+        (board, names): (&Board, &Names),
+        bytes: u64,
+    ) -> Result<Self> {
         let url = format!("--rfork-scheduler-url={url}");
         let flags = [
             "worker",
@@ -216,7 +253,7 @@ impl WorkerProcess {
             &url,
         ];
         let child = Child::spawn(&format!("worker {id}"), &flags, joined("--model=", model))?;
-        Ok(Self { child, bar: board.bar(&format!("worker {id}"), bytes) })
+        Ok(Self { child, bar: board.bar(&format!("worker {id}"), bytes), names: names.clone() })
     }
 
     /// Shows progress until the worker serves; gives what it said of its load.
@@ -227,17 +264,22 @@ impl WorkerProcess {
             match line.message() {
                 "progress" => {
                     self.bar.set(line.number("held_bytes"));
-                    self.bar.say(&line.text("phase"));
+                    self.bar.say(&self.names.told(&line.text("phase")));
+                }
+                "this worker serves what it holds while it loads" => {
+                    self.names.is_at(id, line.text("identity"));
                 }
                 "loaded" => report = Some(worker_report(id, &line)),
-                "serving" => break,
+                "serving" => {
+                    self.names.is_at(id, line.text("identity"));
+                    break;
+                }
                 _ => {}
             }
         }
         let report = report.with_context(|| format!("worker {id} serves without having loaded"))?;
         self.bar.set(report.bytes);
-        let from = report.seed.as_ref().map_or("storage".to_owned(), |seed| format!("seed {seed}"));
-        self.bar.finish(&format!("loaded from {from}"));
+        self.bar.finish(&self.names.told(&format!("loaded from {}", source(&report))));
         Ok((report, self.child))
     }
 }
@@ -248,6 +290,10 @@ fn worker_report(id: usize, line: &Line) -> WorkerReport {
         id,
         source: line.text("source"),
         seed: (!seed.is_empty()).then_some(seed),
+        source_worker: None,
+        depth: line.count("depth"),
+        first_byte_seconds: line.float("first_byte_seconds"),
+        last_byte_seconds: line.float("seconds") + line.float("waited_seconds"),
         bytes: line.number("bytes"),
         seconds: line.float("seconds"),
         gib_per_s: line.float("gib_per_s"),
@@ -256,24 +302,42 @@ fn worker_report(id: usize, line: &Line) -> WorkerReport {
     }
 }
 
+/// Where most of its bytes came from.
+fn source(report: &WorkerReport) -> String {
+    match (report.source_worker, &report.seed) {
+        (Some(worker), _) => format!("worker {worker}"),
+        (None, Some(seed)) => format!("seed {seed}"),
+        (None, None) => report.source.clone(),
+    }
+}
+
 fn print(report: &Report) {
     let rows = report.workers.iter().map(|worker| {
-        let source = worker.seed.as_ref().map_or(worker.source.clone(), |seed| format!("seed {seed}"));
         let equal = if worker.digest == report.model.digest { "equal" } else { "DIFFERENT" };
         [
             worker.id.to_string(),
-            source,
+            source(worker),
+            worker.depth.map(|depth| depth.to_string()).unwrap_or_default(),
+            format!("{:.2}", worker.first_byte_seconds),
+            format!("{:.2}", worker.last_byte_seconds),
             show::bytes(worker.bytes),
-            format!("{:.2}", worker.seconds),
             format!("{:.2}", worker.gib_per_s),
-            format!("{:.2}", worker.waited_seconds),
             format!("{}… {equal}", worker.digest.chars().take(16).collect::<String>()),
         ]
     });
     println!(
         "{}",
         show::table(
-            ["worker", "source", "bytes", "seconds", "GiB/s", "waited (s)", "digest (SHA-256)"],
+            [
+                "worker",
+                "source",
+                "depth",
+                "first byte (s)",
+                "last byte (s)",
+                "bytes",
+                "GiB/s",
+                "digest (SHA-256)"
+            ],
             rows
         )
     );

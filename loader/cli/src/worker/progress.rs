@@ -36,6 +36,8 @@ pub(super) fn log_loaded(report: &LoadReport, digest: Option<&str>) {
         bytes_from_seeds = report.bytes_from_seeds(),
         seconds = rounded(report.transfer_duration().as_secs_f64()),
         gib_per_s = rounded(gib_per_s(report.bytes, report.transfer_duration())),
+        depth = report.depth(),
+        first_byte_seconds = report.first_byte.map(|first| rounded(first.as_secs_f64())),
         waited_seconds = rounded(report.duration.saturating_sub(report.transfer_duration()).as_secs_f64()),
         content_id = report.content.map(|content| content.to_string()),
         digest,

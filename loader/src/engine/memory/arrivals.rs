@@ -1,5 +1,6 @@
 //! What comes to a memory, and since when nothing has.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,6 +12,7 @@ use super::WeightMemory;
 #[derive(Debug)]
 pub struct Arrivals {
     begun: Instant,
+    first: OnceLock<Instant>,
     bytes: AtomicU64,
     /// When the last byte came, in milliseconds since `begun`.
     last_ms: AtomicU64,
@@ -21,6 +23,7 @@ impl Arrivals {
     pub(super) fn begin() -> Self {
         Self {
             begun: Instant::now(),
+            first: OnceLock::new(),
             bytes: AtomicU64::new(0),
             last_ms: AtomicU64::new(0),
             has_source: AtomicBool::new(false),
@@ -30,7 +33,13 @@ impl Arrivals {
     /// Some bytes came.
     pub fn arrived(&self, bytes: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.first.get_or_init(Instant::now);
         self.touch();
+    }
+
+    /// When the first came.
+    pub fn first(&self) -> Option<Instant> {
+        self.first.get().copied()
     }
 
     /// How many have come.

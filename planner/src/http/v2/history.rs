@@ -27,6 +27,7 @@ fn lease(lease: history::EndedLease) -> EndedLease {
         seed: lease.identity,
         seed_key: lease.key,
         requester: lease.requester,
+        reader: lease.reader,
         granted_age_ms: lease.granted_age_ms.unsigned_abs(),
         ended_age_ms: lease.ended_age_ms.unsigned_abs(),
         ended: lease.end.map(|end| match end {

@@ -41,6 +41,14 @@ fn finish(seed: u8, number: u32, report: Report, account: Account) -> Command {
     Command::Release { identity: identity(seed), lease: lease(number), report, account }
 }
 
+pub(crate) async fn who_read_is_told_of_a_lease_of_a_loading_seed<H: Home>() {
+    let bench = Bench::<H>::with_a_seed(loading::RULES).await;
+    assert_eq!(bench.from(loading::ask(2, 2)).await, Some(identity(1)));
+    bench.apply(&[finish(1, 2, Report::Ok, Account::default())]).await;
+    let [told] = &bench.ended().await[..] else { panic!("one lease ended") };
+    assert_eq!((&told.identity, told.reader.as_ref()), (&identity(1), Some(&identity(2))));
+}
+
 pub(crate) async fn each_end_of_a_lease_leaves_one_row<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
     bench.register(1, "k").await;
@@ -62,6 +70,7 @@ pub(crate) async fn each_end_of_a_lease_leaves_one_row<H: Home>() {
         identity: identity(1),
         key: key("k"),
         requester: Some("10.1.2.3".into()),
+        reader: None,
         granted_age_ms: 75,
         ended_age_ms: 5,
         end: Some(End::Released),

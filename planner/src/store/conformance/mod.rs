@@ -347,6 +347,7 @@ macro_rules! conformance_suite {
             quotas: only_so_many_instances_are_remembered,
             quotas: long_keys_are_kept_up_to_a_bound_in_bytes,
             quotas: one_client_leaves_room_for_the_bytes_of_others,
+            history: who_read_is_told_of_a_lease_of_a_loading_seed,
             history: each_end_of_a_lease_leaves_one_row,
             history: what_a_seed_takes_along_is_kept,
             history: ended_leases_are_listed_by_key_and_seed,

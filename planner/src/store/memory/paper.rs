@@ -184,6 +184,7 @@ impl Journal for Paper {
             identity: row.identity.clone(),
             key: row.key.as_ref().clone(),
             requester: row.requester.as_deref().map(str::to_owned),
+            reader: row.reader.clone(),
             granted_age_ms: now.saturating_sub(row.granted_ms).max(0),
             ended_age_ms: now.saturating_sub(row.ended_ms).max(0),
             end: Some(row.end),

@@ -28,9 +28,10 @@ pub(super) async fn write_leases(connection: &mut Connection, ended: &[EndedRow]
     sqlx::query(
         "/* write ended leases */
          INSERT INTO ended_leases (lease_hash, seed_key, host, port, rank, requester, granted_ms, ended_ms, end_kind,
-                                   outcome, reason, bytes, duration_ms)
+                                   outcome, reason, bytes, duration_ms, reader)
          SELECT * FROM unnest($1::bytea[], $2::bytea[], $3::text[], $4::int[], $5::bigint[], $6::text[], $7::bigint[],
-                              $8::bigint[], $9::smallint[], $10::smallint[], $11::text[], $12::bigint[], $13::bigint[])",
+                              $8::bigint[], $9::smallint[], $10::smallint[], $11::text[], $12::bigint[], $13::bigint[],
+                              $14::text[])",
     )
     .bind(ended.iter().map(|ended| ended.lease.to_vec()).collect::<Vec<_>>())
     .bind(ended.iter().map(|ended| ended.key.as_bytes().to_vec()).collect::<Vec<_>>())
@@ -45,6 +46,7 @@ pub(super) async fn write_leases(connection: &mut Connection, ended: &[EndedRow]
     .bind(ended.iter().map(|ended| ended.reason.clone()).collect::<Vec<_>>())
     .bind(ended.iter().map(|ended| signed(ended.bytes)).collect::<Vec<_>>())
     .bind(ended.iter().map(|ended| signed(ended.duration_ms)).collect::<Vec<_>>())
+    .bind(ended.iter().map(|ended| ended.reader.as_ref().map(SeedIdentity::to_string)).collect::<Vec<_>>())
     .execute(connection)
     .await?;
     Ok(())
@@ -136,7 +138,7 @@ impl Work for Leases<'_> {
         let rows = sqlx::query(
             "/* list ended leases */
              SELECT id, lease_hash, seed_key, host, port, rank, requester, granted_ms, ended_ms, end_kind, outcome, reason,
-                    bytes, duration_ms
+                    bytes, duration_ms, reader
              FROM ended_leases
              WHERE id < $1 AND ($2::bytea IS NULL OR seed_key = $2)
                AND ($3::text IS NULL OR (host = $3 AND port = $4 AND rank = $5))
@@ -162,6 +164,7 @@ fn lease(row: &PgRow, now: i64) -> Result<EndedLease, Stopped> {
         identity: identity(row)?,
         key: seed_key(row.try_get("seed_key")?)?,
         requester: row.try_get("requester")?,
+        reader: row.try_get::<Option<String>, _>("reader")?.and_then(|reader| reader.parse().ok()),
         granted_age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
         ended_age_ms: now.saturating_sub(row.try_get("ended_ms")?).max(0),
         end: End::of_number(row.try_get::<i16, _>("end_kind")?.into()),

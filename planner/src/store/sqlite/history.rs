@@ -77,6 +77,7 @@ fn lease(row: &SqliteRow, now: i64) -> Result<EndedLease, StoreError> {
         identity: identity(row.try_get("host")?, row.try_get("port")?, row.try_get("rank")?)?,
         key: seed_key(row.try_get("seed_key")?)?,
         requester: row.try_get("requester")?,
+        reader: row.try_get::<Option<String>, _>("reader")?.and_then(|reader| reader.parse().ok()),
         granted_age_ms: now.saturating_sub(row.try_get("granted_ms")?).max(0),
         ended_age_ms: now.saturating_sub(row.try_get("ended_ms")?).max(0),
         end: End::of_number(row.try_get("end_kind")?),

@@ -282,9 +282,9 @@ const WRITE_MOVES: &str =
 
 const WRITE_ENDED: &str =
     "INSERT INTO ended_leases (lease_hash, seed_key, host, port, rank, requester, granted_ms, ended_ms, end_kind,
-                               outcome, reason, bytes, duration_ms)
+                               outcome, reason, bytes, duration_ms, reader)
      SELECT unhex(value ->> 0), unhex(value ->> 1), value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6,
-            value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12
+            value ->> 7, value ->> 8, value ->> 9, value ->> 10, value ->> 11, value ->> 12, value ->> 13
      FROM json_each(?1)";
 
 fn ended(row: &EndedRow) -> impl Serialize + '_ {
@@ -302,6 +302,7 @@ fn ended(row: &EndedRow) -> impl Serialize + '_ {
         row.reason.as_deref(),
         signed(row.bytes),
         signed(row.duration_ms),
+        row.reader.as_ref().map(SeedIdentity::to_string),
     )
 }
 

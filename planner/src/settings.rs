@@ -282,7 +282,7 @@ pub const SETTINGS: &[Section] = &[
             )
             .value("on|off")
             .env("RFORK_CFG_FORK_WHILE_LOADING")
-            .default("off")
+            .default("on")
             .more("Workers that ask together are then loaded in about the time of one"),
             Setting::new(
                 "max_chain_depth",
@@ -458,7 +458,7 @@ mod tests {
                 ("seed_owner", _) => "address",
                 ("alloc_policy", _) => "lru",
                 ("database_pooler", _) => "no",
-                ("fork_while_loading", _) => "on",
+                ("fork_while_loading", _) => "off",
                 ("default_resource_points", _) => "7",
                 ("host", _) => "0.0.0.0",
                 ("otlp_endpoint", _) => "http://collector:4318",

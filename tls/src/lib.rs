@@ -14,6 +14,7 @@ pub mod certificate;
 pub mod client;
 pub mod files;
 pub mod in_force;
+pub mod peer;
 pub mod server;
 
 /// The provider of cryptography.

@@ -9,6 +9,7 @@ use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
 use rfork_loader::engine::{ReadRequest, TransferEngine};
 use rfork_protocol::manifest::content::Root;
 use rfork_protocol::manifest::metadata::Metadata;
+use rfork_tls::certificate::KeyHash;
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 
@@ -21,6 +22,7 @@ pub(crate) struct Engines {
     without_digests: TcpEngine,
     without_pages: TcpEngine,
     seed: Metadata,
+    secured: (Metadata, KeyHash),
     content: Content,
 }
 
@@ -34,8 +36,9 @@ impl Engines {
         let (with_digests, without_digests) = (engine(true, true)?, engine(false, true)?);
         let without_pages = engine(true, false)?;
         let seed = Metadata { session: address.engine.clone(), manifest: setup.manifest()?, extension: None };
+        let secured = (Metadata { session: address.secured.clone(), ..seed.clone() }, address.key);
         let content = setup.content(&address.digests)?;
-        Ok(Self { runtime, with_digests, without_digests, without_pages, seed, content })
+        Ok(Self { runtime, with_digests, without_digests, without_pages, seed, secured, content })
     }
 
     /// What the seed's bytes are.
@@ -50,12 +53,28 @@ impl Engines {
             (true, false) => &self.without_pages,
             (false, _) => &self.without_digests,
         };
+        self.read_by(engine, (&self.seed, None), memory)
+    }
+
+    /// One run of the engine with digests over TLS, in seconds.
+    pub(crate) fn read_secured(&self, memory: &Arc<WeightMemory>) -> Result<f64> {
+        let (seed, key) = &self.secured;
+        self.read_by(&self.with_digests, (seed, Some(*key)), memory)
+    }
+
+    fn read_by(
+        &self,
+        engine: &TcpEngine,
+        (seed, key): (&Metadata, Option<KeyHash>),
+        memory: &Arc<WeightMemory>,
+    ) -> Result<f64> {
         let request = ReadRequest {
-            seed: &self.seed,
-            manifest: &self.seed.manifest,
+            seed,
+            manifest: &seed.manifest,
             root: Some(&Root::Content(self.content.clone())),
             memory,
             loading: None,
+            key,
             point: None,
             cancel: &CancellationToken::new(),
         };

@@ -13,6 +13,7 @@ use rfork_loader::engine::memory::Content;
 use rfork_loader::engine::tcp::TcpOptions;
 use rfork_protocol::manifest::content::{ChunkDigests, content_id};
 use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
+use rfork_tls::certificate::KeyHash;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -167,6 +168,10 @@ struct SeedAddress {
     bare: String,
     /// Where the engine listens.
     engine: String,
+    /// Where the engine that speaks TLS listens.
+    secured: String,
+    /// The hash of that one's key.
+    key: KeyHash,
     /// The digest of each chunk.
     digests: Vec<u64>,
 }

@@ -24,6 +24,8 @@ pub(crate) struct Runs {
     pub(crate) bare: [f64; 2],
     pub(crate) without_digests: f64,
     pub(crate) with_digests: f64,
+    /// The same over TLS.
+    pub(crate) with_tls: f64,
     /// The engine, with digests, into memory whose pages are not made yet, whoever has to find their frames.
     pub(crate) into_fresh_memory: f64,
     /// For each of [`fresh::KINDS`].
@@ -52,6 +54,8 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     let first = bare(BARE_PIECES[0])?;
     let without_digests = engine(false)?;
     let with_digests = engine(true)?;
+    memory.forget_all()?;
+    let with_tls = engines.read_secured(&memory)?;
     let runs = [first, bare(BARE_PIECES[1])?];
     check(&memory, engines.content(), &flat)?;
 
@@ -61,7 +65,7 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     drop(fresh);
     let fillings = fresh::measure(setup, &engines)?;
     let beside = beside::measure(setup, &memory, flat)?;
-    Ok(Runs { bare: runs, without_digests, with_digests, into_fresh_memory, fillings, beside })
+    Ok(Runs { bare: runs, without_digests, with_digests, with_tls, into_fresh_memory, fillings, beside })
 }
 
 /// The peak memory of a process that does nothing but one read with digests, in bytes.

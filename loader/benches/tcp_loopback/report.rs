@@ -10,6 +10,8 @@ use crate::{Round, Setup};
 
 /// What the engine must reach of the bare loop's rate, without digests and with them.
 const BARS: [f64; 2] = [0.85, 0.75];
+/// What the engine must reach over TLS of its own rate in plain, both with digests.
+const TLS_BAR: f64 = 0.45;
 /// What filling memory that was never touched must reach of filling memory that was; and filling that, of doing so
 /// without making pages ahead.
 const FRESH_BARS: [f64; 2] = [0.8, 0.97];
@@ -30,6 +32,10 @@ pub(crate) struct Report {
     bare_piece_bytes: usize,
     without_digests: Rate,
     with_digests: Rate,
+    with_tls: Rate,
+    /// Of the medians, to plain with digests.
+    tls_ratio: f64,
+    tls_bar_met: bool,
     /// Of the medians; the second counts digests in.
     ratios: [f64; 2],
     bars_met: [bool; 2],
@@ -107,6 +113,8 @@ impl Report {
             if one.median > two.median { (one, BARE_PIECES[0]) } else { (two, BARE_PIECES[1]) };
         let (without_digests, with_digests) =
             (rate(&|runs| runs.without_digests), rate(&|runs| runs.with_digests));
+        let with_tls = rate(&|runs| runs.with_tls);
+        let tls_ratio = with_tls.median / with_digests.median;
         let ratios = [without_digests.median / bare.median, with_digests.median / bare.median];
         let peak_bytes = rounds.iter().map(|round| round.peak_bytes).max().unwrap_or(0);
         let peak_beside_model_bytes = peak_bytes.saturating_sub(setup.bytes);
@@ -123,6 +131,9 @@ impl Report {
             bare_piece_bytes,
             without_digests,
             with_digests,
+            with_tls,
+            tls_ratio,
+            tls_bar_met: tls_ratio >= TLS_BAR,
             ratios,
             bars_met: [ratios[0] >= BARS[0], ratios[1] >= BARS[1]],
             peak_beside_model_bytes,
@@ -178,6 +189,12 @@ impl fmt::Display for Report {
         row("bare write/read loop", self.bare, format!("  pieces of {} MiB", self.bare_piece_bytes >> 20))?;
         row("engine without digests", self.without_digests, share(0))?;
         row("engine with digests", self.with_digests, share(1))?;
+        let share = format!(
+            "  {:.3} of plain with digests, bar {TLS_BAR}: {}",
+            self.tls_ratio,
+            verdict(self.tls_bar_met)
+        );
+        row("engine with digests, by TLS", self.with_tls, share)?;
         row("fresh memory, any frames", self.into_fresh_memory, String::new())?;
         row("memcpy", self.memcpy, String::new())?;
         row("digests alone, one core", self.digests, String::new())?;

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::TransferEngine;
 use rfork_loader::engine::memory::WeightMemory;
-use rfork_loader::engine::tcp::TcpEngine;
+use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
+use rfork_tls::peer::OwnKey;
 
 use crate::{Result, SeedAddress, Setup, answer, model};
 
@@ -32,16 +33,23 @@ pub(crate) fn run(setup: &Setup) -> Result<()> {
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
+        let (key, here) = (OwnKey::make()?, std::net::IpAddr::from([127, 0, 0, 1]));
         let engine = TcpEngine::bind(setup.options.clone()).await?;
-        engine.register(memory).await?;
+        let with_tls = TcpOptions { key: Some(key.clone()), ..setup.options.clone() };
+        let secured = TcpEngine::bind(with_tls).await?;
+        engine.register(memory.clone()).await?;
+        secured.register(memory).await?;
         answer(&SeedAddress {
             bare,
-            engine: engine.session(&std::net::IpAddr::from([127, 0, 0, 1]).into()),
+            engine: engine.session(&here.into()),
+            secured: secured.session(&here.into()),
+            key: key.hash(),
             digests: digests.to_vec(),
         })?;
         // The main thread only waits; the runtime's own threads serve.
         std::io::stdin().lock().read_to_end(&mut Vec::new())?;
         engine.finalize().await;
+        secured.finalize().await;
         Ok(())
     })
 }

@@ -13,6 +13,7 @@ use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::content::{ContentId, Root};
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::v2::LeasedPoint;
+use rfork_tls::certificate::KeyHash;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +55,9 @@ pub struct ReadRequest<'a> {
     /// The seed may still load: it is asked only for what it announces, and what it says of itself is told here. `None`
     /// for a seed that holds everything.
     pub loading: Option<&'a Arc<watch::Sender<SourceState>>>,
+    /// The hash of the seed's public key, if it speaks TLS: nothing is read from whoever has another one, or speaks none. An
+    /// engine of which others are read in plain passes it over.
+    pub key: Option<KeyHash>,
     /// The point of it that a planner has leased to this worker, and told: the seed ends what an earlier holder reads there.
     pub point: Option<LeasedPoint>,
     /// Ends the read early.

@@ -71,6 +71,7 @@ impl<'a> Load<'a> {
         let point = lease.source().map(|source| source.point);
         let running = Box::pin(async move {
             let request = ReadRequest {
+                key: None,
                 seed: &source.0,
                 manifest,
                 root: source.1.as_ref(),

@@ -166,6 +166,7 @@ async fn tried(reader: &Reader, loading: bool, grows: bool, steps: VecDeque<Step
         Root::Content(reader.content.clone())
     };
     let request = ReadRequest {
+        key: None,
         seed: &reader.metadata,
         manifest: &reader.metadata.manifest,
         root: Some(&root),

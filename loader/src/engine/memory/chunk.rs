@@ -159,6 +159,22 @@ impl ChunkWriter {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
+    /// Copies these bytes into the chunk's from `at` on; they have to fit.
+    ///
+    /// # Errors
+    /// `Unsupported` for device memory.
+    pub fn fill(&mut self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        self.bytes.host_only()?;
+        let mut copied = 0;
+        for (address, len) in self.bytes.pieces_from(at, bytes.len()) {
+            // SAFETY: the piece lies in the backing, and this guard has it for itself while the call lasts.
+            let piece = unsafe { std::slice::from_raw_parts_mut(address as *mut u8, len) };
+            piece.copy_from_slice(&bytes[copied..copied + len]);
+            copied += len;
+        }
+        Ok(())
+    }
+
     /// Reads from a file at `file_offset` into the bytes `at..at + len`, all of them.
     ///
     /// # Errors
@@ -279,6 +295,15 @@ impl ChunkReader {
             libc::sendmsg(socket.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
         };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// Shows the bytes from `at` on, `max` at the most, in order, in pieces of bounded size.
+    ///
+    /// # Errors
+    /// `Unsupported` for device memory.
+    pub(crate) fn visit_part(&self, at: usize, max: usize, visit: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        self.0.host_only()?;
+        self.0.visit(at, max, &mut None, visit)
     }
 
     /// Shows all bytes, in order, in pieces of bounded size.

@@ -22,6 +22,8 @@ use rfork_protocol::frame::{
 use rfork_protocol::manifest::Manifest;
 use rfork_protocol::manifest::content::{ContentId, Root};
 use rfork_protocol::v2::LeasedPoint;
+use rfork_tls::certificate::KeyHash;
+use rfork_tls::peer::OwnKey;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::TcpOptions;
 use super::follow::{Following, follow, followed};
+use super::link::Link;
 use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
 use crate::digest::DigestAlgorithm;
 use crate::engine::memory::{ChunkWriter, PagesAhead, WeightMemory};
@@ -55,6 +58,8 @@ pub(super) struct Shared {
     offers: Mutex<Offers>,
     /// Counts announcements, for those who wait for one.
     announced: watch::Sender<u64>,
+    /// The hash of the seed's key, if it speaks TLS.
+    key: Option<KeyHash>,
     /// The point of the seed that is leased to this reader.
     point: Option<LeasedPoint>,
     /// What is known of a seed that still loads.
@@ -120,6 +125,7 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
         pages,
         offers: Mutex::new(offers),
         announced: watch::Sender::new(0),
+        key: request.key,
         point: request.point,
         source: request.loading.cloned(),
         suspect: Mutex::new(HashSet::new()),
@@ -247,7 +253,7 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
                     shared.memory.arrivals().arrived(bytes as u64);
                 };
                 let stall = options.progress_timeout;
-                let digest = receive_chunk(&stream, &mut writer, shared.algorithm, stall, arrived);
+                let digest = receive_chunk(&mut stream, &mut writer, shared.algorithm, stall, arrived);
                 let digest = digest.await.map_err(|error| shared.lost(&error))?;
                 if !shared.accept(writer, digest)? {
                     return Ok(After::Corrupt);
@@ -272,14 +278,15 @@ async fn connection(shared: &Shared) -> Result<After, ReadError> {
 }
 
 /// Connects, and is welcome to read the chunks that are missing.
-async fn greeted(shared: &Shared) -> Result<TcpStream, ReadError> {
+async fn greeted(shared: &Shared) -> Result<Link, ReadError> {
     let (stream, _) = welcomed(shared, 0).await?;
     Ok(stream)
 }
 
 /// Connects with these features, and is welcome. Gives those that the seed has, too.
-pub(super) async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStream, u32), ReadError> {
-    let (stream, welcome) = greet(&shared.options, &shared.peer, shared.hello(features)).await?;
+pub(super) async fn welcomed(shared: &Shared, features: u32) -> Result<(Link, u32), ReadError> {
+    let (stream, welcome) =
+        greet(&shared.options, (&shared.peer, shared.key), shared.hello(features)).await?;
     if let Some(reason) = refused(&welcome) {
         return Err(ReadError::Refused { peer: shared.peer.clone(), reason });
     }
@@ -293,7 +300,7 @@ pub(super) async fn welcomed(shared: &Shared, features: u32) -> Result<(TcpStrea
 /// Whether somebody with this content is there. One that has no room for a reader just now is.
 pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId) -> Result<(), ReadError> {
     let hello = Hello { version: VERSION, features: 0, root: content.0, identity: Vec::new() };
-    let (_, welcome) = greet(options, peer, hello).await?;
+    let (_, welcome) = greet(options, (peer, options.key.as_ref().map(OwnKey::hash)), hello).await?;
     match refused(&welcome) {
         Some(reason) if welcome.refusal != Some(Refusal::Busy) => {
             Err(ReadError::Refused { peer: peer.to_owned(), reason })
@@ -303,12 +310,17 @@ pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId
 }
 
 /// Connects, says what is wanted, and hears what the seed says to that.
-async fn greet(options: &TcpOptions, peer: &str, hello: Hello) -> Result<(TcpStream, Welcome), ReadError> {
+async fn greet(
+    options: &TcpOptions,
+    (peer, key): (&str, Option<KeyHash>),
+    hello: Hello,
+) -> Result<(Link, Welcome), ReadError> {
     let (lost, protocol) =
         (|error: io::Error| lost(peer, &error), |error: FrameError| breaks(peer, error.to_string()));
     let deadline = options.connect_timeout;
-    let mut stream = within(deadline, TcpStream::connect(peer)).await.map_err(lost)?;
+    let stream = within(deadline, TcpStream::connect(peer)).await.map_err(lost)?;
     prepare(&stream).map_err(lost)?;
+    let mut stream = within(deadline, Link::connect(stream, key)).await.map_err(lost)?;
     write_all(&mut stream, deadline, &hello.encode().map_err(protocol)?).await.map_err(lost)?;
     let welcome = read_exact::<WELCOME_BYTES>(&mut stream, deadline).await.map_err(lost)?;
     Ok((stream, Welcome::decode(&welcome).map_err(protocol)?))

@@ -7,10 +7,9 @@ use std::time::Duration;
 
 use rfork_protocol::frame::{ANNOUNCEMENT_BYTES, ANNOUNCEMENTS, Announcement, CONTENT_ID_BYTES, Head, Range};
 use rfork_protocol::manifest::content::{ChunkDigests, Content, ContentId, Root, content_id};
-use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
 
 use super::client::{Shared, welcomed};
+use super::link::Link;
 use super::socket::{read_exact, within};
 use crate::engine::ReadError;
 use crate::held::Offers;
@@ -90,7 +89,7 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
 }
 
 /// What follows the fixed part of an announcement, of a length that its frame bounds.
-async fn body(shared: &Shared, stream: &mut TcpStream, len: usize) -> Result<Vec<u8>, ReadError> {
+async fn body(shared: &Shared, stream: &mut Link, len: usize) -> Result<Vec<u8>, ReadError> {
     let mut bytes = vec![0; len];
     let read = within(shared.options.progress_timeout, stream.read_exact(&mut bytes)).await;
     read.map_err(|error| shared.lost(&error))?;

@@ -12,13 +12,17 @@ use async_trait::async_trait;
 use rfork_protocol::Host;
 use rfork_protocol::manifest::content::ContentId;
 
+use rfork_tls::peer::OwnKey;
+
 use super::memory::WeightMemory;
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
 
 mod client;
 mod follow;
+mod link;
 mod pace;
 mod points;
+mod secured;
 mod server;
 mod socket;
 mod throttle;
@@ -64,6 +68,8 @@ pub struct TcpOptions {
     pub max_readers: u32,
     /// What is sent at most, in bytes a second; unlimited when `None`.
     pub max_bytes_per_sec: Option<f64>,
+    /// The key by which it serves with TLS, and with nothing else; without TLS when `None`.
+    pub key: Option<OwnKey>,
     /// Whether chunks are compared with their digests. Only a benchmark turns this off.
     pub verify: bool,
     /// Whether pages are made ahead of the bytes. Only a benchmark turns this off.
@@ -90,6 +96,7 @@ impl TcpOptions {
             idle_timeout: Duration::from_mins(1),
             max_readers: 16,
             max_bytes_per_sec: None,
+            key: None,
             verify: true,
             pages_ahead: true,
         }

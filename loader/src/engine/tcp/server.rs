@@ -15,14 +15,13 @@ use rfork_protocol::frame::{
     ANNOUNCEMENTS, Announcement, Answer, Failure, FrameError, HELLO_BYTES, Hello, MAGIC, MAX_CHUNKS_PER_READ,
     POINT, RANGE_BYTES, READ_BYTES, Read, Refusal, VERSION, Welcome, check_magic,
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::WriteHalf;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::TcpOptions;
+use super::link::Link;
 use super::pace::{Pace, Paid};
 use super::points::Points;
 use super::socket::{prepare, read_exact, send_chunk, within, write_all};
@@ -197,7 +196,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             }
             None => {
                 tokio::spawn(async move {
-                    if let Err(error) = refuse(stream, greeting, shared.options.connect_timeout).await {
+                    if let Err(error) = refuse(stream, greeting, &shared.options).await {
                         tracing::debug!(%error, "a reader that is refused went away");
                     }
                 });
@@ -207,9 +206,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
 }
 
 /// Tells a reader that nothing is served, within twice the deadline.
-async fn refuse(mut stream: TcpStream, greeting: Place, deadline: Duration) -> Result<(), Ended> {
-    greeted(&mut stream, &greeting, deadline).await?;
-    write_all(&mut stream, deadline, &Welcome::refuse(Refusal::OtherContent).encode()).await?;
+async fn refuse(stream: TcpStream, greeting: Place, options: &TcpOptions) -> Result<(), Ended> {
+    let (mut stream, _) = greeted(stream, &greeting, options).await?;
+    write_all(&mut stream, options.connect_timeout, &Welcome::refuse(Refusal::OtherContent).encode()).await?;
     Ok(())
 }
 
@@ -224,21 +223,28 @@ enum Ended {
     MadeRoom,
 }
 
-/// Reads a reader's first frame. From then on its place among those that greet is its own.
-async fn greeted(stream: &mut TcpStream, greeting: &Place, deadline: Duration) -> Result<Hello, Ended> {
-    let hello = tokio::select! {
+/// Reads a reader's first frame, after its handshake where TLS is spoken. From then on its place among those that greet is its
+/// own.
+async fn greeted(stream: TcpStream, greeting: &Place, options: &TcpOptions) -> Result<(Link, Hello), Ended> {
+    let deadline = options.connect_timeout;
+    let greeted = async {
+        let mut stream = within(deadline, Link::accept(stream, options.key.as_ref())).await?;
+        let hello = hello(&mut stream, deadline).await?;
+        Ok::<_, Ended>((stream, hello))
+    };
+    let greeted = tokio::select! {
         // What has come meanwhile counts: who speaks in time is not silent because this process was busy.
         biased;
-        hello = hello(stream, deadline) => hello?,
+        greeted = greeted => greeted?,
         () = greeting.ended.cancelled() => return Err(Ended::MadeRoom),
     };
     greeting.speaks();
-    Ok(hello)
+    Ok(greeted)
 }
 
 /// Reads a reader's first frame. The magic comes first, so that a foreign preamble is closed at once and not
 /// after a deadline for bytes that never come.
-async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ended> {
+async fn hello(stream: &mut Link, deadline: Duration) -> Result<Hello, Ended> {
     let reading = async {
         let mut fixed = [0; HELLO_BYTES];
         let mut filled = 0;
@@ -266,7 +272,7 @@ async fn hello(stream: &mut TcpStream, deadline: Duration) -> Result<Hello, Ende
 
 /// Serves one reader until it goes away, counting the chunk bytes that it is sent.
 async fn serve(
-    mut stream: TcpStream,
+    stream: TcpStream,
     (greeting, address): (Place, IpAddr),
     shared: &Shared,
     service: &Service,
@@ -274,7 +280,7 @@ async fn serve(
 ) -> Result<(), Ended> {
     prepare(&stream)?;
     let options = &shared.options;
-    let hello = greeted(&mut stream, &greeting, options.connect_timeout).await?;
+    let (mut stream, hello) = greeted(stream, &greeting, options).await?;
     let greeting = if greeting.ended.is_cancelled() {
         // It spoke as it made room.
         let again = shared.greetings.enter(address).await.ok_or(Ended::MadeRoom)?;
@@ -347,7 +353,7 @@ async fn serve(
 /// Sends the chunks that a reader asks for, until it goes away. One that makes room counts as silent when it has asked for
 /// nothing for longer than it has paid for.
 async fn send(
-    mut stream: TcpStream,
+    mut stream: Link,
     shared: &Shared,
     service: &Service,
     root: &[u8; 32],
@@ -401,7 +407,7 @@ async fn send(
             let len_bytes = reader.len() as u64;
             let head = Answer::Chunk { chunk, len_bytes }.encode();
             let stall = options.progress_timeout;
-            let sent = send_chunk(&stream, &head, &reader, &shared.throttle, stall, &mut taking).await?;
+            let sent = send_chunk(&mut stream, &head, &reader, &shared.throttle, stall, &mut taking).await?;
             paid.took(sent as u64);
             *sent_bytes += sent as u64;
             shared.served_bytes.fetch_add(sent as u64, Ordering::Relaxed);
@@ -411,7 +417,7 @@ async fn send(
 
 /// Tells a reader what is held, as it comes, and that this seed lives, until the reader goes away.
 async fn announce(
-    mut stream: TcpStream,
+    mut stream: Link,
     options: &TcpOptions,
     memory: &WeightMemory,
     root: &[u8; 32],
@@ -420,9 +426,8 @@ async fn announce(
     // before the first look.
     let (mut commits, mut cursor) = (memory.commits(), memory.held_cursor());
     let mut signs = tokio::time::interval(options.sign_interval);
-    let (mut reader, mut writer) = stream.split();
-    let write = async |writer: &mut WriteHalf<'_>, frame: &Announcement| {
-        within(options.progress_timeout, writer.write_all(&frame.encode())).await
+    let write = async |stream: &mut Link, frame: &Announcement| {
+        within(options.progress_timeout, stream.write_all(&frame.encode())).await
     };
     let grows = memory.growing().is_some_and(|growing| growing.origin.0 == *root);
     let (mut announced, mut is_final, mut byte) = (0, false, [0]);
@@ -436,19 +441,19 @@ async fn announce(
         }
         announced += chunks.len();
         for frame in if grows { digested(memory, &chunks) } else { Announcement::held(chunks) } {
-            write(&mut writer, &frame).await?;
+            write(&mut stream, &frame).await?;
         }
         let is_whole = announced == memory.plan().count() as usize;
         if let Some(content) = memory.content().filter(|_| grows && is_whole && !is_final) {
-            write(&mut writer, &Announcement::Final(content.id)).await?;
+            write(&mut stream, &Announcement::Final(content.id)).await?;
             is_final = true;
         }
         tokio::select! {
             // The sender lives in the memory.
             _ = commits.changed() => {}
-            _ = signs.tick() => write(&mut writer, &Announcement::Alive(memory.sign_of_life())).await?,
+            _ = signs.tick() => write(&mut stream, &Announcement::Alive(memory.sign_of_life())).await?,
             // It has nothing to say: it has gone, or speaks something else.
-            _ = reader.read(&mut byte) => return Ok(()),
+            _ = stream.read(&mut byte) => return Ok(()),
         }
     }
 }
@@ -461,7 +466,7 @@ fn digested(memory: &WeightMemory, chunks: &[u32]) -> Vec<Announcement> {
 
 /// Waits for a chunk, telling the reader now and then that it is not there yet; `None` when that took too long.
 async fn held(
-    stream: &mut TcpStream,
+    stream: &mut Link,
     options: &TcpOptions,
     memory: &Arc<WeightMemory>,
     chunk: u32,

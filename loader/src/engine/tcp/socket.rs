@@ -1,12 +1,11 @@
 //! Socket work that both sides share: whole frames with a deadline, and chunks straight from or to memory.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
+use super::link::Link;
 use super::pace::Pace;
 use super::throttle::Throttle;
 use crate::digest::{ChunkDigest, DigestAlgorithm};
@@ -31,24 +30,21 @@ pub(super) async fn within<T>(deadline: Duration, io: impl Future<Output = io::R
 }
 
 /// Reads exactly one frame head.
-pub(super) async fn read_exact<const N: usize>(
-    stream: &mut TcpStream,
-    deadline: Duration,
-) -> io::Result<[u8; N]> {
+pub(super) async fn read_exact<const N: usize>(stream: &mut Link, deadline: Duration) -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
     within(deadline, stream.read_exact(&mut bytes)).await?;
     Ok(bytes)
 }
 
 /// Writes a frame.
-pub(super) async fn write_all(stream: &mut TcpStream, deadline: Duration, bytes: &[u8]) -> io::Result<()> {
+pub(super) async fn write_all(stream: &mut Link, deadline: Duration, bytes: &[u8]) -> io::Result<()> {
     within(deadline, stream.write_all(bytes)).await
 }
 
 /// Receives a whole chunk into place and gives its digest, computed while the bytes are in the cache; `None`
 /// when nobody wants it. `stall` is how long nothing may come. `arrived` is told of every piece.
 pub(super) async fn receive_chunk(
-    stream: &TcpStream,
+    stream: &mut Link,
     writer: &mut ChunkWriter,
     digest: Option<DigestAlgorithm>,
     stall: Duration,
@@ -57,8 +53,7 @@ pub(super) async fn receive_chunk(
     let mut digest = digest.map(DigestAlgorithm::start);
     let mut at = 0;
     while at < writer.len() {
-        let receive = stream.async_io(Interest::READABLE, || writer.receive(stream.as_fd(), at));
-        let received = match within(stall, receive).await? {
+        let received = match within(stall, stream.receive(writer, at)).await? {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             received => received,
         };
@@ -74,7 +69,7 @@ pub(super) async fn receive_chunk(
 /// Sends `head` and the chunk behind it, no faster than `throttle` allows. `stall` is how long the peer may take
 /// nothing, `pace` how little it may take. Gives the chunk's size.
 pub(super) async fn send_chunk(
-    stream: &TcpStream,
+    stream: &mut Link,
     head: &[u8],
     reader: &ChunkReader,
     throttle: &Throttle,
@@ -89,9 +84,8 @@ pub(super) async fn send_chunk(
         throttle.take((end - at) as u64).await;
         while at < end {
             let max = end - at.max(head.len());
-            let send = stream.async_io(Interest::WRITABLE, || reader.send(stream.as_fd(), head, at, max));
             let begun = Instant::now();
-            let taken = within(stall, send).await?;
+            let taken = within(stall, stream.send(reader, head, at, max)).await?;
             pace.took(taken, begun.elapsed())
                 .map_err(|slow| io::Error::new(io::ErrorKind::TimedOut, slow))?;
             at += taken;

@@ -140,6 +140,7 @@ async fn read(
         root: None,
         memory,
         loading: None,
+        key: None,
         point: None,
         cancel: &cancel,
     };

@@ -42,6 +42,7 @@ impl Relay {
                 root: Some(&content),
                 memory: &memory,
                 loading: Some(&source),
+                key: None,
                 point: None,
                 cancel: &CancellationToken::new(),
             };
@@ -352,6 +353,7 @@ async fn read_growing(root: &Seed, memory: &Arc<WeightMemory>) -> Result<ReadRep
         root: Some(&Root::Growing(growing(root))),
         memory,
         loading: Some(&source),
+        key: None,
         point: None,
         cancel: &CancellationToken::new(),
     };

@@ -22,6 +22,7 @@ use crate::engine::memory::Content;
 
 mod chain;
 mod reading;
+mod secured;
 mod serving;
 
 const CHUNK: u64 = MIN_CHUNK_BYTES;
@@ -107,6 +108,7 @@ impl Seed {
             root: Some(&self.root()),
             memory,
             loading: None,
+            key: None,
             point: None,
             cancel,
         };

@@ -289,6 +289,7 @@ async fn progress_counts_every_byte_that_arrives() {
         root: Some(&seed.root()),
         memory: &memory,
         loading: None,
+        key: None,
         point: None,
         cancel: &CancellationToken::new(),
     };

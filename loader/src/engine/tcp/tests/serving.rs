@@ -307,6 +307,7 @@ async fn who_has_a_point_later_ends_the_connections_of_who_had_it_before() {
             root: Some(&seed.root()),
             memory,
             loading: None,
+            key: None,
             point: Some(LeasedPoint { number: 0, since_ms }),
             cancel: &cancel,
         };

@@ -7,6 +7,7 @@ mod apis;
 mod balancers;
 mod by_address;
 mod chains;
+mod chaos;
 mod clocks;
 mod cold_starts;
 mod command;

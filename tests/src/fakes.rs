@@ -1,4 +1,5 @@
-//! Libraries that pretend, made with the C compiler from `tests/fakes`: those of NPUs, and slow storage.
+//! Libraries that pretend, made with the C compiler from `tests/fakes`: those of NPUs, slow storage, and a
+//! damaged wire.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -61,6 +62,33 @@ impl StoppingStorage {
             ("LD_PRELOAD", text(self.directory.path().join("libslowstorage.so"))),
             ("RFORK_TEST_STORAGE_STOPS_AFTER_BYTES", self.after_bytes.to_string()),
             ("RFORK_TEST_STORAGE_GOES_ON", text(self.word())),
+        ];
+        variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// A wire that damages what comes over it, for each process that reads through it.
+#[derive(Debug)]
+pub struct DamagedWire(TempDir);
+
+impl DamagedWire {
+    /// Compiles it.
+    ///
+    /// # Panics
+    /// When the C compiler does not.
+    pub fn build() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        library(directory.path(), "damagedwire", &["-ldl"]);
+        Self(directory)
+    }
+
+    /// The environment in which a process reads through it: of so many large pieces one is damaged, which ones says `seed`.
+    pub fn environment(&self, one_of: u64, seed: u64) -> Vec<(String, String)> {
+        let library = self.0.path().join("libdamagedwire.so");
+        let variables = [
+            ("LD_PRELOAD", library.to_str().unwrap().to_owned()),
+            ("RFORK_TEST_WIRE_DAMAGES_ONE_OF", one_of.to_string()),
+            ("RFORK_TEST_WIRE_SEED", seed.to_string()),
         ];
         variables.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }

@@ -162,6 +162,19 @@ impl Process {
         self.log().into_iter().filter(|line| line["message"] == message).collect()
     }
 
+    /// The last log line with this message.
+    pub fn said_last(&self, message: &str) -> Option<Value> {
+        let mut log = self.log.lock().unwrap();
+        let Log { lines, seen } = &mut *log;
+        seen.extend(lines.try_iter());
+        seen.iter().rev().find(|line| line["message"] == message).cloned()
+    }
+
+    /// What it is called in messages.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()

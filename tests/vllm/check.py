@@ -230,6 +230,16 @@ def main(binary: str, model: Path) -> None:
                 loaded(fourth, r"rfork: a seed failed on the way.*")
                 fourth.wait_for(r"chunk \d+ from \S+ is corrupt")
                 fourth.wait_for(r"rfork: serving these weights as")
+    with tempfile.TemporaryDirectory() as scratch, contextlib.ExitStack() as stack:
+        url = stack.enter_context(planner(binary, Path(scratch)))
+        names = [f"{number} of three at once" for number in ("one", "two", "three")]
+        servers = [stack.enter_context(Server(name, model, "rfork", settings(url))) for name in names]
+        lines = [loaded(server, f"{forked}|{from_storage}") for server in servers]
+        reads = [line for line in lines if "forked" not in line]
+        if len(reads) != 1:
+            servers[0].fail(f"was one of {len(reads)} that read storage")
+        for server in servers:
+            server.wait_for(r"rfork: serving these weights as")
     with Server("fifth, no planner", model, "rfork_rs", settings(url)) as fifth:
         loaded(fifth, from_storage)
     width = max(len(name) for name, _ in times)

@@ -67,6 +67,14 @@ pub(crate) const SLOW_HEADS: Attack = Attack {
         me.trickles(b"x");
     },
 };
+/// TLS handshakes that come a byte at a time.
+pub(crate) const SLOW_HANDSHAKES: Attack = Attack {
+    name: "slow TLS handshakes",
+    step: |me| {
+        me.keeps(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03");
+        me.trickles(b"\0");
+    },
+};
 /// Greetings of a seed's engine that come a byte at a time.
 pub(crate) const SLOW_GREETINGS: Attack = Attack {
     name: "slow greetings",

@@ -1,9 +1,11 @@
 //! The client that must not notice.
 
 use std::net::Ipv4Addr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use rfork_tests::http::request_from;
+use rfork_tests::http::{Answer, request_by_tls, request_from};
+use rustls::ClientConfig;
 
 /// Its address; nobody else's here.
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 71, 0, 1);
@@ -34,6 +36,21 @@ pub(crate) fn registers(planner: &str, number: u64) {
 /// # Panics
 /// When one does not succeed.
 pub(crate) fn rounds(planner: &str, rounds: usize) -> Duration {
+    rounds_by(|method, path, headers| request_from(FROM, planner, method, path, headers), rounds)
+}
+
+/// The same at a planner that speaks TLS.
+///
+/// # Panics
+/// When one request does not succeed.
+pub(crate) fn rounds_by_tls(tls: &Arc<ClientConfig>, planner: &str, rounds: usize) -> Duration {
+    rounds_by(|method, path, headers| request_by_tls(tls, FROM, planner, method, path, headers), rounds)
+}
+
+fn rounds_by(
+    ask: impl Fn(&str, &str, &[(&str, &str)]) -> std::io::Result<Answer>,
+    rounds: usize,
+) -> Duration {
     let mut took = Vec::new();
     let mut lease = String::new();
     for round in 0..rounds {
@@ -41,7 +58,7 @@ pub(crate) fn rounds(planner: &str, rounds: usize) -> Duration {
             let mut headers = vec![KEY, ("SEED_REFCNT", "0"), ("USER_ID", lease.as_str())];
             headers.extend(SEED);
             let begun = Instant::now();
-            let answer = request_from(FROM, planner, method, path, &headers);
+            let answer = ask(method, path, &headers);
             took.push(begun.elapsed());
             let answer = answer.unwrap_or_else(|error| panic!("round {round}, {path}: {error}"));
             assert_eq!(

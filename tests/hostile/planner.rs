@@ -2,11 +2,16 @@
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use rfork_test_authority::Authority;
 use rfork_tests::cluster::{Cluster, sql};
 use rfork_tests::process::Planner;
 use rfork_tests::until;
+use rfork_tls::client::{CaFile, trusting};
+use rfork_tls::in_force::InForce;
+use rustls::ClientConnection;
 
 use crate::attacks::{self, Attack};
 use crate::honest;
@@ -56,6 +61,56 @@ fn tried(attack: Attack) {
         );
         assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
     }
+}
+
+/// A planner that speaks TLS is attacked before there is a request.
+fn shaken(name: &str, begin: impl Fn(&str) -> attacks::Running) {
+    open_files();
+    let home = tempfile::tempdir().unwrap();
+    let (authority, cert, key) = (Authority::new(), home.path().join("tls.crt"), home.path().join("tls.key"));
+    authority.issue(&["127.0.0.1"]).write(&cert, &key);
+    let ca = home.path().join("ca.crt");
+    std::fs::write(&ca, authority.pem()).unwrap();
+    let trusted = Arc::new(trusting(Arc::new(InForce::read(CaFile(ca)).unwrap())).unwrap());
+    let files = [format!("--tls-cert-file={}", cert.display()), format!("--tls-key-file={}", key.display())];
+    for (limits, flags) in [("default", &[][..]), ("small", SMALL)] {
+        let files = files.each_ref().map(String::as_str);
+        let planner =
+            Planner::start(&[&["--host=127.0.0.1", "--no-liveness-probe"], &files[..], flags].concat());
+        let rounds = || honest::rounds_by_tls(&trusted, &planner.address, ROUNDS).as_secs_f64() * 1e3;
+        // Whoever asks in plain is told to speak TLS.
+        let harmless_ms = {
+            let _running = attacks::HARMLESS.begin(&planner.address);
+            rounds()
+        };
+        let attacked_ms = {
+            let _running = begin(&planner.address);
+            rounds()
+        };
+        let kib = peak_kib(planner.process.pid());
+        let is_met = attacked_ms <= 2.0 * harmless_ms + 20.0;
+        println!(
+            "| {name} | {limits} | {harmless_ms:.1} | {attacked_ms:.1} | {} | {} | |",
+            if is_met { "met" } else { "missed" },
+            kib >> 10,
+        );
+        assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
+    }
+}
+
+#[test]
+fn tls_handshakes_that_clients_do_not_end_keep_nobody_out() {
+    // What a client says first; the planner signs its answer.
+    let config = rfork_tls::peer::pinned([0; 32]).unwrap();
+    let mut session = ClientConnection::new(config, rfork_tls::peer::name()).unwrap();
+    let mut said = Vec::new();
+    session.write_tls(&mut said).unwrap();
+    shaken("TLS handshakes without an end", |planner| attacks::SAYS.begin_saying(planner, &said));
+}
+
+#[test]
+fn slow_tls_handshakes_keep_nobody_out() {
+    shaken("slow TLS handshakes", |planner| attacks::SLOW_HANDSHAKES.begin(planner));
 }
 
 /// Seeds that a planner keeps which one client fills.

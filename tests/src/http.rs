@@ -2,9 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, connect, socket, socket_with};
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use serde_json::Value;
 
 use crate::DEADLINE;
@@ -87,6 +90,25 @@ pub fn request_from(
     exchange(connect_from(from, address)?, DEADLINE, address, (method, path, headers, ""))
 }
 
+/// The same by TLS, with whom these CAs vouch for.
+///
+/// # Errors
+/// The same; or when there is no agreement on TLS.
+pub fn request_by_tls(
+    tls: &Arc<ClientConfig>,
+    from: Ipv4Addr,
+    address: &str,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+) -> std::io::Result<Answer> {
+    let stream = connect_from(from, address)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    let name = ServerName::from(stream.peer_addr()?.ip());
+    let session = ClientConnection::new(tls.clone(), name).map_err(std::io::Error::other)?;
+    ask(StreamOwned::new(session, stream), address, (method, path, headers, ""))
+}
+
 /// Connects to `address` from this address.
 ///
 /// # Errors
@@ -114,12 +136,20 @@ pub fn begin_to_connect(from: Ipv4Addr, address: &str) -> std::io::Result<TcpStr
 }
 
 fn exchange(
-    mut stream: TcpStream,
+    stream: TcpStream,
     patience: Duration,
+    address: &str,
+    request: (&str, &str, &[(&str, &str)], &str),
+) -> std::io::Result<Answer> {
+    stream.set_read_timeout(Some(patience))?;
+    ask(stream, address, request)
+}
+
+fn ask(
+    mut stream: impl Read + Write,
     address: &str,
     (method, path, headers, body): (&str, &str, &[(&str, &str)], &str),
 ) -> std::io::Result<Answer> {
-    stream.set_read_timeout(Some(patience))?;
     let mut head = format!("{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n");
     for (name, value) in headers {
         head.extend([name, ": ", value, "\r\n"]);

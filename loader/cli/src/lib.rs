@@ -9,8 +9,8 @@ use std::pin::Pin;
 use clap::{CommandFactory, Parser, Subcommand};
 use rfork_protocol::settings::SettingError;
 
-#[cfg(feature = "planner")]
 mod access;
+#[cfg(feature = "planner")]
 mod demo;
 mod explain;
 mod flags;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfork_loader::chunks::ChunkPlan;
-use rfork_loader::digest::DigestAlgorithm;
+use rfork_loader::digest::{Digest, DigestAlgorithm};
 use rfork_loader::engine::TransferEngine;
 use rfork_loader::engine::memory::{CallersMemory, Region, WeightMemory};
 use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
@@ -182,9 +182,9 @@ fn metadata(tensors: u64) -> Result<Metadata> {
     let manifest = manifest(tensors)?;
     let plan = ChunkPlan::new(&manifest.tensor_bytes())?;
     let chunks = ChunkDigests {
-        algorithm: DigestAlgorithm::default().to_string(),
+        algorithm: DigestAlgorithm::Crc64Nvme,
         chunk_bytes: plan.chunk_size(),
-        digests: (0..u64::from(plan.count())).collect(),
+        digests: (0..u64::from(plan.count())).map(Digest::crc64_nvme).collect(),
     };
     let root = Root::Content(Content { id: content_id(&manifest, &chunks), chunks });
     let extension = Extension { engine: "tcp".into(), engine_version: None, root, origin: None };

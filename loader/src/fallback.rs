@@ -12,7 +12,7 @@ use rfork_protocol::manifest::content::ChunkDigests;
 use tokio_util::sync::CancellationToken;
 
 use crate::chunks::ChunkSet;
-use crate::digest::DigestAlgorithm;
+use crate::digest::ChunkDigest;
 use crate::engine::memory::{ChunkWriter, WeightMemory};
 use crate::storage::{Checkpoint, FillOptions, StorageError};
 
@@ -93,7 +93,8 @@ impl Fallback for Arc<Checkpoint> {
         let _end_with_this_future = cancel.clone().drop_guard();
         let reading = tokio::task::spawn_blocking(move || {
             let (expected, checks_held) = (request.expected.clone(), request.checks_held);
-            let options = FillOptions { expected, checks_held, ..FillOptions::default() };
+            let algorithm = request.memory.algorithm();
+            let options = FillOptions { algorithm, expected, checks_held, ..FillOptions::default() };
             let FillRequest { memory, chunks, filled_bytes, .. } = &request;
             Checkpoint::fill(&checkpoint, memory, chunks, &options, &cancel, filled_bytes)
         });
@@ -135,10 +136,10 @@ impl<R: Reload> Fallback for Whole<R> {
             return Err(FallbackError::Crashed("a part of the memory is held or in use".into()));
         };
         self.0.reload(request.touched).await.map_err(FallbackError::Reload)?;
-        let filled_bytes = request.filled_bytes.clone();
+        let (filled_bytes, algorithm) = (request.filled_bytes.clone(), request.memory.algorithm());
         let digesting = tokio::task::spawn_blocking(move || {
             let one = |mut writer: ChunkWriter| {
-                let mut digest = DigestAlgorithm::default().start();
+                let mut digest = ChunkDigest::start(algorithm);
                 let len = writer.len();
                 writer
                     .digest(0, len, &mut digest)
@@ -223,7 +224,7 @@ mod tests {
         let (memory, result) = reload(false).await;
         result.unwrap();
         assert!(memory.all_held() && memory.plan().count() > 2);
-        let digests = memory.chunk_digests(DigestAlgorithm::default()).unwrap().digests;
+        let digests = memory.chunk_digests(memory.algorithm()).unwrap().digests;
         assert!((0..).zip(digests.iter()).all(|(chunk, digest)| memory.digest(chunk) == Some(*digest)));
     }
 

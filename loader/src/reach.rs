@@ -176,6 +176,7 @@ fn elsewhere(host: &str) -> String {
 #[cfg(test)]
 mod tests {
     use rfork_protocol::manifest::content::ChunkDigests;
+    use rfork_protocol::manifest::digest::{Digest, DigestAlgorithm};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -199,8 +200,9 @@ mod tests {
     }
 
     fn content(of: u8) -> Content {
-        let chunks = ChunkDigests { algorithm: "none".into(), chunk_bytes: 1, digests: vec![0].into() };
-        Content { id: ContentId([of; 32]), chunks }
+        let algorithm = DigestAlgorithm::default();
+        let chunks = ChunkDigests { algorithm, chunk_bytes: 1, digests: [Digest::crc64_nvme(0)].into() };
+        Content { id: ContentId { algorithm, hash: [of; 32] }, chunks }
     }
 
     async fn reach(listener: &TcpListener, host: &str, bind: Option<&str>) -> Reach {

@@ -165,6 +165,7 @@ async fn get(
 #[cfg(test)]
 mod tests {
     use rfork_protocol::manifest::content::{ChunkDigests, Content, ContentId, Root};
+    use rfork_protocol::manifest::digest::{Digest, DigestAlgorithm};
     use rfork_protocol::manifest::metadata::{EntryFields, Extension};
     use rfork_protocol::manifest::{FORMAT_ND, Manifest, Tensor};
 
@@ -181,9 +182,10 @@ mod tests {
             dtype: Some("bfloat16".into()),
             format: Some(FORMAT_ND),
         };
+        let algorithm = DigestAlgorithm::default();
         let chunks =
-            ChunkDigests { algorithm: "crc64nvme".into(), chunk_bytes: 262_144, digests: [1].into() };
-        let root = Root::Content(Content { id: ContentId([7; 32]), chunks });
+            ChunkDigests { algorithm, chunk_bytes: 262_144, digests: [Digest::crc64_nvme(1)].into() };
+        let root = Root::Content(Content { id: ContentId { algorithm, hash: [7; 32] }, chunks });
         let extension = Extension { engine: "tcp".into(), engine_version: None, root, origin: None };
         let manifest = Manifest::new(vec![tensor]).unwrap();
         Metadata { session: session.into(), manifest, extension: is_ours.then_some(extension) }

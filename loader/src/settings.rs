@@ -151,6 +151,16 @@ pub const SETTINGS: &[Section] = &[
             .value("GIB")
             .otherwise("unlimited"),
             Setting::new(
+                "rfork_digest",
+                Takes::OneOf(&["crc64nvme", "blake3"]),
+                "How chunks are digested of weights that this worker reads from storage",
+            )
+            .value("crc64nvme|blake3")
+            .env("RFORK_DIGEST")
+            .default("crc64nvme")
+            .more("blake3 guards against who may choose bytes, too, and takes longer; readers take both. All workers of a key \
+                 should have the same"),
+            Setting::new(
                 "rfork_seed_metadata_fields",
                 Takes::NumberOf(&[3, 5]),
                 "Fields a tensor in the served metadata: 3 or 5",

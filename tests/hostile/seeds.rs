@@ -67,7 +67,7 @@ impl Seed {
             service,
             key,
             engine,
-            root: content.id.0,
+            root: content.id.hash,
             last: (last, usize::try_from(bytes).unwrap()),
         }
     }

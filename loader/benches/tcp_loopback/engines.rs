@@ -24,6 +24,8 @@ pub(crate) struct Engines {
     seed: Metadata,
     secured: (Metadata, KeyHash),
     content: Content,
+    /// The same bytes with other digests. The seed knows them by one name, so this has that one as well.
+    by_blake3: Content,
 }
 
 impl Engines {
@@ -37,8 +39,10 @@ impl Engines {
         let without_pages = engine(true, false)?;
         let seed = Metadata { session: address.engine.clone(), manifest: setup.manifest()?, extension: None };
         let secured = (Metadata { session: address.secured.clone(), ..seed.clone() }, address.key);
-        let content = setup.content(&address.digests)?;
-        Ok(Self { runtime, with_digests, without_digests, without_pages, seed, secured, content })
+        let content = setup.content(DigestAlgorithm::Crc64Nvme, &address.crc64nvme)?;
+        let mut by_blake3 = setup.content(DigestAlgorithm::Blake3, &address.blake3)?;
+        by_blake3.id.hash = content.id.hash;
+        Ok(Self { runtime, with_digests, without_digests, without_pages, seed, secured, content, by_blake3 })
     }
 
     /// What the seed's bytes are.
@@ -53,25 +57,31 @@ impl Engines {
             (true, false) => &self.without_pages,
             (false, _) => &self.without_digests,
         };
-        self.read_by(engine, (&self.seed, None), memory)
+        self.read_by(engine, (&self.seed, None), &self.content, memory)
     }
 
     /// One run of the engine with digests over TLS, in seconds.
     pub(crate) fn read_secured(&self, memory: &Arc<WeightMemory>) -> Result<f64> {
         let (seed, key) = &self.secured;
-        self.read_by(&self.with_digests, (seed, Some(*key)), memory)
+        self.read_by(&self.with_digests, (seed, Some(*key)), &self.content, memory)
+    }
+
+    /// One run of the engine with BLAKE3 digests, in seconds.
+    pub(crate) fn read_by_blake3(&self, memory: &Arc<WeightMemory>) -> Result<f64> {
+        self.read_by(&self.with_digests, (&self.seed, None), &self.by_blake3, memory)
     }
 
     fn read_by(
         &self,
         engine: &TcpEngine,
         (seed, key): (&Metadata, Option<KeyHash>),
+        content: &Content,
         memory: &Arc<WeightMemory>,
     ) -> Result<f64> {
         let request = ReadRequest {
             seed,
             manifest: &seed.manifest,
-            root: Some(&Root::Content(self.content.clone())),
+            root: Some(&Root::Content(content.clone())),
             memory,
             loading: None,
             key,

@@ -9,6 +9,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use rfork_loader::chunks::ChunkPlan;
+use rfork_loader::digest::{Digest, DigestAlgorithm};
 use rfork_loader::engine::memory::Content;
 use rfork_loader::engine::tcp::TcpOptions;
 use rfork_protocol::manifest::content::{ChunkDigests, content_id};
@@ -135,11 +136,12 @@ impl Setup {
     }
 
     /// Names bytes with these digests.
-    fn content(&self, digests: &[u64]) -> Result<Content> {
+    fn content(&self, algorithm: DigestAlgorithm, digests: &[String]) -> Result<Content> {
+        let digests = digests.iter().map(|digest| Digest::from_hex(algorithm, digest));
         let chunks = ChunkDigests {
-            algorithm: rfork_loader::digest::DigestAlgorithm::default().to_string(),
+            algorithm,
             chunk_bytes: ChunkPlan::new(&self.tensor_bytes())?.chunk_size(),
-            digests: digests.into(),
+            digests: digests.collect::<Option<_>>().ok_or("a digest is none")?,
         };
         Ok(Content { id: content_id(&self.manifest()?, &chunks), chunks })
     }
@@ -172,8 +174,9 @@ struct SeedAddress {
     secured: String,
     /// The hash of that one's key.
     key: KeyHash,
-    /// The digest of each chunk.
-    digests: Vec<u64>,
+    /// The digest of each chunk, by each algorithm.
+    crc64nvme: Vec<String>,
+    blake3: Vec<String>,
 }
 
 /// A process of this program in another part. It ends by itself when this one does: its standard input closes.

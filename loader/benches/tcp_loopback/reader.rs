@@ -26,6 +26,7 @@ pub(crate) struct Runs {
     pub(crate) with_digests: f64,
     /// The same over TLS.
     pub(crate) with_tls: f64,
+    pub(crate) by_blake3: f64,
     /// The engine, with digests, into memory whose pages are not made yet, whoever has to find their frames.
     pub(crate) into_fresh_memory: f64,
     /// For each of [`fresh::KINDS`].
@@ -56,6 +57,8 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     let with_digests = engine(true)?;
     memory.forget_all()?;
     let with_tls = engines.read_secured(&memory)?;
+    memory.forget_all()?;
+    let by_blake3 = engines.read_by_blake3(&memory)?;
     let runs = [first, bare(BARE_PIECES[1])?];
     check(&memory, engines.content(), &flat)?;
 
@@ -65,7 +68,16 @@ pub(crate) fn measure(setup: &Setup, address: &SeedAddress) -> Result<Runs> {
     drop(fresh);
     let fillings = fresh::measure(setup, &engines)?;
     let beside = beside::measure(setup, &memory, flat)?;
-    Ok(Runs { bare: runs, without_digests, with_digests, with_tls, into_fresh_memory, fillings, beside })
+    Ok(Runs {
+        bare: runs,
+        without_digests,
+        with_digests,
+        with_tls,
+        by_blake3,
+        into_fresh_memory,
+        fillings,
+        beside,
+    })
 }
 
 /// The peak memory of a process that does nothing but one read with digests, in bytes.

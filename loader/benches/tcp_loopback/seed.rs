@@ -18,8 +18,12 @@ pub(crate) fn run(setup: &Setup) -> Result<()> {
     memory.prefault()?;
     let flat = model::bytes(setup)?;
     fill(&memory, &flat)?;
-    let digests = memory.chunk_digests(DigestAlgorithm::default()).ok_or("a chunk is not held")?.digests;
-    memory.set_content(setup.content(&digests)?);
+    let digests = |algorithm| {
+        let chunks = memory.chunk_digests(algorithm).ok_or("a chunk is not held")?;
+        Ok::<Vec<String>, &str>(chunks.digests.iter().map(ToString::to_string).collect())
+    };
+    let (crc64nvme, blake3) = (digests(DigestAlgorithm::Crc64Nvme)?, digests(DigestAlgorithm::Blake3)?);
+    memory.set_content(setup.content(DigestAlgorithm::Crc64Nvme, &crc64nvme)?);
 
     let listener = TcpListener::bind("127.0.0.1:0")?;
     let bare = listener.local_addr()?.to_string();
@@ -44,7 +48,8 @@ pub(crate) fn run(setup: &Setup) -> Result<()> {
             engine: engine.session(&here.into()),
             secured: secured.session(&here.into()),
             key: key.hash(),
-            digests: digests.to_vec(),
+            crc64nvme,
+            blake3,
         })?;
         // The main thread only waits; the runtime's own threads serve.
         std::io::stdin().lock().read_to_end(&mut Vec::new())?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rfork_protocol::manifest::digest::DigestAlgorithm;
 use rfork_protocol::manifest::metadata::EntryFields;
 use rfork_protocol::settings::{SettingError, Sources};
 
@@ -62,6 +63,7 @@ setters! {
     seed_max_gib_per_sec(f64) sets "seed_max_gib_per_sec" from "rfork_seed_max_gib_per_sec"
         by |rate| rate.to_string();
     transfer_timeout(Duration) sets "transfer_timeout" from "rfork_transfer_timeout_sec" by seconds;
+    digest(DigestAlgorithm) sets "digest" from "rfork_digest" by |algorithm| algorithm.to_string();
     seed_metadata_fields(EntryFields) sets "seed_metadata_fields" from "rfork_seed_metadata_fields"
         by |fields| match fields {
             EntryFields::Three => "3".into(),

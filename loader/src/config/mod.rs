@@ -9,6 +9,7 @@ use rfork_protocol::settings::{BadObject, Object, SettingError, Sources, Values}
 use rfork_protocol::v2::{Location, Name};
 use serde_json::Value;
 
+use crate::digest::DigestAlgorithm;
 use crate::planner_ca::PlannerCa;
 use crate::planner_client::{Topology, base_url_of};
 use crate::settings::SETTINGS;
@@ -83,6 +84,8 @@ pub struct Config {
     /// `rfork_transfer_timeout_sec`: how long a call of YuanRong's library may last, besides the time for its bytes,
     /// before it is given up.
     pub transfer_timeout: Duration,
+    /// `rfork_digest`: how chunks are digested of weights that this worker reads from storage.
+    pub digest: DigestAlgorithm,
     /// `rfork_seed_metadata_fields`: 3 or 5 fields a tensor; by the key's form when `None`.
     pub seed_metadata_fields: Option<EntryFields>,
 }
@@ -156,6 +159,7 @@ impl Config {
             seed_max_readers: values.get("rfork_seed_max_readers")?,
             seed_max_gib_per_sec: values.find("rfork_seed_max_gib_per_sec")?,
             transfer_timeout: values.seconds("rfork_transfer_timeout_sec")?,
+            digest: values.get("rfork_digest")?,
             seed_metadata_fields: values.find::<u8>("rfork_seed_metadata_fields")?.map(
                 |fields| match fields {
                     3 => EntryFields::Three,

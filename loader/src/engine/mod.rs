@@ -22,6 +22,7 @@ pub mod memory;
 pub mod tcp;
 pub mod yuanrong;
 
+use crate::digest::Digest;
 use memory::WeightMemory;
 use rfork_ascend_sys::MissingLibrary;
 use yuanrong::VendorError;
@@ -122,18 +123,16 @@ pub enum ReadError {
         reason: String,
     },
     /// A chunk came with a wrong digest, twice.
-    #[error(
-        "chunk {chunk} from {peer} is corrupt: digest {got:016x}, expected {expected:016x}, on two connections"
-    )]
+    #[error("chunk {chunk} from {peer} is corrupt: digest {got}, expected {expected}, on two connections")]
     Corrupt {
         /// Where it listens.
         peer: String,
         /// Which chunk.
         chunk: u32,
         /// The digest of what came.
-        got: u64,
+        got: Digest,
         /// What it should have been.
-        expected: u64,
+        expected: Digest,
     },
     /// A call that cannot be ended lasts longer than it may. It may still write to the memory, and keeps it.
     #[error("the transfer engine hangs since {waited_ms} ms in reading from {peer}; it is not used any more")]

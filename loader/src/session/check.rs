@@ -13,7 +13,6 @@ use rfork_protocol::v2::SeedPhase;
 use super::load::Load;
 use super::progress::Phase;
 use super::state::{Event, Offered};
-use crate::digest::DigestAlgorithm;
 use crate::planner_client::TransferReport;
 use crate::seed_client;
 
@@ -113,11 +112,6 @@ impl Load<'_> {
             _ => {}
         }
         let Some(extension) = extension else { return Ok(None) };
-        let algorithm = match &extension.root {
-            Root::Content(content) => &content.chunks.algorithm,
-            Root::Growing(growing) => &growing.algorithm,
-        };
-        algorithm.parse::<DigestAlgorithm>().map_err(|error| error.to_string())?;
         let plan = self.memory.plan();
         let fits = match &extension.root {
             Root::Content(content) => {

@@ -9,7 +9,6 @@ use super::error::LoadError;
 use super::load::Load;
 use super::progress::{Phase, Source};
 use super::state::{Event, Filling};
-use crate::digest::DigestAlgorithm;
 use crate::fallback::{FallbackError, FillRequest, Fills};
 
 impl Load<'_> {
@@ -71,7 +70,7 @@ impl Load<'_> {
         let Some(loading) = self.loading.as_ref().filter(|_| is_read) else { return };
         let growing = Growing {
             origin: random_origin(),
-            algorithm: DigestAlgorithm::default().to_string(),
+            algorithm: self.memory.algorithm(),
             chunk_bytes: self.memory.plan().chunk_size(),
         };
         self.memory.set_growing(growing.clone());

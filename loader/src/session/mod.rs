@@ -295,6 +295,7 @@ impl Session {
             return Err(LoadError::NotIdle);
         }
         let manifest = with_addresses(manifest, &memory)?;
+        memory.digest_by(self.config.digest);
         let unregistered = match self.engine.register(memory.clone()).await {
             Ok(()) => None,
             Err(error) if first == State::adopt() => return Err(error.into()),

@@ -11,7 +11,6 @@ use rfork_protocol::{Host, SeedIdentity};
 use super::error::ServeError;
 use super::{Model, Session, Stage};
 use crate::advertise::{Advertised, By};
-use crate::digest::DigestAlgorithm;
 use crate::engine::TransferEngine;
 use crate::engine::memory::Content;
 use crate::heartbeat::Heartbeat;
@@ -53,7 +52,7 @@ impl Model {
             return Some(content);
         }
         let memory = self.memory.clone();
-        let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(DigestAlgorithm::default()));
+        let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(memory.algorithm()));
         let chunks = digesting.await.ok()??;
         let id = content_id(&self.manifest, &chunks);
         tracing::info!(content_id = %id, "weights that came without digests have them now");
@@ -78,8 +77,8 @@ impl Session {
     pub async fn verify(&self) -> Result<(), ServeError> {
         let model = self.model()?;
         let Some(known) = model.memory.content() else { return Ok(()) };
-        let memory = model.memory.clone();
-        let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(DigestAlgorithm::default()));
+        let (memory, algorithm) = (model.memory.clone(), known.chunks.algorithm);
+        let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(algorithm));
         match digesting.await {
             Ok(Some(now)) if now == known.chunks => Ok(()),
             _ => Err(ServeError::Changed),

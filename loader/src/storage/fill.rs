@@ -12,7 +12,7 @@ use super::parallel::on_threads;
 use super::reader::Reader;
 use super::{Checkpoint, StorageError};
 use crate::chunks::{ChunkPlan, ChunkSet};
-use crate::digest::DigestAlgorithm;
+use crate::digest::{ChunkDigest, Digest, DigestAlgorithm};
 use crate::engine::memory::{ChunkWriter, WeightMemory};
 
 /// How much is read before it is digested: small enough to be in the cache still, large enough for a disk.
@@ -68,7 +68,7 @@ impl Checkpoint {
         options: &FillOptions,
         cancel: &CancellationToken,
         progress: &AtomicU64,
-    ) -> Result<Vec<(u32, u64)>, StorageError> {
+    ) -> Result<Vec<(u32, Digest)>, StorageError> {
         self.check_layout(memory)?;
         self.check_expected(memory.plan(), options)?;
         let mut order = self.reading_order(memory.plan(), chunks);
@@ -114,7 +114,7 @@ impl Checkpoint {
     /// Makes sure that the expected digests are of the same chunks, made the same way.
     fn check_expected(&self, plan: &ChunkPlan, options: &FillOptions) -> Result<(), StorageError> {
         let Some(expected) = &options.expected else { return Ok(()) };
-        let algorithm = options.algorithm.to_string();
+        let algorithm = options.algorithm;
         if expected.algorithm != algorithm
             || expected.chunk_bytes != plan.chunk_size()
             || expected.digests.len() != plan.count() as usize
@@ -159,11 +159,11 @@ struct Fill<'a> {
 
 impl Fill<'_> {
     /// Fills chunks until none is left.
-    fn run(&self, reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
+    fn run(&self, reader: Reader<'_>) -> Result<Vec<(u32, Digest)>, StorageError> {
         self.run_until_done(reader).inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 
-    fn run_until_done(&self, mut reader: Reader<'_>) -> Result<Vec<(u32, u64)>, StorageError> {
+    fn run_until_done(&self, mut reader: Reader<'_>) -> Result<Vec<(u32, Digest)>, StorageError> {
         let mut digests = Vec::new();
         let turn = turn(self.memory.plan().chunk_size(), self.order.len(), self.options.threads.get());
         let mut taken = &[][..];
@@ -190,9 +190,9 @@ impl Fill<'_> {
         Ok(digests)
     }
 
-    fn fill_chunk(&self, reader: &mut Reader<'_>, mut writer: ChunkWriter) -> Result<u64, StorageError> {
+    fn fill_chunk(&self, reader: &mut Reader<'_>, mut writer: ChunkWriter) -> Result<Digest, StorageError> {
         let chunk = writer.chunk();
-        let mut digest = self.options.algorithm.start();
+        let mut digest = ChunkDigest::start(self.options.algorithm);
         let mut at = 0;
         for segment in self.memory.plan().segments(chunk) {
             let (file, start) = reader.seek(segment.tensor)?;
@@ -231,7 +231,7 @@ impl Fill<'_> {
         chunk: u32,
         buffer: &mut Vec<u8>,
     ) -> Result<(), StorageError> {
-        let mut digest = self.options.algorithm.start();
+        let mut digest = ChunkDigest::start(self.options.algorithm);
         for segment in self.memory.plan().segments(chunk) {
             let (file, start) = reader.seek(segment.tensor)?;
             for done in (0..segment.len_bytes).step_by(PIECE) {

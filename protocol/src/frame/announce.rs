@@ -1,10 +1,10 @@
 //! Announcements: what a seed that still loads says on a connection without chunks.
 
 use super::{
-    ANNOUNCEMENT_BYTES, CONTENT_ID_BYTES, DIGEST_BYTES, FrameError, MAX_RANGES, RANGE_BYTES, Range,
-    ranges_from, ranges_of, ranges_to, u16_at, u32_at, u64_at,
+    ANNOUNCEMENT_BYTES, CONTENT_ID_BYTES, FrameError, MAX_RANGES, RANGE_BYTES, Range, ranges_from, ranges_of,
+    ranges_to, u16_at, u32_at,
 };
-use crate::manifest::content::ContentId;
+use crate::manifest::digest::{Digest, DigestAlgorithm};
 
 /// What a seed announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -12,11 +12,11 @@ pub enum Announcement {
     /// It holds these chunks from now on, verified.
     Held(Vec<Range>),
     /// The same of bytes that have no content id yet, with the digest of each chunk, in the order of the ranges.
-    Digested(Vec<Range>, Vec<u64>),
+    Digested(Vec<Range>, Vec<Digest>),
     /// It lives.
     Alive(SignOfLife),
-    /// The bytes have this content id. All of them were announced before.
-    Final(ContentId),
+    /// The bytes have the content id with this hash. All of them were announced before.
+    Final([u8; CONTENT_ID_BYTES]),
 }
 
 /// How a seed that still loads fares itself.
@@ -36,9 +36,9 @@ impl Announcement {
     }
 
     /// The same, with the digest of each.
-    pub fn digested(chunks: &[(u32, u64)]) -> Vec<Self> {
+    pub fn digested(chunks: &[(u32, Digest)]) -> Vec<Self> {
         let frames = chunks.chunks(MAX_RANGES).map(|chunks| {
-            let (chunks, digests): (Vec<u32>, Vec<u64>) = chunks.iter().copied().unzip();
+            let (chunks, digests): (Vec<u32>, Vec<Digest>) = chunks.iter().copied().unzip();
             Self::Digested(ranges_of(chunks), digests)
         });
         frames.collect()
@@ -50,12 +50,12 @@ impl Announcement {
             Self::Held(ranges) => with_ranges(HELD_KIND, ranges, 0),
             Self::Digested(ranges, digests) => {
                 let mut bytes = with_ranges(DIGESTED_KIND, ranges, digests.len());
-                bytes.extend(digests.iter().flat_map(|digest| digest.to_le_bytes()));
+                bytes.extend(digests.iter().flat_map(Digest::as_bytes));
                 bytes
             }
             Self::Final(id) => {
                 let mut bytes = vec![FINAL_KIND, 0, 0, 0, 0, 0, 0, 0];
-                bytes.extend_from_slice(&id.0);
+                bytes.extend_from_slice(id);
                 bytes
             }
             Self::Alive(SignOfLife { has_source, silent_ms }) => {
@@ -66,11 +66,14 @@ impl Announcement {
         }
     }
 
-    /// Reads the fixed part. What [`Head`] says follows.
+    /// Reads the fixed part, of bytes that are digested so. What [`Head`] says follows.
     ///
     /// # Errors
     /// [`FrameError`].
-    pub fn decode_head(bytes: &[u8; ANNOUNCEMENT_BYTES]) -> Result<Head, FrameError> {
+    pub fn decode_head(
+        bytes: &[u8; ANNOUNCEMENT_BYTES],
+        algorithm: DigestAlgorithm,
+    ) -> Result<Head, FrameError> {
         match bytes[0] {
             kind @ (HELD_KIND | DIGESTED_KIND) => {
                 let ranges = usize::from(u16_at(bytes, 2));
@@ -85,7 +88,7 @@ impl Announcement {
                 if !(ranges..=MAX_RANGES).contains(&chunks) {
                     return Err(FrameError::BadAnnouncement { ranges });
                 }
-                Ok(Head::Digested { ranges_bytes, digests_bytes: chunks * DIGEST_BYTES })
+                Ok(Head::Digested { ranges_bytes, digests_bytes: chunks * algorithm.digest_bytes() })
             }
             FINAL_KIND => Ok(Head::Final),
             ALIVE_KIND => {
@@ -121,20 +124,18 @@ impl Announcement {
     pub fn decode_digested(
         ranges: &[u8],
         digests: &[u8],
+        algorithm: DigestAlgorithm,
         chunk_count: u32,
-    ) -> Result<Vec<(u32, u64)>, FrameError> {
+    ) -> Result<Vec<(u32, Digest)>, FrameError> {
         let ranges = Self::decode_ranges(ranges, chunk_count)?;
         let announced: u64 = ranges.iter().map(|range| u64::from(range.count)).sum();
-        if announced != (digests.len() / DIGEST_BYTES) as u64 {
+        let digests = digests.chunks(algorithm.digest_bytes());
+        if announced != digests.len() as u64 {
             return Err(FrameError::BadAnnouncement { ranges: ranges.len() });
         }
-        let digests = digests.chunks_exact(DIGEST_BYTES).map(|digest| u64_at(digest, 0));
+        let digests = digests.map(|digest| Digest::from_bytes(algorithm, digest)).collect::<Option<Vec<_>>>();
+        let digests = digests.ok_or(FrameError::BadAnnouncement { ranges: ranges.len() })?;
         Ok(ranges.iter().flat_map(Range::chunks).zip(digests).collect())
-    }
-
-    /// Reads what follows [`Head::Final`].
-    pub fn decode_final(bytes: [u8; CONTENT_ID_BYTES]) -> ContentId {
-        ContentId(bytes)
     }
 }
 
@@ -159,12 +160,12 @@ pub enum Head {
     Digested {
         /// In bytes, at most [`MAX_RANGES`] times [`RANGE_BYTES`].
         ranges_bytes: usize,
-        /// In bytes, at most [`MAX_RANGES`] times [`DIGEST_BYTES`].
+        /// In bytes, at most [`MAX_RANGES`] times the longest digest.
         digests_bytes: usize,
     },
     /// Nothing follows.
     Alive(SignOfLife),
-    /// A content id follows, of [`CONTENT_ID_BYTES`].
+    /// The hash of a content id follows, of [`CONTENT_ID_BYTES`].
     Final,
 }
 

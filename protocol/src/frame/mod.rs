@@ -53,7 +53,7 @@
 //! |---|---|
 //! | HELD | kind u8 = 1, zero u8, range count u16, zero u32; a range: first chunk u32, count u32 |
 //! | ALIVE | kind u8 = 2, has a source u8 (0 or 1), zero u16, milliseconds without a byte u32 |
-//! | DIGESTED | kind u8 = 3, zero u8, range count u16, chunk count u32; ranges; a chunk: digest u64 |
+//! | DIGESTED | kind u8 = 3, zero u8, range count u16, chunk count u32; ranges; a chunk: its digest, of 8 or 32 bytes as the algorithm of the metadata makes it |
 //! | FINAL | kind u8 = 4, zero u8, zero u16, zero u32; content id 32 |
 //!
 //! - A chunk is announced once it is held and verified, and stays held while the connection lives: a seed that is about to
@@ -103,9 +103,7 @@ pub const ANNOUNCEMENT_BYTES: usize = 8;
 pub const READ_BYTES: usize = 8;
 /// Length of one range of a READ or an announcement.
 pub const RANGE_BYTES: usize = 8;
-/// Length of a chunk's digest in an announcement.
-pub const DIGEST_BYTES: usize = 8;
-/// Length of a content id in an announcement.
+/// Length of a content id's hash in an announcement.
 pub const CONTENT_ID_BYTES: usize = 32;
 /// The most ranges of one READ or announcement.
 pub const MAX_RANGES: usize = 256;

@@ -1,7 +1,7 @@
 //! Every frame survives its bytes, and bytes that are none are refused.
 
 use super::*;
-use crate::manifest::content::ContentId;
+use crate::manifest::digest::{Digest, DigestAlgorithm};
 use proptest::prelude::*;
 
 fn refusals() -> impl Strategy<Value = Option<Refusal>> {
@@ -54,7 +54,7 @@ proptest! {
         for frame in Announcement::held(chunks.iter().copied()) {
             let bytes = frame.encode();
             let (head, ranges) = bytes.split_at(ANNOUNCEMENT_BYTES);
-            let Head::Held { ranges_bytes } = Announcement::decode_head(head.try_into().unwrap()).unwrap() else {
+            let Head::Held { ranges_bytes } = Announcement::decode_head(head.try_into().unwrap(), DigestAlgorithm::Crc64Nvme).unwrap() else {
                 panic!("{frame:?}")
             };
             prop_assert_eq!(ranges.len(), ranges_bytes);
@@ -67,32 +67,40 @@ proptest! {
 
     #[test]
     fn announced_digests_are_read_with_their_chunks(
-        chunks in prop::collection::vec((0u32..5_000, any::<u64>()), 0..2_000), id: [u8; 32],
+        chunks in prop::collection::vec((0u32..5_000, any::<u64>()), 0..2_000), is_crc: bool, id: [u8; 32],
     ) {
+        let algorithm = if is_crc { DigestAlgorithm::Crc64Nvme } else { DigestAlgorithm::Blake3 };
+        let digest = |number: u64| {
+            let bytes: Vec<u8> = number.to_be_bytes().into_iter().cycle().take(algorithm.digest_bytes()).collect();
+            Digest::from_bytes(algorithm, &bytes).unwrap()
+        };
+        let chunks: Vec<(u32, Digest)> = chunks.into_iter().map(|(chunk, number)| (chunk, digest(number))).collect();
         let mut again = Vec::new();
         for frame in Announcement::digested(&chunks) {
             let bytes = frame.encode();
             let (head, rest) = bytes.split_at(ANNOUNCEMENT_BYTES);
-            let head = Announcement::decode_head(head.try_into().unwrap()).unwrap();
+            let head = Announcement::decode_head(head.try_into().unwrap(), algorithm).unwrap();
             let Head::Digested { ranges_bytes, digests_bytes } = head else { panic!("{frame:?}") };
             prop_assert_eq!(rest.len(), ranges_bytes + digests_bytes);
             let (ranges, digests) = rest.split_at(ranges_bytes);
-            again.extend(Announcement::decode_digested(ranges, digests, 5_000).unwrap());
-            let fewer = Announcement::decode_digested(ranges, &digests[DIGEST_BYTES..], 5_000);
-            prop_assert_eq!(fewer, Err(FrameError::BadAnnouncement { ranges: ranges.len() / RANGE_BYTES }));
+            again.extend(Announcement::decode_digested(ranges, digests, algorithm, 5_000).unwrap());
+            for cut in [1, algorithm.digest_bytes()] {
+                let fewer = Announcement::decode_digested(ranges, &digests[cut..], algorithm, 5_000);
+                prop_assert_eq!(fewer, Err(FrameError::BadAnnouncement { ranges: ranges.len() / RANGE_BYTES }));
+            }
         }
         prop_assert_eq!(again, chunks);
-        let bytes = Announcement::Final(ContentId(id)).encode();
+        let bytes = Announcement::Final(id).encode();
         let (head, rest) = bytes.split_at(ANNOUNCEMENT_BYTES);
-        prop_assert_eq!(Announcement::decode_head(head.try_into().unwrap()), Ok(Head::Final));
-        prop_assert_eq!(Announcement::decode_final(rest.try_into().unwrap()), ContentId(id));
+        prop_assert_eq!(Announcement::decode_head(head.try_into().unwrap(), algorithm), Ok(Head::Final));
+        prop_assert_eq!(rest, id);
     }
 
     #[test]
     fn a_sign_of_life_is_read_as_it_was_made(has_source: bool, silent_ms: u32) {
         let sign = SignOfLife { has_source, silent_ms };
         let bytes = Announcement::Alive(sign).encode();
-        prop_assert_eq!(Announcement::decode_head(bytes[..].try_into().unwrap()), Ok(Head::Alive(sign)));
+        prop_assert_eq!(Announcement::decode_head(bytes[..].try_into().unwrap(), DigestAlgorithm::Crc64Nvme), Ok(Head::Alive(sign)));
     }
 
     #[test]
@@ -101,7 +109,7 @@ proptest! {
         let _ = Welcome::decode(bytes[..WELCOME_BYTES].try_into().unwrap());
         let _ = Read::decode_head(bytes[..READ_BYTES].try_into().unwrap());
         let _ = Answer::decode(bytes[..ANSWER_BYTES].try_into().unwrap());
-        let _ = Announcement::decode_head(bytes[..ANNOUNCEMENT_BYTES].try_into().unwrap());
+        let _ = Announcement::decode_head(bytes[..ANNOUNCEMENT_BYTES].try_into().unwrap(), DigestAlgorithm::Blake3);
         if let Ok(ranges) = Announcement::decode_ranges(&ranges, 1_000) {
             prop_assert!(ranges.iter().flat_map(Range::chunks).all(|chunk| chunk < 1_000));
         }
@@ -128,12 +136,12 @@ fn what_passes_a_cap_is_refused() {
     }
     for ranges in [0u16, 257, u16::MAX] {
         let head = [&[1, 0][..], &ranges.to_le_bytes(), &[0; 4]].concat();
-        let head = Announcement::decode_head(head[..].try_into().unwrap());
+        let head = Announcement::decode_head(head[..].try_into().unwrap(), DigestAlgorithm::Blake3);
         assert_eq!(head, Err(FrameError::BadAnnouncement { ranges: ranges.into() }));
     }
     for chunks in [0u32, 1, 257, u32::MAX] {
         let head = [&[3, 0][..], &2u16.to_le_bytes(), &chunks.to_le_bytes()].concat();
-        let head = Announcement::decode_head(head[..].try_into().unwrap());
+        let head = Announcement::decode_head(head[..].try_into().unwrap(), DigestAlgorithm::Blake3);
         assert_eq!(head, Err(FrameError::BadAnnouncement { ranges: 2 }), "{chunks}");
     }
     assert_eq!(check_magic(b"GET / HTTP/1.1"), Err(FrameError::ForeignMagic));

@@ -11,46 +11,67 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use sha2::{Digest, Sha256};
+use sha2::{Digest as _, Sha256};
 
 use super::Manifest;
+use super::digest::{Digest, DigestAlgorithm};
 use crate::ids::hex;
 
-/// Names the bytes of a whole model; equal ids mean equal bytes.
+/// Names the bytes of a whole model; equal ids mean equal bytes, as far as the algorithm of its digests goes.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ContentId(pub [u8; 32]);
+pub struct ContentId {
+    /// How the chunks were digested of which it is made.
+    pub algorithm: DigestAlgorithm,
+    /// The name, as connections between workers carry it.
+    pub hash: [u8; 32],
+}
 
+/// Its hash in hexadecimal, and the algorithm before it unless that is the CRC: `blake3:` and 64 digits.
 impl fmt::Display for ContentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
+        if self.algorithm != DigestAlgorithm::Crc64Nvme {
+            write!(f, "{}:", self.algorithm)?;
+        }
+        f.write_str(&hex(&self.hash))
     }
 }
 
 impl fmt::Debug for ContentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "ContentId({})", hex(&self.0[..6]))
+        write!(f, "ContentId({} {})", self.algorithm, hex(&self.hash[..6]))
     }
 }
 
-/// A content id that is not 64 hex characters.
+/// A content id that is not 64 hex characters, or has something else than an algorithm before them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a content id is 64 hexadecimal characters")]
+#[error("a content id is 64 hexadecimal characters, or 'blake3:' and such")]
 pub struct BadContentId;
 
 impl FromStr for ContentId {
     type Err = BadContentId;
 
     fn from_str(text: &str) -> Result<Self, BadContentId> {
-        let mut id = [0; 32];
-        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(BadContentId);
-        }
-        for (byte, pair) in id.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
-            let digits = std::str::from_utf8(pair).map_err(|_| BadContentId)?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| BadContentId)?;
-        }
-        Ok(Self(id))
+        let (algorithm, hash) = match text.split_once(':') {
+            None => (DigestAlgorithm::Crc64Nvme, text),
+            // One name has one text.
+            Some((algorithm, hash)) => match algorithm.parse() {
+                Ok(DigestAlgorithm::Crc64Nvme) | Err(_) => return Err(BadContentId),
+                Ok(algorithm) => (algorithm, hash),
+            },
+        };
+        Ok(Self { algorithm, hash: hash_from_hex(hash).ok_or(BadContentId)? })
     }
+}
+
+fn hash_from_hex(text: &str) -> Option<[u8; 32]> {
+    let mut hash = [0; 32];
+    if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (byte, pair) in hash.iter_mut().zip(text.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(hash)
 }
 
 /// Names the bytes that one worker reads from storage, from before the first of them is there. It is random, and another
@@ -85,7 +106,7 @@ impl FromStr for Origin {
 
     fn from_str(text: &str) -> Result<Self, BadOrigin> {
         let name = text.strip_prefix(Self::PREFIX).ok_or(BadOrigin)?;
-        name.parse().map(|ContentId(name)| Self(name)).map_err(|BadContentId| BadOrigin)
+        hash_from_hex(name).map(Self).ok_or(BadOrigin)
     }
 }
 
@@ -103,8 +124,8 @@ pub struct Content {
 pub struct Growing {
     /// Its name for now.
     pub origin: Origin,
-    /// Name of the algorithm of the digests, as in [`ChunkDigests`].
-    pub algorithm: String,
+    /// How its chunks are digested.
+    pub algorithm: DigestAlgorithm,
     /// The size of a full chunk in bytes.
     pub chunk_bytes: u64,
 }
@@ -122,8 +143,16 @@ impl Root {
     /// Its name, as connections between workers carry it.
     pub fn name(&self) -> [u8; 32] {
         match self {
-            Self::Content(content) => content.id.0,
+            Self::Content(content) => content.id.hash,
             Self::Growing(growing) => growing.origin.0,
+        }
+    }
+
+    /// How its chunks are digested.
+    pub fn algorithm(&self) -> DigestAlgorithm {
+        match self {
+            Self::Content(content) => content.chunks.algorithm,
+            Self::Growing(growing) => growing.algorithm,
         }
     }
 
@@ -148,12 +177,12 @@ impl fmt::Display for Root {
 /// The digest of each chunk of a model, and how it was cut and hashed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChunkDigests {
-    /// Name of the algorithm, for instance `crc64nvme`. Digests of 64 bits.
-    pub algorithm: String,
+    /// How it was hashed.
+    pub algorithm: DigestAlgorithm,
     /// The size of a full chunk in bytes: a reader that cuts differently cannot compare.
     pub chunk_bytes: u64,
     /// One digest a chunk, in chunk order.
-    pub digests: Arc<[u64]>,
+    pub digests: Arc<[Digest]>,
 }
 
 /// The content id of a model with that manifest and those chunks.
@@ -178,13 +207,13 @@ pub fn content_id(manifest: &Manifest, chunks: &ChunkDigests) -> ContentId {
         text(&mut hash, tensor.dtype.as_deref().unwrap_or(""));
         hash.update(tensor.format.unwrap_or(i64::MIN).to_le_bytes());
     }
-    text(&mut hash, &chunks.algorithm);
+    text(&mut hash, chunks.algorithm.name());
     hash.update(chunks.chunk_bytes.to_le_bytes());
     hash.update((chunks.digests.len() as u64).to_le_bytes());
     for digest in chunks.digests.iter() {
-        hash.update(digest.to_le_bytes());
+        hash.update(digest.as_bytes());
     }
-    ContentId(hash.finalize().into())
+    ContentId { algorithm: chunks.algorithm, hash: hash.finalize().into() }
 }
 
 #[cfg(test)]
@@ -195,7 +224,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn chunks(digests: &[u64]) -> ChunkDigests {
-        ChunkDigests { algorithm: "crc64nvme".into(), chunk_bytes: 262_144, digests: digests.into() }
+        let digests = digests.iter().copied().map(Digest::crc64_nvme).collect();
+        ChunkDigests { algorithm: DigestAlgorithm::Crc64Nvme, chunk_bytes: 262_144, digests }
+    }
+
+    fn by_blake3() -> ChunkDigests {
+        let digests = [1, 2].map(|byte| Digest::blake3([byte; 32])).into();
+        ChunkDigests { algorithm: DigestAlgorithm::Blake3, digests, ..chunks(&[]) }
     }
 
     #[test]
@@ -212,7 +247,8 @@ mod tests {
             id(Tensor { name: "v".into(), ..base.clone() }, &[1, 2]),
             id(tensor("w", &[3, 2], "bfloat16", 2), &[1, 2]),
             id(tensor("w", &[2, 3], "float16", 2), &[1, 2]),
-            id(Tensor { format: Some(29), ..base }, &[1, 2]),
+            id(Tensor { format: Some(29), ..base.clone() }, &[1, 2]),
+            content_id(&Manifest::new(vec![base]).unwrap(), &by_blake3()),
         ];
         for other in others {
             assert_ne!(other, original);
@@ -224,13 +260,19 @@ mod tests {
         // Workers of two versions must agree on it: a change here is a change of the protocol.
         let manifest = Manifest::new(vec![tensor("w", &[2, 3], "bfloat16", 2)]).unwrap();
         insta::assert_snapshot!(content_id(&manifest, &chunks(&[1, 2])));
+        insta::assert_snapshot!(content_id(&manifest, &by_blake3()));
     }
 
     proptest! {
         #[test]
-        fn text_and_id_convert_both_ways(bytes in any::<[u8; 32]>()) {
-            let id = ContentId(bytes);
-            prop_assert_eq!(id.to_string().parse(), Ok(id));
+        fn text_and_id_convert_both_ways(hash in any::<[u8; 32]>()) {
+            for algorithm in DigestAlgorithm::ALL {
+                let id = ContentId { algorithm, hash };
+                prop_assert_eq!(id.to_string().parse(), Ok(id));
+                prop_assert_eq!(id.to_string().contains("blake3:"), algorithm.is_cryptographic());
+            }
+            let text = format!("crc64nvme:{}", hex(&hash));
+            prop_assert_eq!(text.parse::<ContentId>(), Err(BadContentId), "one name has one text");
         }
 
         #[test]
@@ -238,11 +280,14 @@ mod tests {
             let text = Origin(bytes).to_string();
             prop_assert_eq!(text.parse(), Ok(Origin(bytes)));
             prop_assert_eq!(text.parse::<ContentId>(), Err(BadContentId));
-            prop_assert_eq!(ContentId(bytes).to_string().parse::<Origin>(), Err(BadOrigin));
+            for algorithm in DigestAlgorithm::ALL {
+                let id = ContentId { algorithm, hash: bytes };
+                prop_assert_eq!(id.to_string().parse::<Origin>(), Err(BadOrigin));
+            }
         }
 
         #[test]
-        fn any_text_is_refused_or_read(text in "(origin:)?.{0,70}") {
+        fn any_text_is_refused_or_read(text in "(origin:|blake3:|md5:)?(.{0,70}|[0-9a-f]{64})") {
             let _ = (text.parse::<ContentId>(), text.parse::<Origin>());
         }
 

@@ -6,6 +6,7 @@
 
 pub mod agreement;
 pub mod content;
+pub mod digest;
 pub mod metadata;
 
 use crate::shown::Shown;

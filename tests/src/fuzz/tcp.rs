@@ -16,7 +16,8 @@ use tokio::runtime::{Builder, Runtime};
 /// Two whole chunks, and a short one.
 pub(super) const TENSORS: [u64; 2] = [2 * MIN_CHUNK_BYTES, 100];
 /// What the bytes are called here.
-pub(super) const CONTENT: ContentId = ContentId(*b"what is served in the fuzzer's..");
+pub(super) const CONTENT: ContentId =
+    ContentId { algorithm: DigestAlgorithm::Crc64Nvme, hash: *b"what is served in the fuzzer's.." };
 /// What takes longer hangs.
 pub(super) const HANGS: Duration = Duration::from_secs(300);
 

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rfork_loader::digest::DigestAlgorithm;
+use rfork_loader::digest::{Digest, DigestAlgorithm};
 use rfork_loader::engine::memory::{Content, WeightMemory};
 use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
 use rfork_loader::engine::{ReadRequest, SourceState, TransferEngine};
@@ -160,7 +160,7 @@ async fn tried(reader: &Reader, loading: bool, grows: bool, steps: VecDeque<Step
     let cancel = CancellationToken::new();
     let root = if grows {
         let Content { chunks, .. } = &reader.content;
-        let (algorithm, chunk_bytes) = (chunks.algorithm.clone(), chunks.chunk_bytes);
+        let (algorithm, chunk_bytes) = (chunks.algorithm, chunks.chunk_bytes);
         Root::Growing(Growing { origin: ORIGIN, algorithm, chunk_bytes })
     } else {
         Root::Content(reader.content.clone())
@@ -296,20 +296,20 @@ async fn said(
         }
         Step::Digested { first, count, flip } => {
             let digests = &content().chunks.digests;
-            let digest = |chunk: u32| digests.get(chunk as usize).copied().unwrap_or_default();
-            let mut chunks: Vec<(u32, u64)> = (0..count.into())
+            let none = Digest::crc64_nvme(0);
+            let digest = |chunk: u32| digests.get(chunk as usize).copied().unwrap_or(none);
+            let mut chunks: Vec<(u32, Digest)> = (0..count.into())
                 .map(|more| first.saturating_add(more))
                 .map(|chunk| (chunk, digest(chunk)))
                 .collect();
             if let (Some(flip), Some((_, digest))) = (flip, chunks.first_mut()) {
-                *digest ^= 1 << (flip % 64);
+                let mut bytes = digest.as_bytes().to_vec();
+                bytes[usize::from(flip / 8) % 8] ^= 1 << (flip % 8);
+                *digest = Digest::from_bytes(digest.algorithm(), &bytes).unwrap_or(none);
             }
             Announcement::digested(&chunks).iter().flat_map(Announcement::encode).collect()
         }
-        Step::Final { is_right } => {
-            let other = ContentId([u8::from(is_right); 32]);
-            Announcement::Final(if is_right { id } else { other }).encode()
-        }
+        Step::Final { is_right } => Announcement::Final(if is_right { id.hash } else { [0; 32] }).encode(),
         Step::Alive(silent_ms) => {
             Announcement::Alive(SignOfLife { has_source: silent_ms % 2 == 1, silent_ms: silent_ms.into() })
                 .encode()

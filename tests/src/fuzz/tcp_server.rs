@@ -3,6 +3,7 @@
 //! An input is what a reader sends, then nothing more; its first byte says in pieces of which size. The engine sends from
 //! memory straight to a socket, so there is one, on loopback.
 
+use rfork_loader::digest::DigestAlgorithm;
 use rfork_loader::engine::TransferEngine;
 use rfork_loader::engine::tcp::{TcpEngine, TcpOptions};
 use rfork_protocol::Host;
@@ -103,7 +104,7 @@ fn check(said: &[u8], asked: &[u8]) {
         assert!(rest.is_empty(), "nothing follows a refusal");
         return;
     }
-    assert_eq!(hello.root, CONTENT.0);
+    assert_eq!(hello.root, CONTENT.hash);
     assert_eq!((welcome.chunk_size, welcome.chunk_count), (TENSORS[0] / 2, 3));
     assert_eq!(welcome.features, hello.features & (ANNOUNCEMENTS | POINT));
     let next = if welcome.features & ANNOUNCEMENTS == 0 { answer } else { announcement };
@@ -137,7 +138,10 @@ fn answer(said: &[u8]) -> Option<&[u8]> {
 /// The same of an announcement.
 fn announcement(said: &[u8]) -> Option<&[u8]> {
     let (head, rest) = said.split_first_chunk::<ANNOUNCEMENT_BYTES>()?;
-    let Head::Held { ranges_bytes } = Announcement::decode_head(head).unwrap() else { return Some(rest) };
+    let Head::Held { ranges_bytes } = Announcement::decode_head(head, DigestAlgorithm::Crc64Nvme).unwrap()
+    else {
+        return Some(rest);
+    };
     let (ranges, rest) = rest.split_at_checked(ranges_bytes)?;
     let ranges = Announcement::decode_ranges(ranges, 3).unwrap();
     assert!(ranges.iter().flat_map(rfork_protocol::frame::Range::chunks).all(|chunk| HELD.contains(&chunk)));

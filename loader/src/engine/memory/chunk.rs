@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::backing::DeviceMemory;
 use super::{EMPTY, HELD, WRITING, WeightMemory};
-use crate::digest::ChunkDigest;
+use crate::digest::{ChunkDigest, Digest};
 use crate::engine::device::Staged;
 
 /// The most pieces of memory that one system call takes (`IOV_MAX` of Linux).
@@ -233,7 +233,7 @@ impl ChunkWriter {
     }
 
     /// The chunk is complete, verified, and has this digest: from now on it is held.
-    pub fn commit_as(self, digest: u64) {
+    pub fn commit_as(self, digest: Digest) {
         // Excluded: somebody reads the chunk, or hears of it, and finds no digest.
         if let Some(known) = self.bytes.memory.digests().get_mut(self.bytes.chunk as usize) {
             *known = Some(digest);

@@ -7,13 +7,15 @@ pub use rfork_protocol::manifest::content::Content;
 use rfork_protocol::manifest::content::{ChunkDigests, Growing, Origin, Root, content_id};
 
 use super::WeightMemory;
-use crate::digest::DigestAlgorithm;
+use crate::digest::{ChunkDigest, Digest, DigestAlgorithm};
 
 /// What names the bytes. A content that has grown has both names: its readers know it by the one that it began with.
 #[derive(Debug, Default)]
 pub(super) struct Names {
     content: Option<Arc<Content>>,
     growing: Option<Growing>,
+    /// How chunks are digested while nothing names them.
+    algorithm: DigestAlgorithm,
 }
 
 impl WeightMemory {
@@ -26,6 +28,18 @@ impl WeightMemory {
     pub fn set_content(&self, content: Content) {
         self.names.write().unwrap_or_else(PoisonError::into_inner).content = Some(Arc::new(content));
         self.commits.send_modify(|commits| *commits += 1);
+    }
+
+    /// How chunks are digested: as those of what names them.
+    pub fn algorithm(&self) -> DigestAlgorithm {
+        let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
+        let content = names.content.as_ref().map(|content| content.chunks.algorithm);
+        content.or(names.growing.as_ref().map(|growing| growing.algorithm)).unwrap_or(names.algorithm)
+    }
+
+    /// Says how chunks are digested as long as nothing names them.
+    pub fn digest_by(&self, algorithm: DigestAlgorithm) {
+        self.names.write().unwrap_or_else(PoisonError::into_inner).algorithm = algorithm;
     }
 
     /// What named the bytes before they had a content id, if they had none once.
@@ -59,21 +73,23 @@ impl WeightMemory {
     /// Whether the bytes have this name.
     pub fn is_named(&self, name: &[u8; 32]) -> bool {
         let names = self.names.read().unwrap_or_else(PoisonError::into_inner);
-        names.content.as_ref().is_some_and(|content| content.id.0 == *name)
+        names.content.as_ref().is_some_and(|content| content.id.hash == *name)
             || names.growing.as_ref().is_some_and(|growing| growing.origin.0 == *name)
     }
 
     pub(super) fn forget_names(&self) {
-        *self.names.write().unwrap_or_else(PoisonError::into_inner) = Names::default();
+        let mut names = self.names.write().unwrap_or_else(PoisonError::into_inner);
+        *names = Names { algorithm: names.algorithm, ..Names::default() };
+        drop(names);
         self.digests().fill(None);
     }
 
-    pub(super) fn digests(&self) -> std::sync::MutexGuard<'_, Box<[Option<u64>]>> {
+    pub(super) fn digests(&self) -> std::sync::MutexGuard<'_, Box<[Option<Digest>]>> {
         self.digests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The digest of a chunk: what the content says, or what it came with. `None` if neither is known.
-    pub fn digest(&self, chunk: u32) -> Option<u64> {
+    pub fn digest(&self, chunk: u32) -> Option<Digest> {
         let chunk = usize::try_from(chunk).ok()?;
         match self.content() {
             Some(content) => content.chunks.digests.get(chunk).copied(),
@@ -81,14 +97,13 @@ impl WeightMemory {
         }
     }
 
-    /// The content that the digests make with which all chunks came; `None` if one is not known.
+    /// The content that the digests make with which all chunks came; `None` if one is not known, or was made otherwise.
     pub fn content_by_digests(&self, manifest: &Manifest) -> Option<Content> {
-        let digests: Option<Vec<u64>> = self.digests().iter().copied().collect();
-        let chunks = ChunkDigests {
-            algorithm: DigestAlgorithm::default().to_string(),
-            chunk_bytes: self.plan.chunk_size(),
-            digests: digests?.into(),
-        };
+        let algorithm = self.algorithm();
+        let of_algorithm = |digest: &Option<Digest>| digest.filter(|digest| digest.algorithm() == algorithm);
+        let digests: Option<Vec<Digest>> = self.digests().iter().map(of_algorithm).collect();
+        let chunks =
+            ChunkDigests { algorithm, chunk_bytes: self.plan.chunk_size(), digests: digests?.into() };
         Some(Content { id: content_id(manifest, &chunks), chunks })
     }
 
@@ -110,7 +125,7 @@ impl WeightMemory {
     fn has_digests_of(&self, chunks: &ChunkDigests) -> bool {
         let missing = self.missing();
         let ours = self.digests();
-        let is_same = |(chunk, ours): (u32, &Option<u64>)| {
+        let is_same = |(chunk, ours): (u32, &Option<Digest>)| {
             let theirs = chunks.digests.get(chunk as usize);
             missing.contains(chunk) || (ours.is_some() && ours.as_ref() == theirs)
         };
@@ -122,15 +137,11 @@ impl WeightMemory {
     pub fn chunk_digests(self: &Arc<Self>, algorithm: DigestAlgorithm) -> Option<ChunkDigests> {
         self.synchronize().ok()?;
         let one = |chunk| {
-            let mut digest = algorithm.start();
+            let mut digest = ChunkDigest::start(algorithm);
             self.begin_read(chunk)?.visit(|bytes| digest.update(bytes)).ok()?;
             Some(digest.finish())
         };
-        let digests: Option<Vec<u64>> = (0..self.plan.count()).map(one).collect();
-        Some(ChunkDigests {
-            algorithm: algorithm.to_string(),
-            chunk_bytes: self.plan.chunk_size(),
-            digests: digests?.into(),
-        })
+        let digests: Option<Vec<Digest>> = (0..self.plan.count()).map(one).collect();
+        Some(ChunkDigests { algorithm, chunk_bytes: self.plan.chunk_size(), digests: digests?.into() })
     }
 }

@@ -17,6 +17,7 @@ use tokio::sync::watch;
 
 use super::device::{Device, DeviceError};
 use crate::chunks::{ChunkPlan, ChunkSet, PlanError};
+use crate::digest::Digest;
 use crate::held::{HeldCursor, HeldLog};
 
 mod ahead;
@@ -117,7 +118,7 @@ pub struct WeightMemory {
     commits: watch::Sender<u64>,
     names: RwLock<Names>,
     /// The digests with which chunks came, from before they are held. No guard is held across an await.
-    digests: Mutex<Box<[Option<u64>]>>,
+    digests: Mutex<Box<[Option<Digest>]>>,
 }
 
 impl WeightMemory {

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
-use crate::digest::DigestAlgorithm;
+use crate::digest::{ChunkDigest, DigestAlgorithm};
 use proptest::prelude::*;
 use std::fs::File;
 use std::io::Write;
@@ -195,12 +195,12 @@ proptest! {
             let rest = writer.len() - first;
             writer.read_file_at(&file, offset + first as u64, first, rest).unwrap();
             offset += writer.len() as u64;
-            let mut written = DigestAlgorithm::default().start();
+            let mut written = ChunkDigest::start(DigestAlgorithm::default());
             let len = writer.len();
             writer.digest(0, first, &mut written).unwrap();
             writer.digest(first, len - first, &mut written).unwrap();
             writer.commit();
-            let mut read = DigestAlgorithm::default().start();
+            let mut read = ChunkDigest::start(DigestAlgorithm::default());
             memory.begin_read(chunk).unwrap().visit(|piece| { read.update(piece); read_back.extend_from_slice(piece); }).unwrap();
             prop_assert_eq!(written.finish(), read.finish());
         }

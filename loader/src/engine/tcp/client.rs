@@ -34,7 +34,7 @@ use super::TcpOptions;
 use super::follow::{Following, follow, followed};
 use super::link::Link;
 use super::socket::{prepare, read_exact, receive_chunk, within, write_all};
-use crate::digest::DigestAlgorithm;
+use crate::digest::{Digest, DigestAlgorithm};
 use crate::engine::memory::{ChunkWriter, PagesAhead, WeightMemory};
 use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
 use crate::held::Offers;
@@ -52,7 +52,7 @@ pub(super) struct Shared {
     /// What is read.
     pub(super) root: Root,
     /// The digest of each chunk, as far as it is known. No guard is held across an await.
-    pub(super) digests: Mutex<Box<[Option<u64>]>>,
+    pub(super) digests: Mutex<Box<[Option<Digest>]>>,
     algorithm: Option<DigestAlgorithm>,
     /// Chunks that nobody has asked for yet. No guard is held across an await.
     offers: Mutex<Offers>,
@@ -82,16 +82,13 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
     let root = request.root.ok_or_else(|| unusable("it does not say what its bytes are".into()))?.clone();
     let plan = request.memory.plan();
     let count = plan.count() as usize;
-    let (algorithm, chunk_bytes, chunks) = match &root {
-        Root::Content(content) => {
-            (&content.chunks.algorithm, content.chunks.chunk_bytes, content.chunks.digests.len())
-        }
-        Root::Growing(growing) => (&growing.algorithm, growing.chunk_bytes, count),
+    let (chunk_bytes, chunks) = match &root {
+        Root::Content(content) => (content.chunks.chunk_bytes, content.chunks.digests.len()),
+        Root::Growing(growing) => (growing.chunk_bytes, count),
     };
     if (chunk_bytes, chunks) != (plan.chunk_size(), count) {
         return Err(unusable("the seed cuts the model into other chunks: use workers of one release".into()));
     }
-    let algorithm = algorithm.parse::<DigestAlgorithm>().map_err(|error| unusable(error.to_string()))?;
     if matches!(root, Root::Growing(_)) && request.loading.is_none() {
         return Err(unusable("its bytes have no content id, and it announces nothing".into()));
     }
@@ -118,9 +115,9 @@ pub(super) async fn read(options: &TcpOptions, request: ReadRequest<'_>) -> Resu
         peer,
         memory: request.memory.clone(),
         manifest: request.manifest.clone(),
+        algorithm: options.verify.then_some(root.algorithm()),
         root,
         digests: Mutex::new(digests),
-        algorithm: options.verify.then_some(algorithm),
         wanted,
         pages,
         offers: Mutex::new(offers),
@@ -299,7 +296,7 @@ pub(super) async fn welcomed(shared: &Shared, features: u32) -> Result<(Link, u3
 
 /// Whether somebody with this content is there. One that has no room for a reader just now is.
 pub(super) async fn look_in(options: &TcpOptions, peer: &str, content: ContentId) -> Result<(), ReadError> {
-    let hello = Hello { version: VERSION, features: 0, root: content.0, identity: Vec::new() };
+    let hello = Hello { version: VERSION, features: 0, root: content.hash, identity: Vec::new() };
     let (_, welcome) = greet(options, (peer, options.key.as_ref().map(OwnKey::hash)), hello).await?;
     match refused(&welcome) {
         Some(reason) if welcome.refusal != Some(Refusal::Busy) => {
@@ -449,12 +446,12 @@ impl Shared {
     }
 
     /// The digests that are known. The guard is never held across an await.
-    pub(super) fn digests(&self) -> std::sync::MutexGuard<'_, Box<[Option<u64>]>> {
+    pub(super) fn digests(&self) -> std::sync::MutexGuard<'_, Box<[Option<Digest>]>> {
         self.digests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Holds a chunk whose digest is right. `false`: it is corrupt for the first time and asked for again.
-    fn accept(&self, writer: ChunkWriter, got: Option<u64>) -> Result<bool, ReadError> {
+    fn accept(&self, writer: ChunkWriter, got: Option<Digest>) -> Result<bool, ReadError> {
         let (chunk, bytes) = (writer.chunk(), writer.len() as u64);
         let expected = self.digests().get(chunk as usize).copied().flatten();
         let mut suspect = self.suspect.lock().unwrap_or_else(PoisonError::into_inner);

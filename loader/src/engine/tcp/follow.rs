@@ -11,6 +11,7 @@ use rfork_protocol::manifest::content::{ChunkDigests, Content, ContentId, Root, 
 use super::client::{Shared, welcomed};
 use super::link::Link;
 use super::socket::{read_exact, within};
+use crate::digest::Digest;
 use crate::engine::ReadError;
 use crate::held::Offers;
 
@@ -49,7 +50,9 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
     loop {
         let head = read_exact::<ANNOUNCEMENT_BYTES>(&mut stream, deadline).await;
         let head = head.map_err(|error| shared.lost(&error))?;
-        match Announcement::decode_head(&head).map_err(|error| shared.protocol(&error))? {
+        match Announcement::decode_head(&head, shared.root.algorithm())
+            .map_err(|error| shared.protocol(&error))?
+        {
             Head::Alive(sign) => {
                 shared.know(|source| {
                     (source.sign, source.signed) = (sign, Some(std::time::Instant::now()));
@@ -72,15 +75,15 @@ pub(super) async fn follow(shared: Arc<Shared>) -> Result<(), ReadError> {
                 let ranges = body(&shared, &mut stream, ranges_bytes).await?;
                 let digests = body(&shared, &mut stream, digests_bytes).await?;
                 let count = shared.memory.plan().count();
-                let chunks = Announcement::decode_digested(&ranges, &digests, count);
+                let algorithm = shared.root.algorithm();
+                let chunks = Announcement::decode_digested(&ranges, &digests, algorithm, count);
                 let chunks = chunks.map_err(|error| shared.protocol(&error))?;
                 shared.learn(&chunks)?;
                 shared.offer(|offers| offers.offer(chunks.iter().map(|(chunk, _)| *chunk)));
             }
             Head::Final => {
-                let id = read_exact::<CONTENT_ID_BYTES>(&mut stream, deadline).await;
-                let id = Announcement::decode_final(id.map_err(|error| shared.lost(&error))?);
-                shared.is_final(id)?;
+                let hash = read_exact::<CONTENT_ID_BYTES>(&mut stream, deadline).await;
+                shared.is_final(hash.map_err(|error| shared.lost(&error))?)?;
                 // Whoever waits for it looks again.
                 shared.offer(|_| {});
             }
@@ -99,7 +102,7 @@ async fn body(shared: &Shared, stream: &mut Link, len: usize) -> Result<Vec<u8>,
 impl Shared {
     /// Takes in digests, before their chunks are asked for. Those that are known already, from another source or from the
     /// bytes, must be the same: it is one root. If they are not, nobody knows who is right, and this seed is not blamed.
-    fn learn(&self, chunks: &[(u32, u64)]) -> Result<(), ReadError> {
+    fn learn(&self, chunks: &[(u32, Digest)]) -> Result<(), ReadError> {
         let mut digests = self.digests();
         for (chunk, digest) in chunks {
             if let Some(known) = digests.get_mut(*chunk as usize)
@@ -114,19 +117,20 @@ impl Shared {
     }
 
     /// The seed says which content the bytes are. The digests have to make that same one.
-    fn is_final(&self, id: ContentId) -> Result<(), ReadError> {
+    fn is_final(&self, hash: [u8; CONTENT_ID_BYTES]) -> Result<(), ReadError> {
         let Root::Growing(growing) = &self.root else {
             return Err(self.breaks("it names the content anew".into()));
         };
+        let id = ContentId { algorithm: growing.algorithm, hash };
         if self.memory.content().is_some_and(|known| known.id == id) {
             return Ok(());
         }
-        let digests: Option<Vec<u64>> = self.digests().iter().copied().collect();
+        let digests: Option<Vec<Digest>> = self.digests().iter().copied().collect();
         let Some(digests) = digests else {
             return Err(self.breaks("it names a content of which it has not announced everything".into()));
         };
         let chunks = ChunkDigests {
-            algorithm: growing.algorithm.clone(),
+            algorithm: growing.algorithm,
             chunk_bytes: growing.chunk_bytes,
             digests: digests.into(),
         };

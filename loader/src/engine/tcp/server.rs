@@ -445,7 +445,7 @@ async fn announce(
         }
         let is_whole = announced == memory.plan().count() as usize;
         if let Some(content) = memory.content().filter(|_| grows && is_whole && !is_final) {
-            write(&mut stream, &Announcement::Final(content.id)).await?;
+            write(&mut stream, &Announcement::Final(content.id.hash)).await?;
             is_final = true;
         }
         tokio::select! {

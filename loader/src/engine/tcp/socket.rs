@@ -8,7 +8,7 @@ use tokio::net::TcpStream;
 use super::link::Link;
 use super::pace::Pace;
 use super::throttle::Throttle;
-use crate::digest::{ChunkDigest, DigestAlgorithm};
+use crate::digest::{ChunkDigest, Digest, DigestAlgorithm};
 use crate::engine::memory::{ChunkReader, ChunkWriter};
 
 /// Bytes of a chunk that a throttled seed sends at a time. A chunk of 16 MiB as one burst would leave its reader
@@ -49,8 +49,8 @@ pub(super) async fn receive_chunk(
     digest: Option<DigestAlgorithm>,
     stall: Duration,
     mut arrived: impl FnMut(usize),
-) -> io::Result<Option<u64>> {
-    let mut digest = digest.map(DigestAlgorithm::start);
+) -> io::Result<Option<Digest>> {
+    let mut digest = digest.map(ChunkDigest::start);
     let mut at = 0;
     while at < writer.len() {
         let received = match within(stall, stream.receive(writer, at)).await? {

@@ -48,6 +48,30 @@ async fn storage_is_read_once_and_the_others_fork() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn chunks_are_digested_as_who_reads_storage_has_it() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let storage = Pattern::slow(1);
+    let mut leader = session(&planner, 1000.0, PATIENT).await;
+    leader.config.digest = DigestAlgorithm::Blake3;
+    let leader = reader_that_waits(leader, Some(storage.clone()), None);
+    planner.until(|state| state.leader.is_some()).await;
+    let reader = cold(&planner, &storage).await;
+    planner.until(|state| state.seeds.len() == 2).await;
+    storage.goes_on.notify_one();
+    let (leader, _, first) = leader.ends().await;
+    let (reader, _, second) = reader.ends().await;
+    let content = first.content().unwrap();
+    assert!(content.id.to_string().starts_with("blake3:"), "{}", content.id);
+    assert_eq!(second.content(), Some(content.clone()));
+    assert_eq!(second.chunk_digests(DigestAlgorithm::Blake3), Some(content.chunks.clone()));
+    assert_eq!(copies(&storage), 1);
+    // They serve under that id, and know whether anybody has written there.
+    leader.verify().await.unwrap();
+    leader.close().await;
+    reader.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn when_who_reads_storage_is_cancelled_the_next_one_reads_it() {
     let planner = Planner::that_gives_the_right_to_lead().await;
     let storage = Pattern::slow(1);

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use super::stall::StallRule;
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
-use crate::digest::DigestAlgorithm;
+use crate::digest::{ChunkDigest, DigestAlgorithm};
 use crate::fallback::FillRequest;
 use crate::fallback::{FallbackError, Fills, NoFallback};
 
@@ -102,7 +102,7 @@ impl Pattern {
     /// Compares what is held.
     fn check(&self, memory: &Arc<WeightMemory>, chunk: u32) -> Result<(), FallbackError> {
         let bytes = self.bytes_of(chunk, memory.begin_read(chunk).unwrap().len());
-        let mut digest = DigestAlgorithm::default().start();
+        let mut digest = ChunkDigest::start(memory.algorithm());
         digest.update(&bytes);
         self.checked_bytes.fetch_add(bytes.len() as u64, std::sync::atomic::Ordering::SeqCst);
         if memory.digest(chunk) == Some(digest.finish()) {
@@ -130,7 +130,7 @@ impl Fallback for Arc<Pattern> {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(&bytes).unwrap();
             writer.read_file_at(&file, 0, 0, len).unwrap();
-            let mut digest = DigestAlgorithm::default().start();
+            let mut digest = ChunkDigest::start(request.memory.algorithm());
             writer.digest(0, len, &mut digest).unwrap();
             writer.commit_as(digest.finish());
             self.read_bytes.fetch_add(len as u64, std::sync::atomic::Ordering::SeqCst);

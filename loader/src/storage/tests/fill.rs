@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::chunks::ChunkSet;
-use crate::digest::DigestAlgorithm;
+use crate::digest::{ChunkDigest, Digest, DigestAlgorithm};
 use crate::engine::memory::WeightMemory;
 use crate::storage::model_digest::{NotHeld, model_digest};
 use crate::storage::{Checkpoint, FillOptions, StorageError};
@@ -36,11 +36,11 @@ impl Loading {
         Self { directory, checkpoint, memory, cancel: CancellationToken::new(), progress: AtomicU64::new(0) }
     }
 
-    fn fill(&self, chunks: &ChunkSet, options: &FillOptions) -> Result<Vec<(u32, u64)>, StorageError> {
+    fn fill(&self, chunks: &ChunkSet, options: &FillOptions) -> Result<Vec<(u32, Digest)>, StorageError> {
         self.checkpoint.fill(&self.memory, chunks, options, &self.cancel, &self.progress)
     }
 
-    fn fill_all(&self) -> Result<Vec<(u32, u64)>, StorageError> {
+    fn fill_all(&self) -> Result<Vec<(u32, Digest)>, StorageError> {
         self.fill(&self.memory.missing(), &FillOptions::default())
     }
 
@@ -58,10 +58,10 @@ impl Loading {
         }
     }
 
-    fn expected(&self, digests: &[(u32, u64)]) -> FillOptions {
-        let digests: Vec<u64> = digests.iter().map(|(_, digest)| *digest).collect();
+    fn expected(&self, digests: &[(u32, Digest)]) -> FillOptions {
+        let digests: Vec<Digest> = digests.iter().map(|(_, digest)| *digest).collect();
         let chunks = ChunkDigests {
-            algorithm: DigestAlgorithm::default().to_string(),
+            algorithm: DigestAlgorithm::default(),
             chunk_bytes: self.memory.plan().chunk_size(),
             digests: digests.into(),
         };
@@ -84,8 +84,8 @@ fn bytes_of(model: &Model) -> Vec<u8> {
     model.values().flat_map(|(sample, _)| sample.bytes.clone()).collect()
 }
 
-fn digest_of(bytes: &[u8]) -> u64 {
-    let mut digest = DigestAlgorithm::default().start();
+fn digest_of(bytes: &[u8]) -> Digest {
+    let mut digest = ChunkDigest::start(DigestAlgorithm::default());
     digest.update(bytes);
     digest.finish()
 }
@@ -204,7 +204,7 @@ fn a_chunk_with_other_bytes_than_expected_is_not_committed() {
     let good = loading.fill_all().unwrap();
     loading.memory.forget_all().unwrap();
     let mut wrong = good.clone();
-    wrong[3].1 ^= 1;
+    wrong[3].1 = Digest::crc64_nvme(1);
     let error = loading.fill(&loading.memory.missing(), &loading.expected(&wrong)).unwrap_err();
     let StorageError::Mismatch { chunk: 3, tensor, path } = &error else { panic!("{error}") };
     let first = loading.memory.plan().segments(3).next().unwrap().tensor;
@@ -227,9 +227,9 @@ fn digests_of_another_plan_are_refused() {
     let error = loading.fill(&loading.memory.missing(), &options).unwrap_err();
     assert!(matches!(error, StorageError::OtherLayout { .. }), "{error}");
     let mut options = loading.expected(&good);
-    options.expected.as_mut().unwrap().algorithm = "xxh3".into();
+    options.expected.as_mut().unwrap().algorithm = DigestAlgorithm::Blake3;
     let error = loading.fill(&loading.memory.missing(), &options).unwrap_err().to_string();
-    assert!(error.contains("xxh3"), "{error}");
+    assert!(error.contains("blake3"), "{error}");
     assert_eq!(loading.memory.held_bytes(), 0);
 }
 

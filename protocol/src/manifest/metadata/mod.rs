@@ -13,8 +13,10 @@
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::sync::Arc;
 
 use super::content::{ChunkDigests, Content, Growing, Origin, Root};
+use super::digest::{Digest, DigestAlgorithm, UnknownAlgorithm};
 use super::{Manifest, ManifestError, Tensor};
 use crate::host::Host;
 use crate::shown::Shown;
@@ -155,13 +157,15 @@ impl Metadata {
                 if let Some(dtypes) = extension.dtypes {
                     fill_all(&mut manifest, "dtype", dtypes, |tensor, dtype| tensor.dtype = Some(dtype))?;
                 }
-                let (algorithm, chunk_bytes) = (extension.digest_algorithm, extension.chunk_bytes);
+                let chunk_bytes = extension.chunk_bytes;
                 let bad = |reason: &dyn Display| MetadataError::BadDigests(reason.to_string());
+                let algorithm = extension.digest_algorithm.parse::<DigestAlgorithm>();
+                let algorithm = algorithm.map_err(|error: UnknownAlgorithm| bad(&error))?;
                 let origin = extension.origin.map(|text| text.parse::<Origin>()).transpose();
                 let origin = origin.map_err(|error| bad(&error))?;
                 let root = match (extension.content_id, extension.chunk_digests, origin) {
                     (Some(id), Some(digests), _) => {
-                        let digests = digests_from_hex(&digests)?.into();
+                        let digests = digests_from_hex(algorithm, &digests)?;
                         let chunks = ChunkDigests { algorithm, chunk_bytes, digests };
                         Root::Content(Content { id: id.parse().map_err(|error| bad(&error))?, chunks })
                     }
@@ -221,10 +225,16 @@ impl Metadata {
                     Root::Content(Content { id, chunks }) => {
                         let digests = digests_to_hex(&chunks.digests);
                         let origin = extension.origin.map(|origin| origin.to_string());
-                        (Some(id.to_string()), origin, &chunks.algorithm, chunks.chunk_bytes, Some(digests))
+                        (
+                            Some(id.to_string()),
+                            origin,
+                            chunks.algorithm.name(),
+                            chunks.chunk_bytes,
+                            Some(digests),
+                        )
                     }
                     Root::Growing(Growing { origin, algorithm, chunk_bytes }) => {
-                        (None, Some(origin.to_string()), algorithm, *chunk_bytes, None)
+                        (None, Some(origin.to_string()), algorithm.name(), *chunk_bytes, None)
                     }
                 };
                 ExtensionOut {
@@ -322,20 +332,18 @@ fn with_shapes(mut manifest: Manifest, shapes: Named<'_, Shape>) -> Result<Manif
     }
 }
 
-fn digests_to_hex(digests: &[u64]) -> String {
-    let bytes: Vec<u8> = digests.iter().flat_map(|digest| digest.to_be_bytes()).collect();
-    crate::ids::hex(&bytes)
+fn digests_to_hex(digests: &[Digest]) -> String {
+    digests.iter().map(ToString::to_string).collect()
 }
 
-fn digests_from_hex(text: &str) -> Result<Vec<u64>, MetadataError> {
-    let bad = || MetadataError::BadDigests("they must be 16 hexadecimal characters a chunk".into());
-    if !text.len().is_multiple_of(16) || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+fn digests_from_hex(algorithm: DigestAlgorithm, text: &str) -> Result<Arc<[Digest]>, MetadataError> {
+    let digits = 2 * algorithm.digest_bytes();
+    let bad = || MetadataError::BadDigests(format!("they must be {digits} hexadecimal characters a chunk"));
+    if !text.len().is_multiple_of(digits) {
         return Err(bad());
     }
-    let one = |digits| {
-        std::str::from_utf8(digits).ok().and_then(|d| u64::from_str_radix(d, 16).ok()).ok_or_else(bad)
-    };
-    text.as_bytes().chunks_exact(16).map(one).collect()
+    let one = |digest| std::str::from_utf8(digest).ok().and_then(|text| Digest::from_hex(algorithm, text));
+    text.as_bytes().chunks_exact(digits).map(|digest| one(digest).ok_or_else(bad)).collect()
 }
 
 #[cfg(test)]
@@ -349,11 +357,13 @@ mod tests {
     use proptest::prelude::*;
 
     fn metadata(manifest: Manifest, with_extension: bool) -> Metadata {
-        let chunks = ChunkDigests {
-            algorithm: "crc64nvme".into(),
-            chunk_bytes: 262_144,
-            digests: [1, u64::MAX].into(),
+        // By one algorithm or the other.
+        let digests: [Digest; 2] = match manifest.tensors().len() % 4 {
+            3 => [1, u8::MAX].map(|byte| Digest::blake3([byte; 32])),
+            _ => [1, u64::MAX].map(Digest::crc64_nvme),
         };
+        let algorithm = digests[0].algorithm();
+        let chunks = ChunkDigests { algorithm, chunk_bytes: 262_144, digests: digests.into() };
         let id = content_id(&manifest, &chunks);
         let extension = with_extension.then_some(Extension {
             engine: "tcp".into(),
@@ -503,7 +513,7 @@ mod tests {
             let content = served.encode(EntryFields::Five);
             prop_assert_eq!(&Metadata::decode(content.as_bytes()).unwrap(), &served);
             served.extension.as_mut().unwrap().origin = None;
-            let growing = Growing { origin: Origin(origin), algorithm: "crc64nvme".into(), chunk_bytes: 262_144 };
+            let growing = Growing { origin: Origin(origin), algorithm: DigestAlgorithm::Blake3, chunk_bytes: 262_144 };
             served.extension.as_mut().unwrap().root = Root::Growing(growing);
             let json = served.encode(EntryFields::Five);
             prop_assert_eq!(&Metadata::decode(json.as_bytes()).unwrap(), &served);

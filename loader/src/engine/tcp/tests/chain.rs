@@ -8,6 +8,7 @@ use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::*;
+use crate::digest::Digest;
 use crate::engine::SourceState;
 
 /// A worker whose engine serves what it holds, under the content of `root`.
@@ -76,7 +77,7 @@ async fn following(session: &str, root: [u8; 32]) -> TcpStream {
 async fn announcement(stream: &mut TcpStream) -> Option<Result<Vec<u32>, SignOfLife>> {
     let mut head = [0; ANNOUNCEMENT_BYTES];
     stream.read_exact(&mut head).await.ok()?;
-    match Announcement::decode_head(&head).unwrap() {
+    match Announcement::decode_head(&head, DigestAlgorithm::Crc64Nvme).unwrap() {
         Head::Alive(sign) => Some(Err(sign)),
         Head::Held { ranges_bytes } => {
             let mut ranges = vec![0; ranges_bytes];
@@ -156,7 +157,7 @@ async fn what_is_held_is_announced_at_once_and_then_as_it_comes() {
     for chunk in [3, 1, 2] {
         fill(&relay.memory, chunk, 1);
     }
-    let mut stream = following(&relay.session(), root.content.id.0).await;
+    let mut stream = following(&relay.session(), root.content.id.hash).await;
     assert_eq!(held(&mut stream).await, [1, 2, 3]);
     // While it is being filled it is not held: only its commit announces it.
     let writer = relay.memory.begin_write(5).unwrap();
@@ -195,7 +196,9 @@ async fn a_source_that_starts_over_closes_before_it_forgets() {
     // It comes back with other bytes: under their own name only.
     relay.engine.register(relay.memory.clone()).await.unwrap();
     (0..8).for_each(|chunk| fill(&relay.memory, chunk, 9));
-    relay.memory.set_content(Content { id: ContentId([9; 32]), ..root.content.clone() });
+    relay
+        .memory
+        .set_content(Content { id: ContentId { hash: [9; 32], ..root.content.id }, ..root.content.clone() });
     let again = until("the end", reader.read_from(relay.session(), &root, options())).await.unwrap();
     assert!(matches!(again, Err(ReadError::Refused { .. })), "{again:?}");
     assert_eq!(reader.memory.held_bytes(), CHUNK, "what was held stays");
@@ -206,7 +209,7 @@ async fn announcements_end_when_the_content_does() {
     let root = seed(&[4 * CHUNK], 1, options()).await;
     let relay = relay_of(&root, options()).await;
     fill(&relay.memory, 0, 1);
-    let mut stream = following(&relay.session(), root.content.id.0).await;
+    let mut stream = following(&relay.session(), root.content.id.hash).await;
     assert_eq!(held(&mut stream).await, [0]);
     relay.memory.forget_all().unwrap();
     relay.memory.set_content(root.content.clone());
@@ -276,7 +279,7 @@ async fn a_reader_without_the_bit_is_told_not_yet() {
     let root = seed(&[2 * CHUNK], 1, options()).await;
     let relay = relay_of(&root, options()).await;
     let mut stream = TcpStream::connect(relay.session()).await.unwrap();
-    let hello = Hello { version: 1, features: 0, root: root.content.id.0, identity: vec![] };
+    let hello = Hello { version: 1, features: 0, root: root.content.id.hash, identity: vec![] };
     stream.write_all(&hello.encode().unwrap()).await.unwrap();
     stream.read_exact(&mut [0; rfork_protocol::frame::WELCOME_BYTES]).await.unwrap();
     stream.write_all(&Read::new(&[1]).unwrap().encode()).await.unwrap();
@@ -305,7 +308,7 @@ async fn a_wrong_chunk_is_neither_held_nor_announced() {
     let (relay, liar) = (relay_of(&root, options()).await, relay_of(&root, options()).await);
     // It says that its bytes are the root's.
     (0..3).for_each(|chunk| fill(&liar.memory, chunk, if chunk == 1 { 2 } else { 1 }));
-    let mut stream = following(&relay.session(), root.content.id.0).await;
+    let mut stream = following(&relay.session(), root.content.id.hash).await;
     let read = relay.read_from(liar.session(), &root, options());
     let error = until("the end", read).await.unwrap().unwrap_err();
     assert!(matches!(error, ReadError::Corrupt { chunk: 1, .. }), "{error}");
@@ -321,7 +324,8 @@ async fn those_who_follow_take_no_place_of_those_who_read() {
     let root = seed(&[CHUNK], 1, TcpOptions { max_readers: 1, ..options() }).await;
     let follow = async |point: Option<LeasedPoint>| {
         let mut stream = TcpStream::connect(root.engine.address()).await.unwrap();
-        let hello = Hello { version: 1, features: ANNOUNCEMENTS, root: root.content.id.0, identity: vec![] };
+        let hello =
+            Hello { version: 1, features: ANNOUNCEMENTS, root: root.content.id.hash, identity: vec![] };
         let hello = point.map_or(hello.clone(), |point| hello.holding(point));
         stream.write_all(&hello.encode().unwrap()).await.unwrap();
         let mut welcome = [0; rfork_protocol::frame::WELCOME_BYTES];
@@ -341,7 +345,7 @@ async fn those_who_follow_take_no_place_of_those_who_read() {
 /// What names the bytes of `root` while they have no content id.
 fn growing(root: &Seed) -> Growing {
     let chunks = &root.content.chunks;
-    Growing { origin: Origin([5; 32]), algorithm: chunks.algorithm.clone(), chunk_bytes: chunks.chunk_bytes }
+    Growing { origin: Origin([5; 32]), algorithm: chunks.algorithm, chunk_bytes: chunks.chunk_bytes }
 }
 
 /// Reads what has grown at `root` into this memory.
@@ -362,7 +366,13 @@ async fn read_growing(root: &Seed, memory: &Arc<WeightMemory>) -> Result<ReadRep
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_origin_stays_another_name_of_what_it_became() {
-    let root = seed(&[5 * CHUNK + 9], 3, options()).await;
+    for algorithm in DigestAlgorithm::ALL {
+        stays_another_name(algorithm).await;
+    }
+}
+
+async fn stays_another_name(algorithm: DigestAlgorithm) {
+    let root = seed_by(algorithm, &[5 * CHUNK + 9], 3, options()).await;
     let memory = root.empty_memory();
     let before = read_growing(&root, &memory).await;
     assert!(matches!(before, Err(ReadError::Refused { .. })), "nothing has that name: {before:?}");
@@ -379,7 +389,8 @@ async fn an_origin_stays_another_name_of_what_it_became() {
 async fn a_content_that_the_digests_do_not_make_is_none() {
     let root = seed(&[5 * CHUNK + 9], 3, options()).await;
     root.memory.set_growing(growing(&root));
-    root.memory.set_content(Content { id: ContentId([9; 32]), ..root.content.clone() });
+    root.memory
+        .set_content(Content { id: ContentId { hash: [9; 32], ..root.content.id }, ..root.content.clone() });
     let memory = root.empty_memory();
     let read = read_growing(&root, &memory).await;
     assert!(matches!(read, Err(ReadError::Protocol { .. })), "{read:?}");
@@ -392,7 +403,7 @@ async fn two_sources_of_an_origin_with_different_digests_are_not_mixed() {
     root.memory.set_growing(growing(&root));
     let memory = root.empty_memory();
     memory.set_growing(growing(&root));
-    memory.begin_write(2).unwrap().commit_as(7);
+    memory.begin_write(2).unwrap().commit_as(Digest::crc64_nvme(7));
     let read = read_growing(&root, &memory).await;
     assert!(matches!(read, Err(ReadError::Unusable { .. })), "nobody is blamed: {read:?}");
     assert_eq!(memory.content(), None);

@@ -52,13 +52,21 @@ fn manifest(sizes: &[u64]) -> Manifest {
     Manifest::new(sizes.iter().enumerate().map(tensor).collect()).unwrap()
 }
 
-/// Fills chunk `chunk` with bytes that tell their place and `salt`.
+/// Bytes that tell their place and `salt`.
+fn pattern(chunk: u32, len: usize, salt: u8) -> Vec<u8> {
+    (0..len).map(|at| (at as u8) ^ (chunk as u8) ^ salt ^ ((at >> 8) as u8)).collect()
+}
+
+/// Fills chunk `chunk` with [`pattern`].
 fn fill(memory: &Arc<WeightMemory>, chunk: u32, salt: u8) {
+    let len = memory.begin_write(chunk).unwrap().len();
+    fill_with(memory, chunk, &pattern(chunk, len, salt));
+}
+
+fn fill_with(memory: &Arc<WeightMemory>, chunk: u32, bytes: &[u8]) {
     let mut writer = memory.begin_write(chunk).unwrap();
-    let bytes: Vec<u8> =
-        (0..writer.len()).map(|at| (at as u8) ^ (chunk as u8) ^ salt ^ ((at >> 8) as u8)).collect();
     let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&bytes).unwrap();
+    file.write_all(bytes).unwrap();
     let len = writer.len();
     writer.read_file_at(&file, 0, 0, len).unwrap();
     writer.commit();
@@ -78,12 +86,17 @@ struct Seed {
 
 /// An engine that serves a model of these sizes.
 async fn seed(sizes: &[u64], salt: u8, options: TcpOptions) -> Seed {
+    seed_by(DigestAlgorithm::Crc64Nvme, sizes, salt, options).await
+}
+
+/// The same, whose chunks are digested so.
+async fn seed_by(algorithm: DigestAlgorithm, sizes: &[u64], salt: u8, options: TcpOptions) -> Seed {
     let memory = WeightMemory::allocate(sizes).unwrap();
     for chunk in 0..memory.plan().count() {
         fill(&memory, chunk, salt);
     }
     let manifest = manifest(sizes);
-    let chunks = memory.chunk_digests(DigestAlgorithm::Crc64Nvme).unwrap();
+    let chunks = memory.chunk_digests(algorithm).unwrap();
     let content = Content { id: content_id(&manifest, &chunks), chunks };
     memory.set_content(content.clone());
     let engine = TcpEngine::bind(options).await.unwrap();

@@ -19,10 +19,13 @@ const IN_FIRST_CHUNK: usize = WELCOME_BYTES + ANSWER_BYTES + 1_000;
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(12))]
     #[test]
-    fn what_is_read_equals_the_seed(sizes in prop::collection::vec(1u64..900_000, 1..12), streams in 1usize..4) {
+    fn what_is_read_equals_the_seed(
+        sizes in prop::collection::vec(1u64..900_000, 1..12), streams in 1usize..4,
+        algorithm in prop::sample::select(&DigestAlgorithm::ALL[..]),
+    ) {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         runtime.block_on(async {
-            let seed = seed(&sizes, 7, options()).await;
+            let seed = seed_by(algorithm, &sizes, 7, options()).await;
             let memory = seed.empty_memory();
             let options = TcpOptions { streams, ..options() };
             let report = seed.read_at(&session(&seed.engine), &memory, &options, &CancellationToken::new()).await.unwrap();
@@ -53,6 +56,33 @@ async fn a_chunk_that_is_corrupt_in_flight_is_read_again() {
     let report = seed.read_at(&proxy, &memory, &options(), &CancellationToken::new()).await.unwrap();
     assert_eq!((report.corrected, report.chunks), (1, 6));
     assert!(bytes(&memory) == bytes(&seed.memory));
+}
+
+/// What a false seed can do: it names the content of others, has all their digests, and sends bytes of its choice.
+#[tokio::test]
+async fn chunks_with_the_crcs_of_others_are_taken_and_by_blake3_they_are_refused() {
+    for algorithm in DigestAlgorithm::ALL {
+        let (honest, liar) =
+            (seed_by(algorithm, &[3 * CHUNK], 1, options()), seed(&[3 * CHUNK], 1, options()));
+        let (honest, liar) = (honest.await, liar.await);
+        liar.memory.forget_all().unwrap();
+        for chunk in 0..3 {
+            let [ours, theirs] = [1, 2].map(|salt| pattern(chunk, usize::try_from(CHUNK).unwrap(), salt));
+            let forged = crate::digest::tests::with_crc_of(&ours, theirs);
+            fill_with(&liar.memory, chunk, if chunk == 1 { &forged } else { &ours });
+        }
+        liar.memory.set_content(honest.content.clone());
+        let memory = honest.empty_memory();
+        let read =
+            honest.read_at(&session(&liar.engine), &memory, &options(), &CancellationToken::new()).await;
+        if algorithm.is_cryptographic() {
+            assert!(matches!(read, Err(ReadError::Corrupt { chunk: 1, .. })), "{read:?}");
+            assert!(memory.begin_read(1).is_none());
+        } else {
+            assert_eq!(read.unwrap().corrected, 0);
+            assert!(bytes(&memory) == bytes(&liar.memory) && bytes(&memory) != bytes(&honest.memory));
+        }
+    }
 }
 
 #[tokio::test]

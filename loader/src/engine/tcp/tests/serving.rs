@@ -16,7 +16,7 @@ async fn shout(seed: &Seed, bytes: &[u8]) -> Vec<u8> {
 /// A reader's connection to a seed, greeted, and what the seed said.
 async fn greeted(seed: &Seed) -> (TcpStream, Welcome) {
     let mut stream = TcpStream::connect(seed.engine.address()).await.unwrap();
-    let hello = Hello { version: 1, features: 0, root: seed.content.id.0, identity: vec![] };
+    let hello = Hello { version: 1, features: 0, root: seed.content.id.hash, identity: vec![] };
     stream.write_all(&hello.encode().unwrap()).await.unwrap();
     let mut welcome = [0; WELCOME_BYTES];
     stream.read_exact(&mut welcome).await.unwrap();
@@ -36,7 +36,7 @@ async fn a_foreign_or_lying_reader_costs_only_its_connection() {
     let seed = seed(&[2 * CHUNK], 1, TcpOptions { connect_timeout: 2 * HANGS, ..options() }).await;
     assert_eq!(shout(&seed, b"GET / HTTP/1.1\r\n\r\n").await, b"");
     assert_eq!(shout(&seed, b"X").await, b"", "one wrong byte is enough");
-    let hello = Hello { version: 1, features: 0, root: seed.content.id.0, identity: vec![1; 100] };
+    let hello = Hello { version: 1, features: 0, root: seed.content.id.hash, identity: vec![1; 100] };
     let greeting = hello.encode().unwrap();
     for lie in
         [vec![9; 8], vec![1, 0, 255, 255, 0, 0, 0, 0], [vec![1, 0, 1, 0, 0, 0, 0, 0], vec![255; 8]].concat()]
@@ -51,7 +51,7 @@ async fn a_foreign_or_lying_reader_costs_only_its_connection() {
 #[tokio::test]
 async fn another_version_is_told_which_one_is_spoken() {
     let seed = seed(&[CHUNK], 1, options()).await;
-    let hello = Hello { version: 9, features: 1, root: seed.content.id.0, identity: vec![] };
+    let hello = Hello { version: 9, features: 1, root: seed.content.id.hash, identity: vec![] };
     let answer = shout(&seed, &hello.encode().unwrap()).await;
     let welcome = Welcome::decode(answer[..].try_into().unwrap()).unwrap();
     assert_eq!((welcome.refusal, welcome.version), (Some(Refusal::Version), 1));
@@ -63,7 +63,7 @@ async fn a_reader_that_takes_nothing_is_dropped_and_others_are_served() {
         seed(&[64 * CHUNK], 1, TcpOptions { progress_timeout: Duration::from_millis(300), ..options() })
             .await;
     let mut stalled = TcpStream::connect(seed.engine.address()).await.unwrap();
-    let hello = Hello { version: 1, features: 0, root: seed.content.id.0, identity: vec![] };
+    let hello = Hello { version: 1, features: 0, root: seed.content.id.hash, identity: vec![] };
     stalled.write_all(&hello.encode().unwrap()).await.unwrap();
     let all: Vec<u32> = (0..64).collect();
     stalled.write_all(&Read::new(&all).unwrap().encode()).await.unwrap();
@@ -94,7 +94,7 @@ async fn a_reader_that_takes_a_little_now_and_then_is_dropped() {
     let reader = TcpSocket::new_v4().unwrap();
     reader.set_recv_buffer_size(64 << 10).unwrap();
     let mut reader = reader.connect(seed.engine.address()).await.unwrap();
-    let hello = Hello { version: 1, features: 0, root: seed.content.id.0, identity: vec![] };
+    let hello = Hello { version: 1, features: 0, root: seed.content.id.hash, identity: vec![] };
     reader.write_all(&hello.encode().unwrap()).await.unwrap();
     let all: Vec<u32> = (0..64).collect();
     reader.write_all(&Read::new(&all).unwrap().encode()).await.unwrap();
@@ -208,7 +208,7 @@ async fn who_idles_for_longer_than_a_chunk_pays_for_makes_room_unless_its_point_
     let point = LeasedPoint { number: 0, since_ms: 1 };
     for leased in [None, Some(point)] {
         let mut idle = TcpStream::connect(seed.engine.address()).await.unwrap();
-        let hello = Hello { version: 1, features: 0, root: seed.content.id.0, identity: vec![] };
+        let hello = Hello { version: 1, features: 0, root: seed.content.id.hash, identity: vec![] };
         let hello = match leased {
             Some(point) => hello.holding(point),
             None => hello,
@@ -244,7 +244,7 @@ async fn weights_that_changed_since_the_greeting_are_not_served() {
         tokio::task::yield_now().await;
     }
     (0..2).for_each(|chunk| fill(&seed.memory, chunk, 2));
-    let other = Content { id: ContentId([9; 32]), ..seed.content.clone() };
+    let other = Content { id: ContentId { hash: [9; 32], ..seed.content.id }, ..seed.content.clone() };
     seed.memory.set_content(other);
     assert_eq!(ask(&mut stream, 0).await, Answer::Failed { chunk: 0, failure: Failure::NotHeld });
     assert_eq!(stream.read(&mut [0]).await.unwrap(), 0, "and closed");

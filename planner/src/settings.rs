@@ -56,6 +56,14 @@ pub const SETTINGS: &[Section] = &[
                 .value("FILE")
                 .env("RFORK_CFG_TLS_KEY_FILE")
                 .otherwise("none"),
+            Setting::new(
+                "tls_client_ca_file",
+                Takes::Text,
+                "A PEM file with the CAs whose clients' certificates say who asks, by names that --token-file has",
+            )
+            .value("FILE")
+            .env("RFORK_CFG_TLS_CLIENT_CA_FILE")
+            .otherwise("none: clients are asked for no certificate"),
             Setting::new("max_connections", AT_ONCE, "Connections at once")
                 .value("CONNECTIONS")
                 .env("RFORK_CFG_MAX_CONNECTIONS")
@@ -483,6 +491,16 @@ mod tests {
         assert_eq!(read(&[as_cert], &as_variable).unwrap(), read(&[as_cert, as_key], &[]).unwrap());
         for (flags, env, said) in [
             (&[as_cert][..], &[][..], "--tls-cert-file takes --tls-key-file, too"),
+            (
+                &[("tls_client_ca_file", cert)],
+                &[],
+                "--tls-client-ca-file takes --tls-cert-file and --tls-key-file, too",
+            ),
+            (
+                &[as_cert, as_key, ("tls_client_ca_file", "/no/such")],
+                &[],
+                "--tls-client-ca-file /no/such cannot be used: No such file",
+            ),
             (&[as_key], &[], "--tls-key-file takes --tls-cert-file, too"),
             (
                 &[],

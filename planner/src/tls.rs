@@ -38,16 +38,22 @@ impl Tls {
     /// [`SettingError`]: one of certificate and key without the other, or a file that cannot be used.
     pub(crate) fn of(values: &Values) -> Result<Option<Self>, SettingError> {
         let find = |name| values.find::<PathBuf>(name);
+        let client_ca = find("tls_client_ca_file")?;
         let (cert, key) = match (find("tls_cert_file")?, find("tls_key_file")?) {
             (Some(cert), Some(key)) => (cert, key),
+            (None, None) if client_ca.is_some() => {
+                return Err(
+                    values.refused("tls_client_ca_file", &"takes --tls-cert-file and --tls-key-file, too")
+                );
+            }
             (None, None) => return Ok(None),
             (Some(_), None) => return Err(values.refused("tls_cert_file", &"takes --tls-key-file, too")),
             (None, Some(_)) => return Err(values.refused("tls_key_file", &"takes --tls-cert-file, too")),
         };
-        let is_cert = |error: &FileError| error.path() == cert;
-        let files = ServerFiles { cert: cert.clone(), key, client_ca: None };
-        Self::read(files).map(Some).map_err(|error| {
-            values.refused(if is_cert(&error) { "tls_cert_file" } else { "tls_key_file" }, &error)
+        let named = [("tls_cert_file", cert.clone()), ("tls_key_file", key.clone())];
+        Self::read(ServerFiles { cert, key, client_ca }).map(Some).map_err(|error| {
+            let name = named.iter().find(|(_, path)| error.path() == path).map(|(name, _)| *name);
+            values.refused(name.unwrap_or("tls_client_ca_file"), &error)
         })
     }
 

@@ -322,7 +322,10 @@ async fn what_is_not_good_is_refused() {
     let told = get_seed(&planner, &expired, "a/m").await;
     assert!(told.body.starts_with("unauthenticated: this token has ended"), "{told:?}");
     let told = get_seed(&planner, &stranger, "a/m").await;
-    assert!(told.body.starts_with("forbidden: this token is good, and no principal"), "{told:?}");
+    assert!(
+        told.body.starts_with("forbidden: this token or certificate is good, and no principal"),
+        "{told:?}"
+    );
     let metrics = metrics(&planner).await;
     for reason in ["expired", "stranger"] {
         let line = format!("rfork_planner_requests_denied_total{{reason=\"{reason}\",refused=\"yes\"}} 2");

@@ -12,8 +12,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rfork_planner::config::Settings;
+use rfork_planner::identity::{Mode, TokenFile};
 use rfork_planner::tls::Tls;
-use rfork_test_authority::{Authority, replace};
+use rfork_test_authority::{Authority, Issued, replace};
+use rfork_tls::certificate;
 use rfork_tls::client::roots;
 use rfork_tls::server::ServerFiles;
 use rustls::pki_types::ServerName;
@@ -73,7 +75,7 @@ impl Home {
     }
 }
 
-/// Somebody who trusts one authority.
+/// Somebody who trusts one authority, and may show a certificate.
 struct Client(Arc<ClientConfig>);
 
 impl Client {
@@ -82,12 +84,24 @@ impl Client {
     }
 
     fn speaking(authority: &Authority, protocols: &[&[u8]]) -> Self {
+        Self::showing(authority, protocols, None)
+    }
+
+    fn showing(authority: &Authority, protocols: &[&[u8]], shown: Option<&Issued>) -> Self {
         let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-        let mut config = builder
+        let builder = builder
             .with_safe_default_protocol_versions()
             .unwrap()
-            .with_root_certificates(roots(authority.pem().as_bytes()).unwrap())
-            .with_no_client_auth();
+            .with_root_certificates(roots(authority.pem().as_bytes()).unwrap());
+        let mut config = match shown {
+            None => builder.with_no_client_auth(),
+            Some(Issued { cert, key }) => {
+                let chain = certificate::certificates(cert.as_bytes()).unwrap();
+                builder
+                    .with_client_auth_cert(chain, certificate::private_key(key.as_bytes()).unwrap())
+                    .unwrap()
+            }
+        };
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         Self(Arc::new(config))
     }
@@ -240,6 +254,57 @@ async fn certificates_are_replaced_while_many_ask_and_wrong_ones_are_not() {
 async fn presented(client: &Client, planner: SocketAddr) -> Vec<u8> {
     let stream = client.connect(planner, NAMES[0]).await.unwrap();
     stream.get_ref().1.peer_certificates().unwrap()[0].to_vec()
+}
+
+#[tokio::test]
+async fn whoever_shows_a_certificate_is_the_principal_that_its_names_fit() {
+    const TOKEN: &str = "operator-0123456789abcdef";
+    let home = Home::new();
+    let clients = Authority::new();
+    replace(&home.path("clients.crt"), &clients.pem());
+    let tokens = format!(
+        "[[principal]]\nname = 'team-a'\nroles = ['worker']\nkeys = ['a/*']\ncertificates = ['spiffe://c/ns/a/*']\n\
+         [[principal]]\nname = 'on-call'\nroles = ['operator']\ntokens = ['{TOKEN}']\ncertificates = ['on-call.example']\n"
+    );
+    replace(&home.path("tokens.toml"), &tokens);
+    let file = TokenFile::read(&home.path("tokens.toml")).unwrap();
+    let tls = Tls::read(ServerFiles { client_ca: Some(home.path("clients.crt")), ..home.files() }).unwrap();
+    let change = |settings: &mut Settings| {
+        settings.tls = Some(tls);
+        (settings.token_file, settings.auth_mode) = (Some(file), Mode::Enforce);
+    };
+    let planner = home.start(change).await;
+    let shows = |issued: &Issued| Client::showing(&home.authority, &[], Some(issued));
+    let worker = clients.issue(&["w.example", "spiffe://c/ns/a/sa/w"]);
+    let operator = clients.issue(&["on-call.example"]);
+    let asked = async |client: &Client, path: &str, header: (&str, &str)| {
+        let stream = client.connect(planner.address, NAMES[0]).await?;
+        let answer = said(stream, &request("GET", path, &[(header.0, header.1.as_bytes())])).await?;
+        Ok::<_, io::Error>(answer.split(' ').nth(1).unwrap_or_default().parse::<u16>().unwrap())
+    };
+    for (client, seed, of_other, list) in [
+        (home.client(), 401, 401, 401),
+        (shows(&worker), 404, 403, 403),
+        (shows(&operator), 403, 403, 200),
+        (shows(&clients.issue(&["spiffe://c/ns/ab/sa/w"])), 403, 403, 403),
+    ] {
+        assert_eq!(asked(&client, "/get_seed", ("SEED_KEY", "a/m")).await.unwrap(), seed);
+        assert_eq!(asked(&client, "/get_seed", ("SEED_KEY", "b/m")).await.unwrap(), of_other);
+        assert_eq!(asked(&client, "/v2/seeds", ("X", "x")).await.unwrap(), list);
+        assert_eq!(asked(&client, "/healthz", ("X", "x")).await.unwrap(), 200);
+    }
+    // A token counts before a certificate, also one that nobody has.
+    for (token, status) in [(TOKEN, 200), ("wrong-0123456789abcdef", 401)] {
+        let bearer = format!("Bearer {token}");
+        assert_eq!(asked(&shows(&worker), "/v2/seeds", ("Authorization", &bearer)).await.unwrap(), status);
+    }
+    // Another CA's, and one that has ended, are no certificates.
+    let (other, ended) =
+        (Authority::new().issue(&["on-call.example"]), clients.issue_until(&["on-call.example"], 2020));
+    for wrong in [other, ended] {
+        assert!(asked(&shows(&wrong), "/healthz", ("X", "x")).await.is_err());
+    }
+    planner.stop().await;
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 use std::path::Path;
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose,
+    BasicConstraints, Certificate, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
 };
 
 /// Somebody who vouches for others.
@@ -36,15 +36,17 @@ impl Authority {
         self.certificate.pem()
     }
 
-    /// A certificate for these DNS names and addresses.
+    /// A certificate for these DNS names, addresses and URIs.
     pub fn issue(&self, names: &[&str]) -> Issued {
         self.issue_until(names, 4096)
     }
 
     /// The same, which ends with the beginning of a year.
     pub fn issue_until(&self, names: &[&str], year: i32) -> Issued {
-        let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+        let (uris, names): (Vec<_>, Vec<_>) =
+            names.iter().map(|name| (*name).to_owned()).partition(|name| name.contains("://"));
         let mut params = CertificateParams::new(names).unwrap();
+        params.subject_alt_names.extend(uris.into_iter().map(|uri| SanType::URI(uri.try_into().unwrap())));
         params.not_after = rcgen::date_time_ymd(year, 1, 1);
         params.use_authority_key_identifier_extension = true;
         let key = KeyPair::generate().unwrap();

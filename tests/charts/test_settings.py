@@ -12,7 +12,7 @@ from table import described
 
 # What a planner is told by other values than `planner`, or by nobody.
 ELSEWHERE = {"database-url", "database-url-file", "settings-file", "token-file", "help", "version"}
-ELSEWHERE |= {"tls-cert-file", "tls-key-file"}
+ELSEWHERE |= {"tls-cert-file", "tls-key-file", "tls-client-ca-file"}
 
 
 class Told(NamedTuple):

@@ -91,6 +91,7 @@ WRONG: list[tuple[Object, str, str]] = [
     (at("identity.kubernetes.enabled", True), "identity.kubernetes.enabled", "name the Secret of identity.tokens"),
     (at("tls.certificate.enabled", True), "tls.certificate.issuerRef", "name cert-manager's Issuer"),
     (merged(mode("tls"), at("tls.secret.name", "planner-tls")), "tls.certificate.enabled", "set one of them"),
+    (at("tls.clientCA.secret.name", "ca"), "tls.clientCA.secret.name", "speaks no TLS"),
     (at("tls.ca.secret.name", "ca"), "tls.ca.secret.name", "speaks no TLS"),
     (at("tls.certificate.duration", "90 days"), "/tls/certificate/duration", "does not match"),
     (merged(mode("autoscaling"), at("autoscaling.maxReplicas", 1)), "autoscaling.maxReplicas", "less than"),

@@ -11,6 +11,9 @@ use webpki::EndEntityCert;
 /// Certificates of one file at most.
 const MAX_CERTIFICATES: usize = 1_000;
 
+/// Names of one certificate that are looked at.
+const MAX_NAMES: usize = 16;
+
 /// The hash of a public key, as it stands in certificates: SHA-256 of its `SubjectPublicKeyInfo`. Two certificates of one key
 /// have the same.
 pub type KeyHash = [u8; 32];
@@ -74,6 +77,13 @@ pub enum Uncertified {
 pub fn key_hash(certificate: &CertificateDer<'_>) -> Option<KeyHash> {
     let certificate = EndEntityCert::try_from(certificate).ok()?;
     Some(Sha256::digest(certificate.subject_public_key_info()).into())
+}
+
+/// Names and URIs that a certificate is for: its subject alternative names of these kinds, as many as are looked at.
+pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
+    let Ok(certificate) = EndEntityCert::try_from(certificate) else { return Vec::new() };
+    let names = certificate.valid_dns_names().chain(certificate.valid_uri_names());
+    names.take(MAX_NAMES).map(str::to_owned).collect()
 }
 
 /// When a certificate ends, in Unix seconds; `None` if it does not say so in a form that is read.

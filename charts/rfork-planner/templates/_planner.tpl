@@ -95,6 +95,11 @@ be written as 1e+06. */}}
 {{- if include "rfork-planner.tlsSecret" . }}
 - --tls-cert-file=/etc/rfork/certificate/tls.crt
 - --tls-key-file=/etc/rfork/certificate/tls.key
+{{- with .Values.tls.clientCA.secret }}
+{{- if .name }}
+- {{ printf "--tls-client-ca-file=/etc/rfork/client-ca/%s" .key | quote }}
+{{- end }}
+{{- end }}
 {{- end }}
 {{- if include "rfork-planner.rules" . }}
 - --settings-file=/etc/rfork/settings/settings.toml

@@ -53,6 +53,9 @@
 {{- if and $values.tls.certificate.enabled (not $values.tls.certificate.issuerRef.name) }}
 {{- fail "tls.certificate.issuerRef: name cert-manager's Issuer, as {name: NAME, kind: ClusterIssuer}" }}
 {{- end }}
+{{- if and $values.tls.clientCA.secret.name (not (include "rfork-planner.tlsSecret" .)) }}
+{{- fail "tls.clientCA.secret.name: the planner speaks no TLS; set tls.secret.name or tls.certificate.enabled" }}
+{{- end }}
 {{- if and $values.tls.ca.secret.name (not (include "rfork-planner.tlsSecret" .)) }}
 {{- fail "tls.ca.secret.name: the planner speaks no TLS; set tls.secret.name or tls.certificate.enabled" }}
 {{- end }}
@@ -111,11 +114,11 @@
 {{- end }}
 {{- /* A flag that stands twice ends the planner at its start, and a variable beside its flag is passed over in silence. The
 drain has to be in the grace period, and which database it is in all the rest. */}}
-{{- $taken := list "drain-sec" "database-url" "database-url-file" "token-file" "tls-cert-file" "tls-key-file" }}
+{{- $taken := list "drain-sec" "database-url" "database-url-file" "token-file" "tls-cert-file" "tls-key-file" "tls-client-ca-file" }}
 {{- range include "rfork-planner.flags" . | fromYamlArray }}
 {{- $taken = append $taken (regexFind "[a-z0-9][-a-z0-9]*" .) }}
 {{- end }}
-{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" "token-file" "identity.tokens.secret" "tls-cert-file" "tls" "tls-key-file" "tls" }}
+{{- $elsewhere := dict "database-url" "database" "database-url-file" "database" "settings-file" "rules" "token-file" "identity.tokens.secret" "tls-cert-file" "tls" "tls-key-file" "tls" "tls-client-ca-file" "tls.clientCA" }}
 {{- $told := dict }}
 {{- range $argument := $values.extraArgs }}
 {{- $told = set $told $argument (regexFind "^--[-a-z0-9]+" $argument | trimPrefix "--") }}
@@ -131,7 +134,7 @@ drain has to be in the grace period, and which database it is in all the rest. *
 {{- end }}
 {{- end }}
 {{- range $values.extraVolumes }}
-{{- if has .name (list "database" "tls" "data" "settings" "tokens" "certificate" "kubernetes") }}
+{{- if has .name (list "database" "tls" "data" "settings" "tokens" "certificate" "client-ca" "kubernetes") }}
 {{- fail (printf "extraVolumes: the chart itself may have a volume %s; choose another name" .name) }}
 {{- end }}
 {{- end }}

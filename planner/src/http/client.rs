@@ -1,6 +1,7 @@
 //! Whose request it is: the address at the other end of its connection, or the one for which a trusted proxy speaks.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
 
@@ -17,6 +18,9 @@ const MAX_PROXIES: usize = 16;
 pub struct Client {
     /// Its address, as far as it is known; never an IPv4-mapped one.
     pub address: IpAddr,
+    /// What the certificate is for that it has shown, and that a CA vouches for: names and URIs. Behind a proxy it is the
+    /// proxy's.
+    pub names: Arc<[String]>,
     /// How it is told of a lease.
     pub delivery: Delivery,
 }

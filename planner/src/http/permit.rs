@@ -135,18 +135,21 @@ pub(super) async fn check(
     next: Next,
 ) -> Response {
     let identity = &api.identity;
-    let client = request.extensions().get::<Client>().map(|client| client.address);
+    let (client, names) = match request.extensions().get::<Client>() {
+        Some(client) => (Some(client.address), client.names.clone()),
+        None => (None, Arc::default()),
+    };
     let mut permit = Permit { principal: None, client, api: api.clone() };
     if identity.mode() != Mode::Off {
         let Some(access) = doors.of(request.method(), route.as_ref().map(MatchedPath::as_str)) else {
             // Nobody has said who may use it: then nobody may.
             return StatusCode::FORBIDDEN.into_response();
         };
-        let admitted = match identity.admit(access, request.headers(), client, None) {
+        let admitted = match identity.admit(access, (request.headers(), &names), client, None) {
             Ok(admission) => Ok(admission),
             Err(look) => {
                 let looked = look.done().await;
-                identity.admit(access, request.headers(), client, Some(looked))
+                identity.admit(access, (request.headers(), &names), client, Some(looked))
             }
         };
         let undecided = |_| Admission { principal: None, denied: Some(Denied::Undecided) };

@@ -381,6 +381,7 @@ async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Route
     };
     let Some(stream) = begun else { return };
     let delivery = Delivery::default();
+    let names: Arc<[String]> = stream.client_names().into();
     let stream = Watched::new(stream, delivery.clone());
     let is_silent = Arc::new(AtomicBool::new(true));
     let (marked, spoke, peer) = (idle.clone(), is_silent.clone(), peer.clone());
@@ -390,7 +391,7 @@ async fn connection(stream: TcpStream, visit: Visit, entry: Entry, router: Route
         let idle = marked.clone();
         let (router, mut stands) = (router.clone(), stands.clone());
         let address = client::address(peer.address, request.headers(), &peer.proxies);
-        let client = Client { address, delivery: delivery.clone() };
+        let client = Client { address, names: names.clone(), delivery: delivery.clone() };
         async move {
             let mut request = super::single_slash(request.map(Body::new));
             let path = request.uri().path();

@@ -4,6 +4,7 @@ use std::io::{self, IoSlice, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use rfork_tls::certificate;
 use rustix::net::{RecvFlags, recv};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -16,6 +17,13 @@ pub(super) enum Socket {
 }
 
 impl Socket {
+    /// What the certificate is for that its client has shown, if it has: names and URIs.
+    pub(super) fn client_names(&self) -> Vec<String> {
+        let Self::Tls(stream) = self else { return Vec::new() };
+        let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        shown.map(certificate::names).unwrap_or_default()
+    }
+
     /// Whether its client has gone, or sends nothing any more. It is asked of the system itself, which may know it before the
     /// runtime does.
     pub(super) fn is_gone(&mut self) -> bool {

@@ -128,7 +128,8 @@ pub enum Denied {
     Expired,
     /// It is good, and nobody's.
     #[error(
-        "this token is good, and no principal of the planner's file has it: its subject or its claims fit none"
+        "this token or certificate is good, and no principal of the planner's file has it: its subject, its claims or its \
+         names fit none"
     )]
     Stranger,
     /// It names a key of its issuer that is not known, and the issuer cannot be asked.
@@ -212,12 +213,12 @@ impl Identity {
         self.mode
     }
 
-    /// Whether a request may have a route. Where everybody may ask, a wrong credential is no reason to deny it. `looked` is
+    /// Whether a request may have a route. Without a token it is whose a certificate with these names is. Where everybody may ask, a wrong credential is no reason to deny it. `looked` is
     /// what came of the look that the same request was answered before.
     pub(crate) fn admit(
         &self,
         access: Access,
-        headers: &HeaderMap,
+        (headers, names): (&HeaderMap, &[String]),
         client: Option<IpAddr>,
         looked: Option<bool>,
     ) -> Result<Admission, Look> {
@@ -228,7 +229,11 @@ impl Identity {
                 Err(Unsure::Look(source)) if access != Access::Anyone => return Err(Look(source)),
                 Err(Unsure::Look(_)) => Err(Denied::Undecided),
             },
-            Credential::None => Ok(None),
+            Credential::None if names.is_empty() => Ok(None),
+            Credential::None => match self.current().tokens.whose_certificate(names) {
+                Some(principal) => Ok(Some(principal)),
+                None => Err(Denied::Stranger),
+            },
             Credential::Unreadable => Err(Denied::Unreadable),
         };
         let (principal, denied) = match (access, known) {

@@ -36,6 +36,12 @@
 //! roles = ["worker"]
 //! keys = ["/models/team-c/*"]
 //! jwts = [{ issuer = "https://kubernetes.default.svc.cluster.local", subject = "system:serviceaccount:team-c:*" }]
+//!
+//! # Whoever shows a certificate, of the CAs that `--tls-client-ca-file` names, for a DNS name or URI that fits one of these.
+//! [[principal]]
+//! name = "team-d"
+//! roles = ["worker"]
+//! certificates = ["spiffe://cluster.local/ns/team-d/*"]
 //! ```
 
 use std::collections::HashMap;
@@ -62,6 +68,8 @@ const MAX_TOKENS: usize = 16;
 const MAX_ISSUERS: usize = 8;
 /// The most patterns of keys of one.
 const MAX_KEYS: usize = 100;
+/// How long the name of a certificate is, in bytes.
+const NAME_BYTES: std::ops::RangeInclusive<usize> = 1..=2_048;
 /// How long a token is, in bytes. A short one can be guessed.
 const TOKEN_BYTES: std::ops::RangeInclusive<usize> = 16..=512;
 
@@ -94,6 +102,8 @@ pub struct Tokens {
     issuers: Vec<Issuer>,
     /// Whose JWTs are whose, in the order of the file.
     rules: Vec<Rule>,
+    /// Whose certificates with which names are, in the order of the file.
+    certificates: Vec<(Pattern, Arc<Principal>)>,
     principals: usize,
 }
 
@@ -111,6 +121,12 @@ impl Tokens {
     /// Whose a JWT of the issuer at this place is.
     pub(super) fn whose(&self, issuer: usize, claims: &Claims) -> Option<Arc<Principal>> {
         issuer::whose(&self.rules, issuer, claims)
+    }
+
+    /// Whose a certificate with these names is: the first principal that one of them fits.
+    pub(super) fn whose_certificate(&self, names: &[String]) -> Option<Arc<Principal>> {
+        let fits = |(pattern, _): &&(Pattern, _)| names.iter().any(|name| pattern.fits(name.as_bytes()));
+        self.certificates.iter().find(fits).map(|(_, principal)| principal.clone())
     }
 
     /// How many principals there are.
@@ -140,6 +156,8 @@ struct Told {
     sha256: Vec<Spanned<String>>,
     #[serde(default)]
     jwts: Vec<Spanned<ToldRule>>,
+    #[serde(default)]
+    certificates: Vec<Spanned<String>>,
 }
 
 /// Reads the file.
@@ -161,7 +179,7 @@ pub(super) fn parsed(path: &Path, text: &str) -> Result<Tokens, FileError> {
 fn parse(text: &str) -> Result<Tokens, Wrong> {
     // What the parser says may quote the file.
     let form = "is not as it must be: tables [[principal]], each with name, roles (worker, operator, metrics), and tokens, \
-                sha256 or jwts as lists; keys for some workers; and tables [[issuer]]";
+                sha256, jwts or certificates as lists; keys for some workers; and tables [[issuer]]";
     let file: File = toml::from_str(text)
         .map_err(|error| Wrong { at: toml_file::place(&error), reason: form.to_owned() })?;
     if file.principal.is_empty() || file.principal.len() > MAX_PRINCIPALS {
@@ -169,7 +187,7 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
     }
     let issuers = issuers(file.issuer)?;
     let principals = file.principal.len();
-    let (mut known, mut rules) = (HashMap::new(), Vec::new());
+    let (mut known, mut rules, mut certificates) = (HashMap::new(), Vec::new(), Vec::new());
     let mut names = std::collections::HashSet::new();
     for told in file.principal {
         let at = told.name.span().start;
@@ -206,8 +224,8 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
             Ok((at, digits?))
         });
         let hashes = hashes.chain(given).collect::<Result<Vec<(usize, Hashed)>, Wrong>>()?;
-        if !(1..=MAX_TOKENS).contains(&(hashes.len() + told.jwts.len())) {
-            return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens or jwts")));
+        if !(1..=MAX_TOKENS).contains(&(hashes.len() + told.jwts.len() + told.certificates.len())) {
+            return Err(wrong(at, &format!("there must be 1 to {MAX_TOKENS} tokens, jwts or certificates")));
         }
         let keys = told.keys.iter().flatten().map(|text| Pattern::new(text)).collect();
         let principal = Arc::new(Principal { name: name.clone(), roles: told.roles, keys });
@@ -215,13 +233,19 @@ fn parse(text: &str) -> Result<Tokens, Wrong> {
             let at = rule.span().start;
             rules.push(rule.into_inner().read(&issuers, &principal).map_err(|why| wrong(at, &why))?);
         }
+        for name in told.certificates {
+            if !NAME_BYTES.contains(&name.get_ref().len()) {
+                return Err(wrong(name.span().start, "a certificate's name must have 1 to 2048 bytes"));
+            }
+            certificates.push((Pattern::new(name.get_ref()), principal.clone()));
+        }
         for (at, hash) in hashes {
             if known.insert(hash, principal.clone()).is_some() {
                 return Err(wrong(at, "this token stands there twice"));
             }
         }
     }
-    Ok(Tokens { known, issuers, rules, principals })
+    Ok(Tokens { known, issuers, rules, certificates, principals })
 }
 
 fn issuers(told: Vec<Spanned<ToldIssuer>>) -> Result<Vec<Issuer>, Wrong> {
@@ -269,7 +293,13 @@ mod tests {
     #[test]
     fn the_example_is_read() {
         let tokens = parse(&example()).unwrap();
-        assert_eq!((tokens.principals(), tokens.issuers().len()), (4, 1));
+        assert_eq!((tokens.principals(), tokens.issuers().len()), (5, 1));
+        let shows = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
+            tokens.whose_certificate(&names).map(|principal| principal.name.clone())
+        };
+        assert_eq!(shows(&["w", "spiffe://cluster.local/ns/team-d/sa/w"]).as_deref(), Some("team-d"));
+        assert_eq!((shows(&[]), shows(&["spiffe://cluster.local/ns/team-e/sa/w"])), (None, None));
         let of = |token: &str| tokens.find(token.as_bytes());
         let ranks = of("3f6b0c1d9a7e4f52b8c0d1e2f3a4b5c6").unwrap();
         let team = of("0d6f1a2b3c4d5e6f708192a3b4c5d6e7").unwrap();

@@ -106,6 +106,36 @@ fn explain_tells_why_a_seed_would_be_given_or_not() {
 }
 
 #[test]
+fn digest_prints_what_workers_name_the_weights_by_that_read_the_files() {
+    let (model, planner) = (Model::new(8, 1), Planner::start(&[]));
+    let path = model.path().to_str().unwrap();
+    let digest = |more: &[&str]| {
+        let output = run(&[&["digest", path], more].concat());
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap().trim_end().to_owned()
+    };
+    // The second one has the other setting: it takes what the seed has.
+    let first = Worker::start("first", &model, &planner.url(), &["--rfork-digest=blake3"]);
+    first.serving();
+    let second = Worker::start("second", &model, &planner.url(), &["--once"]);
+    let by_blake3 = digest(&["--algorithm=blake3"]);
+    assert!(by_blake3.starts_with("blake3:"), "{by_blake3}");
+    for worker in [&first, &second] {
+        assert_eq!(worker.loaded().digest, model.digest());
+        assert_eq!(worker.process.wait_for("loaded")["content_id"], by_blake3.as_str());
+    }
+    assert_eq!(second.loaded().source, "seed");
+    let (model_of_others, alone) = (Model::new(8, 2), Planner::start(&[]));
+    assert_ne!(digest(&[]), by_blake3);
+    let by_crc = Worker::start("by-crc", &model, &alone.url(), &["--once"]);
+    assert_eq!(by_crc.process.wait_for("loaded")["content_id"], digest(&[]).as_str());
+    let other = run(&["digest", model_of_others.path().to_str().unwrap(), "--json"]);
+    assert_ne!(json(&other)["content_id"], digest(&[]).as_str());
+    let missing = run(&["digest", "/nothing/here"]);
+    assert!(!missing.status.success() && String::from_utf8_lossy(&missing.stderr).contains("/nothing/here"));
+}
+
+#[test]
 fn selftest_goes_through_what_workers_ask_and_leaves_nothing() {
     let planner = Planner::start(&[]);
     let output = run(&["selftest", "--planner", &planner.url()]);

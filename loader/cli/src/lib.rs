@@ -1,4 +1,4 @@
-//! The `rfork` command: planner, worker, demo, inspect, explain, selftest.
+//! The `rfork` command: planner, worker, demo, digest, inspect, explain, selftest.
 //!
 //! Without the feature `planner` there is neither planner nor demo, and no database driver: the Python package has the
 //! rest as `python -m rfork`.
@@ -12,6 +12,7 @@ use rfork_protocol::settings::SettingError;
 mod access;
 #[cfg(feature = "planner")]
 mod demo;
+mod digest;
 mod explain;
 mod flags;
 mod inspect;
@@ -54,6 +55,8 @@ enum Command {
     #[cfg(feature = "planner")]
     /// See it work on this machine: a planner, a worker that loads from storage, and others that fork
     Demo(demo::DemoArgs),
+    /// Print the content id of a model from its files: what `rfork worker` names its weights by that reads them
+    Digest(digest::DigestArgs),
     /// Ask a planner or a seed what it knows
     #[command(subcommand)]
     Inspect(inspect::InspectCommand),
@@ -121,6 +124,9 @@ fn prepare(cli: Cli) -> anyhow::Result<(Work, Traces)> {
         Command::Worker(args) => (Box::pin(worker::run(*args)), Traces::nowhere()),
         #[cfg(feature = "planner")]
         Command::Demo(args) => (Box::pin(demo::run(args)), Traces::nowhere()),
+        Command::Digest(args) => {
+            (Box::pin(async move { digest::run(args).await.map(|()| 0) }), Traces::nowhere())
+        }
         Command::Explain(args) => {
             (Box::pin(async move { explain::run(args).await.map(|()| 0) }), Traces::nowhere())
         }

@@ -1,7 +1,6 @@
 //! Reads chunks from the files into a worker's memory.
 
 use std::num::NonZeroUsize;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
@@ -17,8 +16,6 @@ use crate::engine::memory::{ChunkWriter, WeightMemory};
 
 /// How much is read before it is digested: small enough to be in the cache still, large enough for a disk.
 const PIECE_BYTES: u64 = 512 << 10;
-#[allow(clippy::cast_possible_truncation)] // It fits anywhere.
-const PIECE: usize = PIECE_BYTES as usize;
 
 /// How to read.
 #[derive(Debug, Clone)]
@@ -231,23 +228,18 @@ impl Fill<'_> {
         chunk: u32,
         buffer: &mut Vec<u8>,
     ) -> Result<(), StorageError> {
-        let mut digest = ChunkDigest::start(self.options.algorithm);
-        for segment in self.memory.plan().segments(chunk) {
-            let (file, start) = reader.seek(segment.tensor)?;
-            for done in (0..segment.len_bytes).step_by(PIECE) {
-                if self.cancel.is_cancelled() {
-                    return Err(StorageError::Cancelled { path: self.checkpoint.path.clone() });
-                }
-                // At most `PIECE_BYTES`, which fits.
-                buffer.resize(usize::try_from((segment.len_bytes - done).min(PIECE_BYTES)).unwrap_or(0), 0);
-                file.read_exact_at(buffer, start + segment.offset_bytes + done)
-                    .map_err(|error| Reader::error(self.checkpoint, segment.tensor, error))?;
-                // It is progress, though nothing is new.
-                self.memory.arrivals().arrived(buffer.len() as u64);
-                digest.update(buffer);
+        let each = |bytes: usize| {
+            if self.cancel.is_cancelled() {
+                return Err(StorageError::Cancelled { path: self.checkpoint.path.clone() });
             }
-        }
-        if self.memory.digest(chunk) == Some(digest.finish()) { Ok(()) } else { Err(self.mismatch(chunk)) }
+            // It is progress, though nothing is new.
+            self.memory.arrivals().arrived(bytes as u64);
+            Ok(())
+        };
+        let digest = ChunkDigest::start(self.options.algorithm);
+        let digest =
+            self.checkpoint.digest_chunk((self.memory.plan(), chunk), digest, reader, buffer, each)?;
+        if self.memory.digest(chunk) == Some(digest) { Ok(()) } else { Err(self.mismatch(chunk)) }
     }
 
     fn mismatch(&self, chunk: u32) -> StorageError {

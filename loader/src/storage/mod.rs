@@ -6,6 +6,7 @@
 //!
 //! Everything here blocks; async callers use it through `spawn_blocking`.
 
+mod content;
 mod dtype;
 mod error;
 mod fill;

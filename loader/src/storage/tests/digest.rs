@@ -1,8 +1,10 @@
 //! The digest of a whole model.
 
 use super::*;
+use crate::digest::DigestAlgorithm;
+use crate::engine::memory::WeightMemory;
 use crate::storage::model_digest::ModelHasher;
-use crate::storage::{Checkpoint, StorageError};
+use crate::storage::{Checkpoint, FillOptions, StorageError};
 
 /// Of [`models`], those that the documented program knows: it leaves out what torch packs.
 fn unpacked_models() -> impl Strategy<Value = Model> {
@@ -36,6 +38,22 @@ proptest! {
         let digest = checkpoint.model_digest().unwrap().to_string();
         prop_assert_eq!(program(checkpoint.files()), digest.clone());
         prop_assert_eq!(program([directory.path().join(INDEX_NAME).as_path()]), digest);
+    }
+
+    #[test]
+    fn the_content_is_that_of_a_worker_which_reads_the_files(model in models(), threads in 1usize..4) {
+        let directory = TempDir::new().unwrap();
+        write_sharded(directory.path(), &model);
+        let checkpoint = Checkpoint::open(directory.path()).unwrap();
+        let (cancel, progress) = (tokio_util::sync::CancellationToken::new(), std::sync::atomic::AtomicU64::new(0));
+        for algorithm in DigestAlgorithm::ALL {
+            let memory = WeightMemory::allocate(&checkpoint.manifest().tensor_bytes()).unwrap();
+            memory.digest_by(algorithm);
+            let options = FillOptions { algorithm, ..FillOptions::default() };
+            checkpoint.fill(&memory, &memory.missing(), &options, &cancel, &progress).unwrap();
+            let content = checkpoint.content(algorithm, threads.try_into().unwrap()).unwrap();
+            prop_assert_eq!(memory.content_by_digests(checkpoint.manifest()), Some(content));
+        }
     }
 
     #[test]

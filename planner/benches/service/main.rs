@@ -10,6 +10,7 @@ use clap::Parser;
 
 mod answer;
 mod bars;
+mod chains;
 mod child;
 mod compare;
 mod fleet;
@@ -39,6 +40,15 @@ fn main() -> Result<()> {
             println!("{}", serde_json::to_string_pretty(&rows)?);
         } else {
             print!("{}", fleet_report::Table(&rows));
+        }
+        return Ok(());
+    }
+    if !options.chain.is_empty() {
+        let rows = chains::all(&options)?;
+        if options.json {
+            println!("{}", serde_json::to_string_pretty(&rows)?);
+        } else {
+            print!("{}", chains::Table(&rows));
         }
         return Ok(());
     }

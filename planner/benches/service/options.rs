@@ -48,6 +48,11 @@ pub(crate) struct Options {
     #[arg(long, value_delimiter = ',', value_name = "RANKS", value_parser = clap::value_parser!(u32).range(10..=1_000_000))]
     pub(crate) fleet: Vec<u32>,
 
+    /// Instead of all this: what 1,000 workers take that serve while they load, in chains of these lengths; 30 s each on each store
+    #[arg(long, value_delimiter = ',', value_name = "LENGTHS", conflicts_with = "fleet",
+        value_parser = clap::value_parser!(u32).range(2..=256))]
+    pub(crate) chain: Vec<u32>,
+
     /// How many planners a fleet has, on Postgres
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub(crate) replicas: u32,

@@ -51,6 +51,9 @@ pub enum FallbackError {
     /// The inference engine's own loader cannot.
     #[error("the inference engine's own loader failed: {0}")]
     Reload(Box<dyn Error + Send + Sync>),
+    /// It brings less than the seed did that was left for it.
+    #[error("storage brings less than the seed did")]
+    Slow,
     /// There is none.
     #[error("no seed gave them, and no fallback was given")]
     None,
@@ -66,6 +69,8 @@ pub enum Fills {
     Chunks,
     /// The whole memory, whatever is there already.
     Whole,
+    /// Nothing: there is no fallback.
+    Nothing,
 }
 
 /// A source of weights besides seeds.
@@ -172,7 +177,7 @@ pub struct NoFallback;
 #[async_trait]
 impl Fallback for NoFallback {
     fn fills(&self) -> Fills {
-        Fills::Chunks
+        Fills::Nothing
     }
 
     async fn fill(&self, _: FillRequest) -> Result<(), FallbackError> {

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rfork_protocol::SeedIdentity;
 use rfork_protocol::v2::Role;
 
 use super::load::Load;
@@ -28,6 +29,8 @@ pub(super) struct Turn {
     reads_others: bool,
     /// Whether seeds of the key were there, and busy, when one was asked for last.
     pub(super) busy: bool,
+    /// Who was waited for last.
+    leader: Option<SeedIdentity>,
     /// Whether it was said that another one is waited for.
     told: bool,
 }
@@ -37,6 +40,11 @@ impl Turn {
     /// a part of.
     pub(super) fn may_start_over(&self) -> bool {
         self.led.is_some() && self.reads_others
+    }
+
+    /// Whether somebody else was waited for before: that one did not become a seed.
+    fn has_waited_for_another_than(&self, leader: Option<&SeedIdentity>) -> bool {
+        self.leader.as_ref().is_some_and(|before| Some(before) != leader)
     }
 
     /// How long a question for a seed waits of who does not lead.
@@ -91,7 +99,15 @@ impl Load<'_> {
                 loading.lead(claiming.hold(&claimed));
                 Event::Claimed
             }
+            // It would not serve either: one after the other would wait for the whole time of those before.
+            Role::Waits if whole && self.turn.has_waited_for_another_than(claimed.leader.as_ref()) => {
+                tracing::info!(
+                    "whoever read storage serves nobody: this worker does not wait for the next one"
+                );
+                Event::MayRead
+            }
             Role::Waits => {
+                self.turn.leader.clone_from(&claimed.leader);
                 let after = lead::after(&claimed);
                 (self.turn.led, self.turn.next) = (Some(after), Some(Instant::now() + after));
                 let own = origin(self.memory).filter(|_| self.memory.content().is_none());

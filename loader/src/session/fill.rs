@@ -1,7 +1,7 @@
 //! Reading chunks from the fallback.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rfork_protocol::manifest::content::{Growing, Origin, Root};
 
@@ -9,7 +9,13 @@ use super::error::LoadError;
 use super::load::Load;
 use super::progress::{Phase, Source};
 use super::state::{Event, Filling};
+use crate::engine::memory::WeightMemory;
 use crate::fallback::{FallbackError, FillRequest, Fills};
+
+/// For how long storage is tried that is read though there is a seed, before it is compared with what that brought.
+const BESIDE_TRIED: Duration = Duration::from_secs(5);
+/// How long a read of storage may take to end that is told to.
+const END_GRACE: Duration = Duration::from_secs(2);
 
 impl Load<'_> {
     /// Reads what `filling` says. What it filled before it failed stays held.
@@ -21,19 +27,31 @@ impl Load<'_> {
             self.begin_origin();
         }
         let expected = self.memory.content().filter(|_| named).map(|content| content.chunks.clone());
+        let cancel = self.cancel.child_token();
         let request = FillRequest {
             memory: self.memory.clone(),
             chunks: self.memory.missing(),
             checks_held: named && expected.is_none(),
-            expected,
+            expected: expected.clone(),
             touched: self.touched,
             filled_bytes: Arc::default(),
-            cancel: self.cancel.clone(),
+            cancel: cancel.clone(),
         };
         // What is held is served on meanwhile, so the planner has to hear of it.
         let _beating = self.loading.as_ref().filter(|_| named).and_then(|loading| loading.beat(self.memory));
         self.memory.arrivals().source(true);
-        let result = self.fallback.fill(request).await;
+        let mut filled = self.fallback.fill(request);
+        let is_beside = matches!(filling, Filling::Beside(_));
+        let result = tokio::select! {
+            result = &mut filled => result,
+            () = brings_less(self.memory, self.left_bytes_per_sec), if is_beside => {
+                cancel.cancel();
+                // What hangs ends when it can; nobody waits for it.
+                let _ = tokio::time::timeout(END_GRACE, &mut filled).await;
+                Err(FallbackError::Slow)
+            }
+        };
+        drop(filled);
         self.memory.arrivals().source(false);
         self.share(Source::Storage, held_before, begun);
         match result {
@@ -47,14 +65,16 @@ impl Load<'_> {
                 Err(FallbackError::Crashed(reason).into())
             }
             Err(FallbackError::Cancelled) => Err(LoadError::Cancelled),
+            Err(error) if is_beside => {
+                tracing::warn!(%error, "storage is left; a seed is asked for again");
+                self.storage_failed = true;
+                // Each chunk was compared before it was held, unless nobody knows the content yet.
+                let is_sound = expected.is_some() || self.memory.held_bytes() == held_before;
+                Ok(if is_sound { Event::StorageFailed } else { Event::OtherBytes })
+            }
             Err(error @ FallbackError::OtherBytes(_)) if named => {
                 tracing::warn!(%error, "storage holds other weights than what is held");
                 Ok(Event::OtherBytes)
-            }
-            Err(error) if matches!(filling, Filling::Beside(_)) => {
-                tracing::warn!(%error, "storage cannot be read; a seed is asked for again");
-                self.storage_failed = true;
-                Ok(Event::StorageFailed)
             }
             Err(error) => Err(error.into()),
         }
@@ -85,6 +105,18 @@ impl Load<'_> {
             && let Some(content) = self.memory.content_by_digests(self.manifest)
         {
             self.memory.set_content(content);
+        }
+    }
+}
+
+/// Ends when storage brings less than the source did that was left for it, or nothing.
+async fn brings_less(memory: &WeightMemory, bytes_per_sec: f64) {
+    loop {
+        let before = memory.arrivals().bytes();
+        tokio::time::sleep(BESIDE_TRIED).await;
+        let came = memory.arrivals().bytes() - before;
+        if came == 0 || (came as f64) < bytes_per_sec * BESIDE_TRIED.as_secs_f64() {
+            return;
         }
     }
 }

@@ -64,6 +64,8 @@ pub(super) struct Load<'a> {
     pub(super) shares: Vec<Share>,
     /// Whether a seed's bytes may have been written.
     pub(super) touched: bool,
+    /// What the source brought that was left for storage.
+    pub(super) left_bytes_per_sec: f64,
     /// Whether storage could not be read when there was a seed as well.
     pub(super) storage_failed: bool,
     /// Whether it was said that a seed has its engine on another host.
@@ -104,6 +106,7 @@ impl<'a> Load<'a> {
             patience: Patience::new(session.config.seed_wait.unwrap_or_default()),
             shares: Vec::new(),
             touched: false,
+            left_bytes_per_sec: 0.0,
             storage_failed: false,
             told_of_data_network: false,
         }

@@ -147,7 +147,8 @@ impl Loading {
             // Excluded: a renewal under the incarnation of before ends the registration of the new one.
             lead.end().await;
             self.advert.incarnation = incarnation();
-            let claiming = self.claiming(key, memory, (Duration::ZERO, false));
+            // As patient as can be. Excluded: it takes the right back from who has got it meanwhile.
+            let claiming = self.claiming(key, memory, (Duration::MAX, false));
             if let Some(claiming) = claiming.map(|claiming| Claiming { rests: true, ..claiming })
                 && let Some(claimed) = claiming.ask().await
                 && claimed.role == Role::Leads

@@ -129,6 +129,8 @@ impl<'a> Load<'a> {
             }
             Outcome::ReadsStorage => {
                 reading.running = running;
+                let bytes = memory.held_bytes().saturating_sub(reading.held_before);
+                self.left_bytes_per_sec = bytes as f64 / reading.begun.elapsed().as_secs_f64().max(1e-3);
                 tracing::info!("storage gives more than this source: it is read for what is missing");
                 return Ok(Event::MayRead);
             }

@@ -73,15 +73,20 @@ impl Session {
     /// them in place must not serve what it made of them under the name of what it loaded.
     ///
     /// # Errors
-    /// [`ServeError::Changed`], and [`ServeError::NotLoaded`].
-    pub async fn verify(&self) -> Result<(), ServeError> {
+    /// [`ServeError::Changed`], and [`ServeError::NotLoaded`]. Nobody waits any more for this worker to serve then.
+    pub async fn verify(&mut self) -> Result<(), ServeError> {
         let model = self.model()?;
         let Some(known) = model.memory.content() else { return Ok(()) };
         let (memory, algorithm) = (model.memory.clone(), known.chunks.algorithm);
         let digesting = tokio::task::spawn_blocking(move || memory.chunk_digests(algorithm));
         match digesting.await {
             Ok(Some(now)) if now == known.chunks => Ok(()),
-            _ => Err(ServeError::Changed),
+            _ => {
+                if let Some(loading) = self.loading.take() {
+                    loading.close().await;
+                }
+                Err(ServeError::Changed)
+            }
         }
     }
 

@@ -287,7 +287,7 @@ fn claim(tried: Tried, before: Vec<Effect>, limits: Limits) -> Step {
 /// Forgets what storage cannot complete.
 fn keep(tried: Tried, mut before: Vec<Effect>, limits: Limits) -> (Tried, Vec<Effect>) {
     match (tried.held, limits.fallback) {
-        (Held::Nothing, _) | (Held::Rooted, Fills::Chunks) => (tried, before),
+        (Held::Nothing, _) | (Held::Rooted, Fills::Chunks | Fills::Nothing) => (tried, before),
         // Nothing tells whether the others are of the same content, or the fallback gives them all anyway.
         (Held::Unnamed, _) | (Held::Rooted, Fills::Whole) => {
             before.extend(START_OVER);

@@ -13,7 +13,7 @@ use super::rows::SeedRow;
 use super::tables::Tables;
 use super::{end, remember};
 use crate::domain::chain::{Held, Lead, Loading};
-use crate::domain::pace::Pace;
+use crate::domain::pace::{MOVE_PAUSE_MS, Pace};
 use crate::domain::seed::{self, Joining};
 use crate::store::Rules;
 use crate::store::commands::{Claim, Claimed, Role};
@@ -54,7 +54,8 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
     let known = row.as_ref().map(|row| row.known(now, rules));
     let joining = seed::join(known.as_ref(), &claim.key, &claim.profile, &claim.owner);
     let own = row.as_ref().filter(|_| joining == Joining::Repeated);
-    let has_it = own.is_some_and(|own| own.leads());
+    // Under another incarnation, too: it has loaded, and others wait until it serves.
+    let had_it = row.as_ref().is_some_and(|row| row.leads() && *row.key == claim.key);
     // Whoever had the address before has ended.
     let another = |holder: &&Arc<SeedRow>| holder.identity != claim.identity;
     let holder = tables.leader(&claim.key).filter(another).cloned();
@@ -62,7 +63,7 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
         if let Some(own) = own {
             tell(tables, now, own.id, claim, period_ms, false);
         }
-        if claim.held.as_ref().is_some_and(|held| is_outrun_by(holder, held)) {
+        if claim.held.as_ref().is_some_and(|held| is_outrun_by(tables, now, holder, held)) {
             let why = format!("reads storage beside {}, which has more to read", holder.identity);
             let happened = Happened::to(&claim.identity, &claim.key, EventKind::Leads).by(claim.by.as_ref());
             remember::event(tables, now, rules, happened.with(why));
@@ -86,7 +87,7 @@ fn one(tables: &mut Tables, now: i64, rules: &Rules, claim: &Claim, period_ms: i
             tables.insert_seed((&claim.identity, &claim.key), profile, now, whose, rules)
         }
     };
-    if !has_it {
+    if !had_it {
         let happened = Happened::to(&claim.identity, &claim.key, EventKind::Leads).by(claim.by.as_ref());
         let why = holder.as_ref().map_or_else(|| "reads storage".into(), |holder| take(tables, now, holder));
         remember::event(tables, now, rules, happened.with(why));
@@ -102,8 +103,20 @@ fn keeps(holder: &SeedRow, now: i64, patience_ms: i64) -> bool {
     !holder.removed && !holder.drained && lead.is_some_and(|lead| lead.holds_for(now, patience_ms))
 }
 
-fn is_outrun_by(holder: &SeedRow, held: &Held) -> bool {
-    holder.loading.as_ref().is_some_and(|loading| loading.is_outrun_by(held))
+/// Whether somebody with these bytes need not wait for the holder, of whose bytes something is known. One a second: the next
+/// one goes by what they get then.
+fn is_outrun_by(tables: &mut Tables, now: i64, holder: &SeedRow, held: &Held) -> bool {
+    let outruns = |loading: &Loading| loading.root.is_some() && loading.is_outrun_by(held);
+    let is_due = |loading: &Loading| now.saturating_sub(loading.pace.yielded_ms) >= MOVE_PAUSE_MS;
+    if !holder.loading.as_deref().is_some_and(|loading| outruns(loading) && is_due(loading)) {
+        return false;
+    }
+    tables.change(holder.id, |row| {
+        if let Some(loading) = &mut row.loading {
+            loading.pace.yielded_ms = now;
+        }
+    });
+    true
 }
 
 /// Takes the right from who had it; gives why, for people.

@@ -227,7 +227,7 @@ impl<'a> Batch<'a> {
         let Self { commands, rules, now, tables, outcomes, judging, .. } = self;
         if *judging == Judging::Before {
             *judging = Judging::Seen;
-            let wants = overtake::wants(tables, *now, &commands.renewals, &outcomes.renewals);
+            let wants = overtake::wants(tables, *now, rules, &commands.renewals, &outcomes.renewals);
             if !wants.is_empty() {
                 return wants;
             }

@@ -12,7 +12,7 @@ use super::remember;
 use super::rows::SeedRow;
 use super::tables::Tables;
 use super::wants::Wants;
-use crate::domain::chain::Loading;
+use crate::domain::chain::{Loading, PERIOD_MS};
 use crate::domain::pace::{self, Sending, Slow, Telling};
 use crate::store::Rules;
 use crate::store::commands::{Renew, Renewed};
@@ -25,10 +25,16 @@ struct Pair {
 }
 
 /// What has to be seen to judge those of whom renewals tell.
-pub(super) fn wants(tables: &Tables, now: i64, renewals: &[Renew], renewed: &[Option<Renewed>]) -> Wants {
+pub(super) fn wants(
+    tables: &Tables,
+    now: i64,
+    rules: &Rules,
+    renewals: &[Renew],
+    renewed: &[Option<Renewed>],
+) -> Wants {
     let mut wants = Wants::default();
     for pair in renewals.iter().zip(renewed).filter_map(|told| pair(tables, told)) {
-        let is_sooner_alone = pair.is_sooner_alone(now);
+        let is_sooner_alone = pair.is_sooner_alone(now, rules);
         if !is_sooner_alone && !pair.telling(None).is_some_and(|telling| pace::may_be_judged(telling, now)) {
             continue;
         }
@@ -90,10 +96,12 @@ fn promise(tables: &mut Tables, now: i64, rules: &Rules, pair: &Pair) -> bool {
 /// Gives whether the reader is to read storage as well as its source. What they then get is seen before the next one does.
 fn reads_storage(tables: &mut Tables, now: i64, rules: &Rules, pair: &Pair) -> bool {
     let Pair { reader, source } = pair;
-    if !pair.is_sooner_alone(now) || !tables.may_move(&source.key, now) {
+    if !pair.is_sooner_alone(now, rules) || !tables.may_move(&source.key, now) {
         return false;
     }
     change(tables, source.id, |loading| loading.pace.sends = Sending::Well);
+    // Once: whoever cannot do it would be told with each renewal.
+    change(tables, reader.id, |loading| loading.pace.was_moved = true);
     tables.note_move(&source.key, now);
     let why = format!("reads storage beside {}, which gets more from it than it sends", source.identity);
     let happened = Happened::to(&reader.identity, &reader.key, EventKind::Leads);
@@ -124,7 +132,13 @@ impl Pair {
         loading.is_some_and(|loading| loading.pace.yields_to == Some(self.reader.id))
     }
 
-    fn is_sooner_alone(&self, now: i64) -> bool {
+    /// Excluded: the source has just been lost, and its last rate is compared with nothing.
+    fn is_sooner_alone(&self, now: i64, rules: &Rules) -> bool {
+        let Self { source, .. } = self;
+        let is_heard = source.heard_ms > now.saturating_sub(2 * PERIOD_MS);
+        if source.removed || source.drained || source.is_silent(now, rules) || !is_heard {
+            return false;
+        }
         let has_readers = self.reader.live_leases(now) > 0;
         self.telling(None).is_some_and(|telling| pace::is_sooner_alone(telling, has_readers))
     }

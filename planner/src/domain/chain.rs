@@ -191,7 +191,8 @@ impl Loading {
     /// Takes in that it reads storage, from which so many bytes have come since its load began.
     pub fn reads_storage(&mut self, now: i64, arrived_bytes: u64) {
         if self.source.take().is_some() {
-            self.pace = self.pace.elsewhere();
+            // Excluded: those who wait for it are never granted it.
+            self.pace = Pace { sends: Sending::Well, ..self.pace.elsewhere() };
         }
         self.depth = 0;
         let before = std::mem::replace(&mut self.arrived_bytes, arrived_bytes);

@@ -67,7 +67,8 @@ pub struct Pace {
     pub was_moved: bool,
     /// The number of the reader that is to have its place.
     pub yields_to: Option<i64>,
-    /// When that was decided, or was the last time, Unix milliseconds.
+    /// When that was decided, or was the last time; of one that reads storage, when somebody was last let read it beside. Unix
+    /// milliseconds.
     pub yielded_ms: i64,
 }
 

@@ -81,6 +81,11 @@ async fn whoever_read_storage_keeps_the_others_waiting_until_it_serves() {
     let (mut session, _, _) = transforms(&planner, 1000.0, Some(storage.clone())).await.ends().await;
     let leader = planner.look(|state| state.leader.clone()).expect("it still has the right");
     let (claims, last) = planner.look(|state| (state.claims.len(), state.claims.last().cloned().unwrap()));
+    assert_eq!(
+        last.patience_ms,
+        rfork_protocol::v2::MAX_WAIT_MS,
+        "it takes the right from nobody who has it then"
+    );
     assert!(last.loading.held.is_none() && last.origin.is_none() && last.arrived_bytes > 0);
     let other = session_that_waits(&planner, &storage).await;
     planner.until(|state| state.claims.len() > claims + 4).await;
@@ -97,6 +102,22 @@ async fn whoever_read_storage_keeps_the_others_waiting_until_it_serves() {
 
 async fn session_that_waits(planner: &Planner, storage: &Arc<Pattern>) -> Reader {
     reader_that_waits(session(planner, 1000.0, PATIENT).await, Some(storage.clone()), None)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn loaders_of_the_whole_do_not_load_one_after_the_other() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let leads = |port: u16| Some(rfork_protocol::SeedIdentity::new("127.0.0.1", port, 0).unwrap());
+    planner.look(|state| state.leader = leads(1));
+    let mut session = session(&planner, 1000.0, PATIENT).await;
+    session.pass_on_until_loaded();
+    let loading = tokio::spawn(async move {
+        session.load(&manifest(), memory(), &Whole(InPlace), &CancellationToken::new()).await
+    });
+    planner.until(|state| state.claims.len() > 2).await;
+    assert!(!loading.is_finished(), "it waits for the first");
+    planner.look(|state| state.leader = leads(2));
+    tokio::time::timeout(HANGS, loading).await.expect("it waits for no second one").unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -461,6 +461,8 @@ macro_rules! loading_suite {
             leading: who_begins_with_storage_is_no_source_until_its_bytes_have_a_name,
             beside: who_has_much_less_to_read_than_who_leads_reads_beside_it,
             beside: who_gets_less_from_who_leads_than_storage_gives_reads_it_as_well,
+            beside: nobody_is_sent_to_storage_beside_who_is_not_heard_of,
+            beside: who_has_it_rests_until_it_serves_without_being_told_of_twice,
             beside: who_is_as_fast_as_storage_or_nearly_done_reads_on,
             beside: one_slow_link_is_passed_over_before_storage_is_read_twice,
             leading: who_reads_storage_is_a_source_by_its_origin_while_it_leads,

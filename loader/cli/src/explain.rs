@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use rfork_loader::http;
-use rfork_protocol::problem::Problem;
 use rfork_protocol::v2::{EXPLAIN, Explain, Explained, Location, Name, Verdict};
 use rfork_protocol::{SeedIdentity, SeedKey};
 
@@ -65,20 +64,9 @@ pub(crate) async fn run(args: ExplainArgs) -> Result<()> {
     };
     let base = parse_url(&args.planner)?;
     let asked = format!("{}{EXPLAIN}", base.as_str().trim_end_matches('/'));
-    let url = http::shown(&args.planner);
     let asking = args.access.client(&base, DEADLINE)?.post(&asked).json(&request);
     let request = args.access.show(&base, asking).await?;
-    let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
-    let status = answer.status();
-    let body = inspect::body(&url, answer).await?;
-    if !status.is_success() {
-        match Problem::from_json(&body) {
-            Some(problem) => bail!("{url}: {} ({})", problem.detail, problem.code),
-            None => bail!("{url} answered with {status}: is it a planner that speaks API v2?"),
-        }
-    }
-    let explained: Explained =
-        serde_json::from_slice(&body).with_context(|| format!("{url} did not answer like a planner"))?;
+    let explained: Explained = inspect::answered(&http::shown(&args.planner), request).await?;
     if args.json {
         println!("{}", serde_json::to_string(&explained)?);
     } else {

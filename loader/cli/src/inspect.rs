@@ -6,12 +6,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Subcommand;
-use reqwest::StatusCode;
+use reqwest::{RequestBuilder, StatusCode};
 use rfork_loader::{http, seed_client};
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::NO_ADDRESS;
 use rfork_protocol::manifest::content::Root;
+use rfork_protocol::problem::Problem;
 use rfork_protocol::shown::Shown;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -221,6 +223,23 @@ pub(crate) async fn body(url: &str, mut answer: reqwest::Response) -> Result<Vec
         }
     }
     Ok(body)
+}
+
+/// What a planner answers by its API v2.
+///
+/// # Errors
+/// With what it says, when it refuses; and when it does not answer like a planner.
+pub(crate) async fn answered<T: DeserializeOwned>(url: &str, request: RequestBuilder) -> Result<T> {
+    let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
+    let status = answer.status();
+    let body = body(url, answer).await?;
+    if !status.is_success() {
+        match Problem::from_json(&body) {
+            Some(problem) => bail!("{url}: {} ({})", problem.detail, problem.code),
+            None => bail!("{url} answered with {status}: is it a planner that speaks API v2?"),
+        }
+    }
+    serde_json::from_slice(&body).with_context(|| format!("{url} did not answer like a planner"))
 }
 
 pub(crate) fn parse_url(url: &str) -> Result<reqwest::Url> {

@@ -4,11 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::Args;
 use reqwest::Url;
 use rfork_loader::http;
-use rfork_protocol::problem::Problem;
 use rfork_protocol::v2::{
     ENDED_LEASES, EVENTS, EndedLease, EndedLeaseList, Event, EventKind, EventList, EventQuery, LeaseEnd,
     LeaseQuery, MAX_PAGE, Query, TransferOutcome,
@@ -146,17 +145,7 @@ async fn ask<T: DeserializeOwned>(args: &TransfersArgs, path: &str, query: &impl
     asked.set_path(&format!("{}{path}", base.path().trim_end_matches('/')));
     asked.set_query(Some(&query.encode()));
     let request = args.access.show(&base, args.access.client(&base, DEADLINE)?.get(asked)).await?;
-    let url = http::shown(&args.url);
-    let answer = request.send().await.with_context(|| format!("{url} cannot be asked"))?;
-    let status = answer.status();
-    let body = inspect::body(&url, answer).await?;
-    if !status.is_success() {
-        match Problem::from_json(&body) {
-            Some(problem) => bail!("{url}: {} ({})", problem.detail, problem.code),
-            None => bail!("{url} answered with {status}: is it a planner that speaks API v2?"),
-        }
-    }
-    serde_json::from_slice(&body).with_context(|| format!("{url} did not answer like a planner"))
+    inspect::answered(&http::shown(&args.url), request).await
 }
 
 /// What was, the first that began first.

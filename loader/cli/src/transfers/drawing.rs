@@ -1,6 +1,7 @@
 //! Transfers as a picture: a line for each worker, on it a bar for each source that it read from, in the colour of that
 //! source's line. PURE.
 
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 use rfork_protocol::shown::Shown;
@@ -80,13 +81,27 @@ pub(super) fn draw(transfers: &[Transfer]) -> String {
     svg
 }
 
-/// Everybody who gave or read, in the order in which that began; storage first.
+/// Everybody who gave or read: each behind whom it read from first, those who began first before others.
 fn workers(transfers: &[Transfer]) -> Vec<&str> {
-    let mut workers: Vec<&str> = Vec::new();
-    let mut seen = std::collections::HashSet::new();
-    let storage = transfers.iter().any(|transfer| transfer.source == STORAGE).then_some(STORAGE);
-    let named = transfers.iter().flat_map(|transfer| [transfer.source.as_str(), transfer.reader.as_str()]);
-    workers.extend(storage.into_iter().chain(named).filter(|name| seen.insert(*name)));
+    let mut readers: HashMap<&str, Vec<&str>> = HashMap::new();
+    let mut has_source = HashSet::new();
+    for transfer in transfers {
+        if has_source.insert(transfer.reader.as_str()) {
+            readers.entry(&transfer.source).or_default().push(&transfer.reader);
+        }
+    }
+    let named = || transfers.iter().flat_map(|transfer| [transfer.source.as_str(), transfer.reader.as_str()]);
+    let (mut workers, mut seen) = (Vec::new(), HashSet::new());
+    // Whoever is in a circle has no first one before it, and comes last.
+    for first in named().filter(|name| !has_source.contains(name)).chain(named()) {
+        let mut next = vec![first];
+        while let Some(name) = next.pop() {
+            if seen.insert(name) {
+                workers.push(name);
+                next.extend(readers.get(name).into_iter().flatten().rev());
+            }
+        }
+    }
     workers
 }
 
@@ -142,6 +157,19 @@ mod tests {
         }
         assert!(svg.contains("b reads from a: 1.00 to 9.00 s, 1.00 MiB well"), "{svg}");
         assert!(svg.contains(">10 s</text>") && svg.ends_with("</svg>\n"));
+    }
+
+    #[test]
+    fn a_reader_s_line_is_behind_that_of_its_first_source_and_circles_are_drawn() {
+        let all = [
+            transfer("b", "c", 0.0, 1.0),
+            transfer("a", "b", 0.0, 1.0),
+            transfer(STORAGE, "a", 0.0, 1.0),
+            transfer("a", "c", 2.0, 3.0),
+            transfer("x", "y", 2.0, 3.0),
+            transfer("y", "x", 2.0, 3.0),
+        ];
+        assert_eq!(workers(&all), [STORAGE, "a", "b", "c", "x", "y"]);
     }
 
     #[test]

@@ -183,7 +183,7 @@ def test_planner_and_worker_run_as_the_readme_says(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [256], "data_offsets": [0, 1024]}}).encode()
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
     lines = [words[1:] for words in section("Run it") if words[0] == "rfork"]
-    planner, worker, look, seed, transfers, selftest, explain = lines
+    planner, worker, digest, look, seed, transfers, selftest, explain = lines
     inspected = [words[1] for words in (look, seed, transfers) if words[0] == "inspect"]
     assert inspected == ["planner", "seed", "transfers"]
     drawing = tmp_path / transfers[-1]

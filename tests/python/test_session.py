@@ -168,7 +168,7 @@ def test_callbacks_are_called_where_load_was(planner):
         # Somebody else needs the interpreter meanwhile.
         threading.Event().wait(0.05)
 
-    with rfork.Session(planner.config(rfork_seed_wait_sec=0.5), identity=RANK_0) as session:
+    with rfork.Session(planner.config(rfork_seed_wait_sec=0.5, rfork_fork_while_loading=False), identity=RANK_0) as session:
         session.load(tensors, fallback=load, progress=progress)
     assert threads == {threading.get_ident()}
     assert seen and seen[0].total_bytes == sum(tensor.nbytes for tensor in tensors.values())
@@ -185,7 +185,7 @@ def test_what_progress_raises_ends_the_load(planner):
 
 def test_others_run_while_a_load_waits(planner):
     """A load that waits for a seed does not hold the interpreter: the thread that brings the seed runs meanwhile."""
-    config = planner.config(rfork_seed_wait_sec=60)
+    config = planner.config(rfork_seed_wait_sec=60, rfork_fork_while_loading=False)
     first, second = weights(), weights()
     seed = rfork.Session(planner.config(), identity=RANK_0)
     waiting = threading.Event()

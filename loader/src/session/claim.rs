@@ -63,9 +63,11 @@ fn patience(seed_wait: Option<Duration>) -> Duration {
 }
 
 impl Load<'_> {
-    /// Whether storage is read by a right that the planner gives.
+    /// Whether storage is read by a right that the planner gives. Whoever has no storage has no use for it, and waits for a seed
+    /// for as long as it was set to.
     pub(super) async fn needs_the_right(&mut self) -> bool {
-        self.loading.is_some() && self.planner.gives_right_to_lead().await
+        let reads = self.fallback.fills() != Fills::Nothing;
+        reads && self.loading.is_some() && self.planner.gives_right_to_lead().await
     }
 
     /// Whether this worker has the right.

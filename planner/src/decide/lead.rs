@@ -107,7 +107,10 @@ fn keeps(holder: &SeedRow, now: i64, patience_ms: i64) -> bool {
 /// one goes by what they get then.
 fn is_outrun_by(tables: &mut Tables, now: i64, holder: &SeedRow, held: &Held) -> bool {
     let outruns = |loading: &Loading| loading.root.is_some() && loading.is_outrun_by(held);
-    let is_due = |loading: &Loading| now.saturating_sub(loading.pace.yielded_ms) >= MOVE_PAUSE_MS;
+    let is_due = |loading: &Loading| {
+        let last_ms = loading.pace.yielded_ms;
+        last_ms == 0 || now.saturating_sub(last_ms) >= MOVE_PAUSE_MS
+    };
     if !holder.loading.as_deref().is_some_and(|loading| outruns(loading) && is_due(loading)) {
         return false;
     }

@@ -192,7 +192,7 @@ impl Loading {
     pub fn reads_storage(&mut self, now: i64, arrived_bytes: u64) {
         if self.source.take().is_some() {
             // Excluded: those who wait for it are never granted it.
-            self.pace = Pace { sends: Sending::Well, ..self.pace.elsewhere() };
+            self.pace = Pace { sends: Sending::Well, yielded_ms: 0, ..self.pace.elsewhere() };
         }
         self.depth = 0;
         let before = std::mem::replace(&mut self.arrived_bytes, arrived_bytes);

@@ -23,7 +23,6 @@ on_both_stores!(
     both_apis_see_the_same_seeds_and_leases,
     a_key_that_is_not_utf8_is_the_same_in_both,
     seeds_leases_and_keys_are_listed,
-    who_may_not_serve_while_it_loads_reads_storage_for_itself,
     an_invalidated_key_keeps_only_the_new_weights,
     a_seed_of_an_invalidated_key_is_told_that_it_drains,
 );
@@ -85,12 +84,17 @@ async fn the_planner_says_what_it_speaks(planner: &Planner) {
     assert_eq!(service["heartbeat_interval_ms"], 30_000);
 }
 
-async fn who_may_not_serve_while_it_loads_reads_storage_for_itself(planner: &Planner) {
+#[tokio::test]
+async fn who_may_not_serve_while_it_loads_reads_storage_for_itself() {
+    let directory = TempDir::new().unwrap();
+    let path = directory.path().join("planner.db");
+    let planner = Planner::start(&path, |settings| settings.fork_while_loading = false).await;
     let loading = json!({"seed": SEED, "incarnation": "1", "total_bytes": 9});
     let claim = json!({"seed_key": "k", "loading": loading, "arrived_bytes": 0, "patience_ms": 1_000});
     let (status, claimed) = planner.call("POST", "/v2/leads", &claim).await;
     assert_eq!((status, &claimed["role"], &claimed["leader"]), (200, &json!("alone"), &Value::Null));
     assert_eq!(planner.call("GET", "/v2/seeds", &Value::Null).await.1["seeds"], json!([]));
+    planner.stop().await;
 }
 
 async fn a_seed_is_registered_leased_renewed_released_and_gone(planner: &Planner) {

@@ -30,7 +30,7 @@ async fn an_ended_lease_is_told_without_its_id(planner: &Planner) {
         assert!(one.remove(age).unwrap().as_u64().is_some_and(|age| age < 60_000));
     }
     let expected = json!([{"lease": listed["leases"][0]["lease"], "seed": SEED, "seed_key": "k",
-        "requester": "i-9@127.0.0.1", "ended": "released", "outcome": "failed", "reason": "connection-reset",
+        "requester": "i-9@127.0.0.1", "reader": null, "ended": "released", "outcome": "failed", "reason": "connection-reset",
         "bytes": 7, "duration_ms": 9}]);
     assert_eq!(ended["leases"], expected);
     let elsewhere = planner.call("GET", "/v2/leases/ended?seed=10.0.0.8:8000:3", &Value::Null).await;

@@ -320,6 +320,18 @@ async fn whoever_cannot_read_storage_goes_on_with_seeds_whatever_is_advised() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_has_no_storage_waits_for_a_seed_and_asks_for_no_right() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    let session = session(&planner, 1000.0, PATIENT).await;
+    let reader = reader_that_waits(session, None, Some(HANGS));
+    planner.until(|state| state.most_waiting == 1).await;
+    let (_seed, weights) = root(&planner, 1, 1000.0).await;
+    let (_session, _, memory) = reader.ends().await;
+    assert!(bytes(&memory) == bytes(&weights));
+    planner.look(|state| assert!(state.claims.is_empty(), "{:?}", state.claims));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_storage_has_other_bytes_than_the_source_the_load_starts_over() {
     let planner = Planner::that_gives_the_right_to_lead().await;
     let (_slow, _) = root(&planner, 1, 4.0).await;

@@ -151,6 +151,8 @@ struct Worker {
     /// The bytes that it has told to have come.
     arrived_bytes: u64,
     depth: u32,
+    /// When somebody was last let read storage beside it, since it began with that.
+    shared_ms: Option<i64>,
     /// Who, and which memory of it.
     reads_from: Option<(u8, u32)>,
     /// Whether it is registered, and as what.

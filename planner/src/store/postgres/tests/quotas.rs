@@ -103,6 +103,7 @@ async fn no_index_has_a_text_that_may_be_long() {
         "planners.id",
         "requests.planner",
         "row_counts.table_name",
+        "secrets.name",
         "seeds.capped_host",
         "seeds.identity",
     ];

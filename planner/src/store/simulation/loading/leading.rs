@@ -8,6 +8,8 @@ use crate::store::commands::{Claim, Role};
 use crate::store::conformance::{Home, identity, key};
 use crate::store::listed::{Command, Outcome};
 
+/// Between two who are let read storage beside who leads, in milliseconds.
+const PAUSE_MS: i64 = 1_000;
 /// How long the right lives without a renewal, in milliseconds.
 const TTL_MS: i64 = 10_000;
 
@@ -64,11 +66,17 @@ impl<H: Home> Play<H> {
         let holder = self.leader().filter(|holder| holder.name != name);
         let keeps = holder.filter(|holder| holder.until_ms > now && holder.moved_ms > now - patience_ms);
         let expected = keeps.map_or(Role::Leads, |holder| {
-            let left = TOTAL_BYTES - self.workers[usize::from(holder.name)].told_bytes;
+            let leader = &self.workers[usize::from(holder.name)];
+            let left = TOTAL_BYTES - leader.told_bytes;
             let content = worker.held.filter(|(root, _)| !is_origin(*root));
             let is_sooner = content.is_some_and(|(_, bytes)| 2 * (TOTAL_BYTES - bytes) <= left);
-            if is_sooner { Role::Alone } else { Role::Waits(identity(holder.name)) }
+            let is_due = leader.shared_ms.is_none_or(|shared_ms| now - shared_ms >= PAUSE_MS);
+            let is_known = leader.told_root.is_some();
+            if is_sooner && is_due && is_known { Role::Alone } else { Role::Waits(identity(holder.name)) }
         });
+        if let (Role::Alone, Some(holder)) = (&expected, keeps) {
+            self.workers[usize::from(holder.name)].shared_ms = Some(now);
+        }
         if claimed.role != expected {
             return Err(format!("{name} is told {:?} instead of {expected:?}", claimed.role));
         }
@@ -86,6 +94,9 @@ impl<H: Home> Play<H> {
         worker.told_bytes = worker.held.map_or(0, |held| held.1);
         worker.told_root = worker.held.map(|held| held.0).or(worker.told_root.filter(|_| worker.loads));
         if claimed.role == Role::Leads {
+            if !worker.loads || worker.reads_from.is_some() {
+                worker.shared_ms = None;
+            }
             (worker.loads, worker.depth, worker.reads_from) = (true, 0, None);
             let moved_ms = had_it.filter(|_| !moves).map_or(now, |holder| holder.moved_ms);
             self.leads = Some(Leader { name, memory: worker.memory, until_ms: now + TTL_MS, moved_ms });

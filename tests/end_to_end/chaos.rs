@@ -204,14 +204,14 @@ fn check(number: u64, planner: &Planner) -> Run {
     }
     let events = list("/v2/events?limit=1000", "events");
     told.moved = events.iter().filter(|event| event["kind"] == "moved").count();
-    // When each worker had everything. One that never had was a source while it loaded, if it was one.
+    // When each worker had everything. One that never had is left out.
     let completed: HashMap<String, i64> = events
         .iter()
-        .filter(|event| event["kind"] == "completed" || event["kind"] == "registered")
+        .filter(|event| event["kind"] == "completed")
         .filter_map(|event| Some((text(event, "seed")?, ago(event, "age_ms"))))
         .collect();
-    let loaded = |lease: &&Lease| completed.get(&lease.source).is_none_or(|at| lease.from < at - 100);
-    told.loading_sources = leases.iter().filter(loaded).count();
+    let still_loads = |lease: &&Lease| completed.get(&lease.source).is_some_and(|at| lease.from < at - 100);
+    told.loading_sources = leases.iter().filter(still_loads).count();
     told
 }
 

@@ -183,7 +183,7 @@ def test_planner_and_worker_run_as_the_readme_says(tmp_path: Path) -> None:
     header = json.dumps({"w": {"dtype": "F32", "shape": [256], "data_offsets": [0, 1024]}}).encode()
     (model / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(1024))
     lines = [words[1:] for words in section("Run it") if words[0] == "rfork"]
-    planner, worker, digest, look, seed, transfers, selftest, explain = lines
+    planner, worker, look, seed, transfers, selftest, digest, explain = lines
     inspected = [words[1] for words in (look, seed, transfers) if words[0] == "inspect"]
     assert inspected == ["planner", "seed", "transfers"]
     drawing = tmp_path / transfers[-1]
@@ -224,6 +224,7 @@ def test_planner_and_worker_run_as_the_readme_says(tmp_path: Path) -> None:
             assert "storage" in drawing.read_text(), "it loaded from there"
             assert "the planner works" in tell(selftest)
             assert "would be given" in tell(explain), tell(explain)
+            assert digest[:-1] == ["digest"] and len(tell(["digest", str(model)]).split()[0]) == 64
         finally:
             for process in started:
                 process.kill()

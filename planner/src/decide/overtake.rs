@@ -12,7 +12,7 @@ use super::remember;
 use super::rows::SeedRow;
 use super::tables::Tables;
 use super::wants::Wants;
-use crate::domain::chain::{Loading, PERIOD_MS};
+use crate::domain::chain::Loading;
 use crate::domain::pace::{self, Sending, Slow, Telling};
 use crate::store::Rules;
 use crate::store::commands::{Renew, Renewed};
@@ -135,7 +135,8 @@ impl Pair {
     /// Excluded: the source has just been lost, and its last rate is compared with nothing.
     fn is_sooner_alone(&self, now: i64, rules: &Rules) -> bool {
         let Self { source, .. } = self;
-        let is_heard = source.heard_ms > now.saturating_sub(2 * PERIOD_MS);
+        let period_ms = source.loading.as_ref().map_or(0, |loading| loading.period_ms);
+        let is_heard = source.heard_ms > now.saturating_sub(period_ms.saturating_mul(2));
         if source.removed || source.drained || source.is_silent(now, rules) || !is_heard {
             return false;
         }

@@ -23,7 +23,8 @@ const MARKS: f64 = 10.0;
 /// Draws transfers, as SVG. Names are shown escaped, whoever made them up.
 pub(super) fn draw(transfers: &[Transfer]) -> String {
     let workers = workers(transfers);
-    let line_of = |name: &str| workers.iter().position(|worker| *worker == name).unwrap_or_default();
+    let lines: HashMap<&str, usize> = workers.iter().copied().zip(0..).collect();
+    let line_of = |name: &str| lines.get(name).copied().unwrap_or_default();
     let end = transfers.iter().map(|transfer| transfer.to_seconds).fold(0.0, f64::max).max(0.001);
     let x = |seconds: f64| NAMES + (WIDTH - NAMES - RIGHT) * seconds / end;
     let y = |line: usize| TOP + LINE * line as f64;

@@ -213,8 +213,9 @@ impl Identity {
         self.mode
     }
 
-    /// Whether a request may have a route. Without a token it is whose a certificate with these names is. Where everybody may ask, a wrong credential is no reason to deny it. `looked` is
-    /// what came of the look that the same request was answered before.
+    /// Whether a request may have a route. One without a token is of whoever's certificate has these names. Where everybody may
+    /// ask, a wrong credential is no reason to deny it. `looked` is what came of the look that the same request was answered
+    /// before.
     pub(crate) fn admit(
         &self,
         access: Access,

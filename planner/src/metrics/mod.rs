@@ -126,8 +126,8 @@ fn denied(series: &Series) -> prometheus::Result<IntCounterVec> {
         "requests_denied_total",
         "Requests without a credential (missing), with one that nobody has (unknown; limited, if many of them came from one \
          address), that has ended (expired), fits no principal (stranger), or cannot be looked up (undecided), or whose \
-         principal has another role (role), may not use the key (key) or speaks of a seed of somebody else (owner); those that were served all the same have \
-         refused=\"no\".",
+         principal has another role (role), may not use the key (key) or speaks of a seed of somebody else (owner); those that \
+         were served all the same have refused=\"no\".",
         &["reason", "refused"],
         &[],
     )?;

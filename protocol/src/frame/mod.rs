@@ -53,7 +53,7 @@
 //! |---|---|
 //! | HELD | kind u8 = 1, zero u8, range count u16, zero u32; a range: first chunk u32, count u32 |
 //! | ALIVE | kind u8 = 2, has a source u8 (0 or 1), zero u16, milliseconds without a byte u32 |
-//! | DIGESTED | kind u8 = 3, zero u8, range count u16, chunk count u32; ranges; a chunk: its digest, of 8 or 32 bytes as the algorithm of the metadata makes it |
+//! | DIGESTED | kind u8 = 3, zero u8, range count u16, chunk count u32; ranges; a chunk: its digest, by the algorithm of the metadata |
 //! | FINAL | kind u8 = 4, zero u8, zero u16, zero u32; content id 32 |
 //!
 //! - A chunk is announced once it is held and verified, and stays held while the connection lives: a seed that is about to

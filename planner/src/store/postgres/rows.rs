@@ -26,8 +26,8 @@ macro_rules! seed_columns {
         "s.id, s.version, s.host, s.port, s.rank, s.identity, s.seed_key, s.capacity, s.lease_ttl_ms, s.host_capacity,
          s.removed, s.drained, s.failures, s.suspect_until_ms, s.answered_ms, s.used_ms, s.model_url, s.deploy_strategy,
          s.is_draft, s.zone, s.rack, s.node, s.instance_id, s.incarnation, s.content_id, s.origin, s.client, s.owner,
-         s.owner_address, h.last_ms, l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id, g.depth, g.root, g.held_bytes,
-         g.total_bytes, g.arrived_bytes, g.period_ms, g.told_ms, g.rate, g.lags, g.sends, g.was_moved, g.yields_to,
+         s.owner_address, h.last_ms, l.points, l.leases, l.granted_ms, l.ends_ms, l.requesters, l.readers, g.source_id,
+         g.depth, g.root, g.held_bytes, g.total_bytes, g.arrived_bytes, g.period_ms, g.told_ms, g.rate, g.lags, g.sends, g.was_moved, g.yields_to,
          g.yielded_ms, g.lead_until_ms, g.lead_moved_ms, g.lead_since_ms"
     };
 }

@@ -7,6 +7,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 use sha2::{Digest, Sha256};
 use webpki::EndEntityCert;
+use x509_cert::der::Decode;
 
 /// Certificates of one file at most.
 const MAX_CERTIFICATES: usize = 1_000;
@@ -86,89 +87,11 @@ pub fn names(certificate: &CertificateDer<'_>) -> Vec<String> {
     names.take(MAX_NAMES).map(str::to_owned).collect()
 }
 
-/// When a certificate ends, in Unix seconds; `None` if it does not say so in a form that is read.
+/// When a certificate ends, in Unix seconds; `None` if it is none that can be read.
 pub fn ends_sec(certificate: &CertificateDer<'_>) -> Option<i64> {
-    // RFC 5280, 4.1: Certificate, TBSCertificate, then version (if it is there), serialNumber, signature, issuer, validity.
-    let (certificate, _) = Der::of(certificate, SEQUENCE)?;
-    let (mut fields, _) = Der::of(certificate, SEQUENCE)?;
-    if fields.first() == Some(&VERSION) {
-        (_, fields) = Der::of(fields, VERSION)?;
-    }
-    for tag in [INTEGER, SEQUENCE, SEQUENCE] {
-        (_, fields) = Der::of(fields, tag)?;
-    }
-    let (validity, _) = Der::of(fields, SEQUENCE)?;
-    let (_, _, after_first) = Der::any(validity)?;
-    let (tag, not_after, _) = Der::any(after_first)?;
-    unix_seconds(tag, not_after)
-}
-
-const INTEGER: u8 = 0x02;
-const UTC_TIME: u8 = 0x17;
-const GENERALIZED_TIME: u8 = 0x18;
-const SEQUENCE: u8 = 0x30;
-/// `[0]` of a `TBSCertificate`.
-const VERSION: u8 = 0xa0;
-
-/// Values in DER: a tag, a length, and so many bytes.
-struct Der;
-
-impl Der {
-    /// The content of a value of this tag, and what follows it.
-    fn of(bytes: &[u8], tag: u8) -> Option<(&[u8], &[u8])> {
-        let (its, content, rest) = Self::any(bytes)?;
-        (its == tag).then_some((content, rest))
-    }
-
-    /// Tag and content of a value, and what follows it.
-    fn any(bytes: &[u8]) -> Option<(u8, &[u8], &[u8])> {
-        let [tag, first, rest @ ..] = bytes else { return None };
-        let (length, rest) = match first {
-            0..=0x7f => (usize::from(*first), rest),
-            0x81..=0x83 => {
-                let (length, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-                (length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte)), rest)
-            }
-            _ => return None,
-        };
-        let (content, rest) = rest.split_at_checked(length)?;
-        Some((*tag, content, rest))
-    }
-}
-
-/// A time of a certificate: `YYMMDDHHMMSSZ` or `YYYYMMDDHHMMSSZ`.
-fn unix_seconds(tag: u8, text: &[u8]) -> Option<i64> {
-    let digits = text.strip_suffix(b"Z")?;
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let pairs: Vec<i64> = digits
-        .chunks(2)
-        .map(|pair| pair.iter().fold(0, |all, digit| 10 * all + i64::from(digit - b'0')))
-        .collect();
-    let (year, rest) = match (tag, &pairs[..]) {
-        (UTC_TIME, [year, rest @ ..]) => (if *year < 50 { 2000 + year } else { 1900 + year }, rest),
-        (GENERALIZED_TIME, [century, year, rest @ ..]) => (100 * century + year, rest),
-        _ => return None,
-    };
-    let [month, day, hour, minute, second] = rest else { return None };
-    if digits.len() % 2 != 0
-        || !(1..=12).contains(month)
-        || !(1..=31).contains(day)
-        || *hour > 23
-        || *minute > 59
-        || *second > 60
-    {
-        return None;
-    }
-    // Days since 1970, with years that begin in March, so that the day that some years have more is their last.
-    let (year, month) = if *month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
-    let days = 365 * year + year.div_euclid(4) - year.div_euclid(100)
-        + year.div_euclid(400)
-        + (153 * month + 2) / 5
-        + day
-        - 719_469;
-    Some(((days * 24 + hour) * 60 + minute) * 60 + second)
+    let certificate = x509_cert::Certificate::from_der(certificate).ok()?;
+    let end = certificate.tbs_certificate().validity().not_after.to_unix_duration();
+    i64::try_from(end.as_secs()).ok()
 }
 
 #[cfg(test)]

@@ -11,8 +11,10 @@ from rendering import ROOT, Object, chart, defaults, objects, only
 from table import described
 
 # What a planner is told by other values than `planner`, or by nobody.
-ELSEWHERE = {"database-url", "database-url-file", "settings-file", "token-file", "help", "version"}
-ELSEWHERE |= {"tls-cert-file", "tls-key-file", "tls-client-ca-file"}
+ELSEWHERE = {
+    *("database-url", "database-url-file", "settings-file", "token-file", "help", "version"),
+    *("tls-cert-file", "tls-key-file", "tls-client-ca-file"),
+}
 
 
 class Told(NamedTuple):

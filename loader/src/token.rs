@@ -7,11 +7,10 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use reqwest::Url;
-use rustix::fs::OFlags;
-use tokio::io::AsyncReadExt;
+use rfork_tls::files;
 
 /// The longest file that is read, in bytes: a planner reads a header of 8 KiB.
-const MAX_BYTES: usize = 8 * 1024 - 7;
+const MAX_BYTES: u64 = 8 * 1024 - 7;
 /// How long reading it may take: it may be on a disk that is away.
 const READ_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -44,25 +43,13 @@ impl TokenFile {
     /// [`TokenError`].
     pub async fn header(&self) -> Result<HeaderValue, TokenError> {
         let failed = |why: String| TokenError { path: self.0.clone(), why };
-        let reading = async {
-            // A pipe would keep us until somebody writes, and a device has no end.
-            let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-            let flags = i32::try_from(flags.bits()).unwrap_or_default();
-            let file = tokio::fs::OpenOptions::new().read(true).custom_flags(flags).open(&self.0).await?;
-            if !file.metadata().await?.is_file() {
-                return Err(std::io::Error::other("it is not a regular file"));
-            }
-            let mut text = Vec::new();
-            file.take(MAX_BYTES as u64 + 1).read_to_end(&mut text).await?;
-            Ok(text)
-        };
+        let path = self.0.clone();
+        let reading = tokio::task::spawn_blocking(move || files::bounded(&path, MAX_BYTES));
         let text = match tokio::time::timeout(READ_DEADLINE, reading).await {
-            Ok(read) => read.map_err(|error| failed(error.to_string()))?,
+            Ok(Ok(read)) => read.map_err(|error| failed(error.to_string()))?,
+            Ok(Err(_)) => return Err(failed("reading it was stopped".into())),
             Err(_) => return Err(failed(format!("it was not read within {READ_DEADLINE:?}"))),
         };
-        if text.len() > MAX_BYTES {
-            return Err(failed(format!("the file has more than {MAX_BYTES} bytes")));
-        }
         let token = text.trim_ascii();
         if token.is_empty() || !token.iter().all(u8::is_ascii_graphic) {
             return Err(failed("it must have visible ASCII characters alone".into()));

@@ -1,11 +1,9 @@
 //! A TOML file that a planner reads: bounded, and what is wrong in it is named with its line.
 
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use rfork_protocol::shown::Shown;
-use rustix::fs::{Mode, OFlags};
+use rfork_tls::files;
 
 /// The largest file that is read, in bytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
@@ -63,26 +61,14 @@ pub(crate) fn parsed<T>(
     })
 }
 
-/// A file's text. What is no plain file, or grows while it is read, keeps nobody: a pipe would wait for its writer, and a
-/// device has no end.
+/// A file's text.
 ///
 /// # Errors
 /// [`FileError::Unreadable`].
 pub(crate) fn text(path: &Path) -> Result<String, FileError> {
-    let read = || {
-        let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(path, OFlags::RDONLY | flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        let mut text = String::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_string(&mut text)?;
-        if text.len() as u64 > MAX_FILE_BYTES {
-            return Err(std::io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes")));
-        }
-        Ok(text)
-    };
-    read().map_err(|error| FileError::Unreadable { path: path.to_owned(), reason: error.to_string() })
+    let unreadable = |reason: String| FileError::Unreadable { path: path.to_owned(), reason };
+    let bytes = files::bounded(path, MAX_FILE_BYTES).map_err(|error| unreadable(error.to_string()))?;
+    String::from_utf8(bytes).map_err(|_| unreadable("it is not valid UTF-8".into()))
 }
 
 /// Where in its text an error is.
@@ -92,20 +78,16 @@ pub(crate) fn place(error: &toml::de::Error) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use rustix::fs::{CWD, FileType, mknodat};
-
     use super::*;
 
     #[test]
-    fn what_is_no_plain_file_of_a_bounded_size_keeps_nobody() {
+    fn what_is_no_text_of_a_bounded_size_is_refused() {
         let home = tempfile::tempdir().unwrap();
         let of = |name: &str| home.path().join(name);
-        mknodat(CWD, of("pipe"), FileType::Fifo, Mode::RUSR, 0).unwrap();
         std::fs::write(of("long"), " ".repeat(usize::try_from(MAX_FILE_BYTES).unwrap() + 1)).unwrap();
         std::fs::write(of("bytes"), b"\xff").unwrap();
         std::fs::write(of("longest"), " ".repeat(usize::try_from(MAX_FILE_BYTES).unwrap())).unwrap();
         for (path, said) in [
-            (of("pipe"), "it is not a regular file"),
             ("/dev/zero".into(), "it is not a regular file"),
             (home.path().to_owned(), "it is not a regular file"),
             (of("long"), "it has more than 1048576 bytes"),

@@ -1,12 +1,12 @@
-//! Files of PEM: bounded, and what is wrong is said with the file's name and without its content.
+//! Files that are read whole: bounded, and what is wrong is said with the file's name and without its content.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
 
-/// The largest file that is read, in bytes: all CAs of a system have a quarter of it.
+/// The largest file of PEM that is read, in bytes: all CAs of a system have a quarter of it.
 pub const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// A file that cannot be used. Its text holds nothing of the file.
@@ -29,26 +29,31 @@ impl FileError {
     }
 }
 
-/// A file's bytes. What is no plain file, or is too long, keeps nobody: a pipe would wait for its writer, and a device has no
-/// end.
+/// The bytes of a file of PEM.
 ///
 /// # Errors
 /// [`FileError`].
 pub fn read(path: &Path) -> Result<Vec<u8>, FileError> {
-    let reading = || {
-        let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
-        let file = File::from(rustix::fs::open(path, OFlags::RDONLY | flags, Mode::empty())?);
-        if !file.metadata()?.is_file() {
-            return Err(std::io::Error::other("it is not a regular file"));
-        }
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(std::io::Error::other(format!("it has more than {MAX_FILE_BYTES} bytes")));
-        }
-        Ok(bytes)
-    };
-    reading().map_err(|error| FileError::new(path, error.to_string()))
+    bounded(path, MAX_FILE_BYTES).map_err(|error| FileError::new(path, error.to_string()))
+}
+
+/// The bytes of a file that has `most_bytes` at most. What is no plain file, or grows while it is read, keeps nobody: a pipe
+/// would wait for its writer, and a device has no end.
+///
+/// # Errors
+/// What the system says, or that it is no such file.
+pub fn bounded(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::from(rustix::fs::open(path, OFlags::RDONLY | flags, Mode::empty())?);
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("it is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(most_bytes.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most_bytes {
+        return Err(io::Error::other(format!("it has more than {most_bytes} bytes")));
+    }
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -154,14 +154,7 @@ pub(crate) async fn a_drained_seed_stays_out_for_its_day<H: Home>() {
         bench.restart(RULES).await;
         bench.step(DRAIN_MEMORY_MS - 1);
         bench.store.sweep().await.unwrap();
-        let beat = Command::Beat {
-            identity: identity(1),
-            key: key("k"),
-            incarnation: None,
-            age_ms: 0,
-            owner: Owner::default(),
-            progress: None,
-        };
+        let beat = heartbeat(1, "k");
         assert_eq!(bench.one(beat).await, Outcome::Heard(Heard::Draining, None), "after steps of {step} ms");
         bench.set_clock(-step);
         bench.step(DRAIN_MEMORY_MS);

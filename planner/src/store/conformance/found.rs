@@ -41,15 +41,8 @@ pub(crate) async fn no_false_refusal_when_another_seed_of_a_full_host_holds_some
     let bench = Bench::<H>::new(Rules { overrides, ..RULES }).await;
     let on_host = |seed: u8, text: &str| {
         let location = Location { host: Some("h".into()), ..Location::default() };
-        let profile = Box::new(Profile { location, ..Profile::default() });
-        Command::Register {
-            identity: identity(seed),
-            key: key(text),
-            profile,
-            age_ms: 0,
-            client: None,
-            owner: Owner::default(),
-        }
+        let profile = Profile { location, ..Profile::default() };
+        registering(seed, text, profile)
     };
     bench.apply(&[on_host(1, "k"), on_host(2, "k")]).await;
     assert_eq!(bench.acquire("k", 1).await, Some(identity(1)));
@@ -61,14 +54,7 @@ pub(crate) async fn no_false_refusal_when_another_seed_of_a_full_host_holds_some
 
 pub(crate) async fn a_heartbeat_beside_its_seed_s_registration_is_told_the_number<H: Home>() {
     let bench = Bench::<H>::new(RULES).await;
-    let beat = Command::Beat {
-        identity: identity(1),
-        key: key("k"),
-        incarnation: None,
-        age_ms: 0,
-        owner: Owner::default(),
-        progress: None,
-    };
+    let beat = heartbeat(1, "k");
     let outcomes = bench.apply(&[register(1, "k"), beat]).await;
     let Outcome::Registered(Registration::New, number) = outcomes[0] else { panic!("{outcomes:?}") };
     assert_eq!(outcomes[1], Outcome::Heard(super::super::Heard::Known, Some(number)));

@@ -25,15 +25,8 @@ impl<H: Home> Bench<H> {
 }
 
 fn tell(seed: u8, text: &str, incarnation: &str) -> Command {
-    let profile = Box::new(Profile { incarnation: Some(incarnation.into()), ..Profile::default() });
-    Command::Register {
-        identity: identity(seed),
-        key: key(text),
-        profile,
-        age_ms: 0,
-        client: None,
-        owner: Owner::default(),
-    }
+    let profile = Profile { incarnation: Some(incarnation.into()), ..Profile::default() };
+    registering(seed, text, profile)
 }
 
 fn finish(seed: u8, number: u32, report: Report, account: Account) -> Command {

@@ -28,17 +28,8 @@ pub(crate) async fn seeds_are_listed_by_what_they_are<H: Home>() {
     bench.step(RULES.heartbeat_ttl_ms);
     let model_url = Some("/m".to_owned());
     let labels = rfork_protocol::v1::Labels { model_url: model_url.clone(), ..Default::default() };
-    let profile = Box::new(Profile { labels, instance_id: Some("i".into()), ..Profile::default() });
-    bench
-        .apply(&[Command::Register {
-            identity: identity(2),
-            key: key("k"),
-            profile,
-            age_ms: 0,
-            client: None,
-            owner: Owner::default(),
-        }])
-        .await;
+    let profile = Profile { labels, instance_id: Some("i".into()), ..Profile::default() };
+    bench.apply(&[registering(2, "k", profile)]).await;
     assert!(bench.acquire("k", 1).await.is_some());
     bench.register(3, "failed").await;
     assert!(bench.acquire("failed", 2).await.is_some());

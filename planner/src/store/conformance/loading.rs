@@ -76,14 +76,7 @@ pub(crate) fn complete(seed: u8, content: &str) -> Command {
         content_id: Some(content.into()),
         ..Profile::default()
     };
-    Command::Register {
-        identity: identity(seed),
-        key: key("k"),
-        profile: Box::new(profile),
-        age_ms: 0,
-        client: None,
-        owner: Owner::default(),
-    }
+    registering(seed, "k", profile)
 }
 
 pub(super) fn grant(outcome: &Outcome) -> Option<Grant> {

@@ -142,13 +142,30 @@ impl<H: Home> Bench<H> {
 }
 
 pub(crate) fn register(seed: u8, text: &str) -> Command {
+    registering(seed, text, Profile::default())
+}
+
+/// The registration of a seed that tells this of itself.
+pub(crate) fn registering(seed: u8, text: &str, profile: Profile) -> Command {
     Command::Register {
         identity: identity(seed),
         key: key(text),
-        profile: Box::default(),
+        profile: Box::new(profile),
         age_ms: 0,
         client: None,
         owner: Owner::default(),
+    }
+}
+
+/// A heartbeat that tells nothing but that the seed lives.
+pub(crate) fn heartbeat(seed: u8, text: &str) -> Command {
+    Command::Beat {
+        identity: identity(seed),
+        key: key(text),
+        incarnation: None,
+        age_ms: 0,
+        owner: Owner::default(),
+        progress: None,
     }
 }
 

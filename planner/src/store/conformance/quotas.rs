@@ -37,14 +37,7 @@ pub(crate) async fn what_is_there_goes_on_while_there_is_room_for_no_other_seed<
         let (registration, id) = bench.register(1, "k").await;
         assert_eq!(registration, Registration::Repeated);
         assert_eq!(bench.store.flush(&[Beat { seed_id: id, age_ms: 0 }]).await.unwrap().len(), 0);
-        let beat = Command::Beat {
-            identity: identity(1),
-            key: key("k"),
-            incarnation: None,
-            age_ms: 0,
-            owner: Owner::default(),
-            progress: None,
-        };
+        let beat = heartbeat(1, "k");
         assert!(matches!(bench.one(beat).await, Outcome::Heard(Heard::Known, _)));
         let lease = 1 + u32::from(restarts);
         let seed = bench.acquire("k", lease).await.unwrap();
@@ -161,17 +154,8 @@ pub(crate) async fn only_so_many_requests_are_remembered<H: Home>() {
 pub(crate) async fn only_so_many_instances_are_remembered<H: Home>() {
     let room = Room { instances: 1, ..Room::AMPLE };
     let bench = Bench::<H>::new(Rules { capacity: 9, ..rules(room) }).await;
-    let profile = Box::new(Profile { instance_id: Some("old".into()), ..Profile::default() });
-    bench
-        .apply(&[Command::Register {
-            identity: identity(1),
-            key: key("k"),
-            profile,
-            age_ms: 0,
-            client: None,
-            owner: Owner::default(),
-        }])
-        .await;
+    let profile = Profile { instance_id: Some("old".into()), ..Profile::default() };
+    bench.apply(&[registering(1, "k", profile)]).await;
     for (number, expected) in [(1, Some("old".to_owned())), (2, None), (1, Some("old".to_owned()))] {
         let instance = format!("new-{number}");
         let wish = Box::new(Wish { instance_id: Some(instance.clone()), ..Wish::default() });

@@ -439,14 +439,7 @@ pub(crate) async fn a_silence_does_not_bring_a_drained_seed_back<H: Home>() {
     };
     for silence in [RULES.heartbeat_ttl_ms, DRAIN_MEMORY_MS - 1] {
         silent_and_swept(silence).await;
-        let beat = Command::Beat {
-            identity: identity(1),
-            key: key("k"),
-            incarnation: None,
-            age_ms: 0,
-            owner: Owner::default(),
-            progress: None,
-        };
+        let beat = heartbeat(1, "k");
         assert_eq!(one(&bench, beat).await, Outcome::Heard(Heard::Draining, None));
         for (seed, profile) in [(1, told.clone()), (2, Profile::default())] {
             let registered = one(&bench, tell(identity(seed), "k", profile)).await;

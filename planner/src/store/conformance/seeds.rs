@@ -130,15 +130,8 @@ pub(crate) async fn a_heartbeat_that_registers_nothing_keeps_a_known_seed<H: Hom
     };
     assert_eq!(beat("k", "1", 0).await, (Heard::Unknown, None));
     assert_eq!(bench.view(1).await, None, "it was not registered");
-    let profile = Box::new(Profile { incarnation: Some("1".into()), ..Profile::default() });
-    let registered = Command::Register {
-        identity: identity(1),
-        key: key("k"),
-        profile,
-        age_ms: 0,
-        client: None,
-        owner: Owner::default(),
-    };
+    let profile = Profile { incarnation: Some("1".into()), ..Profile::default() };
+    let registered = registering(1, "k", profile);
     // In one batch, and again later.
     let outcomes = bench.apply(&[registered, told("k", "1", 0)]).await;
     let Outcome::Registered(New, id) = outcomes[0] else { panic!("{outcomes:?}") };

@@ -349,16 +349,7 @@ pub(crate) async fn a_silent_seed_that_is_heard_of_serves_who_waits<H: Home>() {
     bench.register(1, "k").await;
     bench.step(RULES.heartbeat_ttl_ms);
     queued(&bench, queue("k", 1, 50_000)).await;
-    bench
-        .apply(&[Command::Beat {
-            identity: identity(1),
-            key: key("k"),
-            incarnation: None,
-            age_ms: 0,
-            owner: Owner::default(),
-            progress: None,
-        }])
-        .await;
+    bench.apply(&[heartbeat(1, "k")]).await;
     assert_eq!(collect(&bench).await, [(1, Some(identity(1)))]);
 }
 

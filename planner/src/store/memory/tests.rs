@@ -7,11 +7,10 @@ use async_trait::async_trait;
 use super::paper::{Failure, Paper};
 use super::{MirrorStore, Own};
 use crate::decide::quota::Quota;
-use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::commands::NoRoom;
-use crate::store::conformance::{self, Home, RULES, acquire, register, release, remove};
+use crate::store::conformance::{self, Home, RULES, acquire, register, registering, release, remove};
 use crate::store::simulation::{self, Ground};
 use crate::store::{
     ApplyList, Clock, Command, LeaseSecret, Outcome, Registration, Room, Rules, Store, StoreError,
@@ -141,19 +140,8 @@ async fn a_planner_that_is_full_remembers_no_more_instances() {
     let of = |instance: &str| Some(instance.to_owned());
     let paper = Paper::default();
     let store = paper.open(RULES, Clock::System).await;
-    let profile = Box::new(Profile { instance_id: of("old"), ..Profile::default() });
-    let Command::Register { identity, key, age_ms, .. } = register(1, "k") else { unreachable!() };
-    store
-        .apply_list(&[Command::Register {
-            identity,
-            key,
-            profile,
-            age_ms,
-            client: None,
-            owner: Owner::default(),
-        }])
-        .await
-        .unwrap();
+    let profile = Profile { instance_id: of("old"), ..Profile::default() };
+    store.apply_list(&[registering(1, "k", profile)]).await.unwrap();
     for (bytes, number, expected) in [(1 << 20, 1, of("old")), (0, 2, None)] {
         let room = Room { seeds: 1, bytes, ..Room::AMPLE };
         let store = paper.open(Rules { room, ..RULES }, Clock::System).await;

@@ -12,7 +12,7 @@ use crate::domain::seed::{Heard, Profile, Registration, Removal};
 use crate::domain::terms::Overrides;
 use crate::store::conformance::waiting::{attempt, leave_attempt};
 use crate::store::conformance::{
-    self, Home, RULES, acquire, identity, key, register, release, remove, renew,
+    self, Home, RULES, acquire, identity, key, register, registering, release, remove, renew,
 };
 use crate::store::{ApplyList, Command, Leaving, Left, Outcome};
 use cluster::Cluster;
@@ -413,15 +413,8 @@ async fn planners_that_claim_on_one_host_at_once_keep_its_bound() {
     let rules = Rules { overrides, ..RULES };
     let on_host = |seed, text| {
         let location = Location { host: Some("h".into()), ..Location::default() };
-        let profile = Box::new(Profile { location, ..Profile::default() });
-        Command::Register {
-            identity: identity(seed),
-            key: key(text),
-            profile,
-            age_ms: 0,
-            client: None,
-            owner: Owner::default(),
-        }
+        let profile = Profile { location, ..Profile::default() };
+        registering(seed, text, profile)
     };
     let open = async || PostgresStore::open(&url, patient(), rules.clone(), Clock::System).await.unwrap();
     let stores = [open().await, open().await];

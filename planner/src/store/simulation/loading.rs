@@ -12,7 +12,7 @@ use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::conformance::loading::RULES;
-use crate::store::conformance::{Bench, Home, identity, key, lease};
+use crate::store::conformance::{Bench, Home, identity, key, lease, registering};
 use crate::store::listed::{Command, Outcome};
 use crate::store::{Grant, Registration, Report, Rules};
 
@@ -450,15 +450,7 @@ impl<H: Home> Play<H> {
             origin: origin.map(named),
             ..Profile::default()
         };
-        let profile = Box::new(profile);
-        let command = Command::Register {
-            identity: identity(name),
-            key: key("k"),
-            profile,
-            age_ms: 0,
-            client: None,
-            owner: Owner::default(),
-        };
+        let command = registering(name, "k", profile);
         let outcome = self.apply(command).await;
         let Outcome::Registered(registration, _) = outcome else { panic!("{outcome:?}") };
         if registration != Registration::Draining {

@@ -5,11 +5,10 @@ use rfork_protocol::v2::Advice;
 
 use super::{asker, stalled};
 use crate::domain::chain::{Held, Progress};
-use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
 use crate::domain::seed::Profile;
 use crate::store::conformance::loading::{RULES, complete};
-use crate::store::conformance::{Bench, Home, identity, key, lease};
+use crate::store::conformance::{Bench, Home, identity, key, lease, registering};
 use crate::store::listed::{Command, Outcome};
 use crate::store::{Grant, Report};
 
@@ -298,15 +297,7 @@ impl<H: Home> Play<H> {
             content_id: Some("x".into()),
             ..Profile::default()
         };
-        let profile = Box::new(profile);
-        let mut commands = vec![Command::Register {
-            identity: identity(name),
-            key: key("k"),
-            profile,
-            age_ms: 0,
-            client: None,
-            owner: Owner::default(),
-        }];
+        let mut commands = vec![registering(name, "k", profile)];
         if let Some((source, number)) = self.worker(name).source.take() {
             commands.push(Command::Release {
                 identity: identity(source),

@@ -4,12 +4,14 @@
 //! clients are closed and connections are bounded, because the process around it runs inference. When there are as many as
 //! may be, the one makes room that has asked for nothing, or taken nothing of its answer, for longest.
 //!
-//! A worker that still loads listens before it has documents. A request may wait for them, for a bounded time.
+//! A worker that still loads listens before it has documents. A request may wait for them, for a bounded time. It is
+//! healthy from then on, as peers may read there, and ready once it holds everything.
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -24,7 +26,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::metadata::{
-    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, MAX_WAIT_MS, Metadata, SERVICE_HEADER,
+    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, MAX_WAIT_MS, Metadata, READY_PATH, SERVICE_HEADER,
     SHAPE_INFO_PATH, WAIT_PARAMETER, encode_other_key, encode_other_key_shapes,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -78,6 +80,8 @@ struct Shared {
     id: String,
     /// `None` while there is nothing to be told.
     documents: watch::Sender<Option<Arc<Documents>>>,
+    /// Whether it holds everything.
+    complete: AtomicBool,
     waiting: Places,
     stop: CancellationToken,
 }
@@ -117,6 +121,7 @@ impl SeedService {
             key: key.clone(),
             id,
             documents: watch::Sender::new(None),
+            complete: AtomicBool::new(false),
             waiting: Places::new(MAX_WAITING, GRACE),
             stop: CancellationToken::new(),
         });
@@ -125,6 +130,7 @@ impl SeedService {
             .route(SHAPE_INFO_PATH, get(shape_info))
             .route(FETCH_SEED_PATH, get(|| async { Json(serde_json::json!({"status": "ok"})) }))
             .route(HEALTH_PATH, get(health))
+            .route(READY_PATH, get(ready))
             .with_state(shared.clone());
         let connections = TaskTracker::new();
         let serving = Serving { router, head_deadline, stop: shared.stop.clone() };
@@ -136,6 +142,11 @@ impl SeedService {
     pub fn publish(&self, metadata: &Metadata, fields: EntryFields) {
         let (info, shapes) = (metadata.encode(fields).into(), metadata.encode_shapes().into());
         self.shared.documents.send_replace(Some(Arc::new(Documents { info, shapes })));
+    }
+
+    /// Says that what is told is held, all of it.
+    pub fn complete(&self) {
+        self.shared.complete.store(true, Ordering::Release);
     }
 
     /// Tells nothing any more, until there is something again.
@@ -375,6 +386,14 @@ async fn health(State(shared): State<Arc<Shared>>, RawQuery(query): RawQuery) ->
         _ => StatusCode::BAD_REQUEST,
     };
     (status, [(SERVICE_HEADER, shared.id.clone())]).into_response()
+}
+
+async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) {
+    if shared.complete.load(Ordering::Acquire) {
+        (StatusCode::OK, "ok")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "this worker still loads")
+    }
 }
 
 /// The bytes of the query's `seed_key`. Decoded here because a key need not be UTF-8.

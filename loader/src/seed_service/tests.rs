@@ -77,6 +77,10 @@ async fn who_waits_is_told_when_there_is_something_to_tell() {
     let answer = waiting.await.unwrap().unwrap().bytes().await.unwrap();
     assert_eq!(Metadata::decode(&answer).unwrap(), metadata());
     assert_eq!(status(&url).await, 200);
+    let ready = format!("{base}{READY_PATH}");
+    assert_eq!(status(&ready).await, 503, "who waits for a whole seed");
+    service.complete();
+    assert_eq!(status(&ready).await, 200);
 }
 
 #[tokio::test]

@@ -122,6 +122,7 @@ impl Session {
         let was = model.memory.growing().map(|growing| growing.origin);
         service
             .publish(&metadata(self.engine.as_ref(), session, &model.manifest, (root, was)), self.fields());
+        service.complete();
         let identity = self.identity(&service)?;
         let reach = Reach { content: Some(content.id), ..self.reach(&service, identity.clone()) };
         let advert = Advert {

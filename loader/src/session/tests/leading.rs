@@ -31,7 +31,7 @@ async fn storage_is_read_once_and_the_others_fork() {
     let mut sessions = Vec::new();
     for reader in readers {
         let (session, report, memory) = reader.ends().await;
-        assert!(bytes(&memory) == bytes(&loaded(&planner, 1, 1000.0).await.1));
+        assert!(bytes(&memory) == pattern(1));
         from_storage += report.shares.iter().filter(|share| share.source == Source::Storage).count();
         sessions.push(session);
     }
@@ -181,7 +181,7 @@ async fn what_is_read_from_storage_is_passed_on_as_it_comes() {
     storage.goes_on.notify_one();
     for one in [leader, reader] {
         let (_session, report, memory) = one.ends().await;
-        assert!(bytes(&memory) == bytes(&loaded(&planner, 1, 1000.0).await.1));
+        assert!(bytes(&memory) == pattern(1));
         assert_eq!(report.content, loaded(&planner, 1, 1000.0).await.1.content().map(|content| content.id));
         assert_eq!(report.shares.len(), 1, "all from one source");
     }
@@ -227,7 +227,7 @@ async fn orphan(storage: &Arc<Pattern>) -> (Arc<Planner>, LoadReport, Arc<Weight
 async fn who_reads_on_for_a_leader_that_is_gone_compares_what_it_has() {
     let storage = Pattern::new(1);
     let (planner, report, memory) = orphan(&storage).await;
-    assert!(bytes(&memory) == bytes(&loaded(&planner, 1, 1000.0).await.1));
+    assert!(bytes(&memory) == pattern(1));
     let [read, checked] =
         [&storage.read_bytes, &storage.checked_bytes].map(|bytes| bytes.load(Ordering::SeqCst));
     assert_eq!(read + checked, report.bytes, "each once");
@@ -243,7 +243,7 @@ async fn who_reads_on_for_a_leader_that_is_gone_compares_what_it_has() {
 async fn where_storage_has_changed_meanwhile_nothing_of_before_stays() {
     let storage = Pattern::new(2);
     let (planner, report, memory) = orphan(&storage).await;
-    assert!(bytes(&memory) == bytes(&loaded(&planner, 2, 1000.0).await.1));
+    assert!(bytes(&memory) == pattern(2));
     assert_eq!(report.shares.len(), 1, "{report:?}");
     planner.look(|state| {
         let origins: std::collections::HashSet<_> =
@@ -343,5 +343,5 @@ async fn where_storage_has_other_bytes_than_the_source_the_load_starts_over() {
         state.seeds.clear();
     });
     let (_session, _, memory) = reader.ends().await;
-    assert!(bytes(&memory) == bytes(&loaded(&planner, 2, 1000.0).await.1), "nothing of before stays");
+    assert!(bytes(&memory) == pattern(2), "nothing of before stays");
 }

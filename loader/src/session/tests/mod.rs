@@ -5,6 +5,7 @@
 use std::io::Write;
 
 use async_trait::async_trait;
+use rfork_protocol::manifest::content::ChunkDigests;
 use rfork_protocol::manifest::{FORMAT_ND, NO_ADDRESS};
 use rfork_protocol::v2::{SeedPhase, TransferOutcome};
 use tokio::task::JoinHandle;
@@ -13,8 +14,8 @@ use super::stall::StallRule;
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
 use crate::digest::{ChunkDigest, DigestAlgorithm};
-use crate::fallback::FillRequest;
-use crate::fallback::{FallbackError, Fills, NoFallback};
+use crate::engine::memory::ChunkWriter;
+use crate::fallback::{FallbackError, FillRequest, Fills, NoFallback};
 
 mod healing;
 mod leading;
@@ -99,6 +100,29 @@ impl Pattern {
         }
     }
 
+    /// Fills a chunk, and holds it if it is what is expected.
+    fn read(
+        &self,
+        mut writer: ChunkWriter,
+        chunk: u32,
+        memory: &WeightMemory,
+        expected: Option<&ChunkDigests>,
+    ) -> Result<(), FallbackError> {
+        let len = writer.len();
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&self.bytes_of(chunk, len)).unwrap();
+        writer.read_file_at(&file, 0, 0, len).unwrap();
+        let mut digest = ChunkDigest::start(memory.algorithm());
+        writer.digest(0, len, &mut digest).unwrap();
+        let digest = digest.finish();
+        if expected.is_some_and(|expected| expected.digests[chunk as usize] != digest) {
+            return Err(other_bytes(chunk));
+        }
+        writer.commit_as(digest);
+        self.read_bytes.fetch_add(len as u64, std::sync::atomic::Ordering::SeqCst);
+        Ok(())
+    }
+
     /// Compares what is held.
     fn check(&self, memory: &Arc<WeightMemory>, chunk: u32) -> Result<(), FallbackError> {
         let bytes = self.bytes_of(chunk, memory.begin_read(chunk).unwrap().len());
@@ -108,9 +132,13 @@ impl Pattern {
         if memory.digest(chunk) == Some(digest.finish()) {
             return Ok(());
         }
-        let (tensor, path) = ("t0000".into(), "pattern".into());
-        Err(FallbackError::OtherBytes(crate::storage::StorageError::Mismatch { chunk, tensor, path }))
+        Err(other_bytes(chunk))
     }
+}
+
+fn other_bytes(chunk: u32) -> FallbackError {
+    let (tensor, path) = ("t0000".into(), "pattern".into());
+    FallbackError::OtherBytes(crate::storage::StorageError::Mismatch { chunk, tensor, path })
 }
 
 #[async_trait]
@@ -124,16 +152,8 @@ impl Fallback for Arc<Pattern> {
         for (read, chunk) in (0..).zip(request.chunks.iter()) {
             held.remove(chunk);
             self.may_go_on(read, &request.cancel).await?;
-            let Some(mut writer) = request.memory.begin_write(chunk) else { continue };
-            let len = writer.len();
-            let bytes = self.bytes_of(chunk, len);
-            let mut file = tempfile::tempfile().unwrap();
-            file.write_all(&bytes).unwrap();
-            writer.read_file_at(&file, 0, 0, len).unwrap();
-            let mut digest = ChunkDigest::start(request.memory.algorithm());
-            writer.digest(0, len, &mut digest).unwrap();
-            writer.commit_as(digest.finish());
-            self.read_bytes.fetch_add(len as u64, std::sync::atomic::Ordering::SeqCst);
+            let Some(writer) = request.memory.begin_write(chunk) else { continue };
+            self.read(writer, chunk, &request.memory, request.expected.as_ref())?;
         }
         self.may_go_on(request.chunks.len(), &request.cancel).await?;
         if request.checks_held {
@@ -141,6 +161,13 @@ impl Fallback for Arc<Pattern> {
         }
         Ok(())
     }
+}
+
+/// The pattern of `salt`.
+fn pattern(salt: u8) -> Vec<u8> {
+    let (memory, pattern) = (memory(), Pattern::new(salt));
+    let len = |chunk| memory.begin_write(chunk).unwrap().len();
+    (0..memory.plan().count()).flat_map(|chunk| pattern.bytes_of(chunk, len(chunk))).collect()
 }
 
 fn bytes(memory: &Arc<WeightMemory>) -> Vec<u8> {
@@ -179,10 +206,15 @@ async fn session_over(planner: &Planner, options: TcpOptions, mib_per_sec: f64, 
     session
 }
 
-/// A worker that has read the pattern of `salt` from storage, and serves when it is told to.
+/// A worker that holds the pattern of `salt`, whatever seeds there are, and serves when it is told to.
 async fn loaded(planner: &Planner, salt: u8, mib_per_sec: f64) -> (Session, Arc<WeightMemory>) {
     let (mut session, memory) = (session(planner, mib_per_sec, PATIENT).await, memory());
-    session.load(&manifest(), memory.clone(), &Pattern::new(salt), &CancellationToken::new()).await.unwrap();
+    let storage = Pattern::new(salt);
+    for chunk in 0..memory.plan().count() {
+        storage.read(memory.begin_write(chunk).unwrap(), chunk, &memory, None).unwrap();
+    }
+    memory.forget_all().unwrap();
+    session.adopt(&manifest(), memory.clone()).await.unwrap();
     (session, memory)
 }
 

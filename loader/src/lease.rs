@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rfork_protocol::SeedIdentity;
+use rfork_protocol::manifest::content::ContentId;
 use rfork_protocol::v1::LeaseRef;
 use rfork_protocol::v2::{Advice, Source};
 use tokio::runtime::Handle;
@@ -35,6 +36,8 @@ pub(crate) struct Lease {
     advised_to_read: CancellationToken,
     /// What the seed is as a source, if this worker is a loading seed.
     source: Option<Source>,
+    /// The contents that may be read under it; `None`: any.
+    pinned: Option<Vec<ContentId>>,
     /// Whether the planner has said that it does not know the lease.
     gone: Arc<AtomicBool>,
     releases: Releases,
@@ -53,7 +56,7 @@ impl Lease {
         releases: Releases,
         reporting: Option<Reporting>,
     ) -> Self {
-        let Grant { reference, ttl, since, source } = grant;
+        let Grant { reference, ttl, since, source, pinned } = grant;
         let (lost, gone) = (CancellationToken::new(), Arc::<AtomicBool>::default());
         let [advised_to_move, advised_to_read] = [CancellationToken::new(), CancellationToken::new()];
         let told = source.clone().zip(reporting).map(|(source, reporting)| Told {
@@ -78,6 +81,7 @@ impl Lease {
             advised_to_move,
             advised_to_read,
             source,
+            pinned,
             gone,
             releases,
             _renewal: renewal,
@@ -97,6 +101,12 @@ impl Lease {
     /// What the seed is as a source, if the grant made this worker a loading seed.
     pub(crate) fn source(&self) -> Option<&Source> {
         self.source.as_ref()
+    }
+
+    /// Whether bytes of this content may be read under it, and others not.
+    pub(crate) fn allows(&self, content: Option<ContentId>) -> bool {
+        let among = |pinned: &Vec<ContentId>| content.is_some_and(|content| pinned.contains(&content));
+        self.pinned.as_ref().is_none_or(among)
     }
 
     /// The lease itself, for requests.

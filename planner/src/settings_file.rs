@@ -21,6 +21,11 @@
 //! network = "10.1.0.0/16"
 //! zone = "a"
 //! rack = "a-17"
+//!
+//! # What the seeds of a key may hold, as `rfork digest --algorithm blake3` names it. Others are offered to nobody.
+//! [[pin]]
+//! key = "/models/dsv4$*"
+//! content = ["blake3:6a0d1c6f9b7e5d8f3a2b4c1d0e9f8a7b6c5d4e3f2a1b0c9d8e7f6a5b4c3d2e1f"]
 //! ```
 
 use std::net::IpAddr;
@@ -33,12 +38,15 @@ use toml::Spanned;
 
 use crate::domain::location::Location;
 use crate::domain::network::Network;
+use crate::domain::pins::{Pinned, Pins};
 use crate::domain::terms::{BadHosts, Hosts, Overrides, Pattern, Selector};
 use crate::settings::MAX_POINTS;
 use crate::toml_file::{self, FileError, Wrong};
 
 /// The most rules of one kind: every registration looks at them.
 const MAX_RULES: usize = 1_000;
+/// The most contents of one pin: each grant of its keys tells them.
+const MAX_PINNED: usize = 16;
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -77,6 +85,8 @@ struct File {
     host_capacity: Vec<HostRule>,
     #[serde(default)]
     location: Vec<LocationRule>,
+    #[serde(default)]
+    pin: Vec<PinRule>,
 }
 
 #[derive(Deserialize)]
@@ -106,6 +116,13 @@ struct HostRule {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
+struct PinRule {
+    key: String,
+    content: Spanned<Vec<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct LocationRule {
     network: Spanned<Network>,
     zone: Option<Name>,
@@ -125,8 +142,8 @@ impl FileSettings {
     fn parse(text: &str) -> Result<Self, Wrong> {
         let file: File = toml::from_str(text)
             .map_err(|error| Wrong { at: toml_file::place(&error), reason: error.message().to_owned() })?;
-        let counts =
-            [file.capacity.len(), file.lease_ttl.len(), file.host_capacity.len(), file.location.len()];
+        let File { capacity, lease_ttl, host_capacity, location, pin } = &file;
+        let counts = [capacity.len(), lease_ttl.len(), host_capacity.len(), location.len(), pin.len()];
         if counts.iter().any(|count| *count > MAX_RULES) {
             return Err(Wrong { at: 0, reason: format!("more than {MAX_RULES} rules of one kind") });
         }
@@ -146,10 +163,23 @@ impl FileSettings {
             let leases = bounded(&what, "leases", &rule.leases, 1..=100_000)?;
             Ok((hosts(&what, "host", &rule.host)?, leases))
         });
+        let pins = file.pin.into_iter().enumerate().map(|(at, rule)| {
+            let ids = rule.content.get_ref();
+            let pinned = match ids.len() {
+                1..=MAX_PINNED => Pinned::new(ids.iter().map(String::as_str)).map_err(|bad| bad.to_string()),
+                many => Err(format!("must be 1 to {MAX_PINNED} content ids, got {many}")),
+            };
+            let wrong = |reason| Wrong {
+                at: rule.content.span().start,
+                reason: format!("pin rule {}: content {reason}", at + 1),
+            };
+            Ok((Pattern::new(&rule.key), pinned.map_err(wrong)?))
+        });
         let overrides = Overrides {
             capacity: capacity.collect::<Result<_, Wrong>>()?,
             lease_ttl_ms: lease_ttl_ms.collect::<Result<_, Wrong>>()?,
             host_capacity: host_capacity.collect::<Result<_, Wrong>>()?,
+            pins: Pins(pins.collect::<Result<_, Wrong>>()?),
         };
         let networks = file.location.into_iter().enumerate().map(|(at, rule)| {
             let location = Location {
@@ -233,7 +263,22 @@ mod tests {
         assert_eq!((terms.capacity, terms.lease_ttl_ms, terms.host_capacity), (4, 300_000, Some(8)));
         let near = settings.networks.locate("10.1.9.9".parse().unwrap());
         assert_eq!((near.zone.as_deref(), near.rack.as_deref()), (Some("a"), Some("a-17")));
+        assert_eq!(settings.overrides.pins.of(&key).map(|pinned| pinned.ids().len()), Some(1));
         assert!(settings.networks.locate("10.2.9.9".parse().unwrap()).is_unknown());
+    }
+
+    #[test]
+    fn what_the_documents_show_is_read() {
+        let pages = [include_str!("../../docs/settings-file.md"), include_str!("../../docs/security.md")];
+        for (page, told) in pages.iter().zip([5, 1]) {
+            let blocks = page.split("```toml\n").skip(1).map(|rest| rest.split("```").next().unwrap());
+            let blocks: Vec<_> = blocks.filter(|block| !block.contains("[[principal]]")).collect();
+            assert_eq!(blocks.len(), 1);
+            let overrides = FileSettings::parse(blocks[0]).unwrap().overrides;
+            let Overrides { capacity, lease_ttl_ms, host_capacity, pins } = overrides;
+            let rules = capacity.len() + lease_ttl_ms.len() + host_capacity.len() + pins.0.len();
+            assert_eq!(rules, told);
+        }
     }
 
     #[test]
@@ -274,6 +319,9 @@ mod tests {
                 2,
                 "host_capacity rule 1: host must be a network",
             ),
+            ("[[pin]]\nkey = 'k'\ncontent = []", 3, "pin rule 1: content must be 1 to 16 content ids, got 0"),
+            ("[[pin]]\nkey = 'k'\ncontent = ['blake3:1f']", 3, "pin rule 1: content must be content ids"),
+            ("[[pin]]\ncontent = []", 1, "missing field `key`"),
             ("capacities = 1", 1, "unknown field `capacities`"),
             (r#""a\u001b[2J\n" = 1"#, 1, r"unknown field `a\u{1b}[2J\n`"),
         ] {

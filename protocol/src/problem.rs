@@ -90,6 +90,9 @@ codes! {
     /// A seed of somebody else lives at this address, which is its owner's until it is silent for its time to live. It is no
     /// fault of the request: addresses are used again.
     SeedOwned = "seed-owned", 503, "A seed of somebody else lives at this address";
+    /// The seed does not hold what the planner's settings pin its key to. To clients that know no pins it is no fault of theirs:
+    /// what they hold may be pinned later.
+    NotPinned = "not-pinned", 503, "The key is pinned to other weights";
     /// The planner is being stopped; another replica serves.
     Stopping = "stopping", 503, "The planner is stopping";
     /// No answer within the request's deadline. The request may still take effect.

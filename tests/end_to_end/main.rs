@@ -18,6 +18,7 @@ mod forks;
 mod generations;
 mod identity;
 mod npu;
+mod pins;
 mod planner;
 mod replicas;
 mod settings;

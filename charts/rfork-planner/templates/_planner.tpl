@@ -123,7 +123,7 @@ be written as 1e+06. */}}
 {{- range $rules }}
 [[{{ snakecase $kind }}]]
 {{- range $name, $value := . }}
-{{ $name }} = {{ if kindIs "string" $value }}{{ toJson $value }}{{ else }}{{ int64 $value }}{{ end }}
+{{ $name }} = {{ if or (kindIs "string" $value) (kindIs "slice" $value) }}{{ toJson $value }}{{ else }}{{ int64 $value }}{{ end }}
 {{- end }}
 {{ end }}
 {{- end }}

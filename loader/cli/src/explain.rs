@@ -117,6 +117,7 @@ fn why(verdict: Verdict, suspect_for_ms: Option<u64>) -> String {
         Verdict::Silent => "not heard of for too long".into(),
         Verdict::Draining => "offered no more".into(),
         Verdict::Excluded => "excluded by the request".into(),
+        Verdict::NotPinned => "its weights are none that the key is pinned to".into(),
         Verdict::Loading => "still loads; for workers that can read from such a seed".into(),
     }
 }

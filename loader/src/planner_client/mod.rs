@@ -11,6 +11,7 @@ use http::StatusCode;
 use http::header::AUTHORIZATION;
 use hyper_util::client::legacy::connect::HttpInfo;
 use reqwest::{Client, RequestBuilder, Response, Url};
+use rfork_protocol::manifest::content::ContentId;
 use rfork_protocol::shown::Shown;
 use rfork_protocol::v1::{Labels, LeaseRef};
 use rfork_protocol::v2::{
@@ -127,6 +128,8 @@ pub struct Grant {
     pub since: Instant,
     /// What the seed is as a source, if this worker is registered as a loading seed now.
     pub source: Option<Source>,
+    /// The contents that the key is pinned to; none of them, if the planner names what this version does not know. `None`: any.
+    pub pinned: Option<Vec<ContentId>>,
 }
 
 /// What a planner says to a question for a seed.

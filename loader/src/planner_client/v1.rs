@@ -23,6 +23,7 @@ impl PlannerClient {
                     ttl,
                     since: asked_at,
                     source: None,
+                    pinned: None,
                 }))
             }
             StatusCode::NOT_FOUND => Ok(None),

@@ -199,7 +199,12 @@ impl PlannerClient {
                     // Granted after the wait, so no earlier than this.
                     let since = asked_at + Duration::from_millis(granted.waited_ms.min(v2::MAX_WAIT_MS));
                     let ttl = Some(Duration::from_millis(granted.ttl_ms));
-                    return Ok(Acquired::Granted(Grant { reference, ttl, since, source: granted.source }));
+                    // What cannot be read is nothing that this worker could hold.
+                    let known = |pinned: Vec<v2::Name>| {
+                        pinned.iter().filter_map(|id| id.as_str().parse().ok()).collect()
+                    };
+                    let (source, pinned) = (granted.source, granted.pinned.map(known));
+                    return Ok(Acquired::Granted(Grant { reference, ttl, since, source, pinned }));
                 }
                 Err(Failed::Problem(StatusCode::NOT_FOUND | StatusCode::CONFLICT, problem)) => {
                     tracing::debug!(code = problem.code, "no seed was granted");

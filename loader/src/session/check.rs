@@ -13,6 +13,7 @@ use rfork_protocol::v2::SeedPhase;
 use super::load::Load;
 use super::progress::Phase;
 use super::state::{Event, Offered};
+use crate::lease::Lease;
 use crate::planner_client::TransferReport;
 use crate::seed_client;
 
@@ -64,6 +65,16 @@ impl Load<'_> {
             return Event::Disagreed;
         }
         match self.root_of(&metadata) {
+            Ok(root) if !is_allowed(lease, root.as_ref()) => {
+                let content = root.as_ref().and_then(Root::content).map(|content| content.id.to_string());
+                tracing::warn!(%seed, content, "the seed does not hold what the key is pinned to: no byte is read");
+                self.report(TransferReport::Failed {
+                    reason: "content",
+                    bytes: 0,
+                    duration: begun.elapsed(),
+                });
+                Event::SeedFailed
+            }
             Ok(root) => {
                 let offered = match &root {
                     None => Offered::Unnamed,
@@ -131,5 +142,13 @@ impl Load<'_> {
             return Err("its content id does not fit its manifest and digests".into());
         }
         Ok(Some(extension.root.clone()))
+    }
+}
+
+/// Whether a seed may be read whose bytes have this name. What grows has no content id yet: it is compared when it has.
+fn is_allowed(lease: &Lease, root: Option<&Root>) -> bool {
+    match root {
+        Some(Root::Growing(_)) => true,
+        root => lease.allows(root.and_then(Root::content).map(|content| content.id)),
     }
 }

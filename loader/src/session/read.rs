@@ -169,6 +169,8 @@ impl<'a> Load<'a> {
             lease.confirm().await;
         }
         let (seed, lost) = (reading.seed.clone(), lease.lost().is_cancelled());
+        let content = self.memory.content().map(|content| content.id);
+        let is_allowed = lease.allows(content);
         // One that loads itself may start over or be gone, and one that is silent may only stall: that is no fault of a
         // seed's.
         let is_silent = in_a_chain && matches!(result, Err(ReadError::Silent { .. }));
@@ -177,6 +179,12 @@ impl<'a> Load<'a> {
         let bytes = self.memory.held_bytes().saturating_sub(reading.held_before);
         let duration = reading.begun.elapsed();
         let failed = |reason| TransferReport::Failed { reason, bytes, duration };
+        if is_whole && !is_allowed {
+            let content = content.map(|content| content.to_string());
+            tracing::warn!(%seed, content, "what came is nothing that the key is pinned to: it is dropped");
+            self.report(failed("content"));
+            return Ok(Event::NotPinned);
+        }
         self.report(match &result {
             Err(ReadError::Hung { .. }) => failed("lost"),
             Ok(_) if self.memory.all_held() => TransferReport::Done { bytes, duration },

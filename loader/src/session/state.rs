@@ -180,6 +180,8 @@ pub(super) enum Event {
     AllHeld,
     /// Storage holds other bytes than the seed did.
     OtherBytes,
+    /// Everything came, and is none of what the key is pinned to.
+    NotPinned,
     /// Storage cannot be read, and there is a seed.
     StorageFailed,
 }
@@ -233,6 +235,13 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
         }
         (S::Checking(tried) | S::Reading(tried) | S::Seeking(tried), E::SourceGone) => {
             (S::Seeking(tried), vec![])
+        }
+
+        // What it read from while that grew, nobody could name before.
+        (S::Reading(tried) | S::Seeking(tried), E::NotPinned) => {
+            let tried = Tried { held: Held::Nothing, ..tried };
+            let (next, effects) = another_seed(tried, Effect::Condemn, limits);
+            (next, START_OVER.into_iter().chain(effects).collect())
         }
 
         (S::Reading(tried), E::Stalled) => (S::Seeking(tried), vec![]),

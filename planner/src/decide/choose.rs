@@ -48,13 +48,13 @@ impl Candidates {
             if self.at.contains_key(&row.id) || row.state(now, rules) != State::Live {
                 continue;
             }
-            self.put(row, now);
+            self.put(row, now, rules);
         }
     }
 
     /// A seed is there now, or has changed.
-    fn put(&mut self, row: &SeedRow, now: i64) {
-        let candidate = candidate(row, now);
+    fn put(&mut self, row: &SeedRow, now: i64, rules: &Rules) {
+        let candidate = candidate(row, now, rules);
         if let Some(at) = self.at.get(&row.id) {
             self.all[*at] = candidate;
         } else {
@@ -66,7 +66,7 @@ impl Candidates {
     /// A seed may have changed, come, or gone.
     pub(super) fn see(&mut self, tables: &Tables, now: i64, rules: &Rules, id: i64) {
         match tables.seed(id).filter(|row| row.state(now, rules) == State::Live) {
-            Some(row) => self.put(row, now),
+            Some(row) => self.put(row, now, rules),
             None => self.remove(id),
         }
     }
@@ -104,7 +104,7 @@ impl Candidates {
     }
 }
 
-fn candidate(row: &SeedRow, now: i64) -> Candidate {
+fn candidate(row: &SeedRow, now: i64, rules: &Rules) -> Candidate {
     Candidate {
         id: row.id,
         identity: row.identity.clone(),
@@ -118,6 +118,7 @@ fn candidate(row: &SeedRow, now: i64) -> Candidate {
         root: row.root().map(str::to_owned),
         origin: row.profile.origin.clone(),
         loading: row.loading.as_deref().cloned(),
+        barred: row.is_barred(rules),
         reserve: row.free_reserve(now),
     }
 }
@@ -274,7 +275,7 @@ mod tests {
     /// The same, by all seeds and one after the other.
     fn expected(seeds: &[SeedRow], asks: &[Acquire], rules: &Rules) -> Vec<Option<i64>> {
         let live = seeds.iter().filter(|row| row.state(NOW, rules) == State::Live);
-        let mut all: Vec<Candidate> = live.map(|row| candidate(row, NOW)).collect();
+        let mut all: Vec<Candidate> = live.map(|row| candidate(row, NOW, rules)).collect();
         let mut sources: HashMap<String, String> = HashMap::new();
         let chosen = asks.iter().map(|ask| {
             let mut wish = ask.wish.as_ref().clone();

@@ -1,7 +1,10 @@
 //! Why a worker got nothing.
 
+use std::sync::Arc;
+
 use rfork_protocol::SeedKey;
 
+use super::rows::SeedRow;
 use super::tables::Tables;
 use crate::domain::seed::State;
 use crate::store::{Refusal, Rules};
@@ -9,8 +12,9 @@ use crate::store::{Refusal, Rules};
 /// The reason that there is no seed of a key for somebody, by the seeds that were seen and a witness of the others.
 pub(super) fn reason(tables: &Tables, now: i64, rules: &Rules, key: &SeedKey) -> Refusal {
     let mut reason = Refusal::UnknownKey;
-    // Who has just begun to read storage is no seed to anybody.
-    for row in tables.seeds_of(key).filter(|row| !row.is_nameless()) {
+    // Who has just begun to read storage is no seed to anybody, nor is who holds what the key is not pinned to.
+    let is_one = |row: &&Arc<SeedRow>| !row.is_nameless() && !row.is_barred(rules);
+    for row in tables.seeds_of(key).filter(is_one) {
         match row.state(now, rules) {
             State::Live => return Refusal::AllBusy,
             State::Suspect => reason = Refusal::AllSuspect,
@@ -22,11 +26,8 @@ pub(super) fn reason(tables: &Tables, now: i64, rules: &Rules, key: &SeedKey) ->
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use proptest::prelude::*;
 
-    use super::super::rows::SeedRow;
     use super::super::testing::{NOW, any_seeds, key, rules, tables};
     use super::*;
     use crate::domain::policy::Policy;

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::tables::Tables;
 use super::{end, remember};
-use crate::domain::seed::{self, Profile, Registration};
+use crate::domain::seed::{self, Known, Profile, Registration};
 use crate::store::Rules;
 use crate::store::commands::{Register, Unregistered};
 use crate::store::history::{EventKind, Happened};
@@ -12,7 +12,8 @@ use crate::store::history::{EventKind, Happened};
 /// Registers a seed, or hears that it is still there.
 ///
 /// # Errors
-/// There is no room for one more, or a seed of somebody else lives there.
+/// There is no room for one more, a seed of somebody else lives there, or it holds what its key is not pinned to. Of what was
+/// known at its address nothing remains then.
 pub(super) fn register(
     tables: &mut Tables,
     now: i64,
@@ -24,6 +25,13 @@ pub(super) fn register(
     let known = row.as_ref().map(|row| row.known(now, rules));
     let heard_ms = now.saturating_sub(*age_ms);
     let registration = seed::register(known.as_ref(), key, profile, owner)?;
+    if is_barred(rules, command, registration, known.as_ref()) {
+        // That it loaded here before is over as well.
+        if let Some(row) = row {
+            end::seed(tables, now, rules, row.id);
+        }
+        return Err(Unregistered::NotPinned);
+    }
     let id = match (registration, row.zip(known)) {
         (Registration::New, _) | (_, None) => {
             tables.room_for_seed(key, *client, rules)?;
@@ -72,6 +80,17 @@ pub(super) fn register(
     };
     tables.own(id, owner);
     Ok((registration, id))
+}
+
+/// Whether a seed does not hold what its key is pinned to. What it told before of the same memory it need not tell again.
+fn is_barred(rules: &Rules, command: &Register, registration: Registration, known: Option<&Known>) -> bool {
+    let Some(pinned) = rules.pinned(&command.key) else { return false };
+    let before = match registration {
+        Registration::New | Registration::NewHolding => None,
+        Registration::Repeated | Registration::Completed | Registration::Draining => known,
+    };
+    let content_id = command.profile.content_id.as_deref();
+    !pinned.allow(content_id.or(before.and_then(|known| known.profile.content_id.as_deref())), false)
 }
 
 #[cfg(test)]

@@ -129,6 +129,12 @@ impl SeedRow {
         loading.map_or(self.profile.content_id.as_deref(), |loading| loading.root.as_deref())
     }
 
+    /// Whether its bytes are none that its key is pinned to, as far as it says what they are: it is offered to nobody.
+    pub fn is_barred(&self, rules: &Rules) -> bool {
+        let pinned = rules.pinned(&self.key);
+        pinned.is_some_and(|pinned| !pinned.allow(self.root(), self.loading.is_some()))
+    }
+
     /// How long it may be silent until it is not offered, in milliseconds.
     pub(super) fn silent_after_ms(&self, rules: &Rules) -> i64 {
         self.loading.as_ref().map_or(rules.heartbeat_ttl_ms, |loading| loading.silent_after_ms())

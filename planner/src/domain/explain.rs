@@ -67,6 +67,7 @@ mod tests {
                         root: None,
                         origin: None,
                         loading: None,
+                        barred: false,
                         reserve: None,
                     };
                     (

@@ -7,6 +7,7 @@ pub mod location;
 pub mod network;
 pub mod owner;
 pub mod pace;
+pub mod pins;
 pub mod policy;
 pub mod seed;
 pub mod terms;

@@ -128,6 +128,8 @@ pub struct Candidate {
     pub origin: Option<String>,
     /// What is known of it while it loads; `None` for a complete seed.
     pub loading: Option<Loading>,
+    /// Whether its bytes are none that its key is pinned to.
+    pub barred: bool,
     /// The point that a loading seed has beyond its capacity, if it is free: for readers whose source stalls.
     pub reserve: Option<u32>,
 }
@@ -225,13 +227,17 @@ pub enum Obstacle {
     HostFull,
     /// The worker does not want it.
     Excluded,
+    /// Its bytes are none that its key is pinned to.
+    Barred,
     /// It still loads, and the worker cannot read from such; or it is no source for this one.
     NoSource,
 }
 
 /// What keeps a candidate from being chosen, if anything.
 pub fn obstacle(candidate: &Candidate, wish: &Wish, hosts: &HostRoom) -> Option<Obstacle> {
-    if wish.exclude.contains(&candidate.identity) {
+    if candidate.barred {
+        Some(Obstacle::Barred)
+    } else if wish.exclude.contains(&candidate.identity) {
         Some(Obstacle::Excluded)
     } else if !candidate.may_be_read_by(wish.reader.as_deref()) {
         Some(Obstacle::NoSource)
@@ -313,6 +319,7 @@ mod tests {
             root: None,
             origin: None,
             loading: None,
+            barred: false,
             reserve: None,
         }
     }

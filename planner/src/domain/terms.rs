@@ -8,6 +8,7 @@ use rfork_protocol::shown::Shown;
 use rfork_protocol::{Host, SeedKey};
 
 use super::network::Network;
+use super::pins::Pins;
 
 /// The terms of one seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,6 +135,8 @@ pub struct Overrides {
     pub lease_ttl_ms: Vec<(Selector, i64)>,
     /// Leases of all seeds of a host together.
     pub host_capacity: Vec<(Hosts, u32)>,
+    /// What seeds may hold.
+    pub pins: Pins,
 }
 
 impl Overrides {
@@ -169,6 +172,7 @@ mod tests {
             capacity: vec![(by_key.clone(), 4), (by_seed, 2)],
             lease_ttl_ms: vec![(by_model, 300_000)],
             host_capacity: vec![("10.1.*".parse().unwrap(), 9)],
+            pins: Pins::default(),
         };
         let terms = |text: &str, model_url: Option<&str>, host: &str| {
             rules.terms(1, 60_000, &Subject { key: &key(text), model_url, host })

@@ -31,6 +31,7 @@ pub(super) async fn register(api: &Api, permit: &Permit, command: Register) -> R
         Ok((registration, _)) => Ok(registration),
         Err(Unregistered::NoRoom(no_room)) => Err(Undone::NoRoom(no_room)),
         Err(Unregistered::Owned) => permit.of_another(None).map_err(Undone::Denied),
+        Err(Unregistered::NotPinned) => Err(permit.not_pinned().into()),
     }
 }
 

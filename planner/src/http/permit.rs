@@ -74,6 +74,12 @@ impl Permit {
         all_the_same.ok_or(Denied::Owner)
     }
 
+    /// This request registers what its key is not pinned to. Whoever asks is refused.
+    pub(super) fn not_pinned(&self) -> Denied {
+        self.tell(Denied::NotPinned, true);
+        Denied::NotPinned
+    }
+
     /// It is refused when that is enforced.
     fn deny(&self, denied: Denied) -> Result<(), Denied> {
         let is_refused = self.api.identity.mode() == Mode::Enforce;
@@ -179,6 +185,7 @@ impl Denied {
             Self::TooMany => Code::TooManyFailures,
             Self::Undecided => Code::IssuerUnavailable,
             Self::Owner => Code::SeedOwned,
+            Self::NotPinned => Code::NotPinned,
             _ if self.wants_credential() => Code::Unauthenticated,
             _ => Code::Forbidden,
         }
@@ -188,7 +195,7 @@ impl Denied {
     pub(super) fn come_back_ms(self) -> Option<u64> {
         match self {
             Self::TooMany => Some(COME_BACK_SEC * 1_000),
-            Self::Undecided | Self::Owner => Some(1_000),
+            Self::Undecided | Self::Owner | Self::NotPinned => Some(1_000),
             _ => None,
         }
     }

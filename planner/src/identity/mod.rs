@@ -147,6 +147,12 @@ pub enum Denied {
          its owner, the address is free"
     )]
     Owner,
+    /// It registers what its key is not pinned to.
+    #[error(
+        "the settings file pins this key to other weights; a content that can be pinned takes rfork_digest=blake3 where storage is \
+         read"
+    )]
+    NotPinned,
 }
 
 impl Denied {
@@ -162,6 +168,7 @@ impl Denied {
             Self::Role(_) => "role",
             Self::Key => "key",
             Self::Owner => "owner",
+            Self::NotPinned => "pin",
         }
     }
 

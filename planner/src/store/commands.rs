@@ -472,6 +472,8 @@ pub enum Unregistered {
     NoRoom(NoRoom),
     /// A seed of somebody else lives there.
     Owned,
+    /// It does not hold what its key is pinned to.
+    NotPinned,
 }
 
 impl From<NoRoom> for Unregistered {

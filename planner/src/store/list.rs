@@ -123,6 +123,8 @@ pub struct SeedEntry {
     pub suspect_ms: Option<i64>,
     /// Failures since it last proved to be well.
     pub failures: u32,
+    /// Whether its bytes are none that its key is pinned to.
+    pub barred: bool,
     /// What it told of itself.
     pub profile: Profile,
     /// Whose it is.
@@ -157,6 +159,7 @@ impl SeedEntry {
             unused_ms: (row.used_ms > 0).then(|| now.saturating_sub(row.used_ms).max(0)),
             suspect_ms: (suspect_until_ms > now).then(|| suspect_until_ms.saturating_sub(now)),
             failures: row.health.failures,
+            barred: row.is_barred(rules),
             profile: row.profile.as_ref().clone(),
             owner: row.owner.clone(),
             host_room,

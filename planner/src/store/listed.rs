@@ -129,6 +129,8 @@ pub(crate) enum Outcome {
     NoRoom(NoRoom),
     /// Of [`Command::Register`]: a seed of somebody else lives there.
     Owned,
+    /// A registration of what its key is not pinned to.
+    NotPinned,
     /// Of [`Command::Beat`], with the store's number of the seed if that is offered.
     Heard(Heard, Option<i64>),
     /// Of [`Command::Acquire`]. It is refused only when no seed that may be offered has a free point.

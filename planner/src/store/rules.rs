@@ -6,6 +6,7 @@ use rfork_protocol::{SeedIdentity, SeedKey};
 
 use super::history::Keep;
 use crate::domain::health::BackOff;
+use crate::domain::pins::Pinned;
 use crate::domain::policy::Policy;
 use crate::domain::seed::Profile;
 use crate::domain::terms::{Overrides, Subject, Terms};
@@ -108,6 +109,11 @@ impl Rules {
             Some(overrides) => overrides.terms(self.capacity, self.lease_ttl_ms, subject),
             None => Terms { capacity: self.capacity, lease_ttl_ms: self.lease_ttl_ms, host_capacity: None },
         }
+    }
+
+    /// What the seeds of a key may hold, if that is pinned.
+    pub(crate) fn pinned(&self, key: &SeedKey) -> Option<&Pinned> {
+        self.overrides.as_ref()?.pins.of(key)
     }
 
     /// Whether what seeds of a host lend together is bounded for any host.

@@ -42,6 +42,7 @@ macro_rules! on_both_stores {
 mod calls;
 mod document;
 mod history;
+mod pins;
 mod refusals;
 
 /// A planner over a new file.

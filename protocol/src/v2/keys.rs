@@ -160,6 +160,8 @@ pub enum Verdict {
     Draining,
     /// The request excludes it.
     Excluded,
+    /// Its weights are none that the key is pinned to.
+    NotPinned,
     /// It still loads: only who can read from such a seed is granted one.
     Loading,
 }

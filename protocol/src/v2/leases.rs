@@ -85,6 +85,9 @@ pub struct Granted {
     /// What the seed is as a source; told to who told what it would be as a loading seed, and was registered as one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
+    /// The content ids that the key is pinned to: a reader takes no others. None: any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pinned: Option<Vec<Name>>,
 }
 
 /// `POST /v2/leases/renew`: the worker still reads.

@@ -432,14 +432,14 @@ proptest! {
 
     #[test]
     fn answers_are_read_as_they_were_written(
-        seed in summaries(), lease in "[0-9a-f]{32}", ttl_ms: u64, waited_ms: u64, source in maybe(sources()), next in maybe(prop::collection::vec(any::<u8>(), 1..9)),
+        seed in summaries(), lease in "[0-9a-f]{32}", ttl_ms: u64, waited_ms: u64, source in maybe(sources()), pinned in maybe(prop::collection::vec(origins(), 0..3)), next in maybe(prop::collection::vec(any::<u8>(), 1..9)),
     ) {
         let next = next.map(|bytes| Cursor::of(&bytes));
         kept_with_more(&Registered { registration: Registration::NewHolding, heartbeat_interval_ms: ttl_ms, heartbeat_ttl_ms: ttl_ms })?;
         kept_with_more(&HeartbeatResults { results: vec![BeatResult { seed: seed.seed.clone(), status: BeatStatus::Unknown }] })?;
         kept_with_more(&Drained { active_leases: seed.used })?;
         kept_with_more(&Deregistered { state: Deregistration::Draining })?;
-        kept_with_more(&Granted { lease_id: LeaseId::new(lease).unwrap(), seed: seed.seed.clone(), ttl_ms, waited_ms, source })?;
+        kept_with_more(&Granted { lease_id: LeaseId::new(lease).unwrap(), seed: seed.seed.clone(), ttl_ms, waited_ms, source, pinned })?;
         kept_with_more(&Renewed { ttl_ms, renew_after_ms: None, advice: None })?;
         kept_with_more(&Renewed { ttl_ms, renew_after_ms: Some(waited_ms), advice: Some(Advice::Move) })?;
         kept_with_more(&Released {})?;

@@ -207,6 +207,7 @@ fn events() -> impl Strategy<Value = Event> {
         Just(Event::Led),
         Just(Event::AllHeld),
         Just(Event::OtherBytes),
+        Just(Event::NotPinned),
         Just(Event::StorageFailed),
     ]
 }

@@ -19,6 +19,7 @@ use crate::fallback::{FallbackError, FillRequest, Fills, NoFallback};
 
 mod healing;
 mod leading;
+mod pins;
 mod planner;
 mod resting;
 

@@ -43,6 +43,8 @@ pub(super) struct State {
     /// Whether nobody is answered, and how many were not.
     pub(super) is_silent: bool,
     pub(super) unanswered: usize,
+    /// What each grant says that the key is pinned to.
+    pub(super) pinned: Option<Vec<Name>>,
     /// Whether a reader may be granted who reads from it.
     pub(super) makes_circles: bool,
     /// Who reads storage while others wait, if it gives that right: the last who asked when nobody had it.
@@ -130,7 +132,8 @@ impl State {
             point,
         });
         let lease_id = rfork_protocol::LeaseId::new(lease).unwrap();
-        Some(Granted { lease_id, seed, ttl_ms: 60_000, waited_ms: 0, source })
+        let pinned = self.pinned.clone();
+        Some(Granted { lease_id, seed, ttl_ms: 60_000, waited_ms: 0, source, pinned })
     }
 
     fn claim(&mut self, claim: Claim) -> Claimed {

@@ -77,6 +77,7 @@ fn candidate(seed: &SeedEntry) -> Candidate {
         root: seed.profile.content_id.clone(),
         origin: seed.profile.origin.clone(),
         loading: seed.loading.as_ref().map(|entry| entry.loading.clone()),
+        barred: seed.barred,
         reserve: None,
     }
 }
@@ -88,6 +89,7 @@ fn told(verdict: explain::Verdict) -> (Verdict, Option<u32>) {
         explain::Verdict::Obstacle(Obstacle::Full) => (Verdict::Full, None),
         explain::Verdict::Obstacle(Obstacle::HostFull) => (Verdict::HostFull, None),
         explain::Verdict::Obstacle(Obstacle::Excluded) => (Verdict::Excluded, None),
+        explain::Verdict::Obstacle(Obstacle::Barred) => (Verdict::NotPinned, None),
         explain::Verdict::Obstacle(Obstacle::NoSource) => (Verdict::Loading, None),
         explain::Verdict::NotOffered(State::Suspect) => (Verdict::Suspect, None),
         explain::Verdict::NotOffered(State::Silent) => (Verdict::Silent, None),
@@ -115,6 +117,7 @@ mod tests {
             unused_ms: None,
             suspect_ms: None,
             failures: 0,
+            barred: false,
             owner: Owner::default(),
             profile: Profile::default(),
             host_room: None,

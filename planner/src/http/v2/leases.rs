@@ -62,7 +62,8 @@ pub(super) async fn acquire(call: Call<Acquire>) -> Result<Granted, Refused> {
             let waited_ms = if wait_ms > 0 { super::millis(begun.elapsed()) } else { 0 };
             tracing::debug!(%seed, key = %ask.key, lease = %lease_id, waited_ms, "granted");
             let source = source.map(|source| loading::source(*source));
-            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source })
+            let pinned = api.file.overrides.pins.of(&ask.key).map(|pinned| pinned.ids().to_vec());
+            Ok(Granted { lease_id, seed, ttl_ms: lease_ttl_ms.unsigned_abs(), waited_ms, source, pinned })
         }
         Err(AcquireError::Refused(refusal)) => Err(refused(refusal)),
         Err(AcquireError::Superseded) => Err(refused(Refusal::LeaseEnded)),

@@ -91,6 +91,7 @@ fn in_order(outcomes: &Outcomes, places: &[At]) -> Result<Vec<Outcome>, StoreErr
                 Ok((registration, id)) => Outcome::Registered(*registration, *id),
                 Err(Unregistered::NoRoom(no_room)) => Outcome::NoRoom(*no_room),
                 Err(Unregistered::Owned) => Outcome::Owned,
+                Err(Unregistered::NotPinned) => Outcome::NotPinned,
             },
             At::Heartbeat(at) => {
                 let (heard, id) = outcomes.heartbeats.get(at)?;

@@ -70,6 +70,7 @@ pub(super) fn told(outcome: &Outcome) -> Told {
         Outcome::Registered(registration, number) => Told::Registered(*registration, *number),
         Outcome::Owned => Told::Owned,
         Outcome::NoRoom(_) => panic!("there is room"),
+        Outcome::NotPinned => panic!("nothing is pinned"),
         Outcome::Claimed(_) => panic!("nobody asked: the histories of loading seeds do"),
         Outcome::Heard(heard, number) => Told::Heard(*heard, *number),
         Outcome::Acquired(Err(refusal)) => Told::Refused(*refusal),

@@ -127,6 +127,7 @@ impl World {
                     .map(|(_, capacity)| ("10.0.0.*".parse().unwrap(), capacity))
                     .into_iter()
                     .collect(),
+                ..Overrides::default()
             })),
             history: Keep { ms: HISTORY_MS, leases: 3, events: 3 },
             room: Room::AMPLE,

@@ -22,6 +22,13 @@ pub(crate) struct HeldCursor {
     at: usize,
 }
 
+impl HeldCursor {
+    /// Behind so many chunks of the same log.
+    pub(crate) fn behind(self, chunks: usize) -> Self {
+        Self { at: chunks, ..self }
+    }
+}
+
 impl HeldLog {
     /// A chunk is held from now on.
     pub(crate) fn push(&mut self, chunk: u32) {
@@ -39,13 +46,14 @@ impl HeldLog {
         HeldCursor { generation: self.generation, at: 0 }
     }
 
-    /// The chunks since the cursor was here last; `None` when what it had seen was forgotten.
-    pub(crate) fn next(&self, cursor: &mut HeldCursor) -> Option<Vec<u32>> {
+    /// The next chunks since the cursor was here last, so many at most; `None` when what it had seen was forgotten.
+    pub(crate) fn next(&self, cursor: &mut HeldCursor, at_most: usize) -> Option<Vec<u32>> {
         if cursor.generation != self.generation {
             return None;
         }
-        let new = self.chunks.get(cursor.at..).unwrap_or_default().to_vec();
-        cursor.at = self.chunks.len();
+        let new = self.chunks.get(cursor.at..).unwrap_or_default();
+        let new = new[..new.len().min(at_most)].to_vec();
+        cursor.at += new.len();
         Some(new)
     }
 }
@@ -179,7 +187,7 @@ mod tests {
 
         #[test]
         fn every_cursor_sees_each_chunk_once_until_all_is_forgotten(
-            steps in prop::collection::vec((0u32..1_000, any::<bool>(), any::<bool>()), 0..60)
+            steps in prop::collection::vec((0u32..1_000, any::<bool>(), any::<bool>()), 0..60), at_most in 1usize..4
         ) {
             let mut log = HeldLog::default();
             let (mut pushed, mut seen) = (Vec::new(), Vec::new());
@@ -188,20 +196,25 @@ mod tests {
                 log.push(chunk);
                 pushed.push(chunk);
                 if looks {
-                    seen.extend(log.next(&mut cursor).unwrap());
-                    prop_assert_eq!(&seen, &pushed);
+                    let new = log.next(&mut cursor, at_most).unwrap();
+                    prop_assert_eq!(new.len(), at_most.min(pushed.len() - seen.len()));
+                    seen.extend(new);
+                    prop_assert_eq!(&seen, &pushed[..seen.len()]);
+                    // One that was told elsewhere how far it is sees the same.
+                    prop_assert_eq!(log.begin().behind(seen.len()), cursor);
                 }
                 // Seldom: both flips, and a quarter of the numbers.
                 if forgets && looks && chunk < 250 {
                     log.forget();
                     log.push(chunk);
-                    prop_assert_eq!(log.next(&mut cursor), None, "a cursor of before");
+                    prop_assert_eq!(log.next(&mut cursor, at_most), None, "a cursor of before");
                     cursor = log.begin();
                     (pushed, seen) = (vec![chunk], Vec::new());
                 }
             }
-            seen.extend(log.next(&mut cursor).unwrap());
+            seen.extend(log.next(&mut cursor, usize::MAX).unwrap());
             prop_assert_eq!(seen, pushed);
+            prop_assert_eq!(log.next(&mut log.begin().behind(usize::MAX), at_most), Some(Vec::new()));
         }
     }
 }

@@ -178,7 +178,7 @@ pub fn check_magic(bytes: &[u8]) -> Result<(), FrameError> {
 }
 
 /// Ranges of these chunks, in this order; neighbours are put together.
-fn ranges_of(chunks: impl IntoIterator<Item = u32>) -> Vec<Range> {
+pub(crate) fn ranges_of(chunks: impl IntoIterator<Item = u32>) -> Vec<Range> {
     let mut ranges: Vec<Range> = Vec::new();
     for chunk in chunks {
         match ranges.last_mut() {

@@ -63,7 +63,7 @@ impl FromStr for ContentId {
     }
 }
 
-fn hash_from_hex(text: &str) -> Option<[u8; 32]> {
+pub(super) fn hash_from_hex(text: &str) -> Option<[u8; 32]> {
     let mut hash = [0; 32];
     if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
         return None;

@@ -337,9 +337,10 @@ impl WeightMemory {
         self.log().begin()
     }
 
-    /// The chunks that came to be held since the cursor was here last, in that order; `None` once all was forgotten.
-    pub(crate) fn held_since(&self, cursor: &mut HeldCursor) -> Option<Vec<u32>> {
-        self.log().next(cursor)
+    /// The next chunks that came to be held since the cursor was here last, in that order and so many at most; `None` once all
+    /// was forgotten.
+    pub(crate) fn held_since(&self, cursor: &mut HeldCursor, at_most: usize) -> Option<Vec<u32>> {
+        self.log().next(cursor, at_most)
     }
 
     /// Changes whenever a chunk comes to be held.

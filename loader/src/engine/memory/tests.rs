@@ -67,7 +67,7 @@ fn a_chunk_is_held_and_in_the_log_at_once() {
     drop(log);
     committing.join().unwrap();
     assert!(memory.begin_read(0).is_some());
-    assert_eq!(memory.held_since(&mut memory.held_cursor()), Some(vec![0]));
+    assert_eq!(memory.held_since(&mut memory.held_cursor(), usize::MAX), Some(vec![0]));
 }
 
 #[test]

@@ -433,7 +433,8 @@ async fn announce(
     let (mut announced, mut is_final, mut byte) = (0, false, [0]);
     loop {
         // Excluded: a chunk of other bytes is announced. When everything was forgotten since, the log says so.
-        let Some(mut chunks) = memory.held_since(&mut cursor).filter(|_| memory.is_named(root)) else {
+        let Some(mut chunks) = memory.held_since(&mut cursor, usize::MAX).filter(|_| memory.is_named(root))
+        else {
             return Ok(());
         };
         if announced == 0 {

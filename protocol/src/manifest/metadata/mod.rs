@@ -21,7 +21,10 @@ use super::{Manifest, ManifestError, Tensor};
 use crate::host::Host;
 use crate::shown::Shown;
 
+mod held;
 mod wire;
+
+pub use held::{BadHeld, Epoch, HELD_PATH, HeldChunks, HeldQuestion, MAX_HELD_BYTES, MAX_TOLD_CHUNKS};
 
 use wire::{
     DtypesOut, EntriesOut, ExtensionOut, FormatsOut, InfoDocument, InfoIn, Named, Served, Shape, ShapesIn,

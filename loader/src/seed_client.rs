@@ -10,6 +10,10 @@ use rfork_protocol::{Host, SeedIdentity, SeedKey};
 
 use crate::http::BodyError;
 
+mod held;
+
+pub use held::HeldClient;
+
 /// The longest metadata that is read: three times what the largest models in the field have. 100,000 tensors take 21 MB.
 const MAX_METADATA_BYTES: usize = 64 << 20;
 /// What is longer is read on a thread for what takes long: 100,000 tensors take a tenth of a second.
@@ -35,10 +39,12 @@ pub enum SeedMetadataError {
         status: u16,
     },
     /// More than is sensible.
-    #[error("the seed at {seed} sends more than {MAX_METADATA_BYTES} bytes of metadata")]
+    #[error("the seed at {seed} sends more than {most_bytes} bytes of metadata")]
     TooLarge {
         /// `host:port` of the seed.
         seed: String,
+        /// The most that is read.
+        most_bytes: usize,
     },
     /// It is a worker of ours, and sends its readers to another host than its own.
     #[error(
@@ -105,10 +111,12 @@ async fn fetch_within(
     wait: Duration,
 ) -> Result<Metadata, SeedMetadataError> {
     let unusable = |source| SeedMetadataError::Metadata { seed: authority.to_owned(), source };
-    let info = get(http, authority, INFO_PATH, key, wait).await?;
+    let wait_ms = wait.as_millis().min(u128::from(MAX_WAIT_MS));
+    let waiting = (wait_ms > 0).then(|| (WAIT_PARAMETER, wait_ms.to_string()));
+    let info = get(http, (authority, INFO_PATH), key, waiting.as_slice(), MAX_METADATA_BYTES).await?;
     let metadata = read(info, |info| Metadata::decode(&info)).await.map_err(unusable)?;
     if !metadata.has_shapes() && metadata.extension.is_none() {
-        match get(http, authority, SHAPE_INFO_PATH, key, Duration::ZERO).await {
+        match get(http, (authority, SHAPE_INFO_PATH), key, &[], MAX_METADATA_BYTES).await {
             Ok(shapes) => {
                 return read(shapes, move |shapes| metadata.with_shapes(&shapes)).await.map_err(unusable);
             }
@@ -133,22 +141,20 @@ async fn read(
     reading.await.unwrap_or_else(|error| Err(MetadataError::Malformed(error.to_string())))
 }
 
+/// What the seed answers with status 200, of so many bytes at most.
 async fn get(
     http: &Client,
-    authority: &str,
-    path: &str,
+    (authority, path): (&str, &str),
     key: &SeedKey,
-    wait: Duration,
+    parameters: &[(&str, String)],
+    most_bytes: usize,
 ) -> Result<Vec<u8>, SeedMetadataError> {
     let unreachable = |error: reqwest::Error| SeedMetadataError::Unreachable {
         seed: authority.to_owned(),
         reason: crate::http::explain(error),
     };
-    let mut request = http.get(format!("http://{authority}{path}")).query(&[("seed_key", key.text())]);
-    if !wait.is_zero() {
-        let wait_ms = wait.as_millis().min(u128::from(MAX_WAIT_MS));
-        request = request.query(&[(WAIT_PARAMETER, wait_ms.to_string())]);
-    }
+    let request = http.get(format!("http://{authority}{path}"));
+    let request = request.query(&[("seed_key", key.text())]).query(parameters);
     let answer = request.send().await.map_err(unreachable)?;
     if answer.status() != reqwest::StatusCode::OK {
         return Err(SeedMetadataError::Status {
@@ -156,9 +162,9 @@ async fn get(
             status: answer.status().as_u16(),
         });
     }
-    crate::http::body(answer, MAX_METADATA_BYTES).await.map_err(|error| match error {
+    crate::http::body(answer, most_bytes).await.map_err(|error| match error {
         BodyError::Broken(reason) => SeedMetadataError::Unreachable { seed: authority.to_owned(), reason },
-        BodyError::TooLong(_) => SeedMetadataError::TooLarge { seed: authority.to_owned() },
+        BodyError::TooLong(_) => SeedMetadataError::TooLarge { seed: authority.to_owned(), most_bytes },
     })
 }
 

@@ -26,8 +26,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rfork_protocol::SeedKey;
 use rfork_protocol::manifest::metadata::{
-    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, INFO_PATH, MAX_WAIT_MS, Metadata, READY_PATH, SERVICE_HEADER,
-    SHAPE_INFO_PATH, WAIT_PARAMETER, encode_other_key, encode_other_key_shapes,
+    EntryFields, FETCH_SEED_PATH, HEALTH_PATH, HELD_PATH, INFO_PATH, MAX_WAIT_MS, Metadata, READY_PATH,
+    SERVICE_HEADER, SHAPE_INFO_PATH, WAIT_PARAMETER, encode_other_key, encode_other_key_shapes,
 };
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
@@ -35,8 +35,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::engine::memory::WeightMemory;
 use crate::listen::listen;
 use crate::places::{Place, Places};
+
+mod held;
+
+use held::{Held, held};
 
 /// Connections served at once. More take the place of silent ones, or wait.
 const MAX_CONNECTIONS: usize = 64;
@@ -83,6 +88,8 @@ struct Shared {
     /// Whether it holds everything.
     complete: AtomicBool,
     waiting: Places,
+    /// What is told to those who read by address while this worker loads.
+    held: Held,
     stop: CancellationToken,
 }
 
@@ -123,11 +130,13 @@ impl SeedService {
             documents: watch::Sender::new(None),
             complete: AtomicBool::new(false),
             waiting: Places::new(MAX_WAITING, GRACE),
+            held: Held::new(),
             stop: CancellationToken::new(),
         });
         let router = Router::new()
             .route(INFO_PATH, get(info))
             .route(SHAPE_INFO_PATH, get(shape_info))
+            .route(HELD_PATH, get(held))
             .route(FETCH_SEED_PATH, get(|| async { Json(serde_json::json!({"status": "ok"})) }))
             .route(HEALTH_PATH, get(health))
             .route(READY_PATH, get(ready))
@@ -149,9 +158,22 @@ impl SeedService {
         self.shared.complete.store(true, Ordering::Release);
     }
 
-    /// Tells nothing any more, until there is something again.
+    /// Tells those who read by address what `memory` holds, as it comes, until this is [withdrawn](SeedService::withdraw): until
+    /// then nobody may change what it holds.
+    pub fn offer(&self, memory: &Arc<WeightMemory>) {
+        self.shared.held.offer(memory);
+    }
+
+    /// How many are told that, and lack something.
+    pub fn readers(&self) -> usize {
+        self.shared.held.readers_now()
+    }
+
+    /// Tells nothing any more, until there is something again. Those who read by address learn that what they read from now
+    /// on does not count.
     pub fn withdraw(&self) {
         self.shared.documents.send_replace(None);
+        self.shared.held.withdraw();
     }
 
     /// Where it listens.
@@ -176,6 +198,8 @@ impl SeedService {
 
 impl Drop for SeedService {
     fn drop(&mut self) {
+        // Excluded: a request that is answered after this names the epoch, although the memory may be its owner's again.
+        self.withdraw();
         self.shared.stop.cancel();
     }
 }

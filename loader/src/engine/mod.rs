@@ -18,11 +18,13 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub mod device;
+mod feed;
 pub mod memory;
 pub mod tcp;
 pub mod yuanrong;
 
 use crate::digest::Digest;
+pub use feed::{FeedError, HeldFeed};
 use memory::WeightMemory;
 use rfork_ascend_sys::MissingLibrary;
 use yuanrong::VendorError;
@@ -56,6 +58,11 @@ pub struct ReadRequest<'a> {
     /// The seed may still load: it is asked only for what it announces, and what it says of itself is told here. `None`
     /// for a seed that holds everything.
     pub loading: Option<&'a Arc<watch::Sender<SourceState>>>,
+    /// Where such a seed says what it holds; for an engine that reads by address and is not told by the seed's own.
+    pub held: Option<&'a dyn HeldFeed>,
+    /// Whether others read here meanwhile, and the seed is left when it brings nothing for seconds: an engine that hears of
+    /// bytes only when a call ends makes short ones.
+    pub in_a_chain: bool,
     /// The hash of the seed's public key, if it speaks TLS: nothing is read from whoever has another one, or speaks none. An
     /// engine of which others are read in plain passes it over.
     pub key: Option<KeyHash>,

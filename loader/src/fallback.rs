@@ -141,8 +141,12 @@ impl<R: Reload> Fallback for Whole<R> {
             return Err(FallbackError::Crashed("a part of the memory is held or in use".into()));
         };
         self.0.reload(request.touched).await.map_err(FallbackError::Reload)?;
-        let (filled_bytes, algorithm) = (request.filled_bytes.clone(), request.memory.algorithm());
+        let FillRequest { memory, filled_bytes, .. } = request;
+        let algorithm = memory.algorithm();
         let digesting = tokio::task::spawn_blocking(move || {
+            // Excluded: a copy to the device, which the engine's loader has only begun, arrives after the chunk is digested and
+            // held.
+            memory.synchronize().map_err(|error| FallbackError::Crashed(error.to_string()))?;
             let one = |mut writer: ChunkWriter| {
                 let mut digest = ChunkDigest::start(algorithm);
                 let len = writer.len();

@@ -135,7 +135,7 @@ pub const SETTINGS: &[Section] = &[
                 "Serve what is held while the rest still loads, and read from workers that do",
             )
             .otherwise("on over TCP, off for NPUs")
-            .more("With a planner that knows of it"),
+            .more("With a planner that knows of it. Nobody has tried it on an NPU"),
             Setting::new(
                 "rfork_seed_max_readers",
                 AT_LEAST_ONE,

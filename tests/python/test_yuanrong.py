@@ -148,7 +148,8 @@ def start(planner, fakes):
         """A worker of ours, with YuanRong's package of that version, or in that directory."""
         config = planner.config(**settings)
         if entrance == "native":
-            flags = [f"--{name.replace('_', '-')}={value}" for name, value in config.items()]
+            said = {name: str(value).lower() if isinstance(value, bool) else value for name, value in config.items()}
+            flags = [f"--{name.replace('_', '-')}={value}" for name, value in said.items()]
             flags += [f"--compatibility-fingerprint={FINGERPRINT}", f"--structural-digest={STRUCTURE}"]
             flags += ["--once"] * once
             command = [os.environ["RFORK_BIN"], "--log-format", "json", "worker", "--engine", "yuanrong", "--digest"]
@@ -218,6 +219,27 @@ def test_a_ready_engine_is_used_and_left_to_its_owner(start, model, version):
     assert (loaded["source"], loaded["digest"]) == ("seed", seed.wait_for("loaded")["digest"])
     reader.end()
     seed.stop()
+
+
+@both
+@each
+def test_workers_that_start_together_pass_on_what_they_hold_and_read_storage_once(start, large_model, entrance, version):
+    chained = {"rfork_fork_while_loading": True}
+    workers = [start(entrance, version, large_model, npu, **chained) for npu in range(3)]
+    loaded = [worker.wait_for("loaded") for worker in workers]
+    assert len({one["digest"] for one in loaded}) == 1
+    assert sorted(one["source"] for one in loaded) == ["seed", "seed", "storage"], loaded
+    said = "\n".join(worker.text for worker in workers)
+    assert said.count("this worker reads storage, and others wait for what it reads") == 1, said
+    for worker in workers:
+        worker.wait_for("serving")
+    # They are seeds like any other then.
+    reader = start(entrance, version, large_model, 3, once=True, **chained)
+    again = reader.wait_for("loaded")
+    assert (again["source"], again["digest"]) == ("seed", loaded[0]["digest"]), reader.text
+    reader.end()
+    for worker in workers:
+        worker.stop()
 
 
 @both

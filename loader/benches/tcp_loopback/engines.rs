@@ -84,6 +84,8 @@ impl Engines {
             root: Some(&Root::Content(content.clone())),
             memory,
             loading: None,
+            held: None,
+            in_a_chain: false,
             key,
             point: None,
             cancel: &CancellationToken::new(),

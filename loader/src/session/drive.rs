@@ -18,7 +18,8 @@ impl Load<'_> {
     /// Goes from state to state until the weights are loaded, beginning with `first`; gives what each source gave.
     pub(super) async fn run(mut self, first: State) -> Result<Vec<Share>, LoadError> {
         let result = self.drive(first).await;
-        if result.is_err() {
+        // Who could not take itself away has just tried.
+        if !matches!(result, Ok(()) | Err(LoadError::StillRead(_))) {
             self.leave_the_chain().await;
         }
         self.reporter.phase(if result.is_ok() { Phase::Loaded } else { Phase::Failed });
@@ -34,7 +35,7 @@ impl Load<'_> {
                 State::Loaded => return Ok(()),
                 _ if cancel.is_cancelled() => {
                     // Excluded: a read that a stall has left under way still writes when the load has returned.
-                    self.end_reading().await;
+                    self.end_reading().await?;
                     None
                 }
                 State::Asking(_) => cancel.run_until_cancelled(self.ask()).await,
@@ -67,7 +68,7 @@ impl Load<'_> {
     }
 
     async fn perform(&mut self, effect: Effect) -> Result<(), LoadError> {
-        self.end_reading().await;
+        self.end_reading().await?;
         match effect {
             Effect::Condemn => {
                 if let Some(lease) = self.lease.take() {
@@ -88,7 +89,7 @@ impl Load<'_> {
             }
             Effect::TakeAway => {
                 if let Some(loading) = self.loading.as_mut() {
-                    loading.take_away().await?;
+                    loading.take_away().await.map_err(LoadError::StillRead)?;
                 }
             }
             Effect::StartOver => {

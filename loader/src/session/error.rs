@@ -48,6 +48,12 @@ pub enum LoadError {
     /// into other memory, or end the process.
     #[error("{0}; load from storage into other memory")]
     Hung(ReadError),
+    /// The bytes of the next source are others, and the engine cannot say that nobody reads the memory any more: load into
+    /// other memory, or end the process.
+    #[error(
+        "peers may still read the memory, which was to be filled with other weights: {0}; load into other memory"
+    )]
+    StillRead(EngineError),
     /// Somebody else uses the memory.
     #[error("the memory is in use by somebody else: {0}")]
     InUse(#[from] ChunkInUse),

@@ -94,7 +94,7 @@ impl Load<'_> {
             chunk_bytes: self.memory.plan().chunk_size(),
         };
         self.memory.set_growing(growing.clone());
-        loading.publish(self.manifest, (Root::Growing(growing), None));
+        loading.publish(self.manifest, self.memory, (Root::Growing(growing), None));
         loading.tell_at_once();
     }
 

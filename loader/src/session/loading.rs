@@ -45,8 +45,10 @@ pub(super) struct Loading {
 impl Session {
     /// Makes this worker ready to serve while it loads, if it may, its engine can, and its planner knows of it.
     pub(super) async fn open_loading(&mut self) -> Option<Loading> {
-        let may = self.passes_on != PassesOn::Never && self.config.fork_while_loading != Some(false);
-        if !may || !self.engine.capabilities().serves_while_loading {
+        let can = self.engine.capabilities();
+        // Nobody has tried it on an NPU: there it has to be wished for.
+        let is_wished = self.config.fork_while_loading.unwrap_or(!can.by_address);
+        if self.passes_on == PassesOn::Never || !is_wished || !can.serves_while_loading {
             return None;
         }
         if !self.planner.knows_loading_seeds().await {
@@ -139,7 +141,7 @@ impl Loading {
     pub(super) async fn rest(&mut self, key: &SeedKey, memory: &Arc<WeightMemory>) {
         self.service.withdraw();
         if let Err(error) = self.engine.unregister().await {
-            tracing::warn!(%error, "peers still read this worker's memory, and compare what they get");
+            tracing::warn!(%error, "peers still read this worker's memory; they compare what they get, or drop it");
         }
         self.rests = true;
         let led = self.lead.take().filter(Lead::is_held);
@@ -171,10 +173,23 @@ impl Loading {
         self.lead.as_ref().is_some_and(Lead::is_held)
     }
 
-    /// Tells what names its bytes, from before the first of them is held.
-    pub(super) fn publish(&self, manifest: &Manifest, names: (Root, Option<Origin>)) {
+    /// Tells what names its bytes, from before the first of them is held; and to those who read by address what is held.
+    pub(super) fn publish(
+        &self,
+        manifest: &Manifest,
+        memory: &Arc<WeightMemory>,
+        names: (Root, Option<Origin>),
+    ) {
+        if self.engine.capabilities().by_address {
+            self.service.offer(memory);
+        }
         let metadata = metadata(self.engine.as_ref(), self.session.clone(), manifest, names);
         self.service.publish(&metadata, self.fields);
+    }
+
+    /// How many are told here what it holds, because its engine does not see them, and lack something.
+    pub(super) fn readers(&self) -> usize {
+        self.service.readers()
     }
 
     /// Lets the planner hear of it while it has neither a lease nor a right to renew, until this is dropped.
@@ -199,6 +214,9 @@ impl Loading {
 
     /// Lets nobody read here any more, and returns when nobody does: the bytes are about to change. It comes back under
     /// another incarnation.
+    ///
+    /// Excluded: a peer that reads by address holds bytes of what is written next. What is told is withdrawn first, so what it
+    /// reads from then on does not count, whatever its library still reads.
     ///
     /// # Errors
     /// [`EngineError`]: somebody may still read, so that no byte may be changed.

@@ -261,8 +261,8 @@ impl Session {
         self.begin(State::adopt(), manifest, memory, &Whole(InPlace), &CancellationToken::new()).await
     }
 
-    /// After [`LoadError::Hung`]: fills other memory from `fallback` alone. The session serves nobody: its engine is
-    /// not used any more, and keeps the first memory for as long as the hung call may write there.
+    /// After [`LoadError::Hung`] or [`LoadError::StillRead`]: fills other memory from `fallback` alone. The session serves nobody: its engine is
+    /// not used any more, and keeps the first memory for as long as a hung call may write there, or peers read it.
     ///
     /// # Errors
     /// [`LoadError`]; [`LoadError::NotIdle`] unless a load has failed before.
@@ -316,13 +316,14 @@ impl Session {
         let load = Load::new(self, &manifest, &memory, fallback, cancel, &mut loading);
         let shares = match load.run(first).await {
             Ok(shares) => shares,
-            Err(error @ LoadError::Hung(_)) => {
-                self.stage = Stage::Hung;
-                return Err(error);
-            }
             Err(error) => {
-                // The memory is its owner's again.
-                self.unregister().await;
+                match &error {
+                    LoadError::Hung(_) => self.stage = Stage::Hung,
+                    // It was tried just now.
+                    LoadError::StillRead(_) => {}
+                    // The memory is its owner's again.
+                    _ => self.unregister().await,
+                }
                 if let Some(loading) = loading {
                     loading.close().await;
                 }
@@ -343,7 +344,7 @@ impl Session {
     /// Returns when nobody reads from a worker that holds everything and still counts as one that loads.
     async fn readers_finish(&self, loading: &Loading, memory: &Arc<WeightMemory>) {
         let _beating = loading.beat(memory);
-        while self.engine.readers() > 0 {
+        while self.engine.readers() + loading.readers() > 0 {
             tokio::time::sleep(READERS_LOOK).await;
         }
     }

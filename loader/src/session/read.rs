@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rfork_protocol::SeedIdentity;
+use rfork_protocol::manifest::content::Root;
 use rfork_protocol::v2::SeedPhase;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -15,10 +16,11 @@ use super::progress::{Phase, Source};
 use super::stall::{StallRule, UNHEARD};
 use super::state::Event;
 use crate::engine::memory::WeightMemory;
-use crate::engine::{ReadError, ReadReport, ReadRequest, SourceState};
+use crate::engine::{HeldFeed, ReadError, ReadReport, ReadRequest, SourceState};
 use crate::fallback::Fills;
 use crate::lease::Lease;
 use crate::planner_client::TransferReport;
+use crate::seed_client::HeldClient;
 
 /// How long a load that its caller ends waits for the read that is under way. One by address cannot be ended.
 const CANCEL_GRACE: Duration = Duration::from_secs(2);
@@ -58,7 +60,7 @@ impl<'a> Load<'a> {
             self.memory.set_root(root.clone(), source.0.extension.as_ref().and_then(|told| told.origin));
             if let Some(loading) = self.loading.as_ref() {
                 let was = self.memory.growing().map(|growing| growing.origin);
-                loading.publish(self.manifest, (root.clone(), was));
+                loading.publish(self.manifest, self.memory, (root.clone(), was));
             }
         }
         let loads = lease.source().is_some_and(|source| source.phase == SeedPhase::Loading);
@@ -69,6 +71,7 @@ impl<'a> Load<'a> {
         memory.arrivals().source(true);
         let (cancel, told) = (stop.clone(), state.clone());
         let point = lease.source().map(|source| source.point);
+        let held = self.held_client(lease.seed(), source.1.as_ref().filter(|_| loads));
         let running = Box::pin(async move {
             let request = ReadRequest {
                 key: None,
@@ -77,6 +80,8 @@ impl<'a> Load<'a> {
                 root: source.1.as_ref(),
                 memory,
                 loading: told.as_ref(),
+                held: held.as_ref().map(|held| held as &dyn HeldFeed),
+                in_a_chain: point.is_some(),
                 point,
                 cancel: &cancel,
             };
@@ -91,6 +96,13 @@ impl<'a> Load<'a> {
             begun: Instant::now(),
             held_before: memory.held_bytes(),
         })
+    }
+
+    /// Where a source that loads says what it holds of `root`, if its engine does not.
+    fn held_client(&self, seed: &SeedIdentity, root: Option<&Root>) -> Option<HeldClient> {
+        let root = root.filter(|_| self.engine.capabilities().by_address)?;
+        let chunks = (root.algorithm(), self.memory.plan().count());
+        Some(HeldClient::new(self.planner.http().clone(), seed, self.worker.key.clone(), chunks))
     }
 
     /// Reads what is missing. When this returns, nothing of the seed's writes to the memory any more, but for
@@ -143,12 +155,7 @@ impl<'a> Load<'a> {
                 reading.stop.cancel();
                 running.as_mut().await
             }
-            Outcome::Hangs => {
-                // What reads still owns what it writes.
-                let waited_ms = u64::try_from(reading.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
-                let peer = reading.peer.clone();
-                return Err(LoadError::Hung(ReadError::Hung { peer, waited_ms }));
-            }
+            Outcome::Hangs => return Err(reading.hangs()),
         };
         drop(running);
         self.ended(result).await
@@ -220,13 +227,23 @@ impl<'a> Load<'a> {
     }
 
     /// Ends what is read, if anything is. When this returns, nothing of the seed's writes to the memory any more.
-    pub(super) async fn end_reading(&mut self) {
-        let Some(mut reading) = self.reading.take() else { return };
+    ///
+    /// # Errors
+    /// [`LoadError::Hung`], after which something may.
+    pub(super) async fn end_reading(&mut self) -> Result<(), LoadError> {
+        let Some(mut reading) = self.reading.take() else { return Ok(()) };
         reading.stop.cancel();
-        // How it ended says nothing: it was ended from here.
-        let _ = (&mut reading.running).await;
+        let ended = tokio::select! {
+            ended = &mut reading.running => ended,
+            () = long_cancelled(self.cancel), if !self.engine.capabilities().verifies => return Err(reading.hangs()),
+        };
         self.memory.arrivals().source(false);
         self.share(Source::Seed(reading.seed.clone()), reading.held_before, reading.begun);
+        match ended {
+            Err(error @ ReadError::Hung { .. }) => Err(LoadError::Hung(error)),
+            // How else it ended says nothing: it was ended from here.
+            _ => Ok(()),
+        }
     }
 
     /// The names of the tensors in a corrupt chunk, the first few.
@@ -235,6 +252,14 @@ impl<'a> Load<'a> {
         let segments = self.memory.plan().segments(*chunk).take(3);
         let names = segments.filter_map(|segment| self.manifest.tensors().get(segment.tensor));
         names.map(|tensor| tensor.name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+}
+
+impl Reading<'_> {
+    /// Its caller does not wait for its end any more. What reads owns what it writes.
+    fn hangs(&self) -> LoadError {
+        let waited_ms = u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        LoadError::Hung(ReadError::Hung { peer: self.peer.clone(), waited_ms })
     }
 }
 

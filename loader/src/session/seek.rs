@@ -60,13 +60,16 @@ impl Load<'_> {
             granted = &mut asking.task => {
                 // A task that has died gave nothing.
                 self.replacement = granted.unwrap_or_default();
-                if self.replacement.is_some() { Event::Granted } else { self.nobody_else(is_advised) }
+                Some(if self.replacement.is_some() { Event::Granted } else { self.nobody_else(is_advised) })
             }
-            () = bytes_flow(memory, arrived), if may_resume => Event::BytesFlow,
-            // What is read ends by itself then, and is waited for.
-            () = cancel.cancelled(), if !is_read => return Err(LoadError::Cancelled),
+            () = bytes_flow(memory, arrived), if may_resume => Some(Event::BytesFlow),
+            () = cancel.cancelled() => None,
             // Who may not wait asks all the same: the answer comes at once then.
-            () = tokio::time::sleep(left), if !left.is_zero() => self.nobody_else(is_advised),
+            () = tokio::time::sleep(left), if !left.is_zero() => Some(self.nobody_else(is_advised)),
+        };
+        let Some(event) = event else {
+            self.end_reading().await?;
+            return Err(LoadError::Cancelled);
         };
         if matches!(event, Event::NoSeed { .. }) {
             return Ok(event);

@@ -172,6 +172,8 @@ async fn tried(reader: &Reader, loading: bool, grows: bool, steps: VecDeque<Step
         root: Some(&root),
         memory: &memory,
         loading: loading.then_some(&state),
+        held: None,
+        in_a_chain: false,
         point: None,
         cancel: &cancel,
     };

@@ -19,7 +19,8 @@ pub(super) struct Loaded {
     pub(super) elsewhere: bool,
 }
 
-/// Loads into `memory`; from storage into other memory when a call of the engine's hangs that may write there.
+/// Loads into `memory`; from storage into other memory when a call of the engine's hangs that may write there, or when peers
+/// may still read what was to be overwritten.
 pub(super) async fn load(
     session: &mut Session,
     device: &Device,
@@ -30,7 +31,7 @@ pub(super) async fn load(
     let manifest = checkpoint.manifest();
     match session.load(manifest, memory.clone(), checkpoint, stop).await {
         Ok(report) => Ok(Loaded { report, memory, elsewhere: false }),
-        Err(error @ LoadError::Hung(_)) if !stop.is_cancelled() => {
+        Err(error @ (LoadError::Hung(_) | LoadError::StillRead(_))) if !stop.is_cancelled() => {
             tracing::warn!(%error, "loading from storage into other memory; this worker will not be a seed");
             let memory = device.allocate(manifest)?;
             let report = session.load_elsewhere(manifest, memory.clone(), checkpoint, stop).await?;
@@ -45,7 +46,7 @@ pub(super) fn ended(error: anyhow::Error, stop: &CancellationToken) -> Result<u8
     match error.downcast_ref() {
         Some(LoadError::Cancelled) => Ok(INTERRUPTED),
         // The process ends, and with it whatever hangs.
-        Some(LoadError::Hung(_)) if stop.is_cancelled() => Ok(INTERRUPTED),
+        Some(LoadError::Hung(_) | LoadError::StillRead(_)) if stop.is_cancelled() => Ok(INTERRUPTED),
         _ => Err(error),
     }
 }

@@ -8,32 +8,35 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use rfork_protocol::Host;
-use rfork_protocol::manifest::NO_ADDRESS;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
-use rfork_protocol::shown::Shown;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::memory::{ChunkWriter, WeightMemory};
+use super::memory::WeightMemory;
 use super::{Capabilities, EngineError, ReadError, ReadReport, ReadRequest, TransferEngine};
 use crate::config::Config;
 
+mod driver;
+mod follow;
 #[cfg(feature = "yuanrong-native")]
 pub mod native;
 mod plan;
 mod port;
+mod read;
 mod timeouts;
 mod vendor;
 mod watchdog;
 
 #[cfg(test)]
+pub(crate) mod network;
+#[cfg(test)]
 mod tests;
 
-use plan::{LIMITS, batches};
+use driver::Driver;
 use port::authority;
 pub use port::initialize_on_free_port;
 pub use timeouts::Timeouts;
@@ -47,9 +50,6 @@ pub const NAME: &str = UNNAMED_ENGINE;
 const WAITING_CALLS: usize = 8;
 /// How long a process that ends waits for somebody to read why.
 const LAST_WORDS: Duration = Duration::from_secs(1);
-/// Between two attempts while peers still read.
-const NOT_READY_PAUSE: Duration = Duration::from_millis(100);
-
 /// The code with which a process ends because a call hangs: "internal software error" of `sysexits.h`.
 pub const HUNG_EXIT_CODE: i32 = 70;
 
@@ -224,8 +224,7 @@ impl YuanRongEngine {
             let options = options.no_shorter_than(vendor.timeouts());
             let (end_timeout, not_ready_timeout) = (options.management_deadline(), options.not_ready_timeout);
             let _ = ready.send(Ok((options, vendor.version().map(str::to_owned), vendor.port())));
-            let mut driver =
-                Driver { vendor: Box::new(vendor), served: None, not_ready_timeout, ended: false };
+            let mut driver = Driver::new(Box::new(vendor), not_ready_timeout);
             while let Some(call) = waiting.blocking_recv() {
                 watchdog.watch(call.at_most, || (call.make)(&mut driver));
             }
@@ -292,7 +291,7 @@ impl TransferEngine for YuanRongEngine {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities { verifies: false, serves_while_loading: false, by_address: true }
+        Capabilities { verifies: false, serves_while_loading: true, by_address: true }
     }
 
     async fn register(&self, memory: Arc<WeightMemory>) -> Result<(), EngineError> {
@@ -304,169 +303,12 @@ impl TransferEngine for YuanRongEngine {
     }
 
     async fn read(&self, request: ReadRequest<'_>) -> Result<ReadReport, ReadError> {
-        let peer = &request.seed.session;
-        let (memory, theirs) = (request.memory, request.seed.manifest.tensors());
-        let from: Vec<u64> = theirs.iter().map(|tensor| tensor.address).collect();
-        let to: Vec<u64> = (0..).map_while(|tensor| memory.tensor_address(tensor)).collect();
-        if to.len() != from.len() {
-            // A draft model's seed may lack what it shares with its target; then the two are not cut alike.
-            let reason = format!("it has {} tensors, this worker {}", from.len(), to.len());
-            return Err(ReadError::Unusable { peer: peer.clone(), reason });
-        }
-        if let Some(tensor) = theirs.iter().find(|tensor| tensor.address == NO_ADDRESS) {
-            let reason = format!("it does not tell the address of '{}'", Shown::within(&tensor.name, 120));
-            return Err(ReadError::Protocol { peer: peer.clone(), reason });
-        }
-        let mut report = ReadReport::default();
-        // Chunks of which only a part is there yet.
-        let mut open: Vec<ChunkWriter> = Vec::new();
-        for batch in batches(memory.plan(), memory.missing().iter(), &to, &from, LIMITS) {
-            if request.cancel.is_cancelled() {
-                return Err(ReadError::Cancelled);
-            }
-            for chunk in &batch.begins {
-                let writer = memory.begin_write(*chunk).ok_or_else(|| ReadError::Unusable {
-                    peer: peer.clone(),
-                    reason: format!("chunk {chunk} is being written by somebody else"),
-                })?;
-                open.push(writer);
-            }
-            let (bytes, completed) = (batch.bytes(), batch.completes.len());
-            let target = peer.clone();
-            let writers = std::mem::take(&mut open);
-            // The call owns what it writes until it returns, whoever waits for it.
-            let reading = self.call(self.options.deadline(bytes), move |driver| {
-                driver.vendor.read(&target, Ranges::from(&batch)).map(|()| writers)
-            });
-            open = match reading.await {
-                Ok(Ok(writers)) => writers,
-                Ok(Err(error)) => return Err(read_error(peer, &error)),
-                Err(Unanswered::Gone) => {
-                    let reason = EngineError::Gone.to_string();
-                    return Err(ReadError::Unusable { peer: peer.clone(), reason });
-                }
-                Err(Unanswered::Hung) => {
-                    let waited_ms = self.hung.waited_ms.load(Ordering::Relaxed);
-                    return Err(ReadError::Hung { peer: peer.clone(), waited_ms });
-                }
-            };
-            request.memory.arrivals().arrived(bytes);
-            // Chunks are completed in the order in which they were begun.
-            for writer in open.drain(..completed) {
-                report.chunks += 1;
-                report.bytes += writer.len() as u64;
-                writer.commit();
-            }
-        }
-        Ok(report)
+        read::read(self, &request).await
     }
 
     async fn finalize(&self) {
         if let Err(error) = self.manage("finalising", Driver::end_or_fail).await {
             tracing::warn!(%error, "the transfer engine did not end");
-        }
-    }
-}
-
-/// What a failed read says of the seed.
-fn read_error(peer: &str, error: &VendorError) -> ReadError {
-    let (peer, reason) = (peer.to_owned(), error.to_string());
-    match error.code {
-        VendorError::NOT_AUTHORIZED => ReadError::Refused { peer, reason },
-        VendorError::INVALID => ReadError::Unusable { peer, reason },
-        _ => ReadError::Lost { peer, reason },
-    }
-}
-
-/// The library, on its thread.
-struct Driver {
-    vendor: Box<dyn Vendor>,
-    /// What peers may read: kept until they may not any more.
-    served: Option<(Arc<WeightMemory>, Vec<u64>)>,
-    not_ready_timeout: Duration,
-    ended: bool,
-}
-
-impl Driver {
-    fn register(&mut self, memory: Arc<WeightMemory>) -> Result<(), VendorError> {
-        self.unregister()?;
-        // Excluded: a copy to the device, which the memory's owner began before, arrives after a peer's bytes. It
-        // has arrived when this returns.
-        memory
-            .synchronize()
-            .map_err(|error| VendorError { code: VendorError::RUNTIME, message: error.to_string() })?;
-        let regions = memory.regions();
-        let mut starts = Vec::with_capacity(regions.len());
-        let mut result = Ok(());
-        for some in regions.chunks(LIMITS.ranges) {
-            result = self.vendor.register(some);
-            if result.is_err() {
-                break;
-            }
-            starts.extend(some.iter().map(|region| region.start));
-        }
-        self.served = Some((memory, starts));
-        // Excluded: ranges stay readable although the registration failed. Those before the refused one are taken
-        // back.
-        result.inspect_err(|_| drop(self.unregister()))
-    }
-
-    fn unregister(&mut self) -> Result<(), VendorError> {
-        while let Some((_, starts)) = &mut self.served {
-            if starts.is_empty() {
-                self.served = None;
-                break;
-            }
-            let some = starts.split_off(starts.len().saturating_sub(LIMITS.ranges));
-            if let Err(error) = until_ready(self.not_ready_timeout, || self.vendor.unregister(&some)) {
-                starts.extend(some);
-                return Err(error);
-            }
-        }
-        Ok(())
-    }
-
-    fn end_or_fail(&mut self) -> Result<(), VendorError> {
-        if self.ended {
-            return Ok(());
-        }
-        let unregistered = self.unregister();
-        if self.vendor.is_lent() {
-            // It goes on, and so does what it could not be kept from serving.
-            unregistered?;
-            self.ended = true;
-            return Ok(());
-        }
-        until_ready(self.not_ready_timeout, || self.vendor.finalize())?;
-        self.ended = true;
-        // A library that has ended reads and serves nothing.
-        self.served = None;
-        unregistered
-    }
-
-    /// Ends the library; if it does not end, what peers may still read is kept for as long as the process lives.
-    fn end(mut self) {
-        if let Err(error) = self.end_or_fail() {
-            tracing::warn!(%error, "the transfer engine did not end: what it serves is kept");
-        }
-        if !self.ended {
-            std::mem::forget(self);
-        }
-    }
-}
-
-/// Repeats a call for which it is too early, for so long.
-fn until_ready(
-    timeout: Duration,
-    mut call: impl FnMut() -> Result<(), VendorError>,
-) -> Result<(), VendorError> {
-    let begun = Instant::now();
-    loop {
-        match call() {
-            Err(error) if error.code == VendorError::NOT_READY && begun.elapsed() < timeout => {
-                std::thread::sleep(NOT_READY_PAUSE);
-            }
-            result => return result,
         }
     }
 }

@@ -2,14 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError, mpsc};
+use std::time::Instant;
 
 use rfork_protocol::manifest::metadata::Metadata;
 use rfork_protocol::manifest::{Manifest, Tensor};
 use tokio_util::sync::CancellationToken;
 
+use super::plan::LIMITS;
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
 use crate::engine::memory::Region;
+
+mod follow;
 
 const TENSOR_BYTES: u64 = 3 * MIN_CHUNK_BYTES + 5;
 
@@ -140,6 +144,8 @@ async fn read(
         root: None,
         memory,
         loading: None,
+        held: None,
+        in_a_chain: false,
         key: None,
         point: None,
         cancel: &cancel,

@@ -13,10 +13,12 @@ use tokio::task::JoinHandle;
 use super::stall::StallRule;
 use super::*;
 use crate::chunks::MIN_CHUNK_BYTES;
+use crate::config::ConfigBuilder;
 use crate::digest::{ChunkDigest, DigestAlgorithm};
 use crate::engine::memory::ChunkWriter;
 use crate::fallback::{FallbackError, FillRequest, Fills, NoFallback};
 
+mod by_address;
 mod healing;
 mod leading;
 mod pins;
@@ -185,13 +187,25 @@ async fn session(planner: &Planner, mib_per_sec: f64, rule: StallRule) -> Sessio
 }
 
 async fn session_over(planner: &Planner, options: TcpOptions, mib_per_sec: f64, rule: StallRule) -> Session {
-    let config = Config::builder(&planner.url, "model", "test")
+    let options = TcpOptions { max_bytes_per_sec: Some(mib_per_sec * f64::from(1 << 20)), ..options };
+    let bind =
+        async |_: &Config, _: &str| Ok(Arc::new(TcpEngine::bind(options).await?) as Arc<dyn TransferEngine>);
+    session_of(config(planner).build().unwrap(), rule, bind).await
+}
+
+fn config(planner: &Planner) -> ConfigBuilder {
+    Config::builder(&planner.url, "model", "test")
         .seed_bind_host("127.0.0.1")
         .seed_advertise_host("127.0.0.1")
         // A planner that does not answer is left only by who is cancelled: what it speaks is asked for a part of this.
         .request_timeout(8 * HANGS)
-        .build()
-        .unwrap();
+}
+
+async fn session_of(
+    config: Config,
+    rule: StallRule,
+    engine: impl AsyncFnOnce(&Config, &str) -> Result<Arc<dyn TransferEngine>, EngineError>,
+) -> Session {
     let worker = Worker {
         key: SeedKey::from_text("k").unwrap(),
         rank: 0,
@@ -199,21 +213,23 @@ async fn session_over(planner: &Planner, options: TcpOptions, mib_per_sec: f64, 
         draft: false,
         tolerance: Tolerance::default(),
     };
-    let options = TcpOptions { max_bytes_per_sec: Some(mib_per_sec * f64::from(1 << 20)), ..options };
-    let bind =
-        async |_: &Config, _: &str| Ok(Arc::new(TcpEngine::bind(options).await?) as Arc<dyn TransferEngine>);
-    let mut session = Session::over(config, worker, bind).await.unwrap();
+    let mut session = Session::over(config, worker, engine).await.unwrap();
     session.stall = rule;
     session
+}
+
+/// Fills an empty memory with the pattern of `salt`.
+fn fill(memory: &Arc<WeightMemory>, salt: u8) {
+    let storage = Pattern::new(salt);
+    for chunk in 0..memory.plan().count() {
+        storage.read(memory.begin_write(chunk).unwrap(), chunk, memory, None).unwrap();
+    }
 }
 
 /// A worker that holds the pattern of `salt`, whatever seeds there are, and serves when it is told to.
 async fn loaded(planner: &Planner, salt: u8, mib_per_sec: f64) -> (Session, Arc<WeightMemory>) {
     let (mut session, memory) = (session(planner, mib_per_sec, PATIENT).await, memory());
-    let storage = Pattern::new(salt);
-    for chunk in 0..memory.plan().count() {
-        storage.read(memory.begin_write(chunk).unwrap(), chunk, &memory, None).unwrap();
-    }
+    fill(&memory, salt);
     memory.forget_all().unwrap();
     session.adopt(&manifest(), memory.clone()).await.unwrap();
     (session, memory)

@@ -121,6 +121,8 @@ impl Seed {
             root: Some(&self.root()),
             memory,
             loading: None,
+            held: None,
+            in_a_chain: false,
             key: None,
             point: None,
             cancel,

@@ -319,6 +319,8 @@ async fn progress_counts_every_byte_that_arrives() {
         root: Some(&seed.root()),
         memory: &memory,
         loading: None,
+        held: None,
+        in_a_chain: false,
         key: None,
         point: None,
         cancel: &CancellationToken::new(),

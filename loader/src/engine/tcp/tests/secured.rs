@@ -28,6 +28,8 @@ async fn read_by(
         root: Some(&seed.root()),
         memory,
         loading,
+        held: None,
+        in_a_chain: false,
         key,
         point: None,
         cancel: &CancellationToken::new(),

@@ -307,6 +307,8 @@ async fn who_has_a_point_later_ends_the_connections_of_who_had_it_before() {
             root: Some(&seed.root()),
             memory,
             loading: None,
+            held: None,
+            in_a_chain: false,
             key: None,
             point: Some(LeasedPoint { number: 0, since_ms }),
             cancel: &cancel,

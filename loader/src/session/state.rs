@@ -194,7 +194,8 @@ pub(super) enum Effect {
     Condemn,
     /// End what is read, and release every lease that is held, in the background.
     Release,
-    /// End what is read, release its lease, as there is another one, and do not ask for that source again for a moment.
+    /// End what is read, release its lease, go on under the other one if there is one, and do not ask for that source again
+    /// for a moment.
     Replace,
     /// Let nobody read here any more, and tell the planner so. Nothing is left of it for who was no loading seed.
     TakeAway,
@@ -253,8 +254,9 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
         (S::Seeking(tried), E::Granted) if tried.moves < limits.moves => {
             (S::Checking(Tried { moves: tried.moves + 1, ..tried }), vec![Effect::Replace])
         }
+        // Excluded: it has the right to read storage, asks for a seed once more, and waits for the same source again.
         (S::Seeking(tried), E::Granted | E::NoSeed { may_wait: false }) => {
-            claim(tried, vec![Effect::Release], limits)
+            claim(tried, vec![Effect::Replace, Effect::Release], limits)
         }
 
         // A seed may have come just before: who had the right then has everything now.

@@ -149,7 +149,7 @@ fn a_source_that_stalls_is_read_until_there_is_another() {
         (Event::Granted, (State::Checking(Tried { moves: 1, ..tried }), vec![Effect::Replace])),
         (Event::SourceGone, (State::Seeking(tried), vec![])),
         (Event::SeedFailed, (State::Asking(Tried { failures: 1, ..tried }), vec![Effect::Condemn])),
-        (Event::NoSeed { may_wait: false }, (State::Claiming(tried), vec![Effect::Release])),
+        (Event::NoSeed { may_wait: false }, (State::Claiming(tried), vec![Effect::Replace, Effect::Release])),
     ] {
         assert_eq!(step(state, event, LIMITS), expected, "{event:?}");
     }

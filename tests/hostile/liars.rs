@@ -22,14 +22,14 @@ const MOST_LINE_BYTES: usize = 16 << 10;
 const NOW_AND_THEN: Duration = Duration::from_millis(100);
 
 /// What is told of a model by a seed that tells the truth.
-struct Truth {
-    model: Model,
-    key: String,
-    metadata: Metadata,
+pub(crate) struct Truth {
+    pub(crate) model: Model,
+    pub(crate) key: String,
+    pub(crate) metadata: Metadata,
 }
 
 impl Truth {
-    fn learn() -> Self {
+    pub(crate) fn learn() -> Self {
         let (model, planner) = (Model::new(1, 1), Planner::start(&["--host=127.0.0.1"]));
         let worker = Worker::start("seed", &model, &planner.url(), &[]);
         let seed = worker.serving();
@@ -62,9 +62,14 @@ impl Truth {
         assert_eq!(planner.request("POST", "/add_seed", &seed).status, 200);
         let begun = Instant::now();
         let worker = Worker::start(name, &self.model, &planner.url(), &["--rfork-request-timeout-sec=5"]);
-        let loaded = worker.loaded();
+        assert_eq!(worker.loaded().source, "storage", "{name}");
+        self.is_right(name, &worker, begun);
+    }
+
+    /// A worker is loaded with the right bytes, within its memory, and without a long line. One line of the report.
+    pub(crate) fn is_right(&self, name: &str, worker: &Worker, begun: Instant) {
+        assert_eq!(worker.loaded().digest, self.model.digest(), "{name}");
         let took = begun.elapsed();
-        assert_eq!((loaded.source.as_str(), loaded.digest), ("storage", self.model.digest()), "{name}");
         let longest = worker.process.log().iter().map(|line| line.to_string().len()).max();
         assert!(longest < Some(MOST_LINE_BYTES), "{name}: {longest:?} bytes in a line of its log");
         let kib = peak_kib(worker.process.pid());
@@ -74,7 +79,7 @@ impl Truth {
 }
 
 /// Listens, and does this to whoever comes; gives where. Ends with the test's process.
-fn listens(does: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> String {
+pub(crate) fn listens(does: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let does = std::sync::Arc::new(does);
@@ -93,7 +98,7 @@ fn answers(stream: &mut TcpStream, body: &[u8]) {
     let _ = stream.write_all(body);
 }
 
-fn truth(stream: &mut TcpStream, told: &str) {
+pub(crate) fn truth(stream: &mut TcpStream, told: &str) {
     answers(stream, told.as_bytes());
 }
 

@@ -15,6 +15,7 @@ mod attacks;
 mod honest;
 mod liars;
 mod limits;
+mod loading_liars;
 mod planner;
 mod readers;
 mod seeds;

@@ -4,7 +4,8 @@
 //! takes all that waits, whatever its kind and key, sorts it by kind, commits it together, and answers each with what
 //! its kind is answered. Under load the batches grow, so the cost of a commit is shared; without load a command is
 //! applied at once. Heartbeats of a request are one command, with a queue of their own ([`beats`]): a transaction has
-//! some of them, and all of them as soon as it is their turn.
+//! some of them, and all of them as soon as it is their turn. So have renewals by which workers that load tell how far they
+//! are ([`progress`]): they come each second, and wait a moment for each other.
 //!
 //! What happens on cancel: an acquisition whose client went away before it was taken is passed over. One that was taken
 //! is answered with an owned value ([`crate::grant`]): whoever drops it, a channel that nobody listens to among them,
@@ -26,8 +27,10 @@ use crate::store::commands::{
 use crate::store::{Commands, MAX_BATCH, Outcomes, Renewed, Store, StoreError};
 pub use beats::{Beats, Met};
 use beats::{Taken, Waiting};
+use progress::Gathering;
 
 mod beats;
+mod progress;
 
 /// Commands that may wait; beyond them a request is answered 503 at once.
 const MAX_WAITING: usize = 16 * MAX_BATCH;
@@ -211,6 +214,7 @@ impl Batch {
 pub struct Writer {
     queue: mpsc::Sender<Queued>,
     beats: mpsc::Sender<Waiting>,
+    progress: mpsc::Sender<Queued>,
     deadline: Duration,
 }
 
@@ -222,10 +226,12 @@ impl std::fmt::Debug for Queued {
 
 /// What waits for the writer.
 struct Queues {
-    /// Commands of all kinds but heartbeats.
+    /// Commands of all kinds but heartbeats, and but renewals that tell how far somebody is.
     commands: mpsc::Receiver<Queued>,
     /// Heartbeats of requests.
     beats: mpsc::Receiver<Waiting>,
+    /// Those renewals.
+    progress: Gathering,
     /// A request of whose heartbeats some are written.
     begun: Option<Waiting>,
 }
@@ -238,24 +244,27 @@ impl Queues {
         if self.begun.is_none() {
             tokio::select! {
                 biased;
-                1.. = self.commands.recv_many(&mut taken, MAX_BATCH - MAX_BEATS) => {}
+                1.. = self.commands.recv_many(&mut taken, MAX_BATCH - MAX_BEATS - progress::SHARE) => {}
                 Some(waiting) = self.beats.recv() => self.begun = Some(waiting),
+                Some(()) = self.progress.due() => {}
                 else => return None,
             }
         }
         // All that is there, if no other commands want the room.
-        let others = (taken.len() + self.commands.len()).min(MAX_BATCH - MAX_BEATS);
+        let others = (taken.len() + self.commands.len() + self.progress.len()).min(MAX_BATCH - MAX_BEATS);
         while batch.commands.heartbeats.len() < MAX_BATCH - others
             && let Some(waiting) = self.begun.take().or_else(|| self.beats.try_recv().ok())
         {
             batch.take(waiting, MAX_BATCH - others);
         }
         let most = MAX_BATCH - batch.commands.heartbeats.len();
+        self.progress.take(progress::SHARE.min(most - taken.len()), &mut taken);
         while taken.len() < most
             && let Ok(queued) = self.commands.try_recv()
         {
             taken.push(queued);
         }
+        self.progress.take(most - taken.len(), &mut taken);
         // A client that has gone away gets no lease that nobody would use.
         let is_wanted =
             |queued: &Queued| !matches!(queued, Queued::Acquire(_, waiter) if waiter.answer.is_closed());
@@ -280,8 +289,10 @@ impl Writer {
 
     fn new(deadline: Duration) -> (Self, Queues) {
         let (queue, commands) = mpsc::channel(MAX_WAITING + MAX_TOLD);
-        let (sender, beats) = mpsc::channel(MAX_WAITING);
-        (Self { queue, beats: sender, deadline }, Queues { commands, beats, begun: None })
+        let (beats, beating) = mpsc::channel(MAX_WAITING);
+        let (progress, progressing) = mpsc::channel(MAX_WAITING);
+        let queues = Queues { commands, beats: beating, progress: Gathering::of(progressing), begun: None };
+        (Self { queue, beats, progress, deadline }, queues)
     }
 
     /// Applies one command.
@@ -328,7 +339,9 @@ impl Writer {
 
     /// Gives whether it is in the queue.
     fn enqueue<C: Submit>(&self, command: C, answer: oneshot::Sender<Result<C::Answer, StoreError>>) -> bool {
-        self.queue.try_send(command.queued(self.waiter(answer))).is_ok()
+        let queued = command.queued(self.waiter(answer));
+        let queue = if Gathering::takes(&queued) { &self.progress } else { &self.queue };
+        queue.try_send(queued).is_ok()
     }
 
     fn waiter<A>(&self, answer: oneshot::Sender<Result<A, StoreError>>) -> Waiter<A> {

@@ -3,6 +3,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -214,7 +215,7 @@ impl Chain {
             origin: None,
             location: None,
         };
-        Ok(self.ask::<Value>(SEEDS, &register).await?.1)
+        Ok(ask::<Value>(&mut self.stream, SEEDS, &register).await?.1)
     }
 
     async fn grow(mut self) -> Result<(Self, Vec<Duration>), Failed> {
@@ -222,7 +223,7 @@ impl Chain {
         let mut times = Vec::new();
         for worker in 1..=self.length {
             let asks = Acquire { loading: Some(self.loading(worker)?), ..Acquire::of(self.key.clone()) };
-            let (granted, took) = self.ask::<Granted>(LEASES, &asks).await?;
+            let (granted, took) = ask::<Granted>(&mut self.stream, LEASES, &asks).await?;
             if granted.seed != self.identity(worker - 1)? {
                 return Err(Failed(format!("worker {worker} of a chain reads from {}", granted.seed)));
             }
@@ -232,42 +233,56 @@ impl Chain {
         Ok((self, times))
     }
 
-    /// Each worker renews once a period until the end, but for one.
+    /// Each worker renews once a period until the end, over a connection of its own; but for one.
     async fn renew(
-        mut self,
+        self,
         begun: Instant,
         end: Instant,
         times: Arc<Mutex<Vec<Duration>>>,
         silent: Option<u32>,
     ) -> Done {
-        // Chains and workers spread over the period.
-        let offset = |worker: u32| PERIOD * ((worker * 7_919 + self.number * 104_729) % 1_000) / 1_000;
-        let mut turns: Vec<(Duration, u32)> =
-            (1..=self.length).map(|worker| (offset(worker), worker)).collect();
-        turns.retain(|(_, worker)| Some(*worker) != silent);
-        turns.sort_unstable();
-        let mut second = begun;
-        while second < end {
-            for (offset, worker) in &turns {
-                let due = second + *offset;
-                sleep_until(due).await;
-                let granted = &self.leases[*worker as usize - 1];
-                let held = self.held();
-                let arrived_bytes = held.as_ref().map_or(0, |held| held.bytes);
-                let renew = Renew {
-                    lease_id: granted.lease_id.clone(),
-                    seed: granted.seed.clone(),
-                    loading: Some(LoadProgress { incarnation: name(INCARNATION)?, arrived_bytes, held }),
-                };
-                let (renewed, _) = self.ask::<Renewed>(RENEW, &renew).await?;
-                if renewed.advice.is_some() {
-                    return Err(Failed(format!("worker {worker} is advised to {:?}", renewed.advice)));
-                }
-                times.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed());
-            }
-            second += PERIOD;
+        let planner = self.stream.peer_addr().map_err(wrong)?;
+        let chain = Arc::new(self);
+        let mut renewing = JoinSet::new();
+        for worker in (1..=chain.length).filter(|worker| Some(*worker) != silent) {
+            let stream = TcpStream::connect(planner).await.map_err(wrong)?;
+            renewing.spawn(chain.clone().renew_one(worker, stream, begun..end, times.clone()));
         }
-        Ok((self, Vec::new()))
+        while let Some(renewed) = renewing.join_next().await {
+            renewed.map_err(wrong)??;
+        }
+        let chain = Arc::into_inner(chain).ok_or_else(|| Failed("a worker still renews".into()))?;
+        Ok((chain, Vec::new()))
+    }
+
+    async fn renew_one(
+        self: Arc<Self>,
+        worker: u32,
+        mut stream: TcpStream,
+        time: Range<Instant>,
+        times: Arc<Mutex<Vec<Duration>>>,
+    ) -> Result<(), Failed> {
+        // Chains and workers spread over the period.
+        let offset = PERIOD * ((worker * 7_919 + self.number * 104_729) % 1_000) / 1_000;
+        let mut due = time.start + offset;
+        while due < time.end {
+            sleep_until(due).await;
+            let granted = &self.leases[worker as usize - 1];
+            let held = self.held();
+            let arrived_bytes = held.as_ref().map_or(0, |held| held.bytes);
+            let renew = Renew {
+                lease_id: granted.lease_id.clone(),
+                seed: granted.seed.clone(),
+                loading: Some(LoadProgress { incarnation: name(INCARNATION)?, arrived_bytes, held }),
+            };
+            let (renewed, _) = ask::<Renewed>(&mut stream, RENEW, &renew).await?;
+            if renewed.advice.is_some() {
+                return Err(Failed(format!("worker {worker} is advised to {:?}", renewed.advice)));
+            }
+            times.lock().unwrap_or_else(PoisonError::into_inner).push(due.elapsed());
+            due += PERIOD;
+        }
+        Ok(())
     }
 
     /// The reader of a relay that is silent gets its place.
@@ -281,7 +296,7 @@ impl Chain {
         let stalled = Stalled { seed: lease.seed, lease_id: lease.lease_id, silent_ms: 5_000, lost: true };
         let asks =
             Acquire { loading: Some(loading), stalled: Some(stalled), ..Acquire::of(self.key.clone()) };
-        let (granted, took) = self.ask::<Granted>(LEASES, &asks).await?;
+        let (granted, took) = ask::<Granted>(&mut self.stream, LEASES, &asks).await?;
         if granted.seed != self.identity(relay - 1)? {
             return Err(Failed(format!("the reader of a lost relay reads from {}", granted.seed)));
         }
@@ -297,27 +312,27 @@ impl Chain {
         }
         Ok((self, times))
     }
+}
 
-    /// Asks, and gives how long the answer took.
-    async fn ask<T: DeserializeOwned>(
-        &mut self,
-        path: &str,
-        request: &impl Serialize,
-    ) -> Result<(T, Duration), Failed> {
-        let body = serde_json::to_string(request).map_err(wrong)?;
-        let asked = Instant::now();
-        let text = format!(
-            "POST {path} HTTP/1.1\r\nHost: planner\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
-        let answer = timeout(PATIENCE, exchange(&mut self.stream, text.as_bytes())).await.map_err(wrong)?;
-        let (is_right, body) = answer.map_err(wrong)?;
-        let took = asked.elapsed();
-        if !is_right {
-            return Err(Failed(format!("{path}: a wrong answer: {}", String::from_utf8_lossy(&body))));
-        }
-        Ok((serde_json::from_slice(&body).map_err(wrong)?, took))
+/// Asks, and gives how long the answer took.
+async fn ask<T: DeserializeOwned>(
+    stream: &mut TcpStream,
+    path: &str,
+    request: &impl Serialize,
+) -> Result<(T, Duration), Failed> {
+    let body = serde_json::to_string(request).map_err(wrong)?;
+    let asked = Instant::now();
+    let text = format!(
+        "POST {path} HTTP/1.1\r\nHost: planner\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    let answer = timeout(PATIENCE, exchange(stream, text.as_bytes())).await.map_err(wrong)?;
+    let (is_right, body) = answer.map_err(wrong)?;
+    let took = asked.elapsed();
+    if !is_right {
+        return Err(Failed(format!("{path}: a wrong answer: {}", String::from_utf8_lossy(&body))));
     }
+    Ok((serde_json::from_slice(&body).map_err(wrong)?, took))
 }
 
 /// Sends a request and reads its answer: whether that is 200, and its body.

@@ -31,8 +31,8 @@ pub(super) async fn follow(reading: &mut Reading<'_>) -> Result<(), ReadError> {
     };
     let mut source = Source::of(request, feed, root);
     loop {
-        let ready = source.take();
-        if ready.is_empty() {
+        let batches = reading.next(|| source.offers.take());
+        if batches.is_empty() {
             if source.is_done()? {
                 return Ok(());
             }
@@ -40,7 +40,7 @@ pub(super) async fn follow(reading: &mut Reading<'_>) -> Result<(), ReadError> {
             continue;
         }
         source.is_due();
-        for batch in reading.batches(ready) {
+        for batch in batches {
             let completed = tokio::select! {
                 // Only the call's own end ends this: until then it writes.
                 completed = reading.call(batch) => completed?,
@@ -100,13 +100,6 @@ impl<'a> Source<'a> {
             digests: (0..memory.plan().count()).map(|chunk| memory.digest(chunk)).collect(),
             content: None,
         }
-    }
-
-    /// What can be read, ascending: so most ranges are long.
-    fn take(&mut self) -> Vec<u32> {
-        let mut ready: Vec<u32> = std::iter::from_fn(|| self.offers.take()).collect();
-        ready.sort_unstable();
-        ready
     }
 
     /// A chunk's digest, if nothing but the source tells it.

@@ -24,6 +24,7 @@ mod driver;
 mod follow;
 #[cfg(feature = "yuanrong-native")]
 pub mod native;
+mod pace;
 mod plan;
 mod port;
 mod read;

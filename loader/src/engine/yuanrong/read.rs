@@ -1,21 +1,19 @@
 //! Reading a seed by address: calls of bounded size, and what each of them completes.
 
 use std::sync::atomic::Ordering;
+use std::time::Instant;
 
 use rfork_protocol::manifest::NO_ADDRESS;
 use rfork_protocol::manifest::content::Root;
 use rfork_protocol::shown::Shown;
 
 use super::follow::follow;
-use super::plan::{Batch, LIMITS, Limits, batches};
+use super::pace::Pace;
+use super::plan::{Batch, LIMITS, batches};
 use super::{Ranges, Unanswered, VendorError, YuanRongEngine};
 use crate::digest::Digest;
 use crate::engine::memory::ChunkWriter;
 use crate::engine::{EngineError, ReadError, ReadReport, ReadRequest};
-
-/// Calls of a worker in a chain. Others read what it has when a call ends, and bytes are heard of only then: the slowest link
-/// that is no stall brings as much in that time.
-const IN_A_CHAIN: Limits = Limits { bytes: 64 << 20, ranges: LIMITS.ranges };
 
 /// Reads every chunk that the memory misses.
 pub(super) async fn read(
@@ -30,9 +28,17 @@ pub(super) async fn read(
             reading.unusable("its bytes have no content id, and it tells nothing of what it holds".into())
         );
     } else {
-        for batch in reading.batches(request.memory.missing().iter()) {
-            for writer in reading.call(batch).await? {
-                reading.hold(writer, None);
+        let missing: Vec<u32> = request.memory.missing().iter().collect();
+        let mut missing = missing.into_iter();
+        loop {
+            let batches = reading.next(|| missing.next());
+            if batches.is_empty() {
+                break;
+            }
+            for batch in batches {
+                for writer in reading.call(batch).await? {
+                    reading.hold(writer, None);
+                }
             }
         }
     }
@@ -48,6 +54,7 @@ pub(super) struct Reading<'a> {
     from: Vec<u64>,
     /// Chunks of which only a part is there yet, in the order in which they were begun.
     open: Vec<ChunkWriter>,
+    pace: Pace,
     report: ReadReport,
 }
 
@@ -56,7 +63,8 @@ impl<'a> Reading<'a> {
         let (memory, theirs) = (request.memory, request.seed.manifest.tensors());
         let from: Vec<u64> = theirs.iter().map(|tensor| tensor.address).collect();
         let to: Vec<u64> = (0..).map_while(|tensor| memory.tensor_address(tensor)).collect();
-        let reading = Self { engine, request, to, from, open: Vec::new(), report: ReadReport::default() };
+        let (open, pace, report) = (Vec::new(), Pace::begin(), ReadReport::default());
+        let reading = Self { engine, request, to, from, open, pace, report };
         if reading.to.len() != reading.from.len() {
             // A draft model's seed may lack what it shares with its target; then the two are not cut alike.
             let (theirs, ours) = (reading.from.len(), reading.to.len());
@@ -69,10 +77,20 @@ impl<'a> Reading<'a> {
         Ok(reading)
     }
 
-    /// What brings these chunks, call by call.
-    pub(super) fn batches(&self, chunks: impl IntoIterator<Item = u32>) -> Vec<Batch> {
-        let limits = if self.request.in_a_chain { IN_A_CHAIN } else { LIMITS };
-        batches(self.request.memory.plan(), chunks, &self.to, &self.from, limits)
+    /// What brings the next chunks, call by call: as many as a call should read in a chain, else all. None if there are none.
+    pub(super) fn next(&self, mut chunk: impl FnMut() -> Option<u32>) -> Vec<Batch> {
+        let plan = self.request.memory.plan();
+        let most = if self.request.in_a_chain { self.pace.bytes() } else { u64::MAX };
+        let (mut chunks, mut bytes) = (Vec::new(), 0);
+        while bytes < most
+            && let Some(chunk) = chunk()
+        {
+            bytes += plan.chunk_bytes(chunk);
+            chunks.push(chunk);
+        }
+        // So most ranges are long.
+        chunks.sort_unstable();
+        batches(plan, chunks, &self.to, &self.from, LIMITS)
     }
 
     /// Makes one call. Gives the chunks that it has completed: they are held when their reader says so.
@@ -102,6 +120,7 @@ impl<'a> Reading<'a> {
             }
             Ok(writers)
         });
+        let begun = Instant::now();
         self.open = match calling.await {
             Ok(read) => read?,
             Err(Unanswered::Gone) => return Err(self.unusable(EngineError::Gone.to_string())),
@@ -110,6 +129,7 @@ impl<'a> Reading<'a> {
                 return Err(ReadError::Hung { peer: self.peer(), waited_ms });
             }
         };
+        self.pace.lasted(bytes, begun.elapsed());
         memory.arrivals().arrived(bytes);
         // Chunks are completed in the order in which they were begun.
         Ok(self.open.drain(..completed).collect())

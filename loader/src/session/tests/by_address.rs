@@ -155,6 +155,22 @@ async fn a_source_whose_call_lasts_is_left_when_the_call_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_load_that_is_cancelled_while_another_source_is_asked_for_does_not_wait_for_the_call() {
+    let (planner, network) = (Planner::that_gives_the_right_to_lead().await, Network::default());
+    let storage = Pattern::that_waits_after(20, 1);
+    network.hold_back(2, true);
+    let (leader, reader) = leader_and_reader(&planner, &network, &storage, (&Pattern::new(9), HASTY)).await;
+    planner.until(|state| state.acquisitions.iter().any(|asked| asked.stalled.is_some())).await;
+    reader.cancel.cancel();
+    let (_session, ended) = tokio::time::timeout(HANGS, reader.task).await.unwrap().unwrap();
+    assert!(matches!(ended, Err(LoadError::Hung(_))), "{ended:?}");
+    assert!(reader.memory.forget_all().is_err(), "the call may still write there");
+    network.hold_back(2, false);
+    storage.goes_on.notify_one();
+    leader.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_call_that_hangs_other_memory_is_loaded() {
     let (planner, network) = (Planner::that_gives_the_right_to_lead().await, Network::default());
     let storage = Pattern::that_waits_after(20, 1);

@@ -18,9 +18,16 @@ impl Load<'_> {
     /// Goes from state to state until the weights are loaded, beginning with `first`; gives what each source gave.
     pub(super) async fn run(mut self, first: State) -> Result<Vec<Share>, LoadError> {
         let result = self.drive(first).await;
-        // Who could not take itself away has just tried.
-        if !matches!(result, Ok(()) | Err(LoadError::StillRead(_))) {
-            self.leave_the_chain().await;
+        match &result {
+            // Who could not take itself away has just tried.
+            Ok(()) | Err(LoadError::StillRead(_)) => {}
+            // Whatever is asked of the engine waits for the call that hangs. It keeps the memory, and nobody changes it.
+            Err(LoadError::Hung(_)) => {
+                if let Some(loading) = self.loading.as_mut() {
+                    loading.leave().await;
+                }
+            }
+            Err(_) => self.leave_the_chain().await,
         }
         self.reporter.phase(if result.is_ok() { Phase::Loaded } else { Phase::Failed });
         result.map(|()| self.shares)

@@ -228,6 +228,12 @@ impl Loading {
         Ok(())
     }
 
+    /// Sends nobody here any more, and lets go who reads by address. The engine is left alone.
+    pub(super) async fn leave(&mut self) {
+        self.service.withdraw();
+        self.withdraw().await;
+    }
+
     async fn withdraw(&mut self) {
         if let Some(lead) = self.lead.take() {
             lead.end().await;

@@ -7,7 +7,12 @@ use crate::engine::yuanrong::YuanRongOptions;
 use crate::engine::yuanrong::network::Network;
 
 fn options(host: &str) -> YuanRongOptions {
-    YuanRongOptions { not_ready_timeout: Duration::from_millis(50), ..YuanRongOptions::new(host) }
+    // A call is given up only where a test wants it.
+    YuanRongOptions {
+        read_timeout: 8 * HANGS,
+        not_ready_timeout: Duration::from_millis(50),
+        ..YuanRongOptions::new(host)
+    }
 }
 
 async fn session_with(

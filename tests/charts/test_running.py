@@ -53,6 +53,8 @@ def test_the_rules_count(tmp_path: Path) -> None:
         ask(address, "POST", "/add_seed", SEED | {"SEED_KEY": "/models/dsv4$decode$0", "SEED_IP": "10.9.0.1"})
         (seed,) = ask(address, "GET", "/debug/snapshot").json()["seeds"].values()
         assert seed["resource_total"] == 4
+        refused = ask(address, "POST", "/add_seed", SEED | {"SEED_KEY": "/models/pinned$0", "SEED_IP": "10.9.0.2"})
+        assert (refused.status, refused.body.split(b":")[0]) == (503, b"not-pinned")
 
 
 def test_a_job_migrates_for_planners_that_may_not(tmp_path: Path, cluster: Postgres) -> None:

@@ -278,6 +278,15 @@ impl Model {
         }
     }
 
+    /// Whether an event is about a seed that has the key, or comes to have it.
+    pub(super) fn concerns(&self, event: &Event, wanted: usize) -> bool {
+        let comes = match *event {
+            Event::Register { key, .. } | Event::Hear { key, .. } => key == wanted,
+            _ => false,
+        };
+        comes || event.names().and_then(|seed| self.seeds.get(&seed)).is_some_and(|seed| seed.key == wanted)
+    }
+
     fn silent(&self, seed: &Seed) -> bool {
         seed.heard_ms + self.world.heartbeat_ttl_ms() <= self.now
     }
@@ -631,12 +640,11 @@ impl Model {
     /// # Errors
     /// The first difference.
     pub(super) fn compare(&self, snapshot: &Snapshot) -> Result<(), String> {
+        let expected = self.shown();
         let mut views = snapshot.seeds.iter();
-        let shown: Vec<_> = self.seeds.iter().filter(|(_, seed)| !self.is_gone(seed)).collect();
-        for (name, seed) in &shown {
-            let expected = self.view(**name, seed);
+        for expected in &expected {
             let shown = views.next();
-            if shown != Some(&expected) {
+            if shown != Some(expected) {
                 return Err(format!("shown is {shown:?}, not {expected:?}"));
             }
         }
@@ -660,11 +668,17 @@ impl Model {
             return Err(format!("it is {time_ms} there, not {}", self.now));
         }
         let counts = (snapshot.seed_count, snapshot.lease_count);
-        if (snapshot.seeds.len(), counts) == (shown.len(), (shown.len() as u64, leases.len() as u64)) {
+        if (snapshot.seeds.len(), counts) == (expected.len(), (expected.len() as u64, leases.len() as u64)) {
             Ok(())
         } else {
-            Err(format!("{counts:?} are counted, not {} and {}", shown.len(), leases.len()))
+            Err(format!("{counts:?} are counted, not {} and {}", expected.len(), leases.len()))
         }
+    }
+
+    /// The seeds that people see.
+    pub(super) fn shown(&self) -> Vec<SeedView> {
+        let shown = self.seeds.iter().filter(|(_, seed)| !self.is_gone(seed));
+        shown.map(|(name, seed)| self.view(*name, seed)).collect()
     }
 
     fn view(&self, name: u8, seed: &Seed) -> SeedView {

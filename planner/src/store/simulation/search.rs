@@ -63,7 +63,7 @@ impl Search<'_> {
             return;
         }
         for planner in 0..remaining.len() {
-            for at in self.next_of(planner, remaining[planner]) {
+            for at in self.next_of(model, planner, remaining[planner]) {
                 let done = self.done[planner];
                 let told = done.told.as_ref().and_then(|told| told[at]);
                 let mut remaining = remaining.to_vec();
@@ -77,15 +77,89 @@ impl Search<'_> {
     }
 
     /// The events that may be a planner's next: of each seed that is named the first, since its lock ties what is
-    /// done to it together and to nothing else; after them, in any order, what names none.
-    fn next_of(&self, planner: usize, remaining: u64) -> Vec<usize> {
-        let events = &self.done[planner].events;
+    /// done to it together and to nothing else; after them, in any order, what names none. A refusal changes nothing,
+    /// so it is right if it was when its planner looked: it comes after what its own batch does to seeds of its key,
+    /// and may come before what that does to others.
+    fn next_of(&self, model: &Model, planner: usize, remaining: u64) -> Vec<usize> {
+        let Done { events, told } = self.done[planner];
         let mut left: Vec<usize> = (0..events.len()).filter(|at| remaining >> at & 1 == 1).collect();
         left.sort_by_key(|at| events[*at].kind());
         let mut named = HashSet::new();
         let first_of_each =
             left.iter().filter(|at| events[**at].names().is_some_and(|seed| named.insert(seed)));
-        let next: Vec<usize> = first_of_each.copied().collect();
-        if next.is_empty() { left } else { next }
+        let mut next: Vec<usize> = first_of_each.copied().collect();
+        if next.is_empty() {
+            return left;
+        }
+        let is_refused =
+            |at: usize| matches!(told.as_ref().and_then(|told| told[at]), Some(Told::Refused(_)));
+        let is_early = |at: &usize| match events[*at] {
+            Event::Acquire { key, .. } => {
+                is_refused(*at) && !left.iter().any(|at| model.concerns(&events[*at], key))
+            }
+            _ => false,
+        };
+        next.extend(left.iter().copied().filter(is_early));
+        next
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{Refusal, Registration};
+    use super::super::world::World;
+    use super::*;
+
+    const REFUSED: Option<Told> = Some(Told::Refused(Refusal::UnknownKey));
+
+    fn registers(seed: u8, key: usize) -> (Event, Option<Told>) {
+        let event = Event::Register { seed, key, process: None, owner: None, age_ms: 0 };
+        (event, Some(Told::Registered(Registration::New, i64::from(seed))))
+    }
+
+    fn is_refused(lease: u32, key: usize) -> (Event, Option<Told>) {
+        (Event::Acquire { key, lease, exclude: None, place: None }, REFUSED)
+    }
+
+    fn done(events: Vec<(Event, Option<Told>)>) -> Done {
+        let (events, told) = events.into_iter().unzip();
+        Done { events, told: Some(told) }
+    }
+
+    fn empty() -> Model {
+        Model::new(World::new(0), 1_000_000, 1_000_000)
+    }
+
+    fn after(model: &Model, (event, told): (Event, Option<Told>)) -> Model {
+        model.after(&event, told, Order::Any).unwrap().remove(0)
+    }
+
+    fn shown(model: &Model) -> Snapshot {
+        let seeds = model.shown();
+        Snapshot { seed_count: seeds.len() as u64, seeds, ..Snapshot::default() }
+    }
+
+    #[test]
+    fn two_planners_that_each_register_what_the_other_asks_for_may_both_refuse() {
+        let both = shown(&after(&after(&empty(), registers(1, 0)), registers(2, 1)));
+        let first = done(vec![registers(1, 0), is_refused(1, 1)]);
+        let second = done(vec![registers(2, 1), is_refused(2, 0)]);
+        assert_eq!(explain(&empty(), &[first, second], &both).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn a_planner_refuses_nobody_for_whom_its_own_batch_registers_a_seed() {
+        let both = shown(&after(&after(&empty(), registers(1, 0)), registers(2, 1)));
+        let first = done(vec![registers(1, 0), is_refused(1, 0)]);
+        let second = done(vec![registers(2, 1), is_refused(2, 0)]);
+        explain(&empty(), &[first, second], &both).unwrap_err();
+    }
+
+    #[test]
+    fn nobody_is_refused_whose_seed_was_there_before() {
+        let before = after(&empty(), registers(1, 0));
+        let both = shown(&after(&before, registers(2, 1)));
+        let late = done(vec![registers(2, 1), is_refused(1, 0)]);
+        explain(&before, &[late], &both).unwrap_err();
     }
 }

@@ -225,7 +225,7 @@ pub(super) fn claim(
         point,
         lease,
         granted_ms: now,
-        ends_ms: now.saturating_add(row.terms.lease_ttl_ms),
+        ends_ms: now.saturating_add(row.lease_ttl_ms(reader.is_some())),
         requester: wish.requester.as_deref().map(Into::into),
         reader,
     };

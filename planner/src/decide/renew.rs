@@ -8,8 +8,8 @@ use crate::store::commands::{Renew, Renewed};
 /// are told when to tell again.
 pub(super) fn renew(tables: &mut Tables, now: i64, command: &Renew, period_ms: i64) -> Option<Renewed> {
     let row = tables.seed_at(&command.identity)?.clone();
-    let ttl_ms = row.terms.lease_ttl_ms;
     let at = row.leases.iter().position(|known| known.lease == command.lease && known.lives(now))?;
+    let ttl_ms = row.lease_ttl_ms(row.leases[at].reader.is_some());
     tables.change(row.id, |row| row.leases[at].ends_ms = now.saturating_add(ttl_ms))?;
     let reader = row.leases[at].reader.zip(command.progress.as_deref());
     let loading =
@@ -40,7 +40,7 @@ mod tests {
                     }
                     renewed += 1;
                     prop_assert!(was.lives(NOW) && was.lease == command.lease && before.identity == command.identity);
-                    prop_assert_eq!(is.ends_ms, NOW + before.terms.lease_ttl_ms);
+                    prop_assert_eq!(is.ends_ms, NOW + before.lease_ttl_ms(was.reader.is_some()));
                 }
             }
             prop_assert_eq!(renewed, usize::from(answer.is_some()));

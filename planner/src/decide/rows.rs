@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rfork_protocol::{SeedIdentity, SeedKey};
 
-use crate::domain::chain::Loading;
+use crate::domain::chain::{self, Loading};
 use crate::domain::health::Health;
 use crate::domain::owner::Owner;
 use crate::domain::policy::Wish;
@@ -76,6 +76,12 @@ impl LeaseRow {
 }
 
 impl SeedRow {
+    /// How long a lease on it lives without a renewal, in milliseconds; `loads`: its holder is a seed that loads.
+    pub fn lease_ttl_ms(&self, loads: bool) -> i64 {
+        let ttl_ms = self.terms.lease_ttl_ms;
+        if loads { ttl_ms.min(chain::READER_TTL_MS) } else { ttl_ms }
+    }
+
     /// Leases that live.
     pub fn live_leases(&self, now: i64) -> u32 {
         count(self.leases.iter().filter(|lease| lease.lives(now)))

@@ -442,7 +442,7 @@ impl Tables {
             identity: seed.identity.clone(),
             seed_id: seed.id,
             // Excluded: it was granted by a planner whose time is a little ahead, and seems to have more left than its time.
-            lease_ttl_ms: held.ends_ms.saturating_sub(now).min(seed.terms.lease_ttl_ms),
+            lease_ttl_ms: held.ends_ms.saturating_sub(now).min(seed.lease_ttl_ms(held.reader.is_some())),
             quiet_ms: now.saturating_sub(seed.heard_ms.max(seed.answered_ms)),
             answers: seed.answered_ms > 0,
         })

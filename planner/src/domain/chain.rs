@@ -24,6 +24,11 @@ const BUSY: usize = 128;
 /// Periods after which a loading seed that was not heard of is no source.
 const PERIODS: i64 = 3;
 
+/// How long the lease of a loading seed lives at most without a renewal, in milliseconds: it renews each period. A worker that
+/// is gone gives its place back before those who wait for one read storage (`rfork_seed_wait_sec`), and a planner that starts
+/// again finds its readers where they were.
+pub const READER_TTL_MS: i64 = 20_000;
+
 /// How long the right to lead lives without a renewal, in milliseconds.
 pub const LEAD_TTL_MS: i64 = 10_000;
 

@@ -2,7 +2,7 @@
 
 use super::loading::{INCARNATION, RULES, ask, ask_as, complete, held, stalling, tell};
 use super::*;
-use crate::domain::chain::{Asker, PERIOD_MS, Stalled};
+use crate::domain::chain::{Asker, PERIOD_MS, READER_TTL_MS, Stalled};
 use crate::store::Queue;
 use crate::store::history::End;
 use rfork_protocol::v2::Advice;
@@ -195,4 +195,22 @@ pub(crate) async fn who_has_lost_its_place_comes_back_behind<H: Home>() {
     let returns = Asker { held: held("x", 50), stalled: None, ..bereft(2, 50, (1, 2)) };
     assert_eq!(bench.from(ask_as(returns, 11)).await, Some(identity(3)));
     assert_eq!(bench.view(1).await.unwrap().used, 1);
+}
+
+pub(crate) async fn a_worker_that_dies_as_the_last_of_a_chain_gives_its_place_back_soon<H: Home>() {
+    let bench = Bench::<H>::with_a_seed(Rules { lease_ttl_ms: 60_000, ..RULES }).await;
+    let granted = bench.granted(ask(2, 2)).await.expect("the seed");
+    assert_eq!(granted.lease_ttl_ms, READER_TTL_MS, "it is told when its place is anybody's");
+    bench.silence_but_for(READER_TTL_MS - 1, &[2]).await;
+    assert!(matches!(bench.one(waits(acquire("k", 50))).await, Outcome::Queued(Some(READER_TTL_MS))));
+    bench.silence_but_for(READER_TTL_MS - 1, &[]).await;
+    bench.one(Command::Serve { key: key("k") }).await;
+    assert_eq!(bench.told().await, [], "it may be back");
+    bench.step(1);
+    bench.one(Command::Serve { key: key("k") }).await;
+    assert_eq!(bench.told().await, [(50, identity(1))]);
+    assert!(!bench.renew(1, 2).await);
+    // Who serves nobody while it loads renews seldom.
+    bench.step(59_999);
+    assert!(bench.renew(1, 50).await);
 }

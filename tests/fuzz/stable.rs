@@ -102,4 +102,8 @@ targets! {
     tcp_server,
     tcp_client,
     planner_calls,
+    token_file,
+    key_files,
+    issuer_keys,
+    credentials,
 }

@@ -29,7 +29,7 @@ pub(super) enum Why {
 
 /// The keys of an issuer, as it told of them.
 #[derive(Debug)]
-pub(super) struct KeySet {
+pub struct KeySet {
     /// Of the text, by which two sets are compared.
     hash: [u8; 32],
     keys: Vec<Key>,
@@ -53,7 +53,7 @@ impl KeySet {
     ///
     /// # Errors
     /// What is wrong with it.
-    pub(super) fn read(text: &[u8]) -> Result<Self, &'static str> {
+    pub fn read(text: &[u8]) -> Result<Self, &'static str> {
         #[derive(Deserialize)]
         struct Told {
             keys: Vec<Value>,

@@ -20,7 +20,7 @@ mod cryptography;
 mod failures;
 mod in_force;
 mod issuer;
-mod jwt;
+pub mod jwt;
 mod source;
 pub mod tokens;
 mod told;

@@ -14,13 +14,18 @@ use rfork_protocol::shown::hidden;
 use tempfile::TempDir;
 
 pub mod checkpoint;
+pub mod credentials;
+pub mod issuer_keys;
+pub mod key_files;
 pub mod metadata;
 pub mod mutate;
+mod planner;
 pub mod planner_calls;
 pub mod settings_file;
 mod tcp;
 pub mod tcp_client;
 pub mod tcp_server;
+pub mod token_file;
 pub mod v1_headers;
 pub mod v2_bodies;
 pub mod v2_queries;
@@ -49,6 +54,10 @@ pub const TARGETS: &[Target] = &[
     tcp_server::TARGET,
     tcp_client::TARGET,
     planner_calls::TARGET,
+    token_file::TARGET,
+    key_files::TARGET,
+    issuer_keys::TARGET,
+    credentials::TARGET,
 ];
 
 /// Runs something with a directory that is the thread's own: to make one for each input takes longer than all else.

@@ -13,13 +13,11 @@ use std::time::Duration;
 use rfork_planner::config::{DatabaseUrl, Settings};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::net::TcpListener;
-use tokio::runtime::{Builder, Runtime};
-use tokio_util::sync::CancellationToken;
 
 use super::Target;
+use super::planner::Planner;
+use crate::DEADLINE;
 use crate::http::{self, Answer};
-use crate::{DEADLINE, until};
 
 /// The entry point.
 pub const TARGET: Target = Target { name: "planner_calls", run, executions: 50, most_bytes: |_| 512 << 20 };
@@ -34,33 +32,12 @@ const CAPACITY: usize = 2;
 /// Longer than any test: time is no part of what is tried here.
 const FOR_EVER: Duration = Duration::from_hours(24);
 
-struct Planner {
-    address: String,
-    // Ended before its directory goes.
-    _runtime: Runtime,
-    _home: TempDir,
-}
-
-impl Planner {
-    fn start() -> Self {
-        let home = TempDir::with_prefix("rfork-fuzz-").unwrap();
-        let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("planner.db")));
-        settings.liveness_probe = false;
-        settings.default_resource_points = u32::try_from(CAPACITY).unwrap();
-        (settings.heartbeat_ttl, settings.lease_ttl) = (FOR_EVER, FOR_EVER);
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
-        let address = listener.local_addr().unwrap().to_string();
-        runtime.spawn(async move {
-            rfork_planner::run(settings, listener, CancellationToken::new()).await.unwrap();
-        });
-        until("a planner that is ready", || {
-            http::request(&address, "GET", "/readyz", &[])
-                .is_ok_and(|answer| answer.status == 200)
-                .then_some(())
-        });
-        Self { address, _runtime: runtime, _home: home }
-    }
+fn start(home: &TempDir) -> Planner {
+    let mut settings = Settings::of(DatabaseUrl::Sqlite(home.path().join("planner.db")));
+    settings.liveness_probe = false;
+    settings.default_resource_points = u32::try_from(CAPACITY).unwrap();
+    (settings.heartbeat_ttl, settings.lease_ttl) = (FOR_EVER, FOR_EVER);
+    Planner::start(settings)
 }
 
 /// Tries one input.
@@ -69,10 +46,13 @@ impl Planner {
 /// When a promise is broken.
 pub fn run(data: &[u8]) {
     thread_local! {
-        static PLANNER: Planner = Planner::start();
+        static PLANNER: (Planner, TempDir) = {
+            let home = TempDir::with_prefix("rfork-fuzz-").unwrap();
+            (start(&home), home)
+        };
     }
     static NUMBER: AtomicUsize = AtomicUsize::new(0);
-    PLANNER.with(|planner| {
+    PLANNER.with(|(planner, _)| {
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let mut caller = Caller { planner: &planner.address, number, leases: Vec::new() };
         // What a planner refuses because the machine is slow proves nothing.

@@ -16,6 +16,8 @@ use rfork_loader::storage::Checkpoint;
 use rfork_loader::storage::model_digest::model_digest;
 use rfork_protocol::seed_key::UNNAMED_ENGINE;
 use rfork_protocol::{Host, SeedKey};
+use rfork_tests::by_address::start;
+use rfork_tests::fakes::StoppingStorage;
 use rfork_tests::http::request;
 use rfork_tests::model::Model;
 use rfork_tests::peer::Generation;
@@ -214,4 +216,48 @@ async fn a_worker_whose_engine_takes_no_memory_loads_from_storage_and_is_no_seed
     let error = ours.session.serve().await.unwrap_err().to_string();
     assert_eq!(error, "peers cannot read this worker's memory: the transfer engine has ended");
     ours.session.close().await;
+}
+
+/// A worker as a process that may read what storage gives before it stops, and pass it on.
+fn starts(planner: &Planner, model: &Model, storage: &StoppingStorage, name: &str) -> Worker {
+    let wait = [("rfork_seed_wait_sec", json!(60))];
+    start(&storage.environment(), name, model, &planner.url(), &wait)
+}
+
+/// What a worker has from storage, when it is loaded; no byte came twice, and all are right.
+fn from_storage(worker: &Worker, model: &Model) -> u64 {
+    let loaded = worker.loaded();
+    assert_eq!(loaded.digest, model.digest());
+    let total: u64 = loaded.shares.iter().map(|(_, bytes)| bytes).sum();
+    assert_eq!(total, model.bytes, "no byte is read twice: {loaded:?}");
+    loaded.shares.iter().filter(|(source, _)| source == "storage").map(|(_, bytes)| bytes).sum()
+}
+
+/// Three workers, each of which reads from the one before; the first reads storage, which stops half way.
+#[test]
+fn when_the_middle_of_a_chain_is_killed_its_reader_goes_on_and_storage_is_read_once() {
+    let (planner, model) = (Planner::start(&["--lease-ttl-sec=3600"]), Model::new(8, 1));
+    let storage = StoppingStorage::after(model.bytes / 2);
+    let first = starts(&planner, &model, &storage, "first");
+    first.process.wait_for("this worker reads storage, and others wait for what it reads");
+    let mut middle = starts(&planner, &model, &storage, "middle");
+    assert_eq!(middle.reading_from_a_seed(), first.listens());
+    let last = starts(&planner, &model, &storage, "last");
+    assert_eq!(last.reading_from_a_seed(), middle.listens());
+    assert!([&first, &middle, &last].iter().all(|worker| worker.process.said("loaded").is_empty()));
+    middle.process.kill();
+    // It has the place of the one that is gone before the rest is there.
+    let from_the_first = format!("loading from seed {}", first.listens());
+    last.process.wait_until("that it reads from the first", |line| line["phase"] == from_the_first.as_str());
+    let again = starts(&planner, &model, &storage, "started over");
+    again.reading_from_a_seed();
+    storage.go_on();
+    assert_eq!(from_storage(&first, &model), model.bytes);
+    for worker in [&last, &again] {
+        assert_eq!(from_storage(worker, &model), 0, "storage is read once");
+    }
+    let kept = last.loaded().shares;
+    assert!(kept.len() == 2 && kept.iter().all(|(_, bytes)| *bytes > 0), "what it had it kept: {kept:?}");
+    let leads = planner.request("GET", "/v2/events?kind=leads", &[]).json();
+    assert_eq!(leads["events"].as_array().unwrap().len(), 1, "{leads}");
 }

@@ -59,6 +59,15 @@ pub(crate) const SAYS: Attack = Attack {
         me.keeps(&said);
     },
 };
+/// The same, from many addresses.
+pub(crate) const SAYS_OF_MANY: Attack = Attack {
+    name: "says something from many addresses",
+    step: |me| {
+        me.from = one_of_many(me.made.load(Ordering::Relaxed));
+        let said = me.said.clone();
+        me.keeps(&said);
+    },
+};
 /// Heads that come a byte at a time.
 pub(crate) const SLOW_HEADS: Attack = Attack {
     name: "slow heads",

@@ -12,6 +12,7 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // Helpers of tests are tests too.
 
 mod attacks;
+mod held;
 mod honest;
 mod liars;
 mod limits;

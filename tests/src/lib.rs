@@ -11,6 +11,7 @@ use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 pub mod balancer;
+pub mod by_address;
 pub mod cluster;
 pub mod fake_clock;
 pub mod fakes;

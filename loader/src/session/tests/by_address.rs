@@ -252,6 +252,37 @@ async fn who_may_change_its_weights_then_waits_until_its_readers_hold_everything
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_that_read_from_each_other_end_by_themselves_and_mix_nothing() {
+    // Storage gives them what the one before has read from it, or else other bytes.
+    for salt in [1, 2] {
+        let (planner, network) = (Planner::that_gives_the_right_to_lead().await, Network::default());
+        planner.look(|state| state.makes_circles = true);
+        let (gone, storage) = (Pattern::that_waits_after(20, 1), Pattern::new(salt));
+        let (leader, one) = leader_and_reader(&planner, &network, &gone, (&storage, HASTY)).await;
+        planner.until(|state| state.seeds.len() == 2).await;
+        let two = session(&planner, &network, HASTY).await;
+        let two = reader_that_waits(two, Some(storage.clone()), Some(Duration::from_secs(1)));
+        two.holds(20).await;
+        let [first, second] = planner.look(|state| [1, 2].map(|at| state.seeds[at].identity.clone()));
+        leader.cancel.cancel();
+        planner.until(|state| state.reads_from(&first, &second) && state.reads_from(&second, &first)).await;
+        let mut sessions = Vec::new();
+        for reader in [one, two] {
+            let (session, report, memory) = reader.ends().await;
+            assert!(bytes(&memory) == pattern(salt), "{report:?}");
+            sessions.push(session);
+        }
+        let (compared, read) = (&storage.checked_bytes, storage.read_bytes.load(Ordering::SeqCst));
+        assert!(compared.load(Ordering::SeqCst) > 0, "what was held counts only once storage has it, too");
+        let missing = memory().plan().total_bytes() - gone.read_bytes.load(Ordering::SeqCst);
+        assert!(salt != 1 || read <= 2 * missing, "nobody reads again what it holds: {read}");
+        for session in sessions {
+            session.close().await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unless_it_is_wished_for_a_worker_on_an_npu_does_not_serve_while_it_loads() {
     let (planner, network) = (Planner::start(true).await, Network::default());
     let (_root, weights) = root(&planner, &network, 1).await;

@@ -83,7 +83,7 @@ impl State {
     }
 
     /// Whether `seed` gets its bytes from `other`, through however many.
-    fn reads_from(&self, seed: &SeedIdentity, other: &SeedIdentity) -> bool {
+    pub(super) fn reads_from(&self, seed: &SeedIdentity, other: &SeedIdentity) -> bool {
         let mut at = Some(seed);
         for _ in 0..=self.seeds.len() {
             if at == Some(other) {

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rfork_tests::http::{Answer, connect_from, request_from};
 use rfork_tests::until;
 
@@ -139,6 +141,29 @@ pub(crate) const REGISTRATIONS: Attack = Attack {
     },
 };
 
+/// Tokens that nobody has, another one each time.
+pub(crate) const WRONG_TOKENS: Attack = Attack {
+    name: "wrong tokens",
+    step: |me| {
+        let number = me.made.load(Ordering::Relaxed);
+        me.asks("GET", &showing(&format!("wrong-0123456789-{number}")), "");
+    },
+};
+/// JWTs of the planner's issuer, by a key that it does not know, another one each time.
+pub(crate) const UNKNOWN_KEYS: Attack = Attack {
+    name: "JWTs of unknown keys",
+    step: |me| {
+        let number = me.made.load(Ordering::Relaxed);
+        let header = format!(r#"{{"alg":"EdDSA","kid":"{number}"}}"#);
+        let claims =
+            r#"{"iss":"https://issuer.test","aud":"rfork-planner","sub":"on-call","exp":4102444800}"#;
+        let parts = [header.as_bytes(), claims.as_bytes(), &[0; 64]];
+        let jwt = parts.map(|part| URL_SAFE_NO_PAD.encode(part)).join(".");
+        // Each waits for a look at the issuer's keys.
+        me.keeps(format!("GET {} HTTP/1.1\r\nHost: p\r\n\r\n", showing(&jwt)).as_bytes());
+    },
+};
+
 /// A registration by the same client; gives what it is answered.
 pub(crate) fn register_once(planner: &str) -> Answer {
     let seed = [
@@ -149,6 +174,11 @@ pub(crate) fn register_once(planner: &str) -> Answer {
         ("SEED_REFCNT", "0"),
     ];
     request_from(FROM, planner, "POST", "/add_seed", &seed).unwrap()
+}
+
+/// A path, and behind it a credential: what follows is a header that means nothing.
+fn showing(token: &str) -> String {
+    format!("/get_seed HTTP/1.1\r\nAuthorization: Bearer {token}\r\nX:")
 }
 
 fn post(path: &str, body: &str) -> String {

@@ -39,6 +39,19 @@ pub(crate) fn rounds(planner: &str, rounds: usize) -> Duration {
     rounds_by(|method, path, headers| request_from(FROM, planner, method, path, headers), rounds)
 }
 
+/// The same with a token.
+///
+/// # Panics
+/// When one request does not succeed.
+pub(crate) fn rounds_with(token: &str, planner: &str, rounds: usize) -> Duration {
+    let shown = format!("Bearer {token}");
+    let ask = |method: &str, path: &str, headers: &[(&str, &str)]| {
+        let headers = [headers, &[("Authorization", &shown)]].concat();
+        request_from(FROM, planner, method, path, &headers)
+    };
+    rounds_by(ask, rounds)
+}
+
 /// The same at a planner that speaks TLS.
 ///
 /// # Panics

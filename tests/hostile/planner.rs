@@ -49,18 +49,21 @@ fn tried(attack: Attack) {
             let _running = attack.begin(&planner.address);
             honest::rounds(&planner.address, ROUNDS)
         };
-        let kib = peak_kib(planner.process.pid());
         let (harmless_ms, attacked_ms) = (harmless.as_secs_f64() * 1e3, attacked.as_secs_f64() * 1e3);
-        let is_met = attacked_ms <= 2.0 * harmless_ms + 20.0;
-        println!(
-            "| {} | {limits} | {harmless_ms:.1} | {attacked_ms:.1} | {} | {} | {:.1} |",
-            attack.name,
-            if is_met { "met" } else { "missed" },
-            kib >> 10,
-            disk_bytes(planner.database_url()) as f64 / 1e6,
-        );
-        assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
+        report((attack.name, limits), &planner, harmless_ms, attacked_ms);
     }
+}
+
+/// A line of the report.
+fn report((attack, limits): (&str, &str), planner: &Planner, harmless_ms: f64, attacked_ms: f64) {
+    let kib = peak_kib(planner.process.pid());
+    println!(
+        "| {attack} | {limits} | {harmless_ms:.1} | {attacked_ms:.1} | {} | {} | {:.1} |",
+        if attacked_ms <= 2.0 * harmless_ms + 20.0 { "met" } else { "missed" },
+        kib >> 10,
+        disk_bytes(planner.database_url()) as f64 / 1e6,
+    );
+    assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
 }
 
 /// A planner that speaks TLS is attacked before there is a request.
@@ -87,14 +90,7 @@ fn shaken(name: &str, begin: impl Fn(&str) -> attacks::Running) {
             let _running = begin(&planner.address);
             rounds()
         };
-        let kib = peak_kib(planner.process.pid());
-        let is_met = attacked_ms <= 2.0 * harmless_ms + 20.0;
-        println!(
-            "| {name} | {limits} | {harmless_ms:.1} | {attacked_ms:.1} | {} | {} | |",
-            if is_met { "met" } else { "missed" },
-            kib >> 10,
-        );
-        assert!(kib < MOST_KIB, "{} MiB", kib >> 10);
+        report((name, limits), &planner, harmless_ms, attacked_ms);
     }
 }
 
@@ -111,6 +107,45 @@ fn tls_handshakes_that_clients_do_not_end_keep_nobody_out() {
 #[test]
 fn slow_tls_handshakes_keep_nobody_out() {
     shaken("slow TLS handshakes", |planner| attacks::SLOW_HANDSHAKES.begin(planner));
+}
+
+/// A planner that knows a token and an issuer, and is shown others.
+fn guessed(attack: Attack) {
+    const TOKEN: &str = "honest-0123456789abcdef";
+    open_files();
+    let home = tempfile::tempdir().unwrap();
+    let (tokens, keys) = (home.path().join("tokens.toml"), home.path().join("keys.json"));
+    fs::write(&keys, include_bytes!("../fuzz/corpus/issuer_keys/ed25519")).unwrap();
+    let told = format!(
+        "[[issuer]]\nissuer = 'https://issuer.test'\naudience = 'rfork-planner'\njwks_file = '{}'\n\
+         [[principal]]\nname = 'honest'\nroles = ['worker', 'metrics']\ntokens = ['{TOKEN}']\n",
+        keys.display()
+    );
+    fs::write(&tokens, told).unwrap();
+    let file = format!("--token-file={}", tokens.display());
+    for (limits, flags) in [("default", &[][..]), ("small", SMALL)] {
+        let planner = Planner::start(&[&["--host=127.0.0.1", "--no-liveness-probe", &file], flags].concat());
+        let rounds = || honest::rounds_with(TOKEN, &planner.address, ROUNDS).as_secs_f64() * 1e3;
+        let harmless_ms = {
+            let _running = attacks::HARMLESS.begin(&planner.address);
+            rounds()
+        };
+        let attacked_ms = {
+            let _running = attack.begin(&planner.address);
+            rounds()
+        };
+        report((attack.name, limits), &planner, harmless_ms, attacked_ms);
+    }
+}
+
+#[test]
+fn wrong_tokens_keep_nobody_out() {
+    guessed(attacks::WRONG_TOKENS);
+}
+
+#[test]
+fn jwts_of_unknown_keys_keep_nobody_out() {
+    guessed(attacks::UNKNOWN_KEYS);
 }
 
 /// Seeds that a planner keeps which one client fills.

@@ -44,6 +44,7 @@ class Doubles:
     def __init__(self, monkeypatch, generation="C", **missing):
         self.monkeypatch, self.noted, self.tensors = monkeypatch, [], {"w": Tensor(4096), "v": Tensor(8192)}
         self.seed, self.npu_mode, self.not_adopting, self.not_serving = True, 1, None, None
+        self.not_loading = rfork.LoadError("no seed")
         note, doubles = self.noted.append, self
 
         @contextlib.contextmanager
@@ -103,7 +104,7 @@ class Doubles:
                 doubles.loaded = tensors
                 note("load")
                 if not doubles.seed:
-                    raise rfork.LoadError("no seed")
+                    raise doubles.not_loading
                 return SimpleNamespace(total_bytes=1, seed="s", seconds=1.0)
 
             def adopt(self, tensors):
@@ -183,6 +184,16 @@ def test_without_a_seed_the_own_loader_loads_into_another_model_and_that_is_serv
         *("collect True", "load", "close", "rfork: loading from storage: no seed", "empty cache"),
         *("own loader", "synchronize", "collect True", "adopt", "serve"),
     ]
+
+
+def test_tensors_that_others_may_still_read_are_kept_and_other_ones_loaded(monkeypatch):
+    doubles = Doubles(monkeypatch)
+    doubles.seed, doubles.not_loading = False, rfork.TensorsInUseError("peers read them")
+    assert doubles.load(quantization="ascend")[5:] == [
+        *("collect True", "load", "close", "rfork: loading from storage: peers read them", "empty cache"),
+        *("own loader", "synchronize", "collect True", "adopt", "serve"),
+    ]
+    assert sys.modules["rfork.vllm.ascend_load"]._kept == [doubles.tensors]
 
 
 def test_keys_are_those_of_the_installed_version_s_own_workers(monkeypatch):

@@ -26,6 +26,12 @@ create_exception!(
     "A transfer engine that this machine does not have."
 );
 create_exception!(rfork, LoadError, RForkError, "Neither a seed nor the fallback gave the weights.");
+create_exception!(
+    rfork,
+    TensorsInUseError,
+    LoadError,
+    "Other workers may still read the tensors, or a call may still write to them: load into other ones."
+);
 create_exception!(rfork, ServeError, RForkError, "The weights are loaded, and cannot be served.");
 create_exception!(
     rfork,
@@ -63,6 +69,16 @@ pub(crate) fn load(text: String) -> PyErr {
     LoadError::new_err(text)
 }
 
+/// A load that has failed.
+pub(crate) fn failed(error: &loader::LoadError) -> PyErr {
+    if error.keeps_memory() {
+        let advice =
+            "leave these tensors alone, and load into other ones in another session, or end this process";
+        return TensorsInUseError::new_err(format!("{error}: {advice}"));
+    }
+    load(error.to_string())
+}
+
 /// Weights that are not served, or not yet.
 pub(crate) fn serve(error: &loader::ServeError) -> PyErr {
     match error {
@@ -82,6 +98,7 @@ pub(crate) fn add(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("TensorError", py.get_type::<TensorError>())?;
     module.add("EngineUnavailableError", py.get_type::<EngineUnavailableError>())?;
     module.add("LoadError", py.get_type::<LoadError>())?;
+    module.add("TensorsInUseError", py.get_type::<TensorsInUseError>())?;
     module.add("ServeError", py.get_type::<ServeError>())?;
     module.add("UnreachableError", py.get_type::<UnreachableError>())?;
     module.add("SessionError", py.get_type::<SessionError>())

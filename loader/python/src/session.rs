@@ -283,7 +283,7 @@ impl Session {
         match (raised, loaded) {
             (Some(error), _) => Err(error),
             (None, Ok(report)) => Ok(Report::of(&report)),
-            (None, Err(error)) => Err(errors::load(error.to_string())),
+            (None, Err(error)) => Err(errors::failed(&error)),
         }
     }
 

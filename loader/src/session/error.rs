@@ -62,6 +62,14 @@ pub enum LoadError {
     NotIdle,
 }
 
+impl LoadError {
+    /// Whether a call of the engine's may still write to the memory, or peers may still read it. It is not the caller's again
+    /// then: what is loaded next is loaded into other memory.
+    pub fn keeps_memory(&self) -> bool {
+        matches!(self, Self::Hung(_) | Self::StillRead(_))
+    }
+}
+
 /// A worker that is loaded, but serves nobody.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {

@@ -31,7 +31,7 @@ pub(super) async fn load(
     let manifest = checkpoint.manifest();
     match session.load(manifest, memory.clone(), checkpoint, stop).await {
         Ok(report) => Ok(Loaded { report, memory, elsewhere: false }),
-        Err(error @ (LoadError::Hung(_) | LoadError::StillRead(_))) if !stop.is_cancelled() => {
+        Err(error) if error.keeps_memory() && !stop.is_cancelled() => {
             tracing::warn!(%error, "loading from storage into other memory; this worker will not be a seed");
             let memory = device.allocate(manifest)?;
             let report = session.load_elsewhere(manifest, memory.clone(), checkpoint, stop).await?;
@@ -46,7 +46,7 @@ pub(super) fn ended(error: anyhow::Error, stop: &CancellationToken) -> Result<u8
     match error.downcast_ref() {
         Some(LoadError::Cancelled) => Ok(INTERRUPTED),
         // The process ends, and with it whatever hangs.
-        Some(LoadError::Hung(_) | LoadError::StillRead(_)) if stop.is_cancelled() => Ok(INTERRUPTED),
+        Some(error) if error.keeps_memory() && stop.is_cancelled() => Ok(INTERRUPTED),
         _ => Err(error),
     }
 }

@@ -26,6 +26,7 @@ from ._rfork import (
     ServeError,
     SessionError,
     TensorError,
+    TensorsInUseError,
     UnreachableError,
     __version__,
 )
@@ -48,6 +49,7 @@ __all__ = [
     "Share",
     "Tensor",
     "TensorError",
+    "TensorsInUseError",
     "UnreachableError",
     "__version__",
     "seed_key",

@@ -195,7 +195,8 @@ class Session:
         Waits without the GIL. Ctrl-C, or whatever a callback raises, ends the load and comes through when nobody
         writes to the tensors any more. Raises :class:`TensorError` with the tensor's name, before anything is read;
         :class:`EngineUnavailableError`; :class:`LoadError`. After any of these the tensors are the caller's again,
-        with whatever bytes, for a loader of its own.
+        with whatever bytes, for a loader of its own; but for :class:`TensorsInUseError`, which is a :class:`LoadError`:
+        these tensors are to be left alone, and others loaded, in another session.
         """
         path, reload = None, None
         if callable(fallback):

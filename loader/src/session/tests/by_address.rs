@@ -209,7 +209,8 @@ async fn memory_that_peers_may_still_read_is_not_overwritten() {
     let (_root, _) = root(&planner, &network, 2).await;
     leader.cancel.cancel();
     let (mut session, ended) = tokio::time::timeout(HANGS, reader.task).await.unwrap().unwrap();
-    assert!(matches!(ended, Err(LoadError::StillRead(_))), "{ended:?}");
+    let error = ended.unwrap_err();
+    assert!(matches!(error, LoadError::StillRead(_)) && error.keeps_memory(), "{error:?}");
     assert_eq!(reader.memory.held_bytes(), held, "nothing was dropped, and nothing written");
     planner.look(|state| assert_eq!(state.deregistered.len(), 2, "it is offered to nobody"));
     let (elsewhere, fallback) = (memory(), Pattern::new(2));

@@ -34,6 +34,9 @@ FAILURES = (rfork.RForkError, ImportError, OSError, RuntimeError, ValueError)
 # The tensors that are loaded in this process, with their sessions, if any, which serve until it ends, or try to.
 _loaded: list[tuple[rfork.Session | None, dict[str, Any]]] = []
 
+# Those that others may still read though they are not loaded. They are never freed.
+_kept: list[dict[str, Any]] = []
+
 
 class AscendLoad:
     """One model's load."""
@@ -76,7 +79,7 @@ class AscendLoad:
 
     def _forked(self, prefix: str) -> Any:
         """The model with a seed's weights, serving; ``None`` when no seed gave them."""
-        session = None
+        session, tensors = None, {}
         try:
             with set_default_torch_dtype(self._model_config.dtype):
                 model = self._initialized(prefix)
@@ -105,6 +108,9 @@ class AscendLoad:
         except FAILURES as error:
             if session is not None:
                 session.close()
+            if isinstance(error, rfork.TensorsInUseError):
+                # Others may still read them. They were passed by their addresses, so nothing else keeps them.
+                _kept.append(tensors)
             logger.warning("rfork: loading from storage: %s", error)
             return None
 

@@ -108,6 +108,8 @@ pub struct Session {
     /// For how long the caller leaves the memory alone, so that others may read it while it loads.
     passes_on: PassesOn,
     stall: StallRule,
+    /// How long whoever reads here may take then.
+    readers_deadline: Duration,
     /// This worker as a loading seed: from when it has loaded until it serves.
     loading: Option<Loading>,
     /// What makes this worker a seed, once it serves.
@@ -208,6 +210,7 @@ impl Session {
             stage: Stage::Idle,
             passes_on: PassesOn::Never,
             stall: StallRule::default(),
+            readers_deadline: READERS_DEADLINE,
             loading: None,
             seed: None,
         })
@@ -333,7 +336,7 @@ impl Session {
         let report = report(&memory, begun, shares);
         if let Some(loading) = loading.as_mut().filter(|_| self.passes_on == PassesOn::UntilLoaded) {
             let finish = self.readers_finish(loading, &memory);
-            let _ = cancel.run_until_cancelled(tokio::time::timeout(READERS_DEADLINE, finish)).await;
+            let _ = cancel.run_until_cancelled(tokio::time::timeout(self.readers_deadline, finish)).await;
             loading.rest(&self.worker.key, &memory).await;
         }
         self.loading = loading;

@@ -284,6 +284,40 @@ async fn two_that_read_from_each_other_end_by_themselves_and_mix_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn readers_that_do_not_come_to_an_end_are_left_and_hold_nothing_of_what_came_last() {
+    let (planner, network) = (Planner::that_gives_the_right_to_lead().await, Network::default());
+    let storage = Pattern::that_waits_after(20, 1);
+    let leader = reader_that_waits(session(&planner, &network, PATIENT).await, Some(storage.clone()), None);
+    planner.until(|state| state.claims.iter().any(|claim| claim.origin.is_some())).await;
+    let mut relay = session(&planner, &network, PATIENT).await;
+    relay.pass_on_until_loaded();
+    relay.readers_deadline = Duration::from_millis(300);
+    let (of_relay, never) = (memory(), CancellationToken::new());
+    let filled = of_relay.clone();
+    let relay = tokio::spawn(async move {
+        relay.load(&manifest(), filled, &NoFallback, &never).await.unwrap();
+        relay
+    });
+    planner.until(|state| state.seeds.len() == 2).await;
+    let address = planner.look(|state| state.seeds[1].identity.clone());
+    network.hold_back(3, true);
+    let last = reader_with(session(&planner, &network, PATIENT).await, None);
+    has_copied(&network, 3).await;
+    storage.goes_on.notify_one();
+    let _relay = tokio::time::timeout(HANGS, relay).await.expect("it does not wait for ever").unwrap();
+    assert_eq!(last.memory.held_bytes(), 0);
+    // Its owner may change every byte now.
+    of_relay.forget_all().expect("nobody uses it");
+    fill(&of_relay, 7);
+    network.hold_back(3, false);
+    let (_last, report, memory) = last.ends().await;
+    assert!(bytes(&memory) == pattern(1));
+    let of_it = |share: &&Share| share.source == Source::Seed(address.clone()) && share.bytes > 0;
+    assert_eq!(report.shares.iter().filter(of_it).count(), 0, "{report:?}");
+    leader.ends().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn unless_it_is_wished_for_a_worker_on_an_npu_does_not_serve_while_it_loads() {
     let (planner, network) = (Planner::start(true).await, Network::default());
     let (_root, weights) = root(&planner, &network, 1).await;

@@ -93,7 +93,7 @@ pub(crate) fn listens(does: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> 
 }
 
 /// Answers with this body, or as much of it as is taken.
-fn answers(stream: &mut TcpStream, body: &[u8]) {
+pub(crate) fn answers(stream: &mut TcpStream, body: &[u8]) {
     let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n");
     let _ = stream.write_all(body);
 }
@@ -126,7 +126,7 @@ fn welcomes(stream: &mut TcpStream, metadata: &Metadata) {
 }
 
 /// Says this again and again, for as long as somebody hears it.
-fn goes_on(stream: &mut TcpStream, saying: &[u8], pause: Duration) {
+pub(crate) fn goes_on(stream: &mut TcpStream, saying: &[u8], pause: Duration) {
     while stream.write_all(saying).is_ok() {
         std::thread::sleep(pause);
     }

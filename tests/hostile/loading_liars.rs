@@ -26,7 +26,7 @@ use crate::liars::{Truth, listens, truth};
 /// Between two signs of life, and between two things that a liar tells its planner.
 const SECOND: Duration = Duration::from_secs(1);
 /// The name of bytes that are said to come from storage.
-const ORIGIN: Origin = Origin([7; 32]);
+pub(crate) const ORIGIN: Origin = Origin([7; 32]);
 
 /// What a liar knows of the model.
 #[derive(Debug, Clone)]
@@ -136,7 +136,7 @@ fn engine(stream: &mut TcpStream, lie: &Lie, chunks: &Chunks) -> std::io::Result
 }
 
 /// A seed that is known to a planner as one that loads, and says again and again that it makes progress.
-struct Liar {
+pub(crate) struct Liar {
     stop: Arc<AtomicBool>,
     telling: Option<JoinHandle<()>>,
 }
@@ -160,7 +160,14 @@ impl Liar {
             let _ = stream.read(&mut [0; 4096]);
             truth(stream, &metadata);
         });
-        let name = if lie.grows { ORIGIN.to_string() } else { content.id.to_string() };
+        Self::that_tells(told, lie.grows, &service, planner)
+    }
+
+    /// One whose service is there.
+    pub(crate) fn that_tells(told: &Truth, grows: bool, service: &str, planner: &Planner) -> Self {
+        let extension = told.metadata.extension.as_ref().unwrap();
+        let total_bytes = told.metadata.manifest.total_bytes();
+        let name = if grows { ORIGIN.to_string() } else { extension.root.content().unwrap().id.to_string() };
         let loading = json!({"seed": format!("{service}:0"), "incarnation": "1", "total_bytes": total_bytes});
         let (address, key) = (planner.address.clone(), told.key.clone());
         let post = move |path: &str, body: &Value| -> Value {
@@ -169,7 +176,7 @@ impl Liar {
             answer.json()
         };
         let held = json!({"root": name, "bytes": total_bytes});
-        let tells: Box<dyn Fn(u64) + Send> = if lie.grows {
+        let tells: Box<dyn Fn(u64) + Send> = if grows {
             let begins = json!({"seed_key": key, "loading": loading, "arrived_bytes": 0, "patience_ms": 0, "origin": name});
             post("/v2/leads", &begins);
             Box::new(move |arrived_bytes| {
@@ -219,16 +226,23 @@ impl Truth {
         let begun = Instant::now();
         let flags = ["--rfork-seed-wait-sec=0", "--rfork-request-timeout-sec=5"];
         let worker = Worker::start(lie.name, &self.model, &planner.url(), &flags);
+        self.is_right_beside_one_that_loads(lie.name, &worker, begun, &planner);
+    }
+
+    /// A worker that was granted a liar, once, is loaded as it should be, and a seed.
+    pub(crate) fn is_right_beside_one_that_loads(
+        &self,
+        name: &str,
+        worker: &Worker,
+        begun: Instant,
+        planner: &Planner,
+    ) {
         // It has met the lie.
         let granted = |line: &Value| line["message"] == "the planner granted a seed";
         worker.process.wait_until("that it was granted the liar", granted);
-        self.is_right(lie.name, &worker, begun);
-        assert_eq!(
-            worker.process.said("the planner granted a seed").len(),
-            1,
-            "{}: it is asked for again",
-            lie.name
-        );
+        self.is_right(name, worker, begun);
+        let grants = worker.process.said("the planner granted a seed").len();
+        assert_eq!(grants, 1, "{name}: it is asked for again");
         until("that it is a seed", || {
             let seeds = request(&planner.address, "GET", "/v2/seeds?state=live", &[]).unwrap().json();
             let mut seeds = seeds["seeds"].as_array().unwrap().clone().into_iter();

@@ -13,6 +13,7 @@
 
 mod attacks;
 mod held;
+mod held_liars;
 mod honest;
 mod liars;
 mod limits;

@@ -1,14 +1,20 @@
 //! When a lease ends that is renewed.
 
 use super::progress;
+use super::rows::LeaseRow;
 use super::tables::Tables;
 use crate::store::commands::{Renew, Renewed};
 
-/// Renews exactly the live lease of exactly the named seed, or nothing. Loading seeds tell with it how far they are, and
-/// are told when to tell again.
+/// Renews exactly the live lease of exactly the named seed, or nothing; that of a loading seed also when it has just ended, as
+/// long as nobody has its point. Loading seeds tell with it how far they are, and are told when to tell again.
+///
+/// Excluded: the point was granted since. Its row has that lease then, and not the one that ended.
 pub(super) fn renew(tables: &mut Tables, now: i64, command: &Renew, period_ms: i64) -> Option<Renewed> {
     let row = tables.seed_at(&command.identity)?.clone();
-    let at = row.leases.iter().position(|known| known.lease == command.lease && known.lives(now))?;
+    // Others on its host may have had its room since.
+    let may_live_again = row.capped_host().is_none();
+    let is_there = |known: &LeaseRow| known.lives(now) || may_live_again && !known.is_over(now);
+    let at = row.leases.iter().position(|known| known.lease == command.lease && is_there(known))?;
     let ttl_ms = row.lease_ttl_ms(row.leases[at].reader.is_some());
     tables.change(row.id, |row| row.leases[at].ends_ms = now.saturating_add(ttl_ms))?;
     let reader = row.leases[at].reader.zip(command.progress.as_deref());
@@ -39,7 +45,7 @@ mod tests {
                         continue;
                     }
                     renewed += 1;
-                    prop_assert!(was.lives(NOW) && was.lease == command.lease && before.identity == command.identity);
+                    prop_assert!(!was.is_over(NOW) && was.lease == command.lease && before.identity == command.identity);
                     prop_assert_eq!(is.ends_ms, NOW + before.lease_ttl_ms(was.reader.is_some()));
                 }
             }

@@ -73,6 +73,13 @@ impl LeaseRow {
     pub fn lives(&self, now: i64) -> bool {
         self.ends_ms > now
     }
+
+    /// Whether nothing makes it live again. Until then that of a loading seed is kept, and whoever is granted its point
+    /// ends it.
+    pub fn is_over(&self, now: i64) -> bool {
+        let late_ms = self.reader.map_or(0, |_| chain::LATE_MS);
+        self.ends_ms <= now.saturating_sub(late_ms)
+    }
 }
 
 impl SeedRow {

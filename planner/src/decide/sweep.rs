@@ -19,7 +19,7 @@ pub struct Ended {
 
 /// Whether there is something to end of a seed.
 pub fn is_due(row: &SeedRow, now: i64, rules: &Rules) -> bool {
-    row.leases.iter().any(|lease| !lease.lives(now)) || (row.leases.is_empty() && is_over(row, now, rules))
+    row.leases.iter().any(|lease| lease.is_over(now)) || (row.leases.is_empty() && is_over(row, now, rules))
 }
 
 /// Whether a seed without leases is to be forgotten. One that an operator took out is remembered for long: a pause of
@@ -39,7 +39,7 @@ pub fn sweep(tables: &mut Tables, now: i64, rules: &Rules) -> Ended {
     let mut ended = Ended::default();
     let due: Vec<i64> = tables.seeds().filter(|row| is_due(row, now, rules)).map(|row| row.id).collect();
     for id in due {
-        ended.leases += end::leases(tables, now, rules, id, |lease| !lease.lives(now), &End::Expired.into());
+        ended.leases += end::leases(tables, now, rules, id, |lease| lease.is_over(now), &End::Expired.into());
         let Some(row) =
             tables.seed(id).filter(|row| row.leases.is_empty() && is_over(row, now, rules)).cloned()
         else {

@@ -25,9 +25,12 @@ const BUSY: usize = 128;
 const PERIODS: i64 = 3;
 
 /// How long the lease of a loading seed lives at most without a renewal, in milliseconds: it renews each period. A worker that
-/// is gone gives its place back before those who wait for one read storage (`rfork_seed_wait_sec`), and a planner that starts
-/// again finds its readers where they were.
+/// is gone gives its place back before those who wait for one read storage (`rfork_seed_wait_sec`).
 pub const READER_TTL_MS: i64 = 20_000;
+
+/// For how long after its end the lease of a loading seed lives again by a renewal, if nobody has its place, in milliseconds:
+/// a planner that was away for longer than [`READER_TTL_MS`] finds chains as they were.
+pub const LATE_MS: i64 = 60_000;
 
 /// How long the right to lead lives without a renewal, in milliseconds.
 pub const LEAD_TTL_MS: i64 = 10_000;

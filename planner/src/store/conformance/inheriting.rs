@@ -2,7 +2,7 @@
 
 use super::loading::{INCARNATION, RULES, ask, ask_as, complete, held, stalling, tell};
 use super::*;
-use crate::domain::chain::{Asker, PERIOD_MS, READER_TTL_MS, Stalled};
+use crate::domain::chain::{Asker, LATE_MS, PERIOD_MS, READER_TTL_MS, Stalled};
 use crate::store::Queue;
 use crate::store::history::End;
 use rfork_protocol::v2::Advice;
@@ -213,4 +213,22 @@ pub(crate) async fn a_worker_that_dies_as_the_last_of_a_chain_gives_its_place_ba
     // Who serves nobody while it loads renews seldom.
     bench.step(59_999);
     assert!(bench.renew(1, 50).await);
+}
+
+pub(crate) async fn a_chain_is_there_again_after_planners_were_away<H: Home>() {
+    let bench = Bench::<H>::with_a_chain(4).await;
+    bench.step(RULES.lease_ttl_ms + 15_000);
+    bench.store.sweep().await.unwrap();
+    assert!(bench.renew(3, 4).await && bench.renew(1, 2).await);
+    assert_eq!(bench.acquire("k", 50).await, None, "its place is the first worker's again");
+    assert!(bench.renew(2, 3).await);
+    // Whoever asks before a place is renewed has it.
+    bench.step(RULES.lease_ttl_ms);
+    assert_eq!(bench.acquire("k", 51).await, Some(identity(1)));
+    assert!(!bench.renew(1, 2).await && bench.renew(1, 51).await);
+    // Not for ever.
+    bench.step(RULES.lease_ttl_ms + LATE_MS);
+    assert!(!bench.renew(2, 3).await && !bench.renew(3, 4).await);
+    bench.store.sweep().await.unwrap();
+    assert!(bench.ends().await.into_iter().all(|(_, end)| end == Some(End::Expired)));
 }

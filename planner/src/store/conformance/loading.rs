@@ -478,6 +478,7 @@ macro_rules! loading_suite {
             inheriting: whoever_waits_inherits_when_its_source_falls_silent,
             inheriting: no_place_is_inherited_that_leads_to_other_bytes,
             inheriting: who_has_lost_its_place_comes_back_behind,
+            inheriting: a_chain_is_there_again_after_planners_were_away,
             inheriting: a_worker_that_dies_as_the_last_of_a_chain_gives_its_place_back_soon,
             overtaking: a_reader_overtakes_who_falls_behind,
             overtaking: a_source_that_sends_slowly_is_a_leaf,

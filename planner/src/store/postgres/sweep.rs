@@ -13,6 +13,7 @@ use super::places::key_hash;
 use super::session::Connection;
 use super::transaction::{Stopped, Work};
 use crate::decide::heartbeat::is_gathered;
+use crate::domain::chain::LATE_MS;
 #[cfg(test)]
 use crate::store::simulation::sqlx;
 
@@ -35,7 +36,8 @@ impl Find for Ended {
         // all for each seed.
         let seeds = sqlx::query_scalar(
             "/* find ended */
-             (SELECT seed_id FROM points WHERE ends_ms <= $1 ORDER BY ends_ms LIMIT $4)
+             (SELECT seed_id FROM points WHERE ends_ms <= $1 AND (reader IS NULL OR ends_ms <= $1 - $5)
+              ORDER BY ends_ms LIMIT $4)
              UNION
              (SELECT s.id FROM seeds s WHERE s.removed
                 AND NOT EXISTS (SELECT 1 FROM points p WHERE p.seed_id = s.id OFFSET 0) LIMIT $4)
@@ -54,6 +56,7 @@ impl Find for Ended {
         .bind(silent_since)
         .bind(silent_since.min(now.saturating_sub(DRAIN_MEMORY_MS)))
         .bind(STEP_ROWS)
+        .bind(LATE_MS)
         .fetch_all(connection)
         .await?;
         Ok((seeds, Vec::new()))

@@ -12,7 +12,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::planner_client::{Advert, Heard, PlannerClient, PlannerError};
 use crate::reach::{Reach, Unreachable};
-use crate::retry::{Backoff, jittered};
+use crate::retry::{Backoff, apart};
+use crate::seed_service::Readiness;
 
 /// The first pause after a beat that failed.
 const FIRST_RETRY: Duration = Duration::from_secs(1);
@@ -31,14 +32,21 @@ pub(crate) struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Starts to beat about every `interval`, once the check is passed: it is repeated until then, with growing pauses.
-    pub(crate) fn start(client: PlannerClient, advert: Advert, interval: Duration, reach: Reach) -> Self {
+    /// Starts to beat about every `interval`, once the check is passed: it is repeated until then, with growing pauses. Once
+    /// the planner has taken the seed, the worker is ready.
+    pub(crate) fn start(
+        client: PlannerClient,
+        advert: Advert,
+        interval: Duration,
+        reach: Reach,
+        ready: Readiness,
+    ) -> Self {
         let stop = CancellationToken::new();
         let (tell, first) = oneshot::channel();
         let (teller, told, stopped) = (client.clone(), advert.clone(), stop.clone());
         let task = AbortOnDropHandle::new(tokio::spawn(async move {
             let Some(tell) = stopped.run_until_cancelled(reached(reach, tell)).await else { return false };
-            beat(teller, told, interval, stopped, tell).await;
+            beat(teller, told, interval, stopped, (tell, ready)).await;
             true
         }));
         Self { stop, first: Some(first), task, client, advert }
@@ -102,7 +110,7 @@ async fn beat(
     advert: Advert,
     interval: Duration,
     stop: CancellationToken,
-    mut unanswered: Option<oneshot::Sender<Unreachable>>,
+    (mut unanswered, ready): (Option<oneshot::Sender<Unreachable>>, Readiness),
 ) {
     let mut backoff = Backoff::new(FIRST_RETRY, interval);
     let mut failing = false;
@@ -114,6 +122,9 @@ async fn beat(
         registered = matches!(heard, Ok(Heard::Known)) || (registered && heard.is_err());
         let pause = match heard {
             Ok(heard) => {
+                if heard == Heard::Known {
+                    ready.say();
+                }
                 if heard == Heard::Draining {
                     tracing::debug!(%identity, "the planner offers this seed no more");
                 }
@@ -123,7 +134,7 @@ async fn beat(
                 failing = false;
                 backoff = Backoff::new(FIRST_RETRY, interval);
                 // A tenth of the interval keeps a thousand workers that started together apart.
-                interval.mul_f64(0.9) + jittered(interval.mul_f64(0.1))
+                apart(interval)
             }
             Err(error) if error.is_borne() => {
                 if !failing {

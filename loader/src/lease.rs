@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rfork_protocol::SeedIdentity;
 use rfork_protocol::manifest::content::ContentId;
+use rfork_protocol::manifest::digest::DigestAlgorithm;
 use rfork_protocol::v1::LeaseRef;
 use rfork_protocol::v2::{Advice, Source};
 use tokio::runtime::Handle;
@@ -15,7 +16,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::planner_client::{Grant, PlannerClient, Renewal, TransferReport};
 use crate::reporting::Reporting;
-use crate::retry::Backoff;
+use crate::retry::{Backoff, apart};
 
 /// A lease is renewed when this part of its time has passed, which leaves two more tries.
 const RENEW_AFTER: f64 = 1.0 / 3.0;
@@ -109,6 +110,12 @@ impl Lease {
         self.pinned.as_ref().is_none_or(among)
     }
 
+    /// Whether some content may be read under it whose digests are of this kind.
+    pub(crate) fn allows_one_of(&self, algorithm: DigestAlgorithm) -> bool {
+        let among = |pinned: &Vec<ContentId>| pinned.iter().any(|content| content.algorithm == algorithm);
+        self.pinned.as_ref().is_none_or(among)
+    }
+
     /// The lease itself, for requests.
     pub(crate) fn reference(&self) -> &LeaseRef {
         &self.reference
@@ -185,7 +192,8 @@ async fn renew(
 ) -> End {
     let retries = |ttl: Duration| Backoff::new(renew_after(ttl) / 8, renew_after(ttl));
     let mut backoff = retries(ttl);
-    let mut next = since + due(ttl, told.as_ref().map(|told| told.first));
+    // Workers that were granted together would come together, each time.
+    let mut next = since + apart(due(ttl, told.as_ref().map(|told| told.first)));
     let mut lives_until = since + ttl;
     let mut is_registered = true;
     loop {
@@ -201,7 +209,7 @@ async fn renew(
                 // The time counts from when the renewal was sent.
                 // Excluded: the answer was slow, and the lease ends at the planner before the next renewal. The planner
                 // counts from no earlier.
-                next = sent + due(ttl, asked);
+                next = sent + apart(due(ttl, asked));
                 match (advice, &told) {
                     (Some(Advice::Move), Some(told)) => told.advised_to_move.cancel(),
                     (Some(Advice::ReadStorage), Some(told)) => told.advised_to_read.cancel(),

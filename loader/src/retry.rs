@@ -36,6 +36,11 @@ pub(crate) fn jittered(nominal: Duration) -> Duration {
     nominal.mul_f64(0.5 + fastrand::f64() / 2.0)
 }
 
+/// The same, but of its last tenth: for what is to come in time.
+pub(crate) fn apart(nominal: Duration) -> Duration {
+    nominal.mul_f64(0.9) + jittered(nominal.mul_f64(0.1))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -85,12 +85,24 @@ struct Shared {
     id: String,
     /// `None` while there is nothing to be told.
     documents: watch::Sender<Option<Arc<Documents>>>,
-    /// Whether it holds everything.
+    /// Whether it holds everything, and the planner has it.
     complete: AtomicBool,
     waiting: Places,
     /// What is told to those who read by address while this worker loads.
     held: Held,
     stop: CancellationToken,
+}
+
+/// Says at [`READY_PATH`] that a worker holds everything, and that the planner has taken it as a seed. It is not taken back: a
+/// planner that is away for a while makes no worker less ready.
+#[derive(Debug)]
+pub struct Readiness(Arc<Shared>);
+
+impl Readiness {
+    /// Says so.
+    pub fn say(&self) {
+        self.0.complete.store(true, Ordering::Release);
+    }
 }
 
 /// A running metadata service. It stops when dropped; [`SeedService::stop`] also waits for it.
@@ -153,9 +165,9 @@ impl SeedService {
         self.shared.documents.send_replace(Some(Arc::new(Documents { info, shapes })));
     }
 
-    /// Says that what is told is held, all of it.
-    pub fn complete(&self) {
-        self.shared.complete.store(true, Ordering::Release);
+    /// By which it is said that the worker is a seed.
+    pub fn readiness(&self) -> Readiness {
+        Readiness(self.shared.clone())
     }
 
     /// Tells those who read by address what `memory` holds, as it comes, until this is [withdrawn](SeedService::withdraw): until
@@ -416,7 +428,10 @@ async fn ready(State(shared): State<Arc<Shared>>) -> (StatusCode, &'static str) 
     if shared.complete.load(Ordering::Acquire) {
         (StatusCode::OK, "ok")
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "this worker still loads")
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "this worker still loads, or the planner has not taken it as a seed yet",
+        )
     }
 }
 

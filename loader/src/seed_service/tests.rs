@@ -79,7 +79,7 @@ async fn who_waits_is_told_when_there_is_something_to_tell() {
     assert_eq!(status(&url).await, 200);
     let ready = format!("{base}{READY_PATH}");
     assert_eq!(status(&ready).await, 503, "who waits for a whole seed");
-    service.complete();
+    service.readiness().say();
     assert_eq!(status(&ready).await, 200);
 }
 

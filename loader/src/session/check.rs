@@ -73,7 +73,11 @@ impl Load<'_> {
                     bytes: 0,
                     duration: begun.elapsed(),
                 });
-                Event::SeedFailed
+                match root {
+                    // Excluded: each worker of a fleet whose digests fit no pin reads storage while all others wait for it.
+                    Some(Root::Growing(_)) => Event::Disagreed,
+                    _ => Event::SeedFailed,
+                }
             }
             Ok(root) => {
                 let offered = match &root {
@@ -145,10 +149,11 @@ impl Load<'_> {
     }
 }
 
-/// Whether a seed may be read whose bytes have this name. What grows has no content id yet: it is compared when it has.
+/// Whether a seed may be read whose bytes have this name. What grows has no content id yet: it is compared when it has, if its
+/// digests are of a kind of which that may come out.
 fn is_allowed(lease: &Lease, root: Option<&Root>) -> bool {
     match root {
-        Some(Root::Growing(_)) => true,
+        Some(Root::Growing(growing)) => lease.allows_one_of(growing.algorithm),
         root => lease.allows(root.and_then(Root::content).map(|content| content.id)),
     }
 }

@@ -102,7 +102,8 @@ impl<'a> Load<'a> {
     fn held_client(&self, seed: &SeedIdentity, root: Option<&Root>) -> Option<HeldClient> {
         let root = root.filter(|_| self.engine.capabilities().by_address)?;
         let chunks = (root.algorithm(), self.memory.plan().count());
-        Some(HeldClient::new(self.planner.http().clone(), seed, self.worker.key.clone(), chunks))
+        let asked_by = (self.planner.http().clone(), self.planner.timeout());
+        Some(HeldClient::new(asked_by, seed, self.worker.key.clone(), chunks))
     }
 
     /// Reads what is missing. When this returns, nothing of the seed's writes to the memory any more, but for

@@ -122,7 +122,6 @@ impl Session {
         let was = model.memory.growing().map(|growing| growing.origin);
         service
             .publish(&metadata(self.engine.as_ref(), session, &model.manifest, (root, was)), self.fields());
-        service.complete();
         let identity = self.identity(&service)?;
         let reach = Reach { content: Some(content.id), ..self.reach(&service, identity.clone()) };
         let advert = Advert {
@@ -133,7 +132,8 @@ impl Session {
             identity: reach.identity.clone(),
             url: format!("http://{}", reach.identity.authority()),
         };
-        let heartbeat = Heartbeat::start(self.planner.clone(), advert, self.config.heartbeat_interval, reach);
+        let (planner, interval) = (self.planner.clone(), self.config.heartbeat_interval);
+        let heartbeat = Heartbeat::start(planner, advert, interval, reach, service.readiness());
         // Kept before it is waited for: a caller that gives up here can still close everything.
         self.seed.insert(Seed { heartbeat, service }).heartbeat.first().await?;
         Ok(serving)

@@ -264,6 +264,8 @@ pub(super) fn step(state: State, event: Event, limits: Limits) -> Step {
             (S::Asking(Tried { claimed: true, ..tried }), vec![])
         }
         (S::Claiming(tried), E::MayRead | E::Claimed) => (fill(tried), vec![]),
+        // Excluded: whoever reads storage has what this worker may not read, and after it the next one, and so on.
+        (S::Claiming(tried), E::Led) if tried.failures >= limits.seed_failures => (fill(tried), vec![]),
         (S::Claiming(tried), E::Led) => (S::Asking(tried), vec![]),
 
         (S::Reading(_) | S::Seeking(_), E::AllHeld) => (S::Loaded, vec![Effect::Release]),

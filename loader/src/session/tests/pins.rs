@@ -58,3 +58,22 @@ async fn what_grew_into_another_content_is_dropped() {
     assert_eq!(report.shares.len(), 1);
     assert_eq!(report.content.map(|content| content.to_string()), Some(content(1).await));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_waits_for_what_grows_with_digests_that_no_pin_has() {
+    let planner = Planner::that_gives_the_right_to_lead().await;
+    planner.look(|state| {
+        state.pinned = Some(Name::cut(&format!("blake3:{}", "a".repeat(64))).into_iter().collect());
+    });
+    let other = Pattern::slow(2);
+    let leader = reader_that_waits(session(&planner, 1000.0, PATIENT).await, Some(other.clone()), None);
+    planner.until(|state| state.leader.is_some()).await;
+    let reader = session(&planner, 1000.0, PATIENT).await;
+    let reader = reader_that_waits(reader, Some(Pattern::new(1)), None);
+    let (_session, report, memory) = reader.ends().await;
+    assert!(bytes(&memory) == pattern(1), "it reads storage while the other one still does");
+    let sources: Vec<_> = report.shares.iter().map(|share| share.source.clone()).collect();
+    assert_eq!(sources, [Source::Storage]);
+    other.goes_on.notify_one();
+    leader.ends().await;
+}

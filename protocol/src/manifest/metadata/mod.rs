@@ -45,7 +45,7 @@ pub const SHAPE_INFO_PATH: &str = "/get_rfork_transfer_engine_shape_info";
 pub const FETCH_SEED_PATH: &str = "/rfork_fetch_seed";
 /// Path that says whether a seed serves the key in its query.
 pub const HEALTH_PATH: &str = "/health_check_with_key";
-/// Path that says whether a seed holds everything and serves it: 200, and 503 while it loads. For probes of its own machine;
+/// Path that says whether a worker holds everything and is a seed: 503 until a planner has taken it. For probes of its own machine;
 /// seeds of other programs have none.
 pub const READY_PATH: &str = "/readyz";
 /// Header of a health check's answer, which names the service that answers: another one may serve the same key. Services of
